@@ -1,0 +1,158 @@
+// Package endpoint holds the values that describe a GPU host to the rest of Headrace: who it is,
+// where it is reached, what it serves, what it costs and how likely it is to stay. It is a leaf:
+// it imports the standard library only, so that providers, router and gateway can all speak it.
+package endpoint
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// ID names an endpoint for good: it survives restarts, new addresses and new ports.
+// The form is "provider:name", such as "static:lab", "vast:48738927" or "runpod:abc123".
+type ID string
+
+// Endpoint is one address that serves models from one engine. It is a value: discovery builds a new
+// one after every change and nobody alters it afterwards, slices included.
+type Endpoint struct {
+	ID       ID
+	Provider string // "static", "runpod" or "vast"
+	BaseURL  string // scheme, host and path prefix in front of "/chat/completions", without a slash at the end
+	Dialect  Dialect
+	Served   []Served // models it answers for; empty while nobody has learned them
+	APIKey   Secret   // bearer sent upstream, empty for none
+
+	Hardware    Hardware
+	Trust       Trust
+	Region      string // as the provider names it, "" when unknown
+	MaxNumSeqs  int    // sequences the engine runs at once, 0 when unknown (vLLM: --max-num-seqs)
+	Price       Price
+	Tenure      Tenure
+	State       State
+	StateReason string // why, in the provider's words, "" when nothing is to be said
+	Labels      map[string]string
+	TLS         TLS
+	// NoUsageInjection is set for hosts known to refuse stream_options.
+	NoUsageInjection bool
+}
+
+// Served is one model of an endpoint.
+type Served struct {
+	Name       string          // the id the host expects in the request's "model"
+	MaxContext int             // tokens of prompt and answer together, 0 when unknown (vLLM: max_model_len)
+	Card       json.RawMessage // the host's own object from GET /v1/models, nil when it was never read
+}
+
+// Dialect says how an endpoint is spoken to.
+type Dialect uint8
+
+// Dialects.
+const (
+	OpenAI Dialect = iota // plain OpenAI-compatible HTTP
+)
+
+// Hardware is what runs behind an endpoint; zero values mean unknown.
+type Hardware struct {
+	GPU      string // marketing name without vendor, such as "A100 80GB" or "RTX 4090"
+	GPUCount int
+	Machine  string // hosts of one machine die together
+	Host     string // owner of the machine, as the provider numbers them
+}
+
+// Trust is what is known of who can read the requests an endpoint gets. Higher is better.
+type Trust uint8
+
+// Trust levels, from a stranger's machine to one's own.
+const (
+	TrustUnknown Trust = iota
+	TrustCommunity
+	TrustVerified
+	TrustDatacenter
+	TrustSecure
+)
+
+// Basis says what an endpoint's owner bills for.
+type Basis uint8
+
+// Bases. The zero value means that no price is known: such an endpoint is routable and shown
+// as "unknown", never as free.
+const (
+	BasisUnknown Basis = iota
+	PerHour
+	PerWorkerSecond
+	PerToken
+)
+
+// Price is what an endpoint costs, all in US dollars. Only the fields of its Basis are set.
+type Price struct {
+	Basis Basis
+
+	USDPerHour float64 // PerHour: rent of the whole host
+
+	USDPerWorkerSecond float64       // PerWorkerSecond: one busy worker
+	ColdStart          time.Duration // PerWorkerSecond: billed before a worker's first token
+	IdleTimeout        time.Duration // PerWorkerSecond: billed after a worker's last token
+
+	USDPerMTokIn     float64 // PerToken: a million prompt tokens
+	USDPerMTokCached float64 // PerToken: a million prompt tokens read from the prefix cache
+	USDPerMTokOut    float64 // PerToken: a million output tokens
+
+	AsOf   time.Time // when Source said so
+	Source string    // who said so: "config", "runpod catalog", "vast dph_total"
+}
+
+// Tenure is how an endpoint may be taken away.
+type Tenure uint8
+
+// Tenures.
+const (
+	TenureUnknown  Tenure = iota
+	Interruptible         // goes to whoever bids more
+	OnDemand              // stays while it is paid
+	Serverless            // workers come and go with the load
+	TenurePerToken        // somebody else's fleet behind an API
+)
+
+// State is whether an endpoint can be used now, as its provider or its own answers say.
+type State uint8
+
+// States (see ARCHITECTURE.md). The breaker's open and probing are the router's and not listed here.
+const (
+	StateUnknown State = iota // nobody has asked yet: routable, with a prior
+	Cold
+	Starting
+	Ready
+	Saturated
+	Preempted
+	Draining
+	Gone
+)
+
+// TLS is how an https endpoint proves who it is.
+type TLS struct {
+	CAFile             string // PEM file of roots; "" means the system's
+	ServerName         string // name to expect in the certificate; "" means the URL's host
+	InsecureSkipVerify bool   // only when the operator asked for it
+}
+
+// Secret is text that must never be printed. Its fmt and JSON forms are "[redacted]"; Reveal is the one way out.
+type Secret string
+
+const redacted = "[redacted]"
+
+// Reveal returns the secret itself, for the wire only.
+func (s Secret) Reveal() string { return string(s) }
+
+// String returns "[redacted]", or "" when there is no secret.
+func (s Secret) String() string {
+	if s == "" {
+		return ""
+	}
+	return redacted
+}
+
+// GoString keeps %#v from printing the secret.
+func (s Secret) GoString() string { return s.String() }
+
+// MarshalText keeps JSON, YAML and slog from printing the secret.
+func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }

@@ -1,0 +1,137 @@
+// Package health says whether an endpoint may be used: a breaker that opens on failures in a row,
+// and cool-downs that an endpoint asked for. Preempted, starting and draining hosts will get states
+// of their own here; what network and control plane report meets in this package.
+package health
+
+import (
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"github.com/sony/gobreaker/v2"
+)
+
+// Options set up breakers; zero values mean the defaults named here.
+type Options struct {
+	Failures int           // failures in a row that open it; default 5
+	OpenFor  time.Duration // how long it stays open before one request may try; default 10 s
+}
+
+// Breaker guards one endpoint. gobreaker counts; failures are judged in a row with no interval,
+// since it drops results that come later than one, and a stream may last longer than any.
+type Breaker struct {
+	cb      *gobreaker.TwoStepCircuitBreaker[struct{}]
+	openFor time.Duration
+	opened  atomic.Int64 // Unix nanoseconds when it last opened, 0 for never
+	opens   atomic.Int64
+	cool    atomic.Int64 // Unix nanoseconds until which the endpoint wants no requests
+	coolWhy atomic.Pointer[string]
+}
+
+// errExcluded frees a slot without judging.
+var errExcluded = errors.New("says nothing about the endpoint")
+
+var errFailed = errors.New("attempt failed")
+
+// NewBreaker returns a closed breaker. now is asked when it opens.
+func NewBreaker(name string, o Options, now func() time.Time) *Breaker {
+	if o.Failures <= 0 {
+		o.Failures = 5
+	}
+	if o.OpenFor <= 0 {
+		o.OpenFor = 10 * time.Second
+	}
+	b := &Breaker{openFor: o.OpenFor}
+	b.cb = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
+		Name:        name,
+		MaxRequests: 1,
+		Timeout:     o.OpenFor,
+		ReadyToTrip: func(c gobreaker.Counts) bool { return int(c.ConsecutiveFailures) >= o.Failures },
+		IsExcluded:  func(err error) bool { return errors.Is(err, errExcluded) },
+		OnStateChange: func(_ string, _, to gobreaker.State) { // runs under gobreaker's lock: atomics only
+			if to == gobreaker.StateOpen {
+				b.opened.Store(now().UnixNano())
+				b.opens.Add(1)
+			}
+		},
+	})
+	return b
+}
+
+// Ticket is the right to one attempt. Settle it on every path, or a half-open breaker stays shut for good.
+type Ticket struct {
+	b       *Breaker
+	done    func(error)
+	settled bool
+}
+
+// Allow takes a ticket; ok is false while the breaker is open or its one trial is under way.
+func (b *Breaker) Allow() (t Ticket, ok bool) {
+	done, err := b.cb.Allow()
+	if err != nil {
+		return Ticket{}, false
+	}
+	return Ticket{b: b, done: done}, true
+}
+
+// Succeeded counts a success: call it at the first content, not at the end of a long stream.
+func (t *Ticket) Succeeded() { t.settle(nil) }
+
+// Failed counts a failure; after Succeeded it is one that came later, in the middle of the stream.
+func (t *Ticket) Failed() {
+	if !t.settled {
+		t.settle(errFailed)
+		return
+	}
+	if later, ok := t.b.Allow(); ok {
+		later.settle(errFailed)
+	}
+}
+
+// Release gives the ticket back without judging.
+func (t *Ticket) Release() { t.settle(errExcluded) }
+
+func (t *Ticket) settle(err error) {
+	if t.done != nil && !t.settled {
+		t.settled = true
+		t.done(err)
+	}
+}
+
+// CoolDown keeps requests away until the given time, because the endpoint asked for it.
+func (b *Breaker) CoolDown(until time.Time, why string) {
+	b.coolWhy.Store(&why)
+	b.cool.Store(until.UnixNano())
+}
+
+// Closed reports whether the breaker lets ordinary traffic through, without taking a ticket.
+func (b *Breaker) Closed() bool { return b.cb.State() == gobreaker.StateClosed }
+
+// Wait returns how long nothing may be sent from now on, and why; 0 when something may.
+func (b *Breaker) Wait(now time.Time) (time.Duration, string) {
+	if d := time.Duration(b.cool.Load() - now.UnixNano()); d > 0 {
+		return d, *b.coolWhy.Load()
+	}
+	if b.cb.State() == gobreaker.StateOpen {
+		return max(time.Millisecond, time.Duration(b.opened.Load()+int64(b.openFor)-now.UnixNano())), "breaker open"
+	}
+	return 0, ""
+}
+
+// State returns "closed", "open", "half_open" or "cooling".
+func (b *Breaker) State(now time.Time) string {
+	if b.cool.Load() > now.UnixNano() {
+		return "cooling"
+	}
+	switch b.cb.State() {
+	case gobreaker.StateOpen:
+		return "open"
+	case gobreaker.StateHalfOpen:
+		return "half_open"
+	default:
+		return "closed"
+	}
+}
+
+// Opens counts how often it opened.
+func (b *Breaker) Opens() int64 { return b.opens.Load() }

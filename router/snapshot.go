@@ -1,0 +1,297 @@
+package router
+
+import (
+	"encoding/json"
+	"math"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"headrace/router/endpoint"
+	"headrace/router/health"
+)
+
+// ModelRule offers what endpoints serve under a name of the operator's choice.
+type ModelRule struct {
+	Name   string
+	Serves []string // ids that endpoints serve, exact or with * at the end
+}
+
+// Snapshot is an immutable view of endpoints and models.
+type Snapshot struct {
+	models map[string]*Model
+	names  []string // sorted
+	byID   map[endpoint.ID]*candidate
+	list   []*candidate // by ID
+}
+
+// Model is what callers may name.
+type Model struct {
+	Name  string
+	cands []*candidate
+}
+
+// candidate is one endpoint as one model sees it.
+type candidate struct {
+	ep         *endpoint.Endpoint
+	host       *host
+	served     string
+	servedJSON []byte
+	card       json.RawMessage
+}
+
+// host is what is known of an endpoint beyond what discovery says; it outlives snapshots.
+type host struct {
+	breaker  *health.Breaker
+	inflight atomic.Int64
+	requests atomic.Int64
+	failures atomic.Int64
+	ttft     ewma // seconds to the first content token
+	tps      ewma // output tokens per second of one stream
+}
+
+// ewma is an exponentially weighted mean, weight 0.1 for the newest; NaN bits unset mean no sample.
+type ewma struct{ bits atomic.Uint64 }
+
+func (e *ewma) add(v float64) {
+	if math.IsNaN(v) || math.IsInf(v, 0) || v < 0 {
+		return
+	}
+	for {
+		old := e.bits.Load()
+		next := v
+		if old != 0 {
+			m := math.Float64frombits(old)
+			next = m + 0.1*(v-m)
+		}
+		if e.bits.CompareAndSwap(old, math.Float64bits(max(next, math.SmallestNonzeroFloat64))) {
+			return
+		}
+	}
+}
+
+// mean returns the mean, or def without a sample.
+func (e *ewma) mean(def float64) float64 {
+	if b := e.bits.Load(); b != 0 {
+		return math.Float64frombits(b)
+	}
+	return def
+}
+
+// Update makes eps and rules the current view. Without rules every model is offered under the id
+// that endpoints serve it by. Endpoints that were known keep what was learned of them.
+func (r *Router) Update(eps []endpoint.Endpoint, rules []ModelRule) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := &Snapshot{models: map[string]*Model{}, byID: make(map[endpoint.ID]*candidate, len(eps))}
+	known := make(map[endpoint.ID]*host, len(eps))
+	for i := range eps {
+		ep := &eps[i]
+		h := r.hosts[ep.ID]
+		if h == nil {
+			h = &host{breaker: health.NewBreaker(string(ep.ID), r.opt.Breaker, r.now)}
+		}
+		known[ep.ID] = h
+		c := &candidate{ep: ep, host: h}
+		s.byID[ep.ID] = c
+		s.list = append(s.list, c)
+		for j := range ep.Served {
+			s.offer(c, &ep.Served[j], rules)
+		}
+	}
+	r.hosts = known
+	for name := range s.models {
+		s.names = append(s.names, name)
+	}
+	for _, rule := range rules { // a model whose hosts are all away still exists
+		if s.models[rule.Name] == nil {
+			s.models[rule.Name] = &Model{Name: rule.Name}
+			s.names = append(s.names, rule.Name)
+		}
+	}
+	slices.Sort(s.names)
+	slices.SortFunc(s.list, func(a, b *candidate) int { return strings.Compare(string(a.ep.ID), string(b.ep.ID)) })
+	r.snap.Store(s)
+}
+
+// offer adds one served model under every name it goes by.
+func (s *Snapshot) offer(c *candidate, sv *endpoint.Served, rules []ModelRule) {
+	if len(rules) == 0 {
+		s.add(sv.Name, c, sv)
+		return
+	}
+	for i := range rules {
+		if slices.ContainsFunc(rules[i].Serves, func(p string) bool { return matches(p, sv.Name) }) {
+			s.add(rules[i].Name, c, sv)
+		}
+	}
+}
+
+func (s *Snapshot) add(name string, base *candidate, sv *endpoint.Served) {
+	m := s.models[name]
+	if m == nil {
+		m = &Model{Name: name}
+		s.models[name] = m
+	}
+	c := *base
+	c.served, c.card = sv.Name, sv.Card
+	if sv.Name != name {
+		c.servedJSON, _ = json.Marshal(sv.Name) // a string always encodes
+	}
+	m.cands = append(m.cands, &c)
+}
+
+func matches(pattern, name string) bool {
+	if p, ok := strings.CutSuffix(pattern, "*"); ok {
+		return strings.HasPrefix(name, p)
+	}
+	return pattern == name
+}
+
+// Models returns the names that callers may use, sorted. It is not to be changed.
+func (s *Snapshot) Models() []string { return s.names }
+
+// Intern returns the model of that name in the snapshot's own memory, without allocating.
+func (s *Snapshot) Intern(name []byte) (string, bool) {
+	if m := s.models[string(name)]; m != nil {
+		return m.Name, true
+	}
+	return "", false
+}
+
+// Has tells whether callers may use the name.
+func (s *Snapshot) Has(model string) bool { return s.models[model] != nil }
+
+// Card returns a host's own description of the model, nil when none gave one, and whether the model exists.
+func (s *Snapshot) Card(model string) (card json.RawMessage, ok bool) {
+	m := s.models[model]
+	if m == nil {
+		return nil, false
+	}
+	for _, c := range m.cands {
+		if c.card != nil {
+			return c.card, true
+		}
+	}
+	return nil, true
+}
+
+// Ready tells whether some model has an endpoint.
+func (s *Snapshot) Ready() bool {
+	for _, m := range s.models {
+		if len(m.cands) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// Endpoint returns the endpoint with that ID, or nil.
+func (s *Snapshot) Endpoint(id endpoint.ID) *endpoint.Endpoint {
+	if c := s.byID[id]; c != nil {
+		return c.ep
+	}
+	return nil
+}
+
+// load is the share of the engine's sequences in use if one more came.
+func (c *candidate) load() float64 {
+	return float64(c.host.inflight.Load()+1) / c.seqs()
+}
+
+func (c *candidate) seqs() float64 {
+	if c.ep.MaxNumSeqs > 0 {
+		return float64(c.ep.MaxNumSeqs)
+	}
+	return defaultSeqs
+}
+
+// fullLoadUSDPerMTok is what a million output tokens cost when the engine is full and every stream
+// keeps the speed measured so far; NaN when the price is unknown. It plans and orders; what a
+// request costs is another figure.
+func (c *candidate) fullLoadUSDPerMTok() float64 {
+	p := &c.ep.Price
+	perSecond := c.host.tps.mean(priorTPS) * c.seqs()
+	switch p.Basis {
+	case endpoint.PerHour:
+		return p.USDPerHour / 3600 / perSecond * 1e6
+	case endpoint.PerWorkerSecond:
+		return p.USDPerWorkerSecond / perSecond * 1e6
+	case endpoint.PerToken:
+		return p.USDPerMTokOut
+	case endpoint.BasisUnknown:
+	}
+	return math.NaN()
+}
+
+// HostView is what the admin API and the demo show of an endpoint.
+type HostView struct {
+	Endpoint   *endpoint.Endpoint `json:"-"`
+	ID         endpoint.ID        `json:"id"`
+	Provider   string             `json:"provider"`
+	URL        string             `json:"url"`
+	Models     []string           `json:"models"`
+	State      string             `json:"state"`
+	Breaker    string             `json:"breaker"`
+	Opens      int64              `json:"breaker_opens"`
+	InFlight   int64              `json:"in_flight"`
+	Requests   int64              `json:"requests"`
+	Failures   int64              `json:"failures"`
+	TTFTMillis *float64           `json:"ttft_ms"`
+	TPS        *float64           `json:"tokens_per_second"`
+	// StreamUSDPerMTok is the price of a million output tokens of one stream alone at the speed
+	// measured; FullLoadUSDPerMTok of a full engine. Nil when unknown.
+	StreamUSDPerMTok   *float64 `json:"usd_per_mtok_one_stream"`
+	FullLoadUSDPerMTok *float64 `json:"usd_per_mtok_full_load"`
+	PriceBasis         string   `json:"price_basis"`
+	PriceSource        string   `json:"price_source,omitempty"`
+	PriceAgeSeconds    *float64 `json:"price_age_seconds"`
+	Tenure             string   `json:"tenure"`
+}
+
+// Hosts returns a view of every endpoint, by ID.
+func (r *Router) Hosts() []HostView {
+	s, now := r.Snapshot(), r.now()
+	out := make([]HostView, 0, len(s.list))
+	for _, c := range s.list {
+		h, ep := c.host, c.ep
+		v := HostView{
+			Endpoint: ep, ID: ep.ID, Provider: ep.Provider, URL: ep.BaseURL, Models: []string{}, State: ep.State.String(),
+			Breaker: h.breaker.State(now), Opens: h.breaker.Opens(), InFlight: h.inflight.Load(),
+			Requests: h.requests.Load(), Failures: h.failures.Load(),
+			PriceBasis: ep.Price.Basis.String(), PriceSource: ep.Price.Source, Tenure: ep.Tenure.String(),
+			TTFTMillis: known(h.ttft.mean(math.NaN()) * 1e3), TPS: known(h.tps.mean(math.NaN())),
+			FullLoadUSDPerMTok: known(c.fullLoadUSDPerMTok()), StreamUSDPerMTok: known(c.streamUSDPerMTok()),
+		}
+		if !ep.Price.AsOf.IsZero() {
+			v.PriceAgeSeconds = known(now.Sub(ep.Price.AsOf).Round(time.Second).Seconds())
+		}
+		for _, sv := range ep.Served {
+			v.Models = append(v.Models, sv.Name)
+		}
+		out = append(out, v)
+	}
+	return out
+}
+
+func (c *candidate) streamUSDPerMTok() float64 {
+	p, tps := &c.ep.Price, c.host.tps.mean(math.NaN())
+	switch p.Basis {
+	case endpoint.PerHour:
+		return p.USDPerHour / 3600 / tps * 1e6
+	case endpoint.PerWorkerSecond:
+		return p.USDPerWorkerSecond / tps * 1e6
+	case endpoint.PerToken:
+		return p.USDPerMTokOut
+	case endpoint.BasisUnknown:
+	}
+	return math.NaN()
+}
+
+func known(v float64) *float64 {
+	if math.IsNaN(v) || math.IsInf(v, 0) {
+		return nil
+	}
+	return &v
+}
