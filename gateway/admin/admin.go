@@ -1,0 +1,120 @@
+// Package admin serves operators: liveness, readiness, hosts with their live figures and the last
+// requests. It belongs on an address that callers cannot reach.
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"net/http"
+	"strconv"
+	"time"
+
+	"headrace/gateway/ledger"
+	"headrace/router"
+)
+
+// Options are what the admin API shows.
+type Options struct {
+	Router   *router.Router
+	Requests *ledger.Ring
+	InFlight func() int64
+	Draining func() bool
+	Reload   func() *ReloadStatus // the last reload of the config, nil when there was none
+	Version  string
+}
+
+// ReloadStatus is how the last reload went.
+type ReloadStatus struct {
+	At    time.Time `json:"at"`
+	OK    bool      `json:"ok"`
+	Error string    `json:"error,omitempty"`
+}
+
+// Handler returns the admin API.
+func Handler(o Options) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
+		write(w, http.StatusOK, map[string]any{"status": "alive", "version": o.Version})
+	})
+	mux.HandleFunc("GET /readyz", o.ready)
+	mux.HandleFunc("GET /admin/v1/requests", o.requests)
+	mux.HandleFunc("GET /admin/v1/hosts", func(w http.ResponseWriter, _ *http.Request) {
+		write(w, http.StatusOK, map[string]any{"hosts": o.Router.Hosts()})
+	})
+	mux.HandleFunc("GET /admin/v1/status", o.status)
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		fail(w, http.StatusNotFound, "unknown_url", "Unknown admin URL "+r.Method+" "+strconv.Quote(r.URL.Path)+
+			". There are /livez, /readyz, /admin/v1/hosts, /admin/v1/requests and /admin/v1/status, all by GET.")
+	})
+	return mux
+}
+
+// Serve serves the admin API on ln until ctx is done. It owns ln.
+func Serve(ctx context.Context, ln net.Listener, o Options) error {
+	srv := &http.Server{Handler: Handler(o), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute}
+	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
+	defer stop()
+	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+func (o *Options) ready(w http.ResponseWriter, _ *http.Request) {
+	switch {
+	case o.Draining():
+		write(w, http.StatusServiceUnavailable, map[string]any{"status": "draining", "in_flight": o.InFlight()})
+	case !o.Router.Snapshot().Ready():
+		write(w, http.StatusServiceUnavailable, map[string]any{"status": "no host has told what it serves yet"})
+	default:
+		write(w, http.StatusOK, map[string]any{"status": "ready", "models": len(o.Router.Snapshot().Models())})
+	}
+}
+
+func (o *Options) status(w http.ResponseWriter, _ *http.Request) {
+	s := map[string]any{"version": o.Version, "in_flight": o.InFlight(), "draining": o.Draining(),
+		"requests_total": o.Requests.Total(), "models": o.Router.Snapshot().Models(), "reload": o.Reload()}
+	write(w, http.StatusOK, s)
+}
+
+const mostRequests = 1000
+
+// requests answers with the newest records: n (default 50), model, endpoint and class filter them.
+func (o *Options) requests(w http.ResponseWriter, r *http.Request) {
+	q := r.URL.Query()
+	n := 50
+	if v := q.Get("n"); v != "" {
+		var err error
+		if n, err = strconv.Atoi(v); err != nil || n < 1 || n > mostRequests {
+			fail(w, http.StatusBadRequest, "invalid_n", "n must be a whole number from 1 to "+strconv.Itoa(mostRequests)+".")
+			return
+		}
+	}
+	id, model, ep, class := q.Get("request_id"), q.Get("model"), q.Get("endpoint"), q.Get("class")
+	recs := o.Requests.Newest(n, func(rec *ledger.Record) bool {
+		return (id == "" || rec.ID == id) && (model == "" || rec.Model == model) &&
+			(ep == "" || string(rec.Endpoint) == ep) && (class == "" || rec.Class.String() == class)
+	})
+	out := make([]*ledger.Record, len(recs))
+	for i := range recs {
+		out[i] = &recs[i]
+	}
+	write(w, http.StatusOK, map[string]any{"requests": out, "total": o.Requests.Total()})
+}
+
+func write(w http.ResponseWriter, status int, v any) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		status, b = http.StatusInternalServerError, []byte(`{"error":{"message":"The answer cannot be encoded.","type":"server_error","param":null,"code":"internal_error"}}`)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	_, _ = w.Write(append(b, '\n')) // the reader has left: nobody to tell
+}
+
+func fail(w http.ResponseWriter, status int, code, message string) {
+	write(w, status, map[string]any{"error": map[string]any{"message": message, "type": "invalid_request_error", "param": nil, "code": code}})
+}

@@ -1,0 +1,529 @@
+package gateway
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/valyala/fasthttp"
+
+	"headrace/gateway/forward"
+	"headrace/gateway/ledger"
+	"headrace/gateway/listen"
+	"headrace/gateway/openai"
+	"headrace/gateway/sse"
+	"headrace/router"
+	"headrace/router/endpoint"
+	"headrace/router/outcome"
+)
+
+// exchange is one request from its acceptance to its settlement. The connection's goroutine owns it;
+// others reach guard and drained only. It is not pooled: a late call of gone must find it, not a
+// successor.
+type exchange struct {
+	s     *Server
+	set   *Settings
+	ctx   *fasthttp.RequestCtx
+	route *route
+	conn  *listen.Conn // nil when the connection is not watched
+
+	guard   forward.Guard
+	gone    func(listen.Why)
+	drained atomic.Bool
+
+	scan       openai.Request
+	model      string
+	wantStream bool
+	dropUsage  bool // the usage event was asked for by us: the caller does not get to see it
+	req        forward.Request
+	parts      [9][]byte
+	head       []byte
+	form       *form // a multipart body, or nil
+
+	lease   router.Lease
+	leased  bool
+	pinned  endpoint.ID // passthrough: the one endpoint, without a lease
+	attempt *forward.Attempt
+	tried   [ledger.MaxAttempts]endpoint.ID
+	retries int
+
+	phase     phase
+	beginAt   time.Time // the attempt began
+	firstBy   time.Time // its first event is due
+	totalBy   time.Time
+	failure   *openai.Error // phase failed
+	verbatim  bool          // phase failed: hand the host's own answer on
+	retryWait time.Duration // what the host asked for
+	isStream  bool          // the answer is an event stream
+
+	events    sse.Scanner
+	chunk     openai.Chunk
+	held      int  // bytes at the front of Unread that are whole events, ready to go out
+	opaque    bool // too long an event: bytes pass unread from here on
+	committed bool // the response head is out or on its way
+	beating   bool // committed before anything came
+	wrote     bool // a byte of the body went out
+	bodyEnd   bool // the upstream's body ended in good order
+	writeArm  time.Time
+	broken    error // why the stream ended early
+
+	m       meter
+	rec     ledger.Record
+	own     time.Duration // our own time so far
+	began   time.Time     // an own stretch began
+	settled bool
+}
+
+// phase is where an exchange stands. advance moves it on; ready and failed are final.
+type phase uint8
+
+const (
+	picking phase = iota
+	awaitingHead
+	awaitingContent // the head said event stream
+	awaitingBody    // a plain answer, read whole before it goes out
+	ready
+	failed
+)
+
+var (
+	eventStream = []byte("text/event-stream")
+	jsonType    = []byte("application/json")
+)
+
+// errorBodyTime is how long the body of an error may take.
+const errorBodyTime = 5 * time.Second
+
+const maxErrorBody = 64 << 10
+
+// advance drives the attempts until the answer is ready to be sent, or has failed for good, or
+// until the given time: then it returns false and may be called again.
+func (x *exchange) advance(until time.Time) bool {
+	for {
+		switch x.phase {
+		case picking:
+			x.pick()
+		case awaitingHead:
+			err := x.attempt.AwaitHead(earlier(until, x.firstBy))
+			switch {
+			case errors.Is(err, os.ErrDeadlineExceeded):
+				if !x.overdue() {
+					return false
+				}
+			case err != nil:
+				x.attemptFailed(err)
+			default:
+				x.judgeHead()
+			}
+		case awaitingContent:
+			if !x.awaitContent(until) {
+				return false
+			}
+		case awaitingBody:
+			x.awaitBody()
+		case ready, failed:
+			return true
+		}
+	}
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// overdue fails the attempt if its first event is due; false means that there is time left.
+func (x *exchange) overdue() bool {
+	if time.Now().Before(x.firstBy) {
+		return false
+	}
+	x.attemptFailed(&outcome.Error{Class: outcome.FirstByteTimeout, Endpoint: x.endpointID(), Err: os.ErrDeadlineExceeded})
+	return true
+}
+
+func (x *exchange) endpointID() endpoint.ID {
+	if x.leased {
+		return x.lease.Endpoint.ID
+	}
+	return x.pinned
+}
+
+// pick leases an endpoint and starts an attempt there.
+func (x *exchange) pick() {
+	if x.pinned == "" {
+		err := x.s.router.Pick(&router.Request{Model: x.model, Tried: x.tried[:min(x.rec.Tries, len(x.tried))]}, &x.lease)
+		if err != nil {
+			x.fail(x.pickError(err))
+			return
+		}
+		x.leased = true
+	}
+	id := x.endpointID()
+	host := x.s.forward.Host(id)
+	if host == nil { // discovery dropped it between the snapshot and now
+		x.attemptFailed(&outcome.Error{Class: outcome.DialFailed, Endpoint: id, Err: net.ErrClosed})
+		return
+	}
+	if x.leased {
+		x.compose()
+	}
+	now := time.Now()
+	x.own += now.Sub(x.began)
+	x.beginAt, x.firstBy = now, earlier(now.Add(x.set.FirstEvent), x.totalBy)
+	if x.attempt == nil {
+		x.attempt = attempts.Get().(*forward.Attempt)
+	}
+	if err := x.attempt.Start(host, &x.guard, &x.req); err != nil {
+		x.began = time.Now()
+		x.attemptFailed(err)
+		return
+	}
+	x.phase = awaitingHead
+}
+
+func (x *exchange) pickError(err error) *openai.Error {
+	if ue, ok := errors.AsType[*router.UnavailableError](err); ok {
+		return errUnavailable(ue)
+	}
+	return errModelUnknown(x.model, x.s.router.Snapshot().Models())
+}
+
+// compose builds the body for the leased endpoint, aliasing the caller's.
+func (x *exchange) compose() {
+	ep := x.lease.Endpoint
+	if x.form != nil {
+		x.req.Upload, x.req.UploadSize = x.form.reader(x.lease.Served)
+		return
+	}
+	inject := x.wantStream && x.route.usage && !ep.NoUsageInjection && !x.scan.IncludeUsage && !x.s.refusedUsage(ep.ID)
+	x.dropUsage = inject
+	body := x.ctx.Request.Body()
+	if x.lease.ServedJSON == nil && !inject {
+		x.parts[0] = body
+		x.req.Body, x.req.Size = x.parts[:1], len(body)
+		return
+	}
+	x.req.Body, x.req.Size = x.scan.Parts(x.parts[:0], body, x.lease.ServedJSON, inject)
+}
+
+// attemptFailed ends the attempt and decides between another one and the caller's error.
+func (x *exchange) attemptFailed(err error) {
+	oe, ok := errors.AsType[*outcome.Error](err)
+	if !ok {
+		oe = &outcome.Error{Class: outcome.UpstreamFault, Endpoint: x.endpointID(), Err: err}
+	}
+	x.endAttempt(oe)
+	if oe.Class.Policy().Elsewhere && x.pinned == "" && (x.form == nil || x.form.replayable()) && x.mayRetry() {
+		x.phase, x.began = picking, time.Now()
+		return
+	}
+	x.retryWait = oe.RetryAfter
+	x.fail(errAttempt(oe))
+}
+
+// mayRetry takes a retry out of the request's and the fleet's budgets.
+func (x *exchange) mayRetry() bool {
+	if x.retries >= x.set.MaxRetries || x.guard.Aborted() || !time.Now().Before(x.totalBy) || !x.s.router.Budget.Spend() {
+		return false
+	}
+	x.retries++
+	return true
+}
+
+// endAttempt settles the attempt's lease and connection and notes it in the record.
+func (x *exchange) endAttempt(oe *outcome.Error) {
+	if x.drained.Load() && oe.Class == outcome.ClientGone {
+		oe.Class = outcome.Truncated // ended by us: neither the caller left nor the host failed; see errDraining
+	}
+	now := time.Now()
+	if x.rec.Tries < ledger.MaxAttempts {
+		x.tried[x.rec.Tries] = oe.Endpoint
+		x.rec.Attempts[x.rec.Tries] = ledger.Attempt{Endpoint: oe.Endpoint, Class: oe.Class, Status: oe.Status, Duration: now.Sub(x.beginAt)}
+	}
+	x.rec.Tries++
+	x.rec.Class, x.rec.Endpoint = oe.Class, oe.Endpoint
+	if x.leased {
+		x.rec.Provider, x.rec.Served = x.lease.Endpoint.Provider, x.lease.Served
+		verdict := oe.Class
+		if x.drained.Load() {
+			verdict = outcome.ClientGone // says nothing about the host
+		}
+		if usd, ok := x.usd(now); ok {
+			x.rec.USD += usd
+			x.rec.USDKnown = true
+		}
+		x.lease.Done(router.Result{Class: verdict, RetryAfter: oe.RetryAfter, TPS: x.m.tps()})
+		x.leased = false
+	}
+	if oe.Class != outcome.Success {
+		x.s.attemptFailed(x, oe)
+	}
+	if x.attempt != nil {
+		x.attempt.Finish()
+	}
+	x.held = 0
+	x.events.Reset()
+}
+
+func (x *exchange) fail(e *openai.Error) {
+	if x.drained.Load() {
+		e = errDraining()
+	}
+	x.failure, x.phase = e, failed
+	x.rec.Code = e.Code
+	if x.began.IsZero() {
+		x.began = time.Now()
+	}
+}
+
+// judgeHead looks at status and type of the answer.
+func (x *exchange) judgeHead() {
+	a := x.attempt
+	class := outcome.OfStatus(a.Status)
+	x.retryWait = retryAfter(a.Head.Peek(fasthttp.HeaderRetryAfter))
+	if x.pinned != "" {
+		x.phase, x.began = ready, time.Now() // whatever it is, the caller gets it
+		x.isStream = bytes.HasPrefix(a.Head.ContentType(), eventStream)
+		return
+	}
+	if class != outcome.Success {
+		x.judgeError(class)
+		return
+	}
+	ct := a.Head.ContentType()
+	switch {
+	case bytes.HasPrefix(ct, eventStream):
+		x.isStream = true
+		x.phase = awaitingContent
+		x.scanEvents(time.Now())
+	case bytes.HasPrefix(ct, []byte("text/html")):
+		x.attemptFailed(&outcome.Error{Class: outcome.UpstreamFault, Endpoint: x.endpointID(), Status: a.Status, Err: errHTML})
+	case bytes.HasPrefix(ct, jsonType) || x.route.proto != protoOpaque:
+		x.phase = awaitingBody
+	default:
+		x.phase, x.began = ready, time.Now() // audio, images: passed on as they come
+	}
+}
+
+var (
+	errHTML      = errors.New("answered with an HTML page")
+	errGarbage   = errors.New("answered with something that is no JSON object")
+	errErrorBody = errors.New("answered with an error under status 200")
+	errEvent     = errors.New("sent an error event")
+	errNoEvents  = errors.New("ended before the first token")
+)
+
+// judgeError reads the body of a non-2xx answer and decides.
+func (x *exchange) judgeError(class outcome.Class) {
+	a := x.attempt
+	by := earlier(time.Now().Add(errorBodyTime), x.totalBy)
+	var err error
+	for err == nil && len(a.Unread()) < maxErrorBody {
+		err = a.More(by, 0)
+	}
+	ne, asIs := openai.NormalizeError(a.Status, a.Head.ContentType(), a.Unread())
+	if class == outcome.CallerFault && x.dropUsage && bytes.Contains(a.Unread(), []byte("stream_options")) {
+		// The host knows no stream_options, and the caller did not send them: once more without.
+		x.s.noUsage.Store(x.endpointID(), true)
+		x.endAttempt(&outcome.Error{Class: outcome.CallerFault, Endpoint: x.endpointID(), Status: a.Status, Err: errEvent})
+		x.rec.Tries--
+		x.phase, x.began = picking, time.Now()
+		return
+	}
+	oe := &outcome.Error{Class: class, Endpoint: x.endpointID(), Status: a.Status, RetryAfter: x.retryWait, Err: &ne}
+	if class != outcome.CallerFault {
+		x.attemptFailed(oe)
+		return
+	}
+	if asIs && a.Ended() {
+		x.verbatim = true
+		x.rec.Code = ne.Code
+		x.phase, x.began = ready, time.Now()
+		x.rec.Class = outcome.CallerFault
+		return
+	}
+	x.endAttempt(oe)
+	x.fail(&ne)
+}
+
+// awaitContent reads events until the first that carries content. false means that until has come.
+func (x *exchange) awaitContent(until time.Time) bool {
+	a := x.attempt
+	if x.phase != awaitingContent {
+		return true
+	}
+	err := a.More(earlier(until, x.firstBy), 0)
+	switch {
+	case err == nil:
+		x.scanEvents(time.Now())
+	case errors.Is(err, os.ErrDeadlineExceeded) && !x.guard.Aborted():
+		return x.overdue()
+	case a.Full(err):
+		x.opaque = true
+		x.phase, x.began = ready, time.Now()
+	case errors.Is(err, io.EOF) && len(a.Unread()) == 0:
+		x.attemptFailed(x.upstreamFault(errNoEvents))
+	case errors.Is(err, io.EOF):
+		x.takeLast(time.Now())
+		if x.phase == awaitingContent {
+			x.phase, x.began = ready, time.Now()
+		}
+		if x.phase == ready && x.route.proto != protoOpaque && !x.m.done && x.m.finishes == 0 && x.m.outputs == 0 {
+			x.phase = awaitingContent
+			x.attemptFailed(x.upstreamFault(errNoEvents))
+		}
+	default:
+		x.attemptFailed(x.upstreamFault(err))
+	}
+	return true
+}
+
+func (x *exchange) upstreamFault(err error) *outcome.Error {
+	class := outcome.UpstreamFault
+	if x.guard.Aborted() {
+		class = outcome.ClientGone
+	}
+	return &outcome.Error{Class: class, Endpoint: x.endpointID(), Status: x.attempt.Status, Err: err}
+}
+
+// heldLimit is how much may come before the first content token before it goes out anyway.
+const heldLimit = 64 << 10
+
+// scanEvents looks at the whole events that have come, takes out those the caller must not see and
+// counts the rest into held. While no content has come it also decides whether it is time to commit.
+func (x *exchange) scanEvents(now time.Time) {
+	for {
+		ev, ok := x.events.Next(x.attempt.Unread()[x.held:])
+		if !ok {
+			break
+		}
+		x.take(ev, now)
+		if x.phase == failed || x.phase == picking {
+			return
+		}
+	}
+	if x.phase == awaitingContent && x.held > heldLimit {
+		x.phase, x.began = ready, now
+	}
+}
+
+// takeLast takes what stands behind the last blank line when the body has ended.
+func (x *exchange) takeLast(now time.Time) {
+	if rest := x.attempt.Unread()[x.held:]; len(rest) > 0 {
+		if ev, ok := x.events.Last(rest); ok {
+			ev.Size = len(rest)
+			x.take(ev, now)
+			return
+		}
+		x.held += len(rest)
+	}
+}
+
+func (x *exchange) take(ev sse.Event, now time.Time) {
+	if !ev.HasData {
+		x.held += ev.Size // comments and the like mean nothing to us
+		return
+	}
+	c := &x.chunk
+	c.Parse(ev.Name, ev.Data)
+	if x.phase == awaitingContent && c.Error {
+		x.errorEvent(ev, c)
+		return
+	}
+	x.m.see(c, now)
+	if x.dropUsage && c.UsageOnly {
+		x.attempt.Cut(x.held, ev.Size)
+		return
+	}
+	x.held += ev.Size
+	if x.phase == awaitingContent && (c.Content || c.Finish || c.Done || (x.route.proto == protoOpaque)) {
+		x.phase, x.began = ready, now
+	}
+}
+
+// errorEvent treats an error that comes as the first event as if it had come as a status.
+func (x *exchange) errorEvent(ev sse.Event, c *openai.Chunk) {
+	class, status := outcome.UpstreamFault, 502
+	if c.ErrorStatus >= 400 {
+		class, status = outcome.OfStatus(c.ErrorStatus), c.ErrorStatus
+	}
+	ne, _ := openai.NormalizeError(status, jsonType, ev.Data)
+	oe := &outcome.Error{Class: class, Endpoint: x.endpointID(), Status: status, Err: errEvent}
+	if class == outcome.CallerFault {
+		x.endAttempt(oe)
+		x.fail(&ne)
+		return
+	}
+	x.attemptFailed(oe)
+}
+
+// awaitBody reads a plain answer whole, up to the buffer's limit; a longer one is passed on as it comes.
+func (x *exchange) awaitBody() {
+	a := x.attempt
+	for {
+		gapBy := earlier(time.Now().Add(x.set.FirstEvent), x.totalBy)
+		err := a.More(gapBy, x.set.FirstEvent/8)
+		switch {
+		case err == nil:
+			continue
+		case errors.Is(err, io.EOF):
+			x.bodyEnd = true
+			x.judgeBody()
+		case a.Full(err):
+			x.phase, x.began = ready, time.Now()
+		case errors.Is(err, os.ErrDeadlineExceeded) && !x.guard.Aborted():
+			x.attemptFailed(&outcome.Error{Class: outcome.FirstByteTimeout, Endpoint: x.endpointID(), Status: a.Status, Err: err})
+		default:
+			x.attemptFailed(x.upstreamFault(err))
+		}
+		return
+	}
+}
+
+// judgeBody looks into a whole plain answer.
+func (x *exchange) judgeBody() {
+	now := time.Now()
+	x.chunk.ParseBody(x.attempt.Unread())
+	c := &x.chunk
+	switch {
+	case c.Malformed && len(x.attempt.Unread()) > 0:
+		x.attemptFailed(x.upstreamFault(errGarbage))
+		return
+	case c.Error:
+		status := c.ErrorStatus
+		class := outcome.UpstreamFault
+		if status >= 400 {
+			class = outcome.OfStatus(status)
+		}
+		if class != outcome.CallerFault {
+			x.attemptFailed(&outcome.Error{Class: class, Endpoint: x.endpointID(), Status: status, Err: errErrorBody})
+			return
+		}
+		ne, _ := openai.NormalizeError(status, jsonType, x.attempt.Unread())
+		x.endAttempt(&outcome.Error{Class: class, Endpoint: x.endpointID(), Status: status, Err: errErrorBody})
+		x.fail(&ne)
+		return
+	}
+	x.m.see(c, now)
+	x.phase, x.began = ready, now
+}
+
+func retryAfter(v []byte) time.Duration {
+	if len(v) == 0 {
+		return 0
+	}
+	if s, err := strconv.Atoi(string(v)); err == nil && s >= 0 && s < 1<<20 {
+		return time.Duration(s) * time.Second
+	}
+	if t, err := fasthttp.ParseHTTPDate(v); err == nil {
+		return max(0, time.Until(t))
+	}
+	return 0
+}

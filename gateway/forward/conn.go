@@ -1,0 +1,263 @@
+package forward
+
+import (
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// A buffer keeps room around the bytes in it, so that a piece of a body can be framed as an HTTP
+// chunk where it lies.
+const (
+	roomBefore = 16 // hexadecimal size, CRLF
+	roomAfter  = 2  // CRLF
+	bufBytes   = 16 << 10
+)
+
+// errTooLong says that a head or an event does not fit the buffer's limit.
+var errTooLong = errors.New("longer than the buffer's limit")
+
+var bufs = sync.Pool{New: func() any { b := make([]byte, bufBytes); return &b }}
+
+// conn is a connection to a host. While it waits for a silent upstream over plain TCP it holds no
+// buffer: one is lent to it when there is something to read, and goes back when all was handed on.
+// One goroutine reads and writes it.
+type conn struct {
+	net.Conn
+	handle any // fasthttp's own name for it in the host's pool
+
+	raw  syscall.RawConn       // nil under TLS
+	step func(fd uintptr) bool // tryRead, bound once
+
+	buf      *[]byte // lent; nil while silent
+	from, to int     // bytes read and not consumed: (*buf)[from:to]
+	got      int     // bytes that the last fill added
+	limit    int     // largest buffer
+	readErr  error
+	armed    time.Time // read deadline in force
+
+	body    framing
+	reused  bool // it served another request before this one
+	tainted bool // it must not serve another
+}
+
+func newConn(nc net.Conn) *conn {
+	c := &conn{Conn: nc}
+	c.lend()
+	return c
+}
+
+// reset readies the connection for its next request.
+func (c *conn) reset() {
+	c.release()
+	c.limit, c.body, c.tainted = bufBytes, framing{}, false
+}
+
+// unread returns what was read and not consumed, until the next call of any other method.
+func (c *conn) unread() []byte {
+	if c.buf == nil {
+		return nil
+	}
+	return (*c.buf)[c.from:c.to]
+}
+
+// consume drops n bytes from the front of unread.
+func (c *conn) consume(n int) {
+	if c.from += n; c.from == c.to {
+		c.release()
+	}
+}
+
+// release gives the buffer back with all that is in it.
+func (c *conn) release() {
+	if c.buf != nil && len(*c.buf) == bufBytes {
+		bufs.Put(c.buf)
+	}
+	c.buf, c.from, c.to = nil, 0, 0
+}
+
+// room makes space to read into.
+func (c *conn) room() error {
+	if c.buf == nil {
+		c.buf = bufs.Get().(*[]byte)
+		c.from, c.to = roomBefore, roomBefore
+		return nil
+	}
+	const enough = bufBytes / 4
+	if len(*c.buf)-roomAfter-c.to >= enough {
+		return nil
+	}
+	if c.from > roomBefore {
+		n := copy((*c.buf)[roomBefore:], (*c.buf)[c.from:c.to])
+		c.from, c.to = roomBefore, roomBefore+n
+		if len(*c.buf)-roomAfter-c.to >= enough {
+			return nil
+		}
+	}
+	size := 2 * len(*c.buf)
+	if size > max(c.limit, bufBytes) {
+		if c.to < len(*c.buf)-roomAfter {
+			return nil // a little is left
+		}
+		return errTooLong
+	}
+	grown := make([]byte, size)
+	copy(grown, (*c.buf)[:c.to])
+	if len(*c.buf) == bufBytes {
+		bufs.Put(c.buf)
+	}
+	c.buf = &grown
+	return nil
+}
+
+// arm sets the read deadline to until, unless one is in force that ends at most slack earlier: a
+// deadline costs 300 ns, which a stream would otherwise pay for every token.
+func (c *conn) arm(until time.Time, slack time.Duration) {
+	if d := until.Sub(c.armed); d >= 0 && d <= slack {
+		return
+	}
+	c.armed = until
+	_ = c.SetReadDeadline(until) // fails on a closed connection only, as the read will
+}
+
+// fill waits for bytes and adds them to unread. It returns io.EOF when the upstream closed,
+// os.ErrDeadlineExceeded past the deadline and errTooLong when the buffer may not grow.
+func (c *conn) fill() error {
+	c.got = 0
+	if c.raw != nil {
+		if err := c.raw.Read(c.step); err != nil {
+			return err
+		}
+		err := c.readErr
+		c.readErr = nil
+		return err
+	}
+	if err := c.room(); err != nil {
+		return err
+	}
+	n, err := c.Read((*c.buf)[c.to : len(*c.buf)-roomAfter])
+	c.to += n
+	if c.got = n; n > 0 {
+		return nil
+	}
+	if c.from == c.to {
+		c.release()
+	}
+	return err
+}
+
+// more reads once and takes the framing out of what came. It returns io.EOF when the body has
+// ended, and io.ErrUnexpectedEOF when the upstream closed before that.
+func (c *conn) more() error {
+	if c.body.end {
+		return io.EOF
+	}
+	err := c.fill()
+	if errors.Is(err, io.EOF) {
+		if c.body.kind != untilClose {
+			return io.ErrUnexpectedEOF
+		}
+		c.body.end = true
+		return io.EOF
+	}
+	if err != nil {
+		return err
+	}
+	return c.unframe(c.got)
+}
+
+// unframe decodes the newest n bytes of the buffer.
+func (c *conn) unframe(n int) error {
+	if n == 0 {
+		return nil
+	}
+	start := c.to - n
+	out, read, err := c.body.decode((*c.buf)[start:c.to])
+	if read < n {
+		c.tainted = true // bytes behind the body are nothing we asked for
+	}
+	if c.to = start + out; c.from == c.to {
+		c.release()
+	}
+	return err
+}
+
+// writeChunk sends the first n bytes of unread to w as one HTTP chunk with one Write, framed where
+// they lie, and consumes them.
+func (c *conn) writeChunk(w io.Writer, n int) error {
+	b := *c.buf
+	end := c.from + n
+	saved := [roomAfter]byte(b[end : end+roomAfter])
+	b[end], b[end+1] = '\r', '\n'
+	i := c.from - 1
+	b[i] = '\n'
+	i--
+	b[i] = '\r'
+	for v := n; ; v >>= 4 {
+		i--
+		b[i] = "0123456789abcdef"[v&15]
+		if v < 16 {
+			break
+		}
+	}
+	_, err := w.Write(b[i : end+roomAfter])
+	b[end], b[end+1] = saved[0], saved[1]
+	c.consume(n)
+	return err
+}
+
+// Guard is how other goroutines end an exchange: it knows the upstream connection in use. The zero
+// value is ready for one exchange.
+type Guard struct {
+	mu   sync.Mutex // guards all below
+	conn *conn
+	gone bool
+}
+
+// attach makes c the connection that Abort closes. It returns false when Abort was called already:
+// then c is not to be used.
+func (g *Guard) attach(c *conn) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.gone {
+		return false
+	}
+	g.conn = c
+	return true
+}
+
+// detach takes the connection out of Abort's reach, before it gets its next user.
+func (g *Guard) detach() {
+	g.mu.Lock()
+	g.conn = nil
+	g.mu.Unlock()
+}
+
+// Abort closes the connection in use, if any, and forbids further ones. It does not block.
+func (g *Guard) Abort() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.gone = true
+	if g.conn != nil {
+		_ = g.conn.Close()
+	}
+}
+
+// Aborted tells whether Abort was called.
+func (g *Guard) Aborted() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.gone
+}
+
+// cut takes n bytes out of unread, at bytes in.
+func (c *conn) cut(at, n int) {
+	b := *c.buf
+	copy(b[c.from+at:], b[c.from+at+n:c.to])
+	if c.to -= n; c.from == c.to {
+		c.release()
+	}
+}

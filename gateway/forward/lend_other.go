@@ -1,0 +1,6 @@
+//go:build !unix
+
+package forward
+
+// lend does nothing here: a waiting connection holds its buffer.
+func (c *conn) lend() {}

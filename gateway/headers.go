@@ -1,0 +1,93 @@
+package gateway
+
+import (
+	"bytes"
+	"strings"
+
+	"github.com/valyala/fasthttp"
+)
+
+// forwarded are the request header fields that hosts get, by lower-case name; all others stay here:
+// the caller's credentials and cookies above all.
+func forwarded(name []byte) bool {
+	switch len(name) {
+	case len("accept"):
+		return bytes.EqualFold(name, []byte("accept"))
+	case len("openai-beta"):
+		return bytes.EqualFold(name, []byte("openai-beta"))
+	case len("content-type"):
+		return bytes.EqualFold(name, []byte("content-type"))
+	case len("anthropic-beta"):
+		return bytes.EqualFold(name, []byte("anthropic-beta"))
+	case len("idempotency-key"):
+		return bytes.EqualFold(name, []byte("idempotency-key"))
+	case len("anthropic-version"):
+		return bytes.EqualFold(name, []byte("anthropic-version"))
+	}
+	return false
+}
+
+// passthroughForwarded takes everything that is not this hop's own or secret.
+func passthroughForwarded(name []byte) bool {
+	s := strings.ToLower(string(name))
+	switch s {
+	case "host", "connection", "keep-alive", "proxy-connection", "transfer-encoding", "content-length", "te", "trailer",
+		"upgrade", "expect", "authorization", "proxy-authorization", "api-key", "x-api-key", "cookie", "user-agent", "accept-encoding",
+		"x-request-id":
+		return false
+	}
+	return !strings.HasPrefix(s, "x-headrace-")
+}
+
+// appendHeader renders the header lines of an upstream request.
+func appendHeader(dst []byte, h *fasthttp.RequestHeader, take func([]byte) bool, requestID string) []byte {
+	for k, v := range h.All() {
+		if take(k) && !bytes.ContainsAny(v, "\r\n\x00") {
+			dst = append(dst, k...)
+			dst = append(dst, ": "...)
+			dst = append(dst, v...)
+			dst = append(dst, '\r', '\n')
+		}
+	}
+	dst = append(dst, "X-Request-Id: "...)
+	dst = append(dst, requestID...)
+	return append(dst, '\r', '\n')
+}
+
+// returned tells which response header fields of a host reach the caller.
+func returned(name []byte) bool {
+	var buf [32]byte
+	if len(name) > len(buf) {
+		return !hasFoldPrefix(name, "x-headrace-")
+	}
+	low := buf[:len(name)]
+	for i, c := range name {
+		if 'A' <= c && c <= 'Z' {
+			c += 'a' - 'A'
+		}
+		low[i] = c
+	}
+	switch string(low) { // compiled without allocating
+	case "connection", "keep-alive", "proxy-connection", "transfer-encoding", "content-length", "trailer", "upgrade",
+		"te", "date", "server", "set-cookie", "proxy-authenticate", "www-authenticate", "authorization", "alt-svc",
+		"x-request-id", "server-timing", "content-type", "strict-transport-security":
+		return false
+	}
+	return !bytes.HasPrefix(low, []byte("x-headrace-"))
+}
+
+func hasFoldPrefix(b []byte, prefix string) bool {
+	return len(b) >= len(prefix) && strings.EqualFold(string(b[:len(prefix)]), prefix)
+}
+
+// copyHead gives the caller the host's header fields.
+func copyHead(dst *fasthttp.ResponseHeader, src *fasthttp.ResponseHeader) {
+	for k, v := range src.All() {
+		if returned(k) {
+			dst.AddBytesKV(k, v)
+		}
+	}
+	if ct := src.ContentType(); len(ct) > 0 {
+		dst.SetContentTypeBytes(ct)
+	}
+}

@@ -1,0 +1,101 @@
+// Package ledger keeps what each request used, cost and met. Here it is the last requests in
+// memory; the durable ledger will take the same records.
+package ledger
+
+import (
+	"sync"
+	"time"
+
+	"headrace/router/endpoint"
+	"headrace/router/outcome"
+)
+
+// MaxAttempts bounds the attempts that a record names; later ones are counted only.
+const MaxAttempts = 4
+
+// Attempt is one try at one endpoint.
+type Attempt struct {
+	Endpoint endpoint.ID
+	Class    outcome.Class
+	Status   int // upstream HTTP status, 0 when none came
+	Duration time.Duration
+}
+
+// Record is one request, settled once. Counts are -1 and durations 0 when unknown.
+type Record struct {
+	ID       string
+	At       time.Time // accepted
+	Route    string
+	Model    string // as the caller named it
+	Served   string // as the endpoint knows it
+	Stream   bool
+	Endpoint endpoint.ID // the last one tried
+	Provider string
+
+	Status   int // sent to the caller; 499 when it left before one was
+	Class    outcome.Class
+	Code     string // error code sent to the caller
+	Finish   string // the first choice's finish_reason
+	Attempts [MaxAttempts]Attempt
+	Tries    int
+
+	TTFT         time.Duration // accepted to first content token handed to the caller
+	UpstreamTTFT time.Duration // request sent to first content token received, last attempt
+	Duration     time.Duration
+	Overhead     time.Duration // our own time up to the first token: reading, deciding, writing
+	ITLp50       time.Duration // gap between output tokens as they arrived
+	ITLp99       time.Duration
+	TPS          float64 // output tokens per second between the first and the last one
+
+	Prompt, Cached, Output, Reasoning int64 // tokens
+	Estimated                         bool  // Output was counted from events: no usage was reported
+	BytesIn, BytesOut                 int64
+
+	USD      float64 // share of the host's bill, when USDKnown; see router/cost
+	USDKnown bool
+}
+
+// Ring holds the newest records.
+type Ring struct {
+	mu    sync.Mutex // guards all below
+	buf   []Record
+	next  int
+	total uint64
+}
+
+// NewRing returns a ring for size records.
+func NewRing(size int) *Ring { return &Ring{buf: make([]Record, 0, max(1, size))} }
+
+// Add stores a copy of r in the place of the oldest.
+func (g *Ring) Add(r *Record) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.total++
+	if len(g.buf) < cap(g.buf) {
+		g.buf = append(g.buf, *r)
+		return
+	}
+	g.buf[g.next] = *r
+	g.next = (g.next + 1) % len(g.buf)
+}
+
+// Newest returns up to n records, newest first, for which keep is true; a nil keep takes all.
+func (g *Ring) Newest(n int, keep func(*Record) bool) []Record {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var out []Record
+	for i := 1; i <= len(g.buf) && len(out) < n; i++ {
+		r := &g.buf[(g.next-i+2*len(g.buf))%len(g.buf)]
+		if keep == nil || keep(r) {
+			out = append(out, *r)
+		}
+	}
+	return out
+}
+
+// Total counts the records ever added.
+func (g *Ring) Total() uint64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.total
+}

@@ -1,0 +1,105 @@
+package ledger
+
+import (
+	"encoding/json"
+	"log/slog"
+	"time"
+)
+
+// view is a Record as the admin API shows it; absent figures are null or left out, never zero.
+type view struct {
+	ID           string        `json:"request_id"`
+	At           time.Time     `json:"at"`
+	Route        string        `json:"route"`
+	Model        string        `json:"model,omitempty"`
+	Served       string        `json:"served,omitempty"`
+	Stream       bool          `json:"stream"`
+	Endpoint     string        `json:"endpoint,omitempty"`
+	Provider     string        `json:"provider,omitempty"`
+	Status       int           `json:"status"`
+	Class        string        `json:"class"`
+	Code         string        `json:"error_code,omitempty"`
+	Finish       string        `json:"finish_reason,omitempty"`
+	Attempts     []attemptView `json:"attempts"`
+	TTFT         *float64      `json:"ttft_ms"`
+	UpstreamTTFT *float64      `json:"upstream_ttft_ms"`
+	Duration     float64       `json:"duration_ms"`
+	Overhead     float64       `json:"overhead_us"`
+	ITLp50       *float64      `json:"itl_p50_ms"`
+	ITLp99       *float64      `json:"itl_p99_ms"`
+	TPS          *float64      `json:"tokens_per_second"`
+	Prompt       *int64        `json:"prompt_tokens"`
+	Cached       *int64        `json:"cached_tokens"`
+	Output       *int64        `json:"output_tokens"`
+	Reasoning    *int64        `json:"reasoning_tokens"`
+	Estimated    bool          `json:"output_tokens_estimated"`
+	BytesIn      int64         `json:"bytes_in"`
+	BytesOut     int64         `json:"bytes_out"`
+	USD          *float64      `json:"usd"`
+	MoreAttempts int           `json:"attempts_not_shown,omitempty"`
+}
+
+type attemptView struct {
+	Endpoint string  `json:"endpoint"`
+	Class    string  `json:"class"`
+	Status   int     `json:"status,omitempty"`
+	Duration float64 `json:"duration_ms"`
+}
+
+func millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1e3 }
+
+func some[T comparable](v, none T) *T {
+	if v == none {
+		return nil
+	}
+	return &v
+}
+
+// MarshalJSON shows the record with units in every name.
+func (r *Record) MarshalJSON() ([]byte, error) {
+	v := view{
+		ID: r.ID, At: r.At.UTC(), Route: r.Route, Model: r.Model, Served: r.Served, Stream: r.Stream,
+		Endpoint: string(r.Endpoint), Provider: r.Provider, Status: r.Status, Class: r.Class.String(), Code: r.Code, Finish: r.Finish,
+		Attempts: []attemptView{}, TTFT: some(millis(r.TTFT), 0), UpstreamTTFT: some(millis(r.UpstreamTTFT), 0),
+		Duration: millis(r.Duration), Overhead: float64(r.Overhead.Nanoseconds()) / 1e3, ITLp50: some(millis(r.ITLp50), 0), ITLp99: some(millis(r.ITLp99), 0),
+		TPS: some(r.TPS, 0), Prompt: some(r.Prompt, -1), Cached: some(r.Cached, -1), Output: some(r.Output, -1), Reasoning: some(r.Reasoning, -1),
+		Estimated: r.Estimated, BytesIn: r.BytesIn, BytesOut: r.BytesOut, MoreAttempts: max(0, r.Tries-MaxAttempts),
+	}
+	if r.USDKnown {
+		v.USD = &r.USD
+	}
+	for _, a := range r.Attempts[:min(r.Tries, MaxAttempts)] {
+		v.Attempts = append(v.Attempts, attemptView{string(a.Endpoint), a.Class.String(), a.Status, millis(a.Duration)})
+	}
+	return json.Marshal(&v)
+}
+
+// Attrs appends the record as fields of an access log line to dst; figures that are unknown are left out.
+func (r *Record) Attrs(dst []slog.Attr) []slog.Attr {
+	dst = append(dst, slog.String("request_id", r.ID), slog.String("route", r.Route), slog.String("model", r.Model),
+		slog.Bool("stream", r.Stream), slog.String("endpoint", string(r.Endpoint)), slog.Int("status", r.Status),
+		slog.String("class", r.Class.String()), slog.Int("attempts", r.Tries), slog.Float64("duration_ms", millis(r.Duration)),
+		slog.Float64("overhead_us", float64(r.Overhead.Nanoseconds())/1e3))
+	if r.Code != "" {
+		dst = append(dst, slog.String("error_code", r.Code))
+	}
+	if r.TTFT > 0 {
+		dst = append(dst, slog.Float64("ttft_ms", millis(r.TTFT)), slog.Float64("upstream_ttft_ms", millis(r.UpstreamTTFT)))
+	}
+	if r.TPS > 0 {
+		dst = append(dst, slog.Float64("tokens_per_second", r.TPS), slog.Float64("itl_p50_ms", millis(r.ITLp50)), slog.Float64("itl_p99_ms", millis(r.ITLp99)))
+	}
+	if r.Prompt >= 0 {
+		dst = append(dst, slog.Int64("prompt_tokens", r.Prompt))
+	}
+	if r.Output >= 0 {
+		dst = append(dst, slog.Int64("output_tokens", r.Output))
+		if r.Estimated {
+			dst = append(dst, slog.Bool("output_tokens_estimated", true))
+		}
+	}
+	if r.USDKnown {
+		dst = append(dst, slog.Float64("usd", r.USD))
+	}
+	return dst
+}

@@ -1,0 +1,230 @@
+// Package listen accepts client connections and tells at once when a client has left, also while
+// nobody reads from or writes to its connection.
+//
+// On Linux one epoll set watches every connection (EPOLLRDHUP, edge triggered) at the cost of one
+// thread and 24 bytes a connection. Elsewhere a waiting request has a byte read ahead in the
+// background, as net/http does, which is blind while a pipelined request is already waiting.
+// A half-close counts as leaving: HTTP/1.1 gives a gateway no use for a client that only listens.
+package listen
+
+import (
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Why tells an armed callback what happened.
+type Why uint8
+
+// Reasons for which an armed callback is called.
+const (
+	Left    Why = iota // the client closed, half-closed or reset its connection
+	Drained            // Listener.AbortAll: the server wants the request ended
+)
+
+// Listener wraps a TCP listener so that its connections can be watched. Put tls.NewListener outside it.
+type Listener struct {
+	net.Listener
+	watch watcher
+	next  atomic.Uint64
+	conns sync.Map // uint64 id -> *Conn
+}
+
+// Conn is a watched client connection.
+type Conn struct {
+	*net.TCPConn
+	l       *Listener
+	id      uint64
+	gone    atomic.Bool
+	drained atomic.Bool
+	onGone  atomic.Pointer[func(Why)]
+	ahead   readAhead
+	early   early
+}
+
+// Watch wraps ln, which must accept TCP connections. Close ends the watching too.
+func Watch(ln net.Listener) (*Listener, error) {
+	l := &Listener{Listener: ln}
+	if err := l.watch.start(l); err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// WatchPortably is Watch without help from the operating system; it is what other systems than
+// Linux get, and exported so that tests cover it everywhere.
+func WatchPortably(ln net.Listener) *Listener {
+	l := &Listener{Listener: ln}
+	l.watch.portable = true
+	return l
+}
+
+// Accept waits for the next client.
+func (l *Listener) Accept() (net.Conn, error) {
+	nc, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	tc, ok := nc.(*net.TCPConn)
+	if !ok {
+		return nil, errors.New("BUG: listen: the inner listener is not TCP")
+	}
+	c := &Conn{TCPConn: tc, l: l, id: l.next.Add(1)}
+	c.ahead.init(c)
+	c.early.init(c)
+	l.conns.Store(c.id, c)
+	l.watch.add(c)
+	return c, nil
+}
+
+// Close stops accepting. Connections stay open and watched until each closes; StopWatching ends that.
+func (l *Listener) Close() error { return l.Listener.Close() }
+
+// StopWatching ends the watcher's goroutine. Call it when no request is running any more.
+func (l *Listener) StopWatching() { l.watch.stop() }
+
+// AbortAll calls the callback of every armed connection with Drained, and of every connection
+// that is armed later at once.
+func (l *Listener) AbortAll() {
+	for _, v := range l.conns.Range {
+		c := v.(*Conn)
+		c.drained.Store(true)
+		c.fire(Drained)
+	}
+}
+
+// CloseAll closes every connection.
+func (l *Listener) CloseAll() {
+	for _, v := range l.conns.Range {
+		_ = v.(*Conn).Close()
+	}
+}
+
+// Len returns how many connections are open.
+func (l *Listener) Len() int {
+	n := 0
+	for range l.conns.Range {
+		n++
+	}
+	return n
+}
+
+// Close closes the connection and forgets it.
+func (c *Conn) Close() error {
+	c.l.conns.Delete(c.id)
+	return c.TCPConn.Close() // the kernel drops the descriptor from the epoll set
+}
+
+// Arm has f called, once at most, when the client leaves or AbortAll is called; at once when that
+// has happened already. f runs on the watcher's goroutine: it must be quick and must not block,
+// and harmless on a finished request, since Disarm does not wait for it.
+func (c *Conn) Arm(f *func(Why)) {
+	c.onGone.Store(f)
+	switch {
+	case c.gone.Load():
+		c.fire(Left)
+	case c.drained.Load():
+		c.fire(Drained)
+	case c.l.watch.portable:
+		c.ahead.begin()
+	}
+}
+
+// Disarm ends what Arm began. Call it before the connection's next request is read.
+func (c *Conn) Disarm() {
+	c.onGone.Store(nil)
+	if c.l.watch.portable {
+		c.ahead.end()
+	}
+}
+
+// Gone tells whether the client has left, as far as the watcher knows.
+func (c *Conn) Gone() bool { return c.gone.Load() }
+
+func (c *Conn) fire(why Why) {
+	if f := c.onGone.Swap(nil); f != nil {
+		(*f)(why)
+	}
+}
+
+func (c *Conn) left() {
+	c.gone.Store(true)
+	c.fire(Left)
+}
+
+// Of returns the watched connection below c, looking through TLS, or nil.
+func Of(c net.Conn) *Conn {
+	for {
+		switch v := c.(type) {
+		case *Conn:
+			return v
+		case interface{ NetConn() net.Conn }:
+			c = v.NetConn()
+		case interface{ UnsafeConn() net.Conn }: // a hijacked connection of fasthttp
+			c = v.UnsafeConn()
+		default:
+			return nil
+		}
+	}
+}
+
+// readAhead reads one byte in the background while a request waits, and gives it back to the next
+// Read. Only the portable watcher uses it.
+type readAhead struct {
+	c    *Conn
+	mu   sync.Mutex // guards all below
+	done chan struct{}
+	busy bool
+	have bool
+	b    [1]byte
+}
+
+func (r *readAhead) init(c *Conn) { r.c = c }
+
+var aLongTimeAgo = time.Unix(1, 0)
+
+func (r *readAhead) begin() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.busy || r.have {
+		return // a byte of the next request is here: nothing more can be seen without reading on
+	}
+	_ = r.c.SetReadDeadline(time.Time{}) // the server's read timeout is still armed
+	r.busy, r.done = true, make(chan struct{})
+	go func() {
+		n, err := r.c.TCPConn.Read(r.b[:])
+		r.mu.Lock()
+		r.busy, r.have = false, n == 1
+		close(r.done)
+		r.mu.Unlock()
+		var ne net.Error
+		if err != nil && (!errors.As(err, &ne) || !ne.Timeout()) {
+			r.c.left()
+		}
+	}()
+}
+
+func (r *readAhead) end() {
+	r.mu.Lock()
+	busy, done := r.busy, r.done
+	r.mu.Unlock()
+	if !busy {
+		return
+	}
+	_ = r.c.SetReadDeadline(aLongTimeAgo)
+	<-done
+	_ = r.c.SetReadDeadline(time.Time{})
+}
+
+func (r *readAhead) take(p []byte) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.have || len(p) == 0 {
+		return 0
+	}
+	r.have = false
+	p[0] = r.b[0]
+	return 1
+}

@@ -1,0 +1,23 @@
+//go:build !linux
+
+package listen
+
+// watcher is the portable way on systems without epoll.
+type watcher struct{ portable bool }
+
+func (w *watcher) start(*Listener) error { w.portable = true; return nil }
+func (w *watcher) add(*Conn)             {}
+func (w *watcher) stop()                 {}
+
+// Read reads from the client, beginning with a byte that was read ahead.
+func (c *Conn) Read(p []byte) (int, error) {
+	if n := c.ahead.take(p); n > 0 {
+		return n, nil
+	}
+	return c.TCPConn.Read(p)
+}
+
+// early is the pooled first read of a request, a matter of Linux only.
+type early struct{}
+
+func (early) init(*Conn) {}

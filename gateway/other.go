@@ -1,0 +1,131 @@
+package gateway
+
+import (
+	"bytes"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/valyala/fasthttp"
+
+	"headrace/gateway/openai"
+	"headrace/router"
+)
+
+// passthroughRoute is every path under /v1 that has no route of its own.
+var passthroughRoute = &route{path: "passthrough", proto: protoOpaque, body: anyBody}
+
+// other serves what is not forwarded by model.
+func (s *Server) other(ctx *fasthttp.RequestCtx, path string, rt *route, now time.Time) {
+	get := ctx.IsGet() || ctx.IsHead()
+	switch {
+	case rt != nil && !ctx.IsPost():
+		ctx.Response.Header.Set(fasthttp.HeaderAllow, "POST")
+		s.refuse(ctx, errMethod(string(ctx.Method()), rt.path, "POST"), rt.proto)
+	case rt != nil: // a multipart route without a multipart body: uploads never come here
+		s.refuse(ctx, errMediaType(rt.path, "multipart/form-data"), rt.proto)
+	case path == modelsPath && get:
+		s.listModels(ctx)
+	case path == modelsPath:
+		ctx.Response.Header.Set(fasthttp.HeaderAllow, "GET, HEAD")
+		s.refuse(ctx, errMethod(string(ctx.Method()), path, "GET"), protoChat)
+	case strings.HasPrefix(path, modelPrefix) && get:
+		s.showModel(ctx, path[len(modelPrefix):])
+	case s.set.Load().Passthrough != "" && strings.HasPrefix(path, "/v1/"):
+		s.passthrough(ctx, path, now)
+	default:
+		s.refuse(ctx, errUnknownRoute(string(ctx.Method()), path), protoChat)
+	}
+}
+
+// refuse answers a request that never became an exchange.
+func (s *Server) refuse(ctx *fasthttp.RequestCtx, e *openai.Error, proto protocol) {
+	id := s.newID()
+	ctx.Response.Header.Set("X-Request-Id", id)
+	writeError(ctx, e, proto)
+	s.log.Info("request refused", "request_id", id, "status", e.Status, "code", e.Code)
+}
+
+// passthrough sends a request on as it is to the one host configured for that.
+func (s *Server) passthrough(ctx *fasthttp.RequestCtx, path string, now time.Time) {
+	if hasDotSegment(path) {
+		s.refuse(ctx, &openai.Error{Status: 400, Type: "invalid_request_error", Code: "invalid_url",
+			Message: "The path contains a dot segment. Send the path it stands for."}, protoChat)
+		return
+	}
+	x := s.begin(ctx, passthroughRoute, now)
+	s.serve(x, func(x *exchange) *openai.Error {
+		if e := s.mayEnter(); e != nil {
+			return e
+		}
+		x.pinned = x.set.Passthrough
+		body := ctx.Request.Body()
+		x.rec.BytesIn = int64(len(body))
+		x.prepare(passthroughForwarded)
+		x.req.Method = string(ctx.Method())
+		x.parts[0] = body
+		x.req.Body, x.req.Size = x.parts[:1], len(body)
+		return nil
+	})
+}
+
+// hasDotSegment finds "." and ".." segments, which could lead out of the host's base path, however
+// they are written.
+func hasDotSegment(path string) bool {
+	for seg := range strings.FieldsFuncSeq(path, func(r rune) bool { return r == '/' || r == '\\' }) {
+		plain, err := url.PathUnescape(seg)
+		if err != nil {
+			return true
+		}
+		for part := range strings.FieldsFuncSeq(plain, func(r rune) bool { return r == '/' || r == '\\' }) {
+			if part == "." || part == ".." {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// modelList is the answer of GET /v1/models for one snapshot.
+type modelList struct {
+	of   *router.Snapshot
+	body []byte
+}
+
+func (s *Server) listModels(ctx *fasthttp.RequestCtx) {
+	snap := s.router.Snapshot()
+	l := s.models.Load()
+	if l == nil || l.of != snap {
+		cards := make([][]byte, 0, len(snap.Models()))
+		for _, name := range snap.Models() {
+			base, _ := snap.Card(name)
+			cards = append(cards, openai.AppendModelCard(nil, name, base, s.created))
+		}
+		l = &modelList{of: snap, body: openai.AppendModelList(nil, cards)}
+		s.models.Store(l)
+	}
+	s.sendJSON(ctx, l.body)
+}
+
+func (s *Server) showModel(ctx *fasthttp.RequestCtx, escaped string) {
+	name, err := url.PathUnescape(escaped) // ids contain slashes, written as they are or as %2F
+	snap := s.router.Snapshot()
+	if err != nil || !snap.Has(name) {
+		s.refuse(ctx, errModelUnknown(name, snap.Models()), protoChat)
+		return
+	}
+	base, _ := snap.Card(name)
+	s.sendJSON(ctx, openai.AppendModelCard(nil, name, base, s.created))
+}
+
+func (s *Server) sendJSON(ctx *fasthttp.RequestCtx, body []byte) {
+	ctx.Response.Header.Set("X-Request-Id", s.newID())
+	ctx.Response.Header.SetContentTypeBytes(jsonType)
+	ctx.Response.SetBodyRaw(body)
+}
+
+// mediaType is the lower-case type of a Content-Type value, without parameters.
+func mediaType(ct []byte) string {
+	t, _, _ := bytes.Cut(ct, []byte(";"))
+	return strings.ToLower(string(bytes.TrimSpace(t)))
+}

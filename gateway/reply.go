@@ -1,0 +1,388 @@
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/valyala/fasthttp"
+
+	"headrace/gateway/openai"
+	"headrace/router/outcome"
+)
+
+// answer makes the outcome of advance the response. It returns false when the body is still to be
+// relayed, by WriteTo, after the handler.
+func (x *exchange) answer() (complete bool) {
+	if x.phase == failed {
+		x.setHeaders()
+		if x.failure.RetryAfter == 0 {
+			x.failure.RetryAfter = x.retryWait
+		}
+		writeError(x.ctx, x.failure, x.route.proto)
+		x.rec.Status = x.failure.Status
+		return true
+	}
+	a := x.attempt
+	x.ctx.SetStatusCode(a.Status)
+	copyHead(&x.ctx.Response.Header, &a.Head)
+	x.rec.Status = a.Status
+	if x.verbatim || x.bodyEnd || a.Ended() && !x.isStream {
+		x.bodyEnd = true
+		x.ctx.Response.SetBody(a.Unread()) // a copy: the buffer goes back with the attempt
+		x.rec.BytesOut = int64(len(a.Unread()))
+		if x.ctx.IsHead() { // the length that GET would have, not the length of nothing
+			x.ctx.Response.SkipBody = true
+			x.ctx.Response.Header.SetContentLength(max(0, a.Head.ContentLength()))
+		}
+		x.setHeaders()
+		return true
+	}
+	x.setHeaders()
+	x.stream()
+	return false
+}
+
+// stream hands the rest of the answer to WriteTo.
+func (x *exchange) stream() {
+	x.committed = true
+	x.ctx.SetWriteDeadline(time.Now().Add(x.set.ClientWrite)) // makes it ours to renew, and the server's to clear
+	x.ctx.Response.SetBodyStream(x, -1)
+}
+
+// setHeaders adds what Headrace tells of itself.
+func (x *exchange) setHeaders() {
+	h := &x.ctx.Response.Header
+	h.Set("X-Request-Id", x.rec.ID)
+	id := x.rec.Endpoint
+	if x.attempt != nil && (x.leased || x.pinned != "") {
+		id = x.endpointID()
+	}
+	if id == "" {
+		return
+	}
+	h.Set("X-Headrace-Endpoint", string(id))
+	provider := x.rec.Provider
+	tries := x.rec.Tries
+	if x.leased {
+		provider, tries = x.lease.Endpoint.Provider, tries+1
+	}
+	if provider != "" {
+		h.Set("X-Headrace-Provider", provider)
+	}
+	var buf [48]byte
+	h.SetBytesV("X-Headrace-Attempts", strconv.AppendInt(buf[:0], int64(max(1, tries)), 10))
+	now := time.Now()
+	first := x.m.firstAt
+	if first.IsZero() {
+		first = now
+	}
+	if x.phase == ready {
+		h.SetBytesV("X-Headrace-Ttft-Ms", appendMillis(buf[:0], first.Sub(x.rec.At)))
+		b := appendMillis(append(buf[:0], "upstream;dur="...), first.Sub(x.beginAt))
+		h.SetBytesV("Server-Timing", b)
+		if x.bodyEnd && x.leased {
+			if usd, ok := x.usd(now); ok {
+				h.SetBytesV("X-Headrace-Cost-Usd", strconv.AppendFloat(buf[:0], usd, 'f', 9, 64))
+			}
+		}
+	}
+}
+
+// appendMillis writes d in milliseconds with one decimal.
+func appendMillis(dst []byte, d time.Duration) []byte {
+	return strconv.AppendFloat(dst, float64(d.Microseconds())/1e3, 'f', 1, 64)
+}
+
+// Read is never called: fasthttp uses WriteTo. It is there to satisfy io.Reader.
+func (x *exchange) Read([]byte) (int, error) { return 0, io.ErrNoProgress }
+
+// SupportsBodyWriteTo tells fasthttp to run WriteTo in the connection's own goroutine.
+func (x *exchange) SupportsBodyWriteTo() bool { return true }
+
+// down is where body bytes go. The first piece goes through fasthttp's writer, behind the response
+// head and in one packet with it; each further one straight to the connection, framed in the buffer
+// it was read into. HTTP/1.0 callers know no chunks and get all through fasthttp.
+type down struct {
+	w    io.Writer
+	conn net.Conn // nil for HTTP/1.0
+}
+
+// WriteTo relays the body. fasthttp calls it after the handler, with a writer that flushes each Write.
+func (x *exchange) WriteTo(w io.Writer) (int64, error) {
+	d := down{w: w}
+	if x.ctx.Request.Header.IsHTTP11() {
+		d.conn = x.ctx.Conn()
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			x.broken = fmt.Errorf("panic: %v", r)
+			x.s.panicked(x.rec.ID, r)
+			panic(r) // fasthttp turns it into an error and closes the connection
+		}
+	}()
+	if err := x.relay(&d); err != nil {
+		x.broken = err
+		return x.rec.BytesOut, io.ErrUnexpectedEOF // no last chunk goes out, and fasthttp does not log this one
+	}
+	return x.rec.BytesOut, nil
+}
+
+var ping = []byte(": ping\n\n")
+
+// relay sends the answer; nil means that it is complete and the response may end in good order.
+func (x *exchange) relay(d *down) error {
+	for x.phase != ready && x.phase != failed {
+		if err := x.write(d, ping); err != nil { // due: heartbeat's time has passed in silence
+			return err
+		}
+		x.advance(time.Now().Add(x.set.Heartbeat))
+	}
+	if x.phase == failed {
+		return x.abandon(d, x.failure)
+	}
+	a := x.attempt
+	if x.beating && !x.isStream { // the head promised events already
+		e, _ := openai.NormalizeError(max(a.Status, fasthttp.StatusBadGateway), a.Head.ContentType(), a.Unread())
+		if x.verbatim {
+			e, _ = openai.NormalizeError(a.Status, a.Head.ContentType(), a.Unread())
+		}
+		return x.abandon(d, &e)
+	}
+	gap := x.set.Gap
+	if !x.isStream || x.opaque {
+		x.held = len(a.Unread())
+	}
+	for {
+		if err := x.deliver(d); err != nil {
+			return err
+		}
+		if a.Ended() && len(a.Unread()) == 0 {
+			x.bodyEnd = true
+			return x.finishStream(d)
+		}
+		now := time.Now()
+		by, slack := now.Add(gap), gap/8
+		if x.m.done {
+			by, slack = now.Add(time.Second), 0 // all was said: only the framing's end is missing
+		}
+		err := a.More(earlier(by, x.totalBy), slack)
+		now = time.Now()
+		switch {
+		case err == nil && (!x.isStream || x.opaque):
+			x.held = len(a.Unread())
+		case err == nil:
+			x.scanEvents(now)
+		case a.Full(err):
+			x.opaque, x.held = true, len(a.Unread())
+		case errors.Is(err, io.EOF):
+			if x.isStream && !x.opaque {
+				x.takeLast(now)
+			} else {
+				x.held = len(a.Unread())
+			}
+			if err := x.deliver(d); err != nil {
+				return err
+			}
+			x.bodyEnd = true
+			return x.finishStream(d)
+		case x.m.done:
+			return nil // [DONE] was passed on; whatever went wrong behind it concerns nobody
+		default:
+			return x.lost(d, err)
+		}
+	}
+}
+
+// deliver sends the held bytes.
+func (x *exchange) deliver(d *down) error {
+	if x.held == 0 {
+		return nil
+	}
+	n := x.held
+	x.held = 0
+	var err error
+	if !x.wrote || d.conn == nil {
+		err = x.write(d, x.attempt.Unread()[:n])
+		x.attempt.Consume(n)
+	} else {
+		x.rec.BytesOut += int64(n)
+		x.armWrite()
+		err = x.attempt.WriteChunk(d.conn, n)
+	}
+	if err != nil {
+		return err
+	}
+	if x.m.outputs > 0 && x.m.handedAt.IsZero() {
+		x.m.handedAt = time.Now()
+		x.own += x.m.handedAt.Sub(x.began)
+		if x.leased {
+			x.lease.FirstContent(x.m.firstAt.Sub(x.beginAt))
+		}
+	}
+	return nil
+}
+
+// write sends p through fasthttp's writer.
+func (x *exchange) write(d *down, p []byte) error {
+	x.armWrite()
+	n, err := d.w.Write(p)
+	x.wrote = true
+	x.rec.BytesOut += int64(n)
+	return err
+}
+
+// armWrite renews the deadline that catches a client which reads no more. A deadline costs 300 ns,
+// so it is left to run down by an eighth first.
+func (x *exchange) armWrite() {
+	now := time.Now()
+	if limit := x.set.ClientWrite; now.Sub(x.writeArm) > limit/8 {
+		x.writeArm = now
+		_ = x.ctx.Conn().SetWriteDeadline(now.Add(limit)) // fails on a closed connection only, as the write will
+	}
+}
+
+// finishStream judges an answer whose body ended in good order.
+func (x *exchange) finishStream(d *down) error {
+	if !x.isStream || x.opaque || x.route.proto == protoOpaque || x.m.done || x.m.failed || x.pinned != "" {
+		return nil
+	}
+	if x.m.finishes > 0 && x.m.finishes >= x.scan.N {
+		return nil // some hosts send no [DONE]
+	}
+	return x.lost(d, io.ErrUnexpectedEOF)
+}
+
+// lost ends a stream that broke off: an error event, and no clean end.
+func (x *exchange) lost(d *down, err error) error {
+	x.broken = err
+	if x.guard.Aborted() && !x.drained.Load() {
+		return err // nobody is there to be told
+	}
+	e := errAttempt(&outcome.Error{Class: outcome.Truncated})
+	if x.drained.Load() {
+		e = errDraining()
+	}
+	if !x.isStream {
+		return err // a plain body has no room for an error: its broken framing says it
+	}
+	return x.abandon(d, e)
+}
+
+// abandon writes e as the last event. The response then ends without its last chunk, so that no
+// client can take it for complete.
+func (x *exchange) abandon(d *down, e *openai.Error) error {
+	x.rec.Code = e.Code
+	if x.broken == nil {
+		x.broken = e
+	}
+	if err := x.write(d, errorEvent(e, x.route.proto)); err != nil {
+		return err
+	}
+	return x.broken
+}
+
+// CloseWithError settles the exchange; fasthttp calls it when the body has been sent, with the error
+// that ended it, if any.
+func (x *exchange) CloseWithError(err error) error {
+	if x.broken == nil {
+		x.broken = err
+	}
+	x.settle()
+	return nil
+}
+
+// settle gives back everything the exchange holds and records it, once.
+func (x *exchange) settle() {
+	if x.settled {
+		return
+	}
+	x.settled = true
+	x.s.inFlight.Add(-1)
+	if x.conn != nil {
+		x.conn.Disarm()
+	}
+	now := time.Now()
+	if x.leased || (x.pinned != "" && x.attempt != nil && x.phase == ready) {
+		x.endAttempt(x.verdict())
+	}
+	if x.attempt != nil {
+		x.attempt.Finish()
+		attempts.Put(x.attempt)
+		x.attempt = nil
+	}
+	if x.form != nil {
+		x.form.close()
+	}
+	x.fillRecord(now)
+	x.s.settled(&x.rec)
+}
+
+// verdict says how the attempt that was answered with ended.
+func (x *exchange) verdict() *outcome.Error {
+	oe := &outcome.Error{Class: outcome.Success, Endpoint: x.endpointID(), Status: x.attempt.Status, Err: x.broken}
+	switch {
+	case x.guard.Aborted() && !x.drained.Load():
+		oe.Class = outcome.ClientGone
+	case x.verbatim:
+		oe.Class = outcome.CallerFault
+	case x.m.failed:
+		oe.Class = outcome.UpstreamFault
+	case x.broken == nil:
+	case x.m.done && x.bodyEnd:
+	case x.clientBroke():
+		oe.Class = outcome.ClientGone
+	default:
+		oe.Class = outcome.Truncated
+	}
+	return oe
+}
+
+// clientBroke tells whether the stream ended because the caller could not be written to.
+func (x *exchange) clientBroke() bool {
+	var op *net.OpError
+	return errors.As(x.broken, &op) && op.Op == "write"
+}
+
+func (x *exchange) fillRecord(now time.Time) {
+	r := &x.rec
+	r.Duration = now.Sub(r.At)
+	r.Overhead = x.own
+	if x.guard.Aborted() && !x.drained.Load() {
+		r.Class = outcome.ClientGone
+		if !x.committed {
+			r.Status = 499
+		}
+	}
+	m := &x.m
+	r.Prompt, r.Cached, r.Output, r.Reasoning = -1, -1, -1, -1
+	if m.hasUsage {
+		r.Prompt, r.Cached, r.Reasoning = m.usage.Prompt, m.usage.Cached, m.usage.Reasoning
+	}
+	if m.outputs > 0 || m.hasUsage {
+		r.Output, r.Estimated = m.output()
+	}
+	if !x.isStream {
+		r.Estimated = r.Estimated && m.hasUsage
+		if !m.hasUsage {
+			r.Output, r.Estimated = -1, false // an answer in one piece shows no tokens to count
+		}
+	}
+	if x.isStream && !m.firstAt.IsZero() {
+		r.UpstreamTTFT = m.firstAt.Sub(x.beginAt)
+		if !m.handedAt.IsZero() {
+			r.TTFT = m.handedAt.Sub(r.At)
+		}
+		r.TPS = m.tps()
+		r.ITLp50, r.ITLp99 = m.gaps.quantile(0.5), m.gaps.quantile(0.99)
+	}
+	r.Finish = finishReason(m.finish[:m.finishN])
+	if r.Status == 0 {
+		r.Status = 499
+	}
+}
+
+var _ fasthttp.BodyWriterTo = (*exchange)(nil)

@@ -1,0 +1,486 @@
+// Package gateway is the HTTP surface: it takes OpenAI requests, finds a host for each, relays the
+// answer as it comes and settles what it took.
+//
+// A request's way: Server.handle (server.go) -> routes (routes.go) -> exchange.advance
+// (exchange.go: pick, attempt, first event) -> exchange.answer and WriteTo (reply.go: relay) ->
+// exchange.settle.
+package gateway
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/base32"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/valyala/fasthttp"
+
+	"headrace/gateway/forward"
+	"headrace/gateway/ledger"
+	"headrace/gateway/listen"
+	"headrace/gateway/openai"
+	"headrace/router"
+	"headrace/router/cost"
+	"headrace/router/endpoint"
+	"headrace/router/outcome"
+)
+
+// Options set up a Server for good.
+type Options struct {
+	Router  *router.Router
+	Forward *forward.Client
+	Log     *slog.Logger
+	Settled func(*ledger.Record) // called once a request, from its goroutine; must not block or keep the record
+	MaxHead int                  // bytes of a request head
+	Idle    time.Duration        // keep-alive connection without a request
+	TempDir string               // for uploads that name their model behind the file; "" for the system's
+}
+
+// Settings may change while the server runs; a request keeps those it began with. Durations and
+// sizes must be positive but where 0 is explained.
+type Settings struct {
+	MaxBody     int   // bytes of a JSON request
+	MaxUpload   int64 // bytes of a multipart request
+	MaxInFlight int64 // requests at once
+
+	Read        time.Duration // reading a request
+	FirstEvent  time.Duration // request sent to first content token, each attempt
+	Gap         time.Duration // silence inside an answer
+	Total       time.Duration // accepted to last byte, all attempts
+	ClientWrite time.Duration // a write to the caller that makes no progress
+	Heartbeat   time.Duration // a comment goes out each time a waiting stream was silent that long; 0 for none
+	Drain       time.Duration // running requests may take that long when the server stops
+	MaxRetries  int           // per request
+
+	Passthrough endpoint.ID // endpoint that gets unknown paths under /v1; "" for none
+}
+
+// Server is the gateway's public face.
+type Server struct {
+	opt     Options
+	set     atomic.Pointer[Settings]
+	first   Settings // what the fasthttp servers were set up with
+	router  *router.Router
+	forward *forward.Client
+	log     *slog.Logger
+	settled func(*ledger.Record)
+
+	http     *fasthttp.Server
+	uploads  *fasthttp.Server
+	inFlight atomic.Int64
+	draining atomic.Bool
+	created  int64 // Unix seconds
+
+	idMu    sync.Mutex // guards idLeft
+	idLeft  []byte     // random bytes not used yet
+	noUsage sync.Map   // endpoint.ID -> bool: refused stream_options
+	models  atomic.Pointer[modelList]
+}
+
+var attempts = sync.Pool{New: func() any { return new(forward.Attempt) }}
+
+// New returns a Server that serves nothing yet.
+func New(o Options, set Settings) *Server {
+	s := &Server{opt: o, router: o.Router, forward: o.Forward, log: o.Log, settled: o.Settled, created: time.Now().Unix()}
+	if s.settled == nil {
+		s.settled = func(*ledger.Record) {}
+	}
+	s.set.Store(&set)
+	s.first = set
+	s.http = s.server(s.handle, &set)
+	s.uploads = s.server(s.handleUpload, &set)
+	s.uploads.HeaderReceived = nil
+	s.uploads.StreamRequestBody = true
+	s.uploads.DisableKeepalive = true // an upload's connection serves it alone
+	return s
+}
+
+// Configure replaces the settings, for requests that begin from now on.
+func (s *Server) Configure(set Settings) { s.set.Store(&set) }
+
+func (s *Server) server(h fasthttp.RequestHandler, set *Settings) *fasthttp.Server {
+	return &fasthttp.Server{
+		Handler:                      s.guarded(h),
+		ErrorHandler:                 s.badRequest,
+		HeaderReceived:               s.headerReceived,
+		NoDefaultServerHeader:        true,
+		NoDefaultContentType:         true,
+		DisablePreParseMultipartForm: true,
+		ReduceMemoryUsage:            true, // a waiting connection holds no buffers
+		ReadBufferSize:               s.opt.MaxHead,
+		WriteBufferSize:              2 << 10,
+		MaxRequestBodySize:           set.MaxBody, // headerReceived has the current figures
+		ReadTimeout:                  set.Read,
+		WriteTimeout:                 set.ClientWrite,
+		IdleTimeout:                  s.opt.Idle,
+		Concurrency:                  1 << 20, // connections; requests are limited by MaxInFlight
+		CloseOnShutdown:              true,
+		Logger:                       quiet{s.log},
+	}
+}
+
+// quiet takes fasthttp's own log lines, which concern single connections.
+type quiet struct{ log *slog.Logger }
+
+func (q quiet) Printf(format string, args ...any) {
+	q.log.Debug("http server", "event", fmt.Sprintf(format, args...))
+}
+
+// InFlight returns how many requests are being served.
+func (s *Server) InFlight() int64 { return s.inFlight.Load() }
+
+// Draining tells whether the server has stopped taking requests.
+func (s *Server) Draining() bool { return s.draining.Load() }
+
+// Listener is an address to serve on.
+type Listener struct {
+	net.Listener             // TCP
+	TLS          *tls.Config // nil for plain HTTP
+}
+
+// Serve serves on lns until ctx is done, then drains: it takes no new connections and no new
+// requests, lets running ones finish for Options.Drain and ends the rest with an error event. It
+// returns nil after a drain, whatever was cut, and owns lns.
+func (s *Server) Serve(ctx context.Context, lns ...Listener) error {
+	watched := make([]*listen.Listener, 0, len(lns))
+	failed := make(chan error, len(lns))
+	for _, ln := range lns {
+		wl, err := listen.Watch(ln.Listener)
+		if err != nil {
+			for _, l := range lns {
+				_ = l.Close()
+			}
+			return err
+		}
+		watched = append(watched, wl)
+	}
+	for i, ln := range lns {
+		var l net.Listener = watched[i]
+		if ln.TLS != nil {
+			l = tls.NewListener(l, ln.TLS)
+		}
+		go func() { failed <- s.http.Serve(l) }()
+	}
+	var first error
+	running := len(lns)
+	select {
+	case <-ctx.Done():
+	case first = <-failed:
+		running--
+	}
+	s.drain(watched)
+	for range running {
+		<-failed
+	}
+	for _, l := range watched {
+		l.StopWatching()
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	return first
+}
+
+func (s *Server) drain(ls []*listen.Listener) {
+	s.draining.Store(true)
+	ctx, cancel := context.WithTimeout(context.Background(), s.set.Load().Drain)
+	defer cancel()
+	s.shutdown(ctx)
+	if s.inFlight.Load() > 0 {
+		s.log.Warn("drain limit reached: ending requests", "in_flight", s.inFlight.Load())
+		for _, l := range ls {
+			l.AbortAll()
+		}
+		last, cancelLast := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancelLast()
+		s.shutdown(last)
+	}
+	for _, l := range ls {
+		l.CloseAll()
+	}
+}
+
+// shutdown closes the listeners and idle connections, and waits until no request runs or ctx is done.
+func (s *Server) shutdown(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = s.http.ShutdownWithContext(ctx) // fails when ctx ends, which inFlight tells better
+	}()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for s.inFlight.Load() > 0 && ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+		}
+	}
+	cancel() // what is open now is a connection without a request: no reason to wait for it
+	<-done
+}
+
+// guarded counts the request, and keeps a panic from ending the process.
+func (s *Server) guarded(h fasthttp.RequestHandler) fasthttp.RequestHandler {
+	return func(ctx *fasthttp.RequestCtx) {
+		defer func() {
+			if r := recover(); r != nil {
+				id := s.newID()
+				s.panicked(id, r)
+				ctx.Response.Reset()
+				ctx.Response.Header.Set("X-Request-Id", id)
+				ctx.SetConnectionClose()
+				writeError(ctx, errInternal(id), protoChat)
+			}
+		}()
+		h(ctx)
+	}
+}
+
+func (s *Server) panicked(id string, r any) {
+	s.log.Error("panic in a request", "request_id", id, "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+}
+
+// badRequest answers what fasthttp could not read as a request.
+func (s *Server) badRequest(ctx *fasthttp.RequestCtx, err error) {
+	e := &openai.Error{Status: 400, Type: "invalid_request_error", Code: "malformed_request", Message: "The request is not valid HTTP/1.1."}
+	var small *fasthttp.ErrSmallBuffer
+	var ne net.Error
+	switch {
+	case errors.As(err, &small):
+		e.Status, e.Code = 431, "request_head_too_large"
+		e.Message = fmt.Sprintf("The request line and headers are larger than %d bytes together (limits.max_head).", s.opt.MaxHead)
+	case errors.Is(err, fasthttp.ErrBodyTooLarge):
+		e = errTooLarge(int64(s.set.Load().MaxBody), "limits.max_body")
+	case errors.As(err, &ne) && ne.Timeout():
+		e.Status, e.Code, e.Message = 408, "request_timeout", "The request did not arrive in time (timeouts.read)."
+	}
+	id := s.newID()
+	ctx.Response.Header.Set("X-Request-Id", id)
+	ctx.SetConnectionClose()
+	writeError(ctx, e, protoChat)
+	s.log.Info("request refused", "request_id", id, "status", e.Status, "code", e.Code)
+}
+
+// newID returns a request id: "req_" and 26 characters that carry 128 random bits.
+func (s *Server) newID() string {
+	const n = 16
+	s.idMu.Lock()
+	if len(s.idLeft) < n {
+		s.idLeft = make([]byte, 64*n)
+		_, _ = rand.Read(s.idLeft) // never fails: crypto/rand ends the process first
+	}
+	raw := [n]byte(s.idLeft)
+	s.idLeft = s.idLeft[n:]
+	s.idMu.Unlock()
+	var b [4 + 26]byte
+	copy(b[:], "req_")
+	idEncoding.Encode(b[4:], raw[:])
+	return string(b[:])
+}
+
+var idEncoding = base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadding(base32.NoPadding)
+
+// handle is every request on an ordinary connection.
+func (s *Server) handle(ctx *fasthttp.RequestCtx) {
+	now := time.Now()
+	if ctx.IsPost() && s.isUpload(&ctx.Request.Header) {
+		s.moveUpload(ctx)
+		return
+	}
+	path := rawPath(ctx.Request.Header.RequestURI())
+	rt := routes[string(path)]
+	if rt == nil || !ctx.IsPost() || rt.body != jsonBody {
+		s.other(ctx, string(path), rt, now)
+		return
+	}
+	s.serve(s.begin(ctx, rt, now), (*exchange).admit)
+}
+
+// serve takes x through admission to its response. A panic settles it on its way up.
+func (s *Server) serve(x *exchange, admit func(*exchange) *openai.Error) {
+	defer func() {
+		if r := recover(); r != nil {
+			x.broken = fmt.Errorf("panic: %v", r)
+			x.rec.Status, x.rec.Class = fasthttp.StatusInternalServerError, outcome.UpstreamFault
+			x.settle()
+			panic(r)
+		}
+	}()
+	if e := admit(x); e != nil {
+		x.fail(e)
+	}
+	s.run(x)
+}
+
+// run drives x until its response can be given to fasthttp.
+func (s *Server) run(x *exchange) {
+	until := x.totalBy.Add(time.Hour) // each attempt ends by totalBy at the latest
+	if x.set.Heartbeat > 0 && x.wantStream {
+		until = x.rec.At.Add(x.set.Heartbeat)
+	}
+	if !x.advance(until) {
+		x.beat()
+		return
+	}
+	if x.answer() {
+		x.own += time.Since(x.began)
+		x.settle()
+	}
+}
+
+// beat commits to an event stream before anything came, so that comments can keep the caller's
+// connection alive. A failure from here on is an error event.
+func (x *exchange) beat() {
+	x.beating, x.rec.Status = true, fasthttp.StatusOK
+	h := &x.ctx.Response.Header
+	h.SetContentTypeBytes(eventStream)
+	h.Set("Cache-Control", "no-cache")
+	x.setHeaders()
+	x.stream()
+}
+
+func (s *Server) begin(ctx *fasthttp.RequestCtx, rt *route, now time.Time) *exchange {
+	set := s.set.Load()
+	x := &exchange{s: s, set: set, ctx: ctx, route: rt, began: now, totalBy: now.Add(set.Total)}
+	x.rec.At, x.rec.Route, x.rec.ID = now, rt.path, s.newID()
+	s.inFlight.Add(1)
+	if x.conn = listen.Of(ctx.Conn()); x.conn != nil {
+		x.gone = func(why listen.Why) {
+			if why == listen.Drained {
+				x.drained.Store(true)
+			}
+			x.guard.Abort()
+		}
+		x.conn.Arm(&x.gone)
+	}
+	return x
+}
+
+// admit checks the request and readies it for the first attempt.
+func (x *exchange) admit() *openai.Error {
+	s, ctx := x.s, x.ctx
+	if e := s.mayEnter(); e != nil {
+		return e
+	}
+	body := ctx.Request.Body()
+	x.rec.BytesIn = int64(len(body))
+	if enc := ctx.Request.Header.ContentEncoding(); len(enc) > 0 && string(enc) != "identity" {
+		return errEncoding(string(enc))
+	}
+	if ct := ctx.Request.Header.ContentType(); len(ct) > 0 && !isJSON(ct) {
+		return errMediaType(x.route.path, "application/json")
+	}
+	if err := x.scan.Scan(body); err != nil {
+		return errScan(err)
+	}
+	if len(x.scan.Model) == 0 {
+		return errModelMissing()
+	}
+	if e := x.setModel(x.scan.Model); e != nil {
+		return e
+	}
+	x.wantStream = x.scan.Stream
+	x.rec.Stream = x.wantStream
+	x.prepare(forwarded)
+	return nil
+}
+
+// mayEnter keeps requests out that the gateway has no room for.
+func (s *Server) mayEnter() *openai.Error {
+	if s.draining.Load() {
+		return errDraining()
+	}
+	if s.inFlight.Load() > s.set.Load().MaxInFlight {
+		return errBusy()
+	}
+	return nil
+}
+
+// setModel interns the model's name: what the caller sent dies with the request.
+func (x *exchange) setModel(name []byte) *openai.Error {
+	snap := x.s.router.Snapshot()
+	known, ok := snap.Intern(name)
+	if !ok {
+		x.rec.Model = clip(string(name), 128)
+		return errModelUnknown(string(name), snap.Models())
+	}
+	x.model, x.rec.Model = known, known
+	return nil
+}
+
+// prepare fills in what every attempt sends.
+func (x *exchange) prepare(take func([]byte) bool) {
+	x.s.router.Budget.Earn()
+	h := &x.ctx.Request.Header
+	x.head = appendHeader(make([]byte, 0, 192), h, take, x.rec.ID)
+	x.req.Method = "POST"
+	x.req.Path = strings.TrimPrefix(string(h.RequestURI()), "/v1")
+	x.req.Header = x.head
+}
+
+func isJSON(ct []byte) bool {
+	t, _, _ := strings.Cut(string(ct), ";")
+	t = strings.ToLower(strings.TrimSpace(t))
+	return t == "application/json" || strings.HasSuffix(t, "+json") || t == "application/x-www-form-urlencoded" || t == "text/plain"
+}
+
+// attemptFailed logs a failed attempt; the error's text may be the host's and goes nowhere else.
+func (s *Server) attemptFailed(x *exchange, e *outcome.Error) {
+	level := slog.LevelWarn
+	if e.Class == outcome.ClientGone || e.Class == outcome.CallerFault {
+		level = slog.LevelDebug
+	}
+	if !s.log.Enabled(context.Background(), level) {
+		return
+	}
+	s.log.LogAttrs(context.Background(), level, "attempt failed",
+		slog.String("request_id", x.rec.ID), slog.String("endpoint", string(e.Endpoint)), slog.String("class", e.Class.String()),
+		slog.Int("status", e.Status), slog.Any("error", e.Err))
+}
+
+// finishReason returns b as a string, for the usual ones without allocating.
+func finishReason(b []byte) string {
+	switch string(b) {
+	case "stop":
+		return "stop"
+	case "length":
+		return "length"
+	case "tool_calls":
+		return "tool_calls"
+	}
+	return string(b)
+}
+
+// usd is what the attempt has cost by now.
+func (x *exchange) usd(now time.Time) (float64, bool) {
+	u := cost.Used{Busy: now.Sub(x.beginAt), InFlight: x.lease.MeanInFlight(), Prompt: -1, Cached: -1, Output: -1}
+	if x.m.hasUsage {
+		u.Prompt, u.Cached, u.Output = x.m.usage.Prompt, x.m.usage.Cached, x.m.usage.Completion
+	}
+	return cost.USD(&x.lease.Endpoint.Price, u)
+}
+
+// rawPath is the request target's path as it came, without query and scheme.
+func rawPath(uri []byte) []byte {
+	for i, c := range uri {
+		if c == '?' || c == '#' {
+			return uri[:i]
+		}
+	}
+	return uri
+}
+
+// refusedUsage tells whether the endpoint has refused stream_options before.
+func (s *Server) refusedUsage(id endpoint.ID) bool {
+	_, refused := s.noUsage.Load(id)
+	return refused
+}
