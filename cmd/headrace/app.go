@@ -1,0 +1,304 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"headrace/gateway"
+	"headrace/gateway/admin"
+	"headrace/gateway/config"
+	"headrace/gateway/forward"
+	"headrace/gateway/ledger"
+	"headrace/gateway/listen"
+	"headrace/providers"
+	"headrace/providers/static"
+	"headrace/router"
+	"headrace/router/endpoint"
+	"headrace/router/health"
+	"headrace/telemetry"
+)
+
+const (
+	ringSize   = 1000
+	logsWithin = 100 * time.Millisecond // an access log line is out that soon
+)
+
+// app wires the parts together: nothing else knows all of them.
+type app struct {
+	level   *slog.LevelVar
+	logs    *telemetry.Writer
+	log     *slog.Logger
+	router  *router.Router
+	forward *forward.Client
+	server  *gateway.Server
+	ring    *ledger.Ring
+	access  atomic.Bool
+	certs   []*listen.Certificate
+
+	listeners []gateway.Listener
+	admin     net.Listener // nil when it is off
+
+	mu     sync.Mutex // guards all below
+	cfg    *config.Config
+	fleet  []endpoint.Endpoint
+	rules  []router.ModelRule
+	reload admin.ReloadStatus
+}
+
+// newApp opens the listeners and builds everything; run starts it.
+func newApp(cfg *config.Config, logTo io.Writer) (*app, error) {
+	a := &app{level: new(slog.LevelVar), cfg: cfg, ring: ledger.NewRing(ringSize), rules: rules(cfg)}
+	a.level.Set(cfg.Log.Level)
+	a.logs = telemetry.NewWriter(logTo, logsWithin)
+	a.log = telemetry.NewLogger(a.logs, telemetry.LogOptions{Level: a.level, Format: cfg.Log.Format})
+	a.access.Store(cfg.Log.Access)
+	a.router = router.New(router.Options{
+		Breaker: health.Options{Failures: cfg.Breaker.Failures, OpenFor: cfg.Breaker.OpenFor},
+		Retry:   router.BudgetOptions{PerRequest: cfg.Retries.Budget, Cap: cfg.Retries.BudgetCap},
+	})
+	a.forward = forward.New(forward.Options{Connect: cfg.Timeouts.Connect, UpstreamIdle: cfg.Timeouts.UpstreamIdle})
+	a.server = gateway.New(gateway.Options{
+		Router: a.router, Forward: a.forward, Log: a.log, Settled: a.settled,
+		MaxHead: int(cfg.Limits.MaxHead), Idle: cfg.Timeouts.Idle,
+	}, settings(cfg))
+	if err := a.open(cfg); err != nil {
+		a.closeListeners()
+		return nil, err
+	}
+	return a, nil
+}
+
+func (a *app) open(cfg *config.Config) error {
+	for _, l := range cfg.Listen {
+		var tc *tls.Config
+		if l.TLS != nil {
+			cert, err := listen.LoadCertificate(l.TLS.Cert, l.TLS.Key)
+			if err != nil {
+				return err
+			}
+			a.certs = append(a.certs, cert)
+			tc = cert.Config()
+		}
+		ln, err := net.Listen("tcp", l.Address)
+		if err != nil {
+			return fmt.Errorf("listen: %w", err)
+		}
+		a.listeners = append(a.listeners, gateway.Listener{Listener: ln, TLS: tc})
+	}
+	if cfg.Admin == "off" {
+		return nil
+	}
+	ln, err := net.Listen("tcp", cfg.Admin)
+	if err != nil {
+		return fmt.Errorf("listen for the admin API: %w", err)
+	}
+	a.admin = ln
+	return nil
+}
+
+func (a *app) closeListeners() {
+	for _, l := range a.listeners {
+		_ = l.Close()
+	}
+	if a.admin != nil {
+		_ = a.admin.Close()
+	}
+}
+
+func settings(c *config.Config) gateway.Settings {
+	s := gateway.Settings{
+		MaxBody: int(c.Limits.MaxBody), MaxUpload: c.Limits.MaxUpload, MaxInFlight: int64(c.Limits.MaxInFlight),
+		Read: c.Timeouts.Read, FirstEvent: c.Timeouts.FirstEvent, Gap: c.Timeouts.Gap, Total: c.Timeouts.Total,
+		ClientWrite: c.Timeouts.ClientWrite, Heartbeat: c.Timeouts.Heartbeat, Drain: c.Timeouts.Drain, MaxRetries: c.Retries.Max,
+	}
+	if c.Passthrough != "" {
+		s.Passthrough = endpoint.ID("static:" + c.Passthrough)
+	}
+	return s
+}
+
+func rules(c *config.Config) []router.ModelRule {
+	var rs []router.ModelRule
+	for name, m := range c.Models {
+		rs = append(rs, router.ModelRule{Name: name, Serves: m.Serves})
+	}
+	return rs
+}
+
+// run serves until ctx is done, reading configs from reloads.
+func (a *app) run(ctx context.Context, reloads <-chan reading) error {
+	logsCtx, stopLogs := context.WithCancel(context.WithoutCancel(ctx)) // logs outlive all that may log
+	logsDone := make(chan struct{})
+	go func() { defer close(logsDone); _ = a.logs.Run(logsCtx) }()
+	defer func() { stopLogs(); <-logsDone }()
+
+	backCtx, stopBack := context.WithCancel(context.WithoutCancel(ctx)) // background parts outlive the drain
+	defer stopBack()
+	back, backCtx := errgroup.WithContext(backCtx)
+	serveCtx, stopServe := context.WithCancel(ctx)
+	defer stopServe()
+	context.AfterFunc(backCtx, stopServe) // a part that fails ends the server
+
+	a.discovered(slices.Clone(static.New(a.cfg.StaticEndpoints(time.Now()), static.Options{}).Hosts())) // before the first request
+	back.Go(func() error { return a.discover(backCtx, reloads) })
+	if a.admin != nil {
+		back.Go(func() error {
+			return admin.Serve(backCtx, a.admin, admin.Options{
+				Router: a.router, Requests: a.ring, InFlight: a.server.InFlight, Draining: a.server.Draining,
+				Reload: a.reloadStatus, Version: versionText(),
+			})
+		})
+	}
+	for _, l := range a.listeners {
+		a.log.Info("listening", "address", l.Addr().String(), "tls", l.TLS != nil)
+	}
+	if a.admin != nil {
+		a.log.Info("admin listening", "address", a.admin.Addr().String())
+	}
+	err := a.server.Serve(serveCtx, a.listeners...)
+	stopBack()
+	if berr := back.Wait(); berr != nil && !errors.Is(berr, context.Canceled) {
+		err = errors.Join(err, berr)
+	}
+	a.forward.CloseIdle()
+	a.log.Info("stopped", "requests", a.ring.Total())
+	return err
+}
+
+// discover runs the providers, anew with each good config.
+func (a *app) discover(ctx context.Context, reloads <-chan reading) error {
+	for {
+		roundCtx, cancel := context.WithCancel(ctx)
+		done := make(chan error, 1)
+		go func() { done <- providers.Run(roundCtx, a.sources(), a.discovered) }()
+		again := false
+		for !again {
+			select {
+			case err := <-done:
+				cancel()
+				return err
+			case r, ok := <-reloads:
+				if !ok {
+					reloads = nil
+					continue
+				}
+				again = a.reconfigure(r)
+			}
+		}
+		cancel()
+		if err := <-done; err != nil {
+			return err
+		}
+	}
+}
+
+func (a *app) sources() []providers.Source {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	known := make(map[endpoint.ID]endpoint.Endpoint, len(a.fleet))
+	for _, ep := range a.fleet {
+		known[ep.ID] = ep
+	}
+	p := static.New(a.cfg.StaticEndpoints(time.Now()), static.Options{Log: a.log, Known: known})
+	return []providers.Source{{Name: "static", Discoverer: p}}
+}
+
+// discovered makes eps the fleet.
+func (a *app) discovered(eps []endpoint.Endpoint) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err := a.forward.Update(eps); err != nil {
+		a.log.Error("fleet not changed", "error", err)
+		return
+	}
+	a.fleet = eps
+	a.router.Update(eps, a.rules)
+}
+
+// reconfigure applies a config that was read anew; false means that it changes nothing.
+func (a *app) reconfigure(r reading) bool {
+	err := r.err
+	if err == nil {
+		for _, c := range a.certs {
+			err = errors.Join(err, c.Reload())
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.reload = admin.ReloadStatus{At: time.Now(), OK: err == nil}
+	if err != nil {
+		a.reload.Error = err.Error()
+		a.log.Error("config not reloaded: the one in force stays", "error", err)
+		return false
+	}
+	if later := needRestart(a.cfg, r.cfg); len(later) > 0 {
+		a.log.Warn("changes that take effect at the next start only", "keys", later)
+	}
+	a.cfg, a.rules = r.cfg, rules(r.cfg)
+	a.level.Set(r.cfg.Log.Level)
+	a.access.Store(r.cfg.Log.Access)
+	a.server.Configure(settings(r.cfg))
+	a.log.Info("config reloaded")
+	return true
+}
+
+// needRestart names the keys that differ and cannot change while the process runs.
+func needRestart(old, cur *config.Config) []string {
+	var keys []string
+	for _, k := range []struct {
+		name string
+		same bool
+	}{
+		{"listen", slices.EqualFunc(old.Listen, cur.Listen, sameListener)},
+		{"admin", old.Admin == cur.Admin},
+		{"limits.max_head", old.Limits.MaxHead == cur.Limits.MaxHead},
+		{"timeouts.idle", old.Timeouts.Idle == cur.Timeouts.Idle},
+		{"timeouts.connect", old.Timeouts.Connect == cur.Timeouts.Connect},
+		{"timeouts.upstream_idle", old.Timeouts.UpstreamIdle == cur.Timeouts.UpstreamIdle},
+		{"retries.budget", old.Retries.Budget == cur.Retries.Budget && old.Retries.BudgetCap == cur.Retries.BudgetCap},
+		{"breaker", old.Breaker == cur.Breaker},
+		{"log.format", old.Log.Format == cur.Log.Format},
+	} {
+		if !k.same {
+			keys = append(keys, k.name)
+		}
+	}
+	return keys
+}
+
+func sameListener(a, b config.Listener) bool {
+	if a.Address != b.Address || (a.TLS == nil) != (b.TLS == nil) {
+		return false
+	}
+	return a.TLS == nil || *a.TLS == *b.TLS
+}
+
+func (a *app) reloadStatus() *admin.ReloadStatus {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.reload.At.IsZero() {
+		return nil
+	}
+	s := a.reload
+	return &s
+}
+
+// settled records a request: in memory for the admin API, and as a line of the access log.
+func (a *app) settled(r *ledger.Record) {
+	a.ring.Add(r)
+	if a.access.Load() && a.log.Enabled(context.Background(), slog.LevelInfo) {
+		var room [24]slog.Attr
+		a.log.LogAttrs(context.Background(), slog.LevelInfo, "request", r.Attrs(room[:0])...)
+	}
+}
