@@ -22,9 +22,24 @@ import (
 	"headrace/router/outcome"
 )
 
+// watch is what other goroutines may touch of an exchange. It is not pooled: a late ClientGone must
+// find it, and not a successor.
+type watch struct {
+	forward.Guard
+	drained atomic.Bool
+	self    listen.Handler
+}
+
+// ClientGone ends the exchange's upstream side.
+func (w *watch) ClientGone(why listen.Why) {
+	if why == listen.Drained {
+		w.drained.Store(true)
+	}
+	w.Abort()
+}
+
 // exchange is one request from its acceptance to its settlement. The connection's goroutine owns it;
-// others reach guard and drained only. It is not pooled: a late call of gone must find it, not a
-// successor.
+// others reach its watch only.
 type exchange struct {
 	s     *Server
 	set   *Settings
@@ -32,9 +47,7 @@ type exchange struct {
 	route *route
 	conn  *listen.Conn // nil when the connection is not watched
 
-	guard   forward.Guard
-	gone    func(listen.Why)
-	drained atomic.Bool
+	watch *watch
 
 	scan       openai.Request
 	model      string
@@ -180,7 +193,7 @@ func (x *exchange) pick() {
 	if x.attempt == nil {
 		x.attempt = attempts.Get().(*forward.Attempt)
 	}
-	if err := x.attempt.Start(host, &x.guard, &x.req); err != nil {
+	if err := x.attempt.Start(host, &x.watch.Guard, &x.req, now); err != nil {
 		x.began = time.Now()
 		x.attemptFailed(err)
 		return
@@ -219,7 +232,7 @@ func (x *exchange) attemptFailed(err error) {
 	if !ok {
 		oe = &outcome.Error{Class: outcome.UpstreamFault, Endpoint: x.endpointID(), Err: err}
 	}
-	x.endAttempt(oe)
+	x.endAttempt(*oe)
 	if oe.Class.Policy().Elsewhere && x.pinned == "" && (x.form == nil || x.form.replayable()) && x.mayRetry() {
 		x.phase, x.began = picking, time.Now()
 		return
@@ -230,7 +243,7 @@ func (x *exchange) attemptFailed(err error) {
 
 // mayRetry takes a retry out of the request's and the fleet's budgets.
 func (x *exchange) mayRetry() bool {
-	if x.retries >= x.set.MaxRetries || x.guard.Aborted() || !time.Now().Before(x.totalBy) || !x.s.router.Budget.Spend() {
+	if x.retries >= x.set.MaxRetries || x.watch.Aborted() || !time.Now().Before(x.totalBy) || !x.s.router.Budget.Spend() {
 		return false
 	}
 	x.retries++
@@ -238,8 +251,8 @@ func (x *exchange) mayRetry() bool {
 }
 
 // endAttempt settles the attempt's lease and connection and notes it in the record.
-func (x *exchange) endAttempt(oe *outcome.Error) {
-	if x.drained.Load() && oe.Class == outcome.ClientGone {
+func (x *exchange) endAttempt(oe outcome.Error) {
+	if x.watch.drained.Load() && oe.Class == outcome.ClientGone {
 		oe.Class = outcome.Truncated // ended by us: neither the caller left nor the host failed; see errDraining
 	}
 	now := time.Now()
@@ -252,7 +265,7 @@ func (x *exchange) endAttempt(oe *outcome.Error) {
 	if x.leased {
 		x.rec.Provider, x.rec.Served = x.lease.Endpoint.Provider, x.lease.Served
 		verdict := oe.Class
-		if x.drained.Load() {
+		if x.watch.drained.Load() {
 			verdict = outcome.ClientGone // says nothing about the host
 		}
 		if usd, ok := x.usd(now); ok {
@@ -263,17 +276,17 @@ func (x *exchange) endAttempt(oe *outcome.Error) {
 		x.leased = false
 	}
 	if oe.Class != outcome.Success {
-		x.s.attemptFailed(x, oe)
+		x.s.attemptFailed(x, oe.Class, oe.Endpoint, oe.Status, oe.Err)
 	}
 	if x.attempt != nil {
-		x.attempt.Finish()
+		x.attempt.Finish(now)
 	}
 	x.held = 0
 	x.events.Reset()
 }
 
 func (x *exchange) fail(e *openai.Error) {
-	if x.drained.Load() {
+	if x.watch.drained.Load() {
 		e = errDraining()
 	}
 	x.failure, x.phase = e, failed
@@ -332,7 +345,7 @@ func (x *exchange) judgeError(class outcome.Class) {
 	if class == outcome.CallerFault && x.dropUsage && bytes.Contains(a.Unread(), []byte("stream_options")) {
 		// The host knows no stream_options, and the caller did not send them: once more without.
 		x.s.noUsage.Store(x.endpointID(), true)
-		x.endAttempt(&outcome.Error{Class: outcome.CallerFault, Endpoint: x.endpointID(), Status: a.Status, Err: errEvent})
+		x.endAttempt(outcome.Error{Class: outcome.CallerFault, Endpoint: x.endpointID(), Status: a.Status, Err: errEvent})
 		x.rec.Tries--
 		x.phase, x.began = picking, time.Now()
 		return
@@ -349,7 +362,7 @@ func (x *exchange) judgeError(class outcome.Class) {
 		x.rec.Class = outcome.CallerFault
 		return
 	}
-	x.endAttempt(oe)
+	x.endAttempt(*oe)
 	x.fail(&ne)
 }
 
@@ -359,11 +372,11 @@ func (x *exchange) awaitContent(until time.Time) bool {
 	if x.phase != awaitingContent {
 		return true
 	}
-	err := a.More(earlier(until, x.firstBy), 0)
+	err := a.More(earlier(until, x.firstBy), x.set.FirstEvent/8)
 	switch {
 	case err == nil:
 		x.scanEvents(time.Now())
-	case errors.Is(err, os.ErrDeadlineExceeded) && !x.guard.Aborted():
+	case errors.Is(err, os.ErrDeadlineExceeded) && !x.watch.Aborted():
 		return x.overdue()
 	case a.Full(err):
 		x.opaque = true
@@ -387,7 +400,7 @@ func (x *exchange) awaitContent(until time.Time) bool {
 
 func (x *exchange) upstreamFault(err error) *outcome.Error {
 	class := outcome.UpstreamFault
-	if x.guard.Aborted() {
+	if x.watch.Aborted() {
 		class = outcome.ClientGone
 	}
 	return &outcome.Error{Class: class, Endpoint: x.endpointID(), Status: x.attempt.Status, Err: err}
@@ -457,7 +470,7 @@ func (x *exchange) errorEvent(ev sse.Event, c *openai.Chunk) {
 	ne, _ := openai.NormalizeError(status, jsonType, ev.Data)
 	oe := &outcome.Error{Class: class, Endpoint: x.endpointID(), Status: status, Err: errEvent}
 	if class == outcome.CallerFault {
-		x.endAttempt(oe)
+		x.endAttempt(*oe)
 		x.fail(&ne)
 		return
 	}
@@ -478,7 +491,7 @@ func (x *exchange) awaitBody() {
 			x.judgeBody()
 		case a.Full(err):
 			x.phase, x.began = ready, time.Now()
-		case errors.Is(err, os.ErrDeadlineExceeded) && !x.guard.Aborted():
+		case errors.Is(err, os.ErrDeadlineExceeded) && !x.watch.Aborted():
 			x.attemptFailed(&outcome.Error{Class: outcome.FirstByteTimeout, Endpoint: x.endpointID(), Status: a.Status, Err: err})
 		default:
 			x.attemptFailed(x.upstreamFault(err))
@@ -507,7 +520,7 @@ func (x *exchange) judgeBody() {
 			return
 		}
 		ne, _ := openai.NormalizeError(status, jsonType, x.attempt.Unread())
-		x.endAttempt(&outcome.Error{Class: class, Endpoint: x.endpointID(), Status: status, Err: errErrorBody})
+		x.endAttempt(outcome.Error{Class: class, Endpoint: x.endpointID(), Status: status, Err: errErrorBody})
 		x.fail(&ne)
 		return
 	}

@@ -259,11 +259,11 @@ func (x *exchange) finishStream(d *down) error {
 // lost ends a stream that broke off: an error event, and no clean end.
 func (x *exchange) lost(d *down, err error) error {
 	x.broken = err
-	if x.guard.Aborted() && !x.drained.Load() {
+	if x.watch.Aborted() && !x.watch.drained.Load() {
 		return err // nobody is there to be told
 	}
 	e := errAttempt(&outcome.Error{Class: outcome.Truncated})
-	if x.drained.Load() {
+	if x.watch.drained.Load() {
 		e = errDraining()
 	}
 	if !x.isStream {
@@ -292,7 +292,14 @@ func (x *exchange) CloseWithError(err error) error {
 		x.broken = err
 	}
 	x.settle()
+	x.release()
 	return nil
+}
+
+// release makes a settled exchange another request's. Nothing may touch it afterwards.
+func (x *exchange) release() {
+	*x = exchange{head: x.head}
+	exchanges.Put(x)
 }
 
 // settle gives back everything the exchange holds and records it, once.
@@ -310,7 +317,7 @@ func (x *exchange) settle() {
 		x.endAttempt(x.verdict())
 	}
 	if x.attempt != nil {
-		x.attempt.Finish()
+		x.attempt.Finish(now)
 		attempts.Put(x.attempt)
 		x.attempt = nil
 	}
@@ -322,10 +329,10 @@ func (x *exchange) settle() {
 }
 
 // verdict says how the attempt that was answered with ended.
-func (x *exchange) verdict() *outcome.Error {
-	oe := &outcome.Error{Class: outcome.Success, Endpoint: x.endpointID(), Status: x.attempt.Status, Err: x.broken}
+func (x *exchange) verdict() outcome.Error {
+	oe := outcome.Error{Class: outcome.Success, Endpoint: x.endpointID(), Status: x.attempt.Status, Err: x.broken}
 	switch {
-	case x.guard.Aborted() && !x.drained.Load():
+	case x.watch.Aborted() && !x.watch.drained.Load():
 		oe.Class = outcome.ClientGone
 	case x.verbatim:
 		oe.Class = outcome.CallerFault
@@ -351,7 +358,7 @@ func (x *exchange) fillRecord(now time.Time) {
 	r := &x.rec
 	r.Duration = now.Sub(r.At)
 	r.Overhead = x.own
-	if x.guard.Aborted() && !x.drained.Load() {
+	if x.watch.Aborted() && !x.watch.drained.Load() {
 		r.Class = outcome.ClientGone
 		if !x.committed {
 			r.Status = 499

@@ -79,13 +79,18 @@ type Server struct {
 	draining atomic.Bool
 	created  int64 // Unix seconds
 
-	idMu    sync.Mutex // guards idLeft
-	idLeft  []byte     // random bytes not used yet
-	noUsage sync.Map   // endpoint.ID -> bool: refused stream_options
+	idMu   sync.Mutex // guards both below
+	idPool [64 * idBytes]byte
+	idUsed int // of idPool
+
+	noUsage sync.Map // endpoint.ID -> bool: refused stream_options
 	models  atomic.Pointer[modelList]
 }
 
-var attempts = sync.Pool{New: func() any { return new(forward.Attempt) }}
+var (
+	attempts  = sync.Pool{New: func() any { return new(forward.Attempt) }}
+	exchanges = sync.Pool{New: func() any { return new(exchange) }}
+)
 
 // New returns a Server that serves nothing yet.
 func New(o Options, set Settings) *Server {
@@ -93,6 +98,7 @@ func New(o Options, set Settings) *Server {
 	if s.settled == nil {
 		s.settled = func(*ledger.Record) {}
 	}
+	s.idUsed = len(s.idPool)
 	s.set.Store(&set)
 	s.first = set
 	s.http = s.server(s.handle, &set)
@@ -123,6 +129,7 @@ func (s *Server) server(h fasthttp.RequestHandler, set *Settings) *fasthttp.Serv
 		IdleTimeout:                  s.opt.Idle,
 		Concurrency:                  1 << 20, // connections; requests are limited by MaxInFlight
 		CloseOnShutdown:              true,
+		LazyRequestTime:              true, // nobody asks fasthttp for it
 		Logger:                       quiet{s.log},
 	}
 }
@@ -270,16 +277,17 @@ func (s *Server) badRequest(ctx *fasthttp.RequestCtx, err error) {
 	s.log.Info("request refused", "request_id", id, "status", e.Status, "code", e.Code)
 }
 
+const idBytes = 16
+
 // newID returns a request id: "req_" and 26 characters that carry 128 random bits.
 func (s *Server) newID() string {
-	const n = 16
 	s.idMu.Lock()
-	if len(s.idLeft) < n {
-		s.idLeft = make([]byte, 64*n)
-		_, _ = rand.Read(s.idLeft) // never fails: crypto/rand ends the process first
+	if s.idUsed == len(s.idPool) {
+		_, _ = rand.Read(s.idPool[:]) // never fails: crypto/rand ends the process first
+		s.idUsed = 0
 	}
-	raw := [n]byte(s.idLeft)
-	s.idLeft = s.idLeft[n:]
+	raw := [idBytes]byte(s.idPool[s.idUsed:])
+	s.idUsed += idBytes
 	s.idMu.Unlock()
 	var b [4 + 26]byte
 	copy(b[:], "req_")
@@ -334,6 +342,7 @@ func (s *Server) run(x *exchange) {
 	if x.answer() {
 		x.own += time.Since(x.began)
 		x.settle()
+		x.release()
 	}
 }
 
@@ -349,18 +358,15 @@ func (x *exchange) beat() {
 }
 
 func (s *Server) begin(ctx *fasthttp.RequestCtx, rt *route, now time.Time) *exchange {
-	set := s.set.Load()
-	x := &exchange{s: s, set: set, ctx: ctx, route: rt, began: now, totalBy: now.Add(set.Total)}
+	x := exchanges.Get().(*exchange)
+	x.s, x.set, x.ctx, x.route, x.began = s, s.set.Load(), ctx, rt, now
+	x.totalBy = now.Add(x.set.Total)
 	x.rec.At, x.rec.Route, x.rec.ID = now, rt.path, s.newID()
+	x.watch = &watch{}
+	x.watch.self = x.watch
 	s.inFlight.Add(1)
 	if x.conn = listen.Of(ctx.Conn()); x.conn != nil {
-		x.gone = func(why listen.Why) {
-			if why == listen.Drained {
-				x.drained.Store(true)
-			}
-			x.guard.Abort()
-		}
-		x.conn.Arm(&x.gone)
+		x.conn.Arm(&x.watch.self)
 	}
 	return x
 }
@@ -421,9 +427,13 @@ func (x *exchange) setModel(name []byte) *openai.Error {
 func (x *exchange) prepare(take func([]byte) bool) {
 	x.s.router.Budget.Earn()
 	h := &x.ctx.Request.Header
-	x.head = appendHeader(make([]byte, 0, 192), h, take, x.rec.ID)
+	x.head = appendHeader(x.head[:0], h, take, x.rec.ID)
 	x.req.Method = "POST"
-	x.req.Path = strings.TrimPrefix(string(h.RequestURI()), "/v1")
+	if uri := h.RequestURI(); string(uri) == x.route.path {
+		x.req.Path = x.route.path[len("/v1"):] // the usual case allocates nothing
+	} else {
+		x.req.Path = strings.TrimPrefix(string(uri), "/v1")
+	}
 	x.req.Header = x.head
 }
 
@@ -434,17 +444,17 @@ func isJSON(ct []byte) bool {
 }
 
 // attemptFailed logs a failed attempt; the error's text may be the host's and goes nowhere else.
-func (s *Server) attemptFailed(x *exchange, e *outcome.Error) {
+func (s *Server) attemptFailed(x *exchange, class outcome.Class, id endpoint.ID, status int, err error) {
 	level := slog.LevelWarn
-	if e.Class == outcome.ClientGone || e.Class == outcome.CallerFault {
+	if class == outcome.ClientGone || class == outcome.CallerFault {
 		level = slog.LevelDebug
 	}
 	if !s.log.Enabled(context.Background(), level) {
 		return
 	}
 	s.log.LogAttrs(context.Background(), level, "attempt failed",
-		slog.String("request_id", x.rec.ID), slog.String("endpoint", string(e.Endpoint)), slog.String("class", e.Class.String()),
-		slog.Int("status", e.Status), slog.Any("error", e.Err))
+		slog.String("request_id", x.rec.ID), slog.String("endpoint", string(id)), slog.String("class", class.String()),
+		slog.Int("status", status), slog.Any("error", err))
 }
 
 // finishReason returns b as a string, for the usual ones without allocating.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"strconv"
 	"time"
 
@@ -44,6 +45,8 @@ func Handler(o Options) http.Handler {
 		write(w, http.StatusOK, map[string]any{"hosts": o.Router.Hosts()})
 	})
 	mux.HandleFunc("GET /admin/v1/status", o.status)
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusNotFound, "unknown_url", "Unknown admin URL "+r.Method+" "+strconv.Quote(r.URL.Path)+
 			". There are /livez, /readyz, /admin/v1/hosts, /admin/v1/requests and /admin/v1/status, all by GET.")

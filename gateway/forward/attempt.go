@@ -36,8 +36,6 @@ type Request struct {
 type Attempt struct {
 	Status int
 	Head   fasthttp.ResponseHeader // valid from AwaitHead to the next Start
-	// SentAt is when the last byte of the request was handed to the socket.
-	SentAt time.Time
 	// Reused says that the request went over a connection that had served others before.
 	Reused bool
 
@@ -52,19 +50,23 @@ type Attempt struct {
 func (a *Attempt) Host() *Host { return a.host }
 
 // Start connects and sends req. The error is an *outcome.Error; its class is ClientGone after g.Abort.
-func (a *Attempt) Start(h *Host, g *Guard, req *Request) error {
+func (a *Attempt) Start(h *Host, g *Guard, req *Request, now time.Time) error {
 	a.host, a.guard, a.req, a.repaired, a.Status = h, g, req, false, 0
-	return a.send(false)
+	return a.send(now, false)
 }
 
+// trusted is how long a pooled connection is taken for alive without asking the kernel; one that
+// died in that time is repaired like one that dies while we write.
+const trusted = 50 * time.Millisecond
+
 // send connects and writes; fresh forbids a pooled connection.
-func (a *Attempt) send(fresh bool) error {
+func (a *Attempt) send(now time.Time, fresh bool) error {
 	for {
 		c, err := a.host.pool.get()
 		if err != nil {
 			return a.fail(outcome.DialFailed, err)
 		}
-		if c.reused && (fresh || stale(c)) {
+		if c.reused && (fresh || now.Sub(c.idleFrom) > trusted && stale(c)) {
 			a.host.pool.close(c)
 			continue
 		}
@@ -77,11 +79,10 @@ func (a *Attempt) send(fresh bool) error {
 		a.drop()
 		return a.fail(outcome.ClientGone, net.ErrClosed)
 	}
-	if err := a.write(); err != nil {
+	if err := a.write(now); err != nil {
 		// The upstream may have answered and closed before it read everything: 413 does that.
 		a.conn.tainted = true
-		if a.conn.fillBy(time.Now().Add(time.Second)) == nil {
-			a.SentAt = time.Now()
+		if a.conn.fillUntil(time.Now().Add(time.Second), 0) == nil {
 			return nil
 		}
 		if a.repairable(err) {
@@ -90,20 +91,14 @@ func (a *Attempt) send(fresh bool) error {
 		a.drop()
 		return a.fail(outcome.UpstreamFault, err)
 	}
-	a.SentAt = time.Now()
 	return nil
-}
-
-func (c *conn) fillBy(t time.Time) error {
-	c.arm(t, 0)
-	return c.fill()
 }
 
 var heads = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return &b }}
 
 const joinBelow = 64 << 10 // bodies up to here are copied behind the head: one system call, one TLS record run
 
-func (a *Attempt) write() error {
+func (a *Attempt) write(now time.Time) error {
 	buf := heads.Get().(*[]byte)
 	defer func() {
 		if cap(*buf) <= 2*joinBelow {
@@ -139,7 +134,7 @@ func (a *Attempt) write() error {
 		}
 	}
 	*buf = b
-	_ = a.conn.SetWriteDeadline(time.Now().Add(h.opt.Send)) // fails on a closed connection only, as the write will
+	a.conn.armWrite(now, h.opt.Send)
 	if _, err := a.conn.Write(b); err != nil || join {
 		return err
 	}
@@ -149,7 +144,7 @@ func (a *Attempt) write() error {
 	for _, p := range r.Body {
 		for len(p) > 0 { // in pieces, each with the whole time: a big prompt over a slow line makes progress
 			n := min(len(p), 1<<20)
-			_ = a.conn.SetWriteDeadline(time.Now().Add(h.opt.Send))
+			a.conn.armWrite(time.Now(), h.opt.Send)
 			if _, err := a.conn.Write(p[:n]); err != nil {
 				return err
 			}
@@ -186,7 +181,7 @@ func (a *Attempt) upload() error {
 				copy(b[roomBefore+n:], "\r\n")
 				p = b[roomBefore-2-len(head) : roomBefore+n+roomAfter]
 			}
-			_ = a.conn.SetWriteDeadline(time.Now().Add(a.host.opt.Send))
+			a.conn.armWrite(time.Now(), a.host.opt.Send)
 			if _, err := a.conn.Write(p); err != nil {
 				return err
 			}
@@ -204,6 +199,9 @@ func (a *Attempt) upload() error {
 		}
 	}
 }
+
+// headSlack is how old a deadline may be that a connection brings from its last request.
+const headSlack = time.Second
 
 var headEnd = []byte("\r\n\r\n")
 
@@ -243,8 +241,7 @@ func (a *Attempt) AwaitHead(until time.Time) error {
 			a.drop()
 			return a.fail(outcome.UpstreamFault, errors.New("response head: "+errTooLong.Error()))
 		}
-		c.arm(until, 0)
-		if err := c.fill(); err != nil {
+		if err := c.fillUntil(until, headSlack); err != nil {
 			if errors.Is(err, os.ErrDeadlineExceeded) && !a.guard.Aborted() {
 				return os.ErrDeadlineExceeded
 			}
@@ -314,8 +311,7 @@ func (a *Attempt) readHead(n int) (interim bool, err error) {
 // slack. It returns io.EOF at the body's end, os.ErrDeadlineExceeded when the time has come,
 // io.ErrUnexpectedEOF or another error when the body broke off.
 func (a *Attempt) More(until time.Time, slack time.Duration) error {
-	a.conn.arm(until, slack)
-	return a.conn.more()
+	return a.conn.more(until, slack)
 }
 
 // Unread returns the bytes of the body that have come and were not consumed, until the next call of
@@ -348,7 +344,7 @@ func (a *Attempt) BodySize() int64 {
 
 // Finish ends the attempt, however far it came: the connection serves again when its body was read
 // to the end, and is closed otherwise, which frees the host's GPU. More than one call does no harm.
-func (a *Attempt) Finish() {
+func (a *Attempt) Finish(now time.Time) {
 	if a.conn == nil {
 		return
 	}
@@ -365,6 +361,7 @@ func (a *Attempt) Finish() {
 		return
 	}
 	c.release()
+	c.idleFrom = now
 	a.host.pool.put(c)
 }
 
@@ -400,5 +397,5 @@ func (a *Attempt) repairable(err error) bool {
 func (a *Attempt) repair() error {
 	a.repaired = true
 	a.drop()
-	return a.send(true)
+	return a.send(time.Now(), true)
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -38,6 +39,8 @@ type conn struct {
 	limit    int     // largest buffer
 	readErr  error
 	armed    time.Time // read deadline in force
+	wArmed   time.Time // write deadline in force
+	idleFrom time.Time // when it went into the pool
 
 	body    framing
 	reused  bool // it served another request before this one
@@ -113,14 +116,30 @@ func (c *conn) room() error {
 	return nil
 }
 
-// arm sets the read deadline to until, unless one is in force that ends at most slack earlier: a
-// deadline costs 300 ns, which a stream would otherwise pay for every token.
-func (c *conn) arm(until time.Time, slack time.Duration) {
-	if d := until.Sub(c.armed); d >= 0 && d <= slack {
+// fillUntil is fill with a deadline. It leaves a deadline alone that is in force already and ends
+// at most slack earlier: setting one costs 300 ns, which a stream would otherwise pay for every token.
+func (c *conn) fillUntil(until time.Time, slack time.Duration) error {
+	for {
+		if d := until.Sub(c.armed); d < 0 || d > slack {
+			c.armed = until
+			_ = c.SetReadDeadline(until) // fails on a closed connection only, as the read will
+		}
+		err := c.fill()
+		if err == nil || !errors.Is(err, os.ErrDeadlineExceeded) || slack == 0 || !time.Now().Before(until) {
+			return err
+		}
+		slack = 0 // too early
+	}
+}
+
+// armWrite gives a write that begins now about that long.
+func (c *conn) armWrite(now time.Time, limit time.Duration) {
+	until := now.Add(limit)
+	if until.Sub(c.wArmed) <= limit/8 {
 		return
 	}
-	c.armed = until
-	_ = c.SetReadDeadline(until) // fails on a closed connection only, as the read will
+	c.wArmed = until
+	_ = c.SetWriteDeadline(until) // fails on a closed connection only, as the write will
 }
 
 // fill waits for bytes and adds them to unread. It returns io.EOF when the upstream closed,
@@ -151,11 +170,11 @@ func (c *conn) fill() error {
 
 // more reads once and takes the framing out of what came. It returns io.EOF when the body has
 // ended, and io.ErrUnexpectedEOF when the upstream closed before that.
-func (c *conn) more() error {
+func (c *conn) more(until time.Time, slack time.Duration) error {
 	if c.body.end {
 		return io.EOF
 	}
-	err := c.fill()
+	err := c.fillUntil(until, slack)
 	if errors.Is(err, io.EOF) {
 		if c.body.kind != untilClose {
 			return io.ErrUnexpectedEOF

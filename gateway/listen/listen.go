@@ -15,14 +15,21 @@ import (
 	"time"
 )
 
-// Why tells an armed callback what happened.
+// Why says what happened to a client.
 type Why uint8
 
-// Reasons for which an armed callback is called.
+// Reasons for which a Handler is called.
 const (
 	Left    Why = iota // the client closed, half-closed or reset its connection
 	Drained            // Listener.AbortAll: the server wants the request ended
 )
+
+// Handler is told that an armed connection's request has become pointless.
+type Handler interface {
+	// ClientGone is called at most once for each Arm, from another goroutine. It must be quick, must
+	// not block, and must do no harm on a finished request, since Disarm does not wait for it.
+	ClientGone(why Why)
+}
 
 // Listener wraps a TCP listener so that its connections can be watched. Put tls.NewListener outside it.
 type Listener struct {
@@ -39,7 +46,7 @@ type Conn struct {
 	id      uint64
 	gone    atomic.Bool
 	drained atomic.Bool
-	onGone  atomic.Pointer[func(Why)]
+	onGone  atomic.Pointer[Handler]
 	ahead   readAhead
 	early   early
 }
@@ -85,8 +92,8 @@ func (l *Listener) Close() error { return l.Listener.Close() }
 // StopWatching ends the watcher's goroutine. Call it when no request is running any more.
 func (l *Listener) StopWatching() { l.watch.stop() }
 
-// AbortAll calls the callback of every armed connection with Drained, and of every connection
-// that is armed later at once.
+// AbortAll tells the handler of every armed connection Drained, and of every one that is armed
+// later at once.
 func (l *Listener) AbortAll() {
 	for _, v := range l.conns.Range {
 		c := v.(*Conn)
@@ -117,11 +124,9 @@ func (c *Conn) Close() error {
 	return c.TCPConn.Close() // the kernel drops the descriptor from the epoll set
 }
 
-// Arm has f called, once at most, when the client leaves or AbortAll is called; at once when that
-// has happened already. f runs on the watcher's goroutine: it must be quick and must not block,
-// and harmless on a finished request, since Disarm does not wait for it.
-func (c *Conn) Arm(f *func(Why)) {
-	c.onGone.Store(f)
+// Arm has h told when the client leaves or AbortAll is called; at once when that has happened already.
+func (c *Conn) Arm(h *Handler) {
+	c.onGone.Store(h)
 	switch {
 	case c.gone.Load():
 		c.fire(Left)
@@ -144,8 +149,8 @@ func (c *Conn) Disarm() {
 func (c *Conn) Gone() bool { return c.gone.Load() }
 
 func (c *Conn) fire(why Why) {
-	if f := c.onGone.Swap(nil); f != nil {
-		(*f)(why)
+	if h := c.onGone.Swap(nil); h != nil {
+		(*h).ClientGone(why)
 	}
 }
 
