@@ -1,0 +1,238 @@
+// Package config reads Headrace's configuration: one YAML file, the environment and command line
+// flags, in that order of growing precedence over the defaults.
+//
+// The struct tags of this file are the one place where a key, its type, default, limits and meaning
+// are written down: the decoder, the JSON Schema and the tables of docs/config.md all come from them.
+// The tags are: yaml the key; doc its meaning; default its value when absent; otherwise the same in
+// words where it is no constant; eg a value shown in hints; words the closed set of values, parted by
+// "|"; unit "bytes" or "file"; min, above and max limits; required; short for the field that a plain
+// value in place of the section stands for; single for a list that may be written as its only item;
+// aka for what people write instead of the key.
+package config
+
+import (
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"headrace/router/endpoint"
+)
+
+// Config is a configuration whose every value is checked and ready to use. It is not altered after
+// Load or Parse has returned it.
+type Config struct {
+	Listen               []Listener       `yaml:"listen" single:"true" default:"127.0.0.1:8080" eg:"127.0.0.1:8080" doc:"Where the OpenAI surface is served: an address, an address with TLS, or a list of such." aka:"address|bind|port|listeners|server"`
+	Admin                string           `yaml:"admin" default:"127.0.0.1:9090" eg:"127.0.0.1:9090" doc:"Where the admin API, /metrics, /livez and /readyz are served; \"off\" switches it off." aka:"admin_listen|admin_address|metrics"`
+	AllowUnauthenticated bool             `yaml:"allow_unauthenticated" default:"false" doc:"Must be true to listen on anything but loopback: callers are not asked for a key."`
+	Providers            Providers        `yaml:"providers" doc:"Where hosts come from." aka:"provider|hosts|upstreams|backends|endpoints"`
+	Models               map[string]Model `yaml:"models" otherwise:"every model id that a host serves, under its own name" doc:"Names that applications use, each with the ids it stands for. With any name here, only these are offered." aka:"model|aliases"`
+	Passthrough          string           `yaml:"passthrough" otherwise:"off" doc:"Name of the static host that gets every unknown path under /v1, any method, byte for byte."`
+	Limits               Limits           `yaml:"limits" doc:"What one process and one request may take up." aka:"limit"`
+	Timeouts             Timeouts         `yaml:"timeouts" doc:"How long each phase of a request may last." aka:"timeout|deadlines"`
+	Retries              Retries          `yaml:"retries" doc:"Second attempts at another host, before the first content byte has been sent on." aka:"retry"`
+	Breaker              Breaker          `yaml:"breaker" doc:"When a failing host is left alone, and for how long." aka:"circuit_breaker"`
+	Log                  Log              `yaml:"log" doc:"What is logged." aka:"logging|logs"`
+
+	source string            // file name for messages, "" without a file
+	origin map[string]origin // by path, for every value that was given
+}
+
+// Listener is one address that callers reach.
+type Listener struct {
+	// Address is "host:port"; an empty host means every interface.
+	Address string `yaml:"address" short:"true" required:"true" eg:"127.0.0.1:8443" doc:"host:port; without a host, every interface; port 0 picks a free one." aka:"addr|listen|bind"`
+	// TLS is nil where plain HTTP is spoken.
+	TLS *ListenTLS `yaml:"tls" otherwise:"plain HTTP" doc:"Certificate for HTTPS."`
+}
+
+// ListenTLS names the certificate that a listener shows.
+type ListenTLS struct {
+	Cert string `yaml:"cert" unit:"file" required:"true" eg:"server.pem" doc:"PEM file with the certificate and its chain." aka:"cert_file|certificate|crt"`
+	Key  string `yaml:"key" unit:"file" required:"true" eg:"server.key" doc:"PEM file with the private key." aka:"key_file|private_key"`
+}
+
+// Providers lists where hosts come from.
+type Providers struct {
+	Static []StaticHost `yaml:"static" doc:"Hosts that are written down here." aka:"hosts|openai"`
+}
+
+// StaticHost is one host of providers.static.
+type StaticHost struct {
+	Name string `yaml:"name" required:"true" eg:"lab" doc:"Unique name: lower case letters, digits, \".\", \"_\" and \"-\", starting with a letter or digit. The host is known as static:NAME." aka:"id"`
+	// BaseURL has no slash at its end.
+	BaseURL     string            `yaml:"base_url" required:"true" eg:"http://gpu-box:8000/v1" doc:"What stands in front of /chat/completions; used as written, with or without /v1. http or https, without user, query or fragment." aka:"url|address|endpoint|host|uri|api_base"`
+	Models      []HostModel       `yaml:"models" otherwise:"asked from the host's GET /models" doc:"Model ids the host serves: plain ids, or sections with name and max_context." aka:"model|served|serves"`
+	APIKey      endpoint.Secret   `yaml:"api_key" otherwise:"none" eg:"${LAB_KEY}" doc:"Key sent to the host as a bearer token." aka:"key|token|apikey|bearer|secret|password"`
+	Price       Price             `yaml:"price" otherwise:"unknown, which is not free" doc:"What the host costs, by exactly one basis." aka:"cost|pricing|rate"`
+	Tenure      endpoint.Tenure   `yaml:"tenure" words:"interruptible|on_demand|serverless|per_token" otherwise:"follows the price: on_demand per hour, serverless per worker second, per_token per million tokens" doc:"How the host may be taken away." aka:"type|kind"`
+	GPU         string            `yaml:"gpu" otherwise:"unknown" eg:"A100 80GB" doc:"Marketing name of the GPU, without the vendor." aka:"gpu_name|hardware"`
+	Machine     string            `yaml:"machine" otherwise:"unknown" eg:"rack-7" doc:"The physical machine; hosts on the same one are expected to fail together."`
+	Region      string            `yaml:"region" otherwise:"unknown" eg:"eu-west" doc:"Where it stands, in your own words." aka:"location|zone|datacenter"`
+	Trust       endpoint.Trust    `yaml:"trust" words:"community|verified|datacenter|secure" otherwise:"unknown" doc:"Who may read the requests it gets, from a stranger's machine to one's own."`
+	MaxNumSeqs  int               `yaml:"max_num_seqs" min:"1" max:"1000000" otherwise:"unknown" eg:"256" doc:"Sequences the engine runs at once (vLLM's --max-num-seqs)." aka:"max_concurrency|concurrency|max_in_flight"`
+	Labels      map[string]string `yaml:"labels" otherwise:"none" doc:"Free names and values of your own." aka:"tags"`
+	TLS         HostTLS           `yaml:"tls" doc:"How an https host proves who it is."`
+	InjectUsage bool              `yaml:"inject_usage" default:"true" doc:"Whether stream_options.include_usage may be added to streaming requests for this host; false for hosts that refuse it."`
+}
+
+// HostModel is one model of a static host.
+type HostModel struct {
+	Name string `yaml:"name" short:"true" required:"true" eg:"llama-70b" doc:"The id the host expects in a request." aka:"id|model"`
+	// MaxContext is 0 when unknown.
+	MaxContext int `yaml:"max_context" min:"1" max:"1000000000" otherwise:"unknown" eg:"131072" doc:"Tokens of prompt and answer together (vLLM's --max-model-len)." aka:"max_model_len|context|context_length|max_tokens"`
+}
+
+// Price is what a static host costs, in US dollars. Only what belongs to Basis is set.
+type Price struct {
+	USDPerHour         float64       `yaml:"usd_per_hour" min:"0" eg:"1.80" doc:"Rent of the whole host, US dollars per hour." aka:"hourly|per_hour|usd_hour|dph"`
+	USDPerWorkerSecond float64       `yaml:"usd_per_worker_second" min:"0" eg:"0.00044" doc:"One busy worker, US dollars per second." aka:"per_second|usd_per_second"`
+	ColdStart          time.Duration `yaml:"cold_start" otherwise:"0s" eg:"45s" doc:"Billed before a worker's first token; with usd_per_worker_second only."`
+	IdleTimeout        time.Duration `yaml:"idle_timeout" otherwise:"0s" eg:"5s" doc:"Billed after a worker's last token; with usd_per_worker_second only."`
+	USDPerMTok         *TokenPrice   `yaml:"usd_per_mtok" doc:"US dollars per million tokens, by kind of token." aka:"per_token|usd_per_token|tokens"`
+
+	// Basis is which of the three was given.
+	Basis endpoint.Basis `yaml:"-"`
+}
+
+// TokenPrice is a price in US dollars per million tokens.
+type TokenPrice struct {
+	In     float64 `yaml:"in" min:"0" required:"true" eg:"0.40" doc:"A million prompt tokens, in US dollars." aka:"input|prompt"`
+	Cached float64 `yaml:"cached" min:"0" otherwise:"the price of in" eg:"0.10" doc:"A million prompt tokens read from the prefix cache, in US dollars." aka:"cache|cached_in"`
+	Out    float64 `yaml:"out" min:"0" required:"true" eg:"1.20" doc:"A million output tokens, in US dollars." aka:"output|completion"`
+}
+
+// HostTLS is how an https host proves who it is.
+type HostTLS struct {
+	CA                 string `yaml:"ca" unit:"file" otherwise:"the system's roots" eg:"ca.pem" doc:"PEM file of the roots to trust." aka:"ca_file|cacert|root"`
+	ServerName         string `yaml:"server_name" otherwise:"the host in base_url" eg:"gpu.example.com" doc:"Name to expect in the certificate." aka:"sni"`
+	InsecureSkipVerify bool   `yaml:"insecure_skip_verify" default:"false" doc:"Accept any certificate: anyone on the way can read and alter everything." aka:"insecure|skip_verify|verify"`
+}
+
+// Model is a name that applications use.
+type Model struct {
+	Serves []string `yaml:"serves" required:"true" eg:"meta-llama/Llama-3.1-70B-Instruct" doc:"Ids that hosts serve: exact, or the beginning of one with \"*\" at the end." aka:"hosts|ids|models|served|targets"`
+}
+
+// Limits bound what one process and one request may take up. Sizes are in bytes.
+type Limits struct {
+	MaxBody     int64 `yaml:"max_body" unit:"bytes" above:"0" default:"32MiB" doc:"Largest JSON request body." aka:"max_body_size|body"`
+	MaxUpload   int64 `yaml:"max_upload" unit:"bytes" above:"0" default:"512MiB" doc:"Largest body of an upload, such as audio, images or files." aka:"upload"`
+	MaxInFlight int   `yaml:"max_in_flight" min:"1" max:"10000000" default:"10000" doc:"Requests served at once." aka:"max_concurrency|concurrency|max_requests|max_inflight"`
+	MaxHead     int64 `yaml:"max_head" unit:"bytes" above:"0" default:"16KiB" doc:"Largest request line and headers together." aka:"max_header|max_headers|header"`
+}
+
+// Timeouts bound the phases of a request.
+type Timeouts struct {
+	Connect      time.Duration `yaml:"connect" above:"0" default:"3s" doc:"To reach a host, TLS included." aka:"dial"`
+	FirstEvent   time.Duration `yaml:"first_event" above:"0" default:"120s" doc:"From the request sent to the beginning of the answer." aka:"first_byte|first_token|ttft"`
+	Gap          time.Duration `yaml:"gap" above:"0" default:"60s" doc:"Between two events of a stream." aka:"idle_gap|between"`
+	Total        time.Duration `yaml:"total" above:"0" default:"30m" doc:"A whole request, all attempts and the whole stream together." aka:"request|overall"`
+	ClientWrite  time.Duration `yaml:"client_write" above:"0" default:"30s" doc:"Without a byte taken by the caller while some wait to be sent." aka:"write"`
+	Idle         time.Duration `yaml:"idle" above:"0" default:"75s" doc:"A caller's connection between two requests." aka:"keepalive|keep_alive"`
+	Read         time.Duration `yaml:"read" above:"0" default:"30s" doc:"To read a request, headers and body." aka:"client_read|header"`
+	UpstreamIdle time.Duration `yaml:"upstream_idle" above:"0" default:"4s" doc:"A host's connection between two requests; keep it below what the host allows (uvicorn: 5s)."`
+	Heartbeat    time.Duration `yaml:"heartbeat" default:"0s" doc:"Silence after which a streaming caller gets a comment line; 0 is off." aka:"ping"`
+	Drain        time.Duration `yaml:"drain" default:"30s" doc:"For running requests to end at shutdown; 0 waits for none." aka:"shutdown|grace"`
+}
+
+// Retries bound second attempts.
+type Retries struct {
+	Max       int     `yaml:"max" min:"0" max:"10" default:"2" doc:"Further attempts of one request." aka:"attempts|count"`
+	Budget    float64 `yaml:"budget" min:"0" max:"1" default:"0.2" doc:"Retries earned by each request: 0.2 allows one for every five." aka:"ratio"`
+	BudgetCap int     `yaml:"budget_cap" min:"0" max:"1000000" default:"200" doc:"Retries that can be saved up." aka:"cap|burst"`
+}
+
+// Breaker says when a failing host is left alone.
+type Breaker struct {
+	Failures int           `yaml:"failures" min:"1" max:"10000" default:"5" doc:"Consecutive failures that open it." aka:"threshold|max_failures"`
+	OpenFor  time.Duration `yaml:"open_for" above:"0" default:"10s" doc:"Until the host is tried again." aka:"cooldown|reset|open|timeout"`
+}
+
+// Log says what is logged.
+type Log struct {
+	Level  slog.Level `yaml:"level" words:"debug|info|warn|error" default:"info" doc:"Least severity that is logged."`
+	Format string     `yaml:"format" words:"json|text" default:"json" doc:"One JSON object a line, or text for reading."`
+	Access bool       `yaml:"access" default:"true" doc:"Whether each request gets a line." aka:"access_log"`
+}
+
+// StaticEndpoints returns the hosts of providers.static as endpoints, priced as of now. The caller
+// owns the slice and all that it refers to.
+func (c *Config) StaticEndpoints(now time.Time) []endpoint.Endpoint {
+	eps := make([]endpoint.Endpoint, 0, len(c.Providers.Static))
+	for i := range c.Providers.Static {
+		eps = append(eps, c.Providers.Static[i].endpoint(now))
+	}
+	return eps
+}
+
+func (h *StaticHost) endpoint(now time.Time) endpoint.Endpoint {
+	ep := endpoint.Endpoint{
+		ID:               endpoint.ID("static:" + h.Name),
+		Provider:         "static",
+		BaseURL:          strings.TrimRight(h.BaseURL, "/"),
+		Dialect:          endpoint.OpenAI,
+		APIKey:           h.APIKey,
+		Hardware:         endpoint.Hardware{GPU: h.GPU, Machine: h.Machine},
+		Trust:            h.Trust,
+		Region:           h.Region,
+		MaxNumSeqs:       h.MaxNumSeqs,
+		Tenure:           h.Tenure,
+		Labels:           maps.Clone(h.Labels),
+		TLS:              endpoint.TLS{CAFile: h.TLS.CA, ServerName: h.TLS.ServerName, InsecureSkipVerify: h.TLS.InsecureSkipVerify},
+		NoUsageInjection: !h.InjectUsage,
+	}
+	for _, m := range h.Models {
+		ep.Served = append(ep.Served, endpoint.Served{Name: m.Name, MaxContext: m.MaxContext})
+	}
+	if p := h.Price; p.Basis != endpoint.BasisUnknown {
+		ep.Price = endpoint.Price{Basis: p.Basis, AsOf: now, Source: "config"}
+		switch p.Basis {
+		case endpoint.PerHour:
+			ep.Price.USDPerHour = p.USDPerHour
+		case endpoint.PerWorkerSecond:
+			ep.Price.USDPerWorkerSecond = p.USDPerWorkerSecond
+			ep.Price.ColdStart, ep.Price.IdleTimeout = p.ColdStart, p.IdleTimeout
+		case endpoint.PerToken:
+			ep.Price.USDPerMTokIn, ep.Price.USDPerMTokCached, ep.Price.USDPerMTokOut = p.USDPerMTok.In, p.USDPerMTok.Cached, p.USDPerMTok.Out
+		case endpoint.BasisUnknown:
+		}
+	}
+	return ep
+}
+
+// Files returns the files that c was made from or names, its own first, each once: what Watch
+// should look at.
+func (c *Config) Files() []string {
+	var paths []string
+	add := func(p string) {
+		if p != "" && !slices.Contains(paths, p) {
+			paths = append(paths, p)
+		}
+	}
+	add(c.source)
+	for _, f := range c.namedFiles() {
+		add(f.path)
+	}
+	return paths
+}
+
+type namedFile struct{ key, path string }
+
+// namedFiles lists the certificate files with the keys that name them.
+func (c *Config) namedFiles() []namedFile {
+	var fs []namedFile
+	for i := range c.Listen {
+		if t := c.Listen[i].TLS; t != nil {
+			at := c.listenerPath(i)
+			fs = append(fs, namedFile{at + ".tls.cert", t.Cert}, namedFile{at + ".tls.key", t.Key})
+		}
+	}
+	for i := range c.Providers.Static {
+		if ca := c.Providers.Static[i].TLS.CA; ca != "" {
+			fs = append(fs, namedFile{staticPath(i) + ".tls.ca", ca})
+		}
+	}
+	return fs
+}
