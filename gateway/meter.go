@@ -38,7 +38,7 @@ func (m *meter) see(c *openai.Chunk, now time.Time) {
 		if m.finishes == 0 {
 			m.finishN = uint8(copy(m.finish[:], c.FinishReason))
 		}
-		m.finishes++
+		m.finishes += int64(max(1, c.Finishes))
 	}
 	if c.HasUsage {
 		m.merge(c.Usage)

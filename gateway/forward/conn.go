@@ -8,6 +8,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"headrace/gateway/rawio"
 )
 
 // A buffer keeps room around the bytes in it, so that a piece of a body can be framed as an HTTP
@@ -33,6 +35,8 @@ type conn struct {
 	raw  syscall.RawConn       // nil under TLS
 	step func(fd uintptr) bool // tryRead, bound once
 
+	out rawio.Writer // unusable under TLS
+
 	buf      *[]byte // lent; nil while silent
 	from, to int     // bytes read and not consumed: (*buf)[from:to]
 	got      int     // bytes that the last fill added
@@ -57,6 +61,14 @@ func newConn(nc net.Conn) *conn {
 func (c *conn) reset() {
 	c.release()
 	c.limit, c.body, c.tainted = bufBytes, framing{}, false
+}
+
+// Write writes all of p.
+func (c *conn) Write(p []byte) (int, error) {
+	if c.out.Usable() {
+		return c.out.Write(p)
+	}
+	return c.Conn.Write(p)
 }
 
 // unread returns what was read and not consumed, until the next call of any other method.

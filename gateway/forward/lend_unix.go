@@ -3,11 +3,12 @@
 package forward
 
 import (
-	"errors"
 	"io"
 	"net"
 	"os"
 	"syscall"
+
+	"headrace/gateway/rawio"
 )
 
 // lend lets fill wait without holding a buffer, where the connection is plain TCP.
@@ -16,6 +17,7 @@ func (c *conn) lend() {
 		if raw, err := tc.SyscallConn(); err == nil {
 			c.raw, c.step = raw, c.tryRead
 		}
+		c.out.Init(tc)
 	}
 }
 
@@ -24,27 +26,22 @@ func (c *conn) tryRead(fd uintptr) bool {
 	if c.readErr = c.room(); c.readErr != nil {
 		return true
 	}
-	for {
-		n, err := syscall.Read(int(fd), (*c.buf)[c.to:len(*c.buf)-roomAfter])
-		if errors.Is(err, syscall.EINTR) {
-			continue
-		}
-		if n > 0 {
-			c.to += n
-			c.got = n
-			return true
-		}
-		if c.from == c.to {
-			c.release()
-		}
-		switch {
-		case errors.Is(err, syscall.EAGAIN):
-			return false
-		case err != nil:
-			c.readErr = os.NewSyscallError("read", err)
-		default:
-			c.readErr = io.EOF
-		}
+	n, errno := rawio.Read(fd, (*c.buf)[c.to:len(*c.buf)-roomAfter])
+	if n > 0 {
+		c.to += n
+		c.got = n
 		return true
 	}
+	if c.from == c.to {
+		c.release()
+	}
+	switch {
+	case errno == syscall.EAGAIN:
+		return false
+	case errno != 0:
+		c.readErr = os.NewSyscallError("read", errno)
+	default:
+		c.readErr = io.EOF
+	}
+	return true
 }

@@ -7,12 +7,15 @@ import (
 	"os"
 	"sync"
 	"syscall"
+
+	"headrace/gateway/rawio"
 )
 
 const earlyBytes = 16 << 10 // a whole request head, and most bodies
 
 // early holds what a one-byte read found beyond its byte.
 type early struct {
+	c    *Conn
 	raw  syscall.RawConn
 	step func(uintptr) bool
 	buf  *[]byte // nil while nothing is held
@@ -27,10 +30,10 @@ func (e *early) init(c *Conn) {
 	if err != nil {
 		return // closed already: Read falls back to the connection, which says so
 	}
-	e.raw, e.step = raw, e.tryRead
+	e.c, e.raw, e.step = c, raw, e.tryRead
 }
 
-func (e *early) read(c *net.TCPConn, p []byte) (int, error) {
+func (e *early) read(c *Conn, p []byte) (int, error) {
 	if e.buf != nil {
 		n := copy(p, (*e.buf)[e.r:e.w])
 		if e.r += n; e.r == e.w {
@@ -39,9 +42,13 @@ func (e *early) read(c *net.TCPConn, p []byte) (int, error) {
 		return n, nil
 	}
 	if len(p) != 1 || e.raw == nil {
-		return c.Read(p)
+		return c.readTCP(p)
 	}
-	if err := e.raw.Read(e.step); err != nil {
+	err := e.raw.Read(e.step)
+	for c.tooEarly(err) {
+		err = e.raw.Read(e.step)
+	}
+	if err != nil {
 		e.drop()
 		if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, net.ErrClosed) {
 			return 0, err
@@ -64,25 +71,22 @@ func (e *early) read(c *net.TCPConn, p []byte) (int, error) {
 // tryRead is one attempt at a read; false parks the goroutine until the socket is readable, with no buffer held.
 func (e *early) tryRead(fd uintptr) bool {
 	buf := earlyBufs.Get().(*[]byte)
-	for {
-		n, err := syscall.Read(int(fd), *buf)
-		switch {
-		case errors.Is(err, syscall.EINTR):
-			continue
-		case errors.Is(err, syscall.EAGAIN):
-			earlyBufs.Put(buf)
-			return false
-		case err != nil:
-			e.err = &net.OpError{Op: "read", Net: "tcp", Err: os.NewSyscallError("read", err)}
-		case n == 0:
-			e.err = io.EOF
-		default:
-			e.buf, e.r, e.w = buf, 0, n
-			return true
-		}
+	n, errno := rawio.Read(fd, *buf)
+	switch {
+	case errno == syscall.EAGAIN:
 		earlyBufs.Put(buf)
+		e.c.armRead() // now it waits
+		return false
+	case errno != 0:
+		e.err = &net.OpError{Op: "read", Net: "tcp", Err: os.NewSyscallError("read", errno)}
+	case n == 0:
+		e.err = io.EOF
+	default:
+		e.buf, e.r, e.w = buf, 0, n
 		return true
 	}
+	earlyBufs.Put(buf)
+	return true
 }
 
 func (e *early) drop() {

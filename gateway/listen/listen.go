@@ -2,8 +2,8 @@
 // nobody reads from or writes to its connection.
 //
 // On Linux one epoll set watches every connection (EPOLLRDHUP, edge triggered) at the cost of one
-// thread and 24 bytes a connection. Elsewhere a waiting request has a byte read ahead in the
-// background, as net/http does, which is blind while a pipelined request is already waiting.
+// thread and 24 bytes a connection. Elsewhere a waiting request has its connection read ahead in the
+// background, which is blind behind 16 KiB of pipelined requests.
 // A half-close counts as leaving: HTTP/1.1 gives a gateway no use for a client that only listens.
 package listen
 
@@ -13,6 +13,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"headrace/gateway/rawio"
 )
 
 // Why says what happened to a client.
@@ -49,6 +51,8 @@ type Conn struct {
 	onGone  atomic.Pointer[Handler]
 	ahead   readAhead
 	early   early
+	dl      deadlines
+	out     rawio.Writer
 }
 
 // Watch wraps ln, which must accept TCP connections. Close ends the watching too.
@@ -81,6 +85,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 	c := &Conn{TCPConn: tc, l: l, id: l.next.Add(1)}
 	c.ahead.init(c)
 	c.early.init(c)
+	c.out.Init(tc)
 	l.conns.Store(c.id, c)
 	l.watch.add(c)
 	return c, nil
@@ -137,6 +142,20 @@ func (c *Conn) Arm(h *Handler) {
 	}
 }
 
+// ArmReading is Arm for a request whose body is still being read from the connection. The portable
+// watcher must not read beside that reader, who learns of a leaving client by himself; call Arm when
+// he has come to the body's end.
+func (c *Conn) ArmReading(h *Handler) {
+	if !c.l.watch.portable {
+		c.Arm(h)
+		return
+	}
+	c.onGone.Store(h)
+	if c.drained.Load() {
+		c.fire(Drained)
+	}
+}
+
 // Disarm ends what Arm began. Call it before the connection's next request is read.
 func (c *Conn) Disarm() {
 	c.onGone.Store(nil)
@@ -175,16 +194,18 @@ func Of(c net.Conn) *Conn {
 	}
 }
 
-// readAhead reads one byte in the background while a request waits, and gives it back to the next
-// Read. Only the portable watcher uses it.
+// readAhead reads in the background while a request waits, and gives what it got to the next Reads.
+// It goes on reading until its buffer is full, for what comes before a FIN says nothing of it: a
+// pipelined request, or the alert that ends TLS. Only the portable watcher uses it.
 type readAhead struct {
 	c    *Conn
 	mu   sync.Mutex // guards all below
 	done chan struct{}
 	busy bool
-	have bool
-	b    [1]byte
+	buf  []byte // read and not taken yet
 }
+
+const aheadBytes = 16 << 10
 
 func (r *readAhead) init(c *Conn) { r.c = c }
 
@@ -193,22 +214,33 @@ var aLongTimeAgo = time.Unix(1, 0)
 func (r *readAhead) begin() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.busy || r.have {
-		return // a byte of the next request is here: nothing more can be seen without reading on
+	if r.busy || len(r.buf) >= aheadBytes {
+		return
 	}
-	_ = r.c.SetReadDeadline(time.Time{}) // the server's read timeout is still armed
+	r.set(time.Time{}) // the server's read timeout is still armed
 	r.busy, r.done = true, make(chan struct{})
-	go func() {
-		n, err := r.c.TCPConn.Read(r.b[:])
+	go r.run()
+}
+
+func (r *readAhead) run() {
+	var b [512]byte
+	for {
+		n, err := r.c.TCPConn.Read(b[:])
 		r.mu.Lock()
-		r.busy, r.have = false, n == 1
+		r.buf = append(r.buf, b[:n]...)
+		if err == nil && len(r.buf) < aheadBytes {
+			r.mu.Unlock()
+			continue
+		}
+		r.busy = false
 		close(r.done)
 		r.mu.Unlock()
 		var ne net.Error
 		if err != nil && (!errors.As(err, &ne) || !ne.Timeout()) {
 			r.c.left()
 		}
-	}()
+		return
+	}
 }
 
 func (r *readAhead) end() {
@@ -218,18 +250,23 @@ func (r *readAhead) end() {
 	if !busy {
 		return
 	}
-	_ = r.c.SetReadDeadline(aLongTimeAgo)
+	r.set(aLongTimeAgo)
 	<-done
-	_ = r.c.SetReadDeadline(time.Time{})
+	r.set(time.Time{})
+}
+
+// set tells the poller at once: it has to reach a read that waits already.
+func (r *readAhead) set(t time.Time) {
+	r.c.dl.readSet = t
+	_ = r.c.TCPConn.SetReadDeadline(t) // fails on a closed connection only, which has no read that waits
 }
 
 func (r *readAhead) take(p []byte) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.have || len(p) == 0 {
-		return 0
+	n := copy(p, r.buf)
+	if r.buf = r.buf[n:]; len(r.buf) == 0 {
+		r.buf = nil
 	}
-	r.have = false
-	p[0] = r.b[0]
-	return 1
+	return n
 }

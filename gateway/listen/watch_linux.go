@@ -103,9 +103,9 @@ func (c *Conn) Read(p []byte) (int, error) {
 		if n := c.ahead.take(p); n > 0 {
 			return n, nil
 		}
-		return c.TCPConn.Read(p)
+		return c.readTCP(p)
 	}
-	return c.early.read(c.TCPConn, p)
+	return c.early.read(c, p)
 }
 
 var _ syscall.Conn = (*Conn)(nil)

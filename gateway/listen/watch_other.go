@@ -14,7 +14,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 	if n := c.ahead.take(p); n > 0 {
 		return n, nil
 	}
-	return c.TCPConn.Read(p)
+	return c.readTCP(p)
 }
 
 // early is the pooled first read of a request, a matter of Linux only.

@@ -1,0 +1,91 @@
+package listen
+
+import (
+	"errors"
+	"os"
+	"time"
+)
+
+// deadlines keeps what the server asks for apart from what the kernel's poller was told. A server
+// sets three deadlines a request, 300 ns each, and nearly none of them ever matters: most reads find
+// their bytes waiting. So the poller is told only before a read or write that may wait, and not even
+// then when a deadline is in force that ends a little earlier; a read that it ends too early goes on.
+type deadlines struct {
+	read, write       time.Time // asked for; zero for none
+	readSet, writeSet time.Time // told
+}
+
+// slack is how much earlier than asked a write may time out, and a read be looked at again.
+const slack = 4 * time.Second
+
+// SetDeadline sets both deadlines.
+func (c *Conn) SetDeadline(t time.Time) error {
+	c.dl.read, c.dl.write = t, t
+	return nil
+}
+
+// SetReadDeadline sets the deadline of reads that begin after it.
+func (c *Conn) SetReadDeadline(t time.Time) error {
+	c.dl.read = t
+	return nil
+}
+
+// SetWriteDeadline sets the deadline of writes that begin after it; it may come up to slack early.
+func (c *Conn) SetWriteDeadline(t time.Time) error {
+	c.dl.write = t
+	return nil
+}
+
+// inForce tells whether set will do for asked.
+func inForce(set, asked time.Time) bool {
+	if asked.IsZero() || set.IsZero() {
+		return asked.IsZero() == set.IsZero()
+	}
+	d := asked.Sub(set)
+	return d >= 0 && d <= slack
+}
+
+// armRead tells the poller of the read deadline.
+func (c *Conn) armRead() {
+	if !inForce(c.dl.readSet, c.dl.read) {
+		c.dl.readSet = c.dl.read
+		_ = c.TCPConn.SetReadDeadline(c.dl.read) // fails on a closed connection only, as the read will
+	}
+}
+
+// tooEarly tells whether err is a deadline that nobody asked for yet, and corrects it.
+func (c *Conn) tooEarly(err error) bool {
+	if err == nil || !errors.Is(err, os.ErrDeadlineExceeded) || c.dl.readSet.Equal(c.dl.read) {
+		return false
+	}
+	if !c.dl.read.IsZero() && !time.Now().Before(c.dl.read) {
+		return false
+	}
+	c.dl.readSet = c.dl.read
+	_ = c.TCPConn.SetReadDeadline(c.dl.read)
+	return true
+}
+
+// Write writes to the client.
+func (c *Conn) Write(p []byte) (int, error) {
+	if !inForce(c.dl.writeSet, c.dl.write) {
+		c.dl.writeSet = c.dl.write
+		_ = c.TCPConn.SetWriteDeadline(c.dl.write) // fails on a closed connection only, as the write will
+	}
+	if c.out.Usable() {
+		return c.out.Write(p)
+	}
+	return c.TCPConn.Write(p)
+}
+
+// readTCP reads under the deadline asked for.
+func (c *Conn) readTCP(p []byte) (int, error) {
+	for {
+		c.armRead()
+		n, err := c.TCPConn.Read(p)
+		if n == 0 && c.tooEarly(err) {
+			continue
+		}
+		return n, err
+	}
+}

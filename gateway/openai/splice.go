@@ -1,0 +1,98 @@
+package openai
+
+// What Parts puts in. These are constants: nobody may write to them.
+var (
+	modelName       = []byte(`"model":`)
+	usageMember     = []byte(`"stream_options":{"include_usage":true}`)
+	usageObject     = []byte(`{"include_usage":true}`)
+	usageFirst      = []byte(`"include_usage":true`)
+	usageFirstComma = []byte(`"include_usage":true,`)
+	trueWord        = []byte(`true`)
+	comma           = []byte(`,`)
+)
+
+// Parts appends to dst the pieces of body, which r was scanned from, with the model replaced by
+// modelJSON (a JSON string literal, added when body names no model; nil leaves the model alone) and,
+// with injectUsage, stream_options.include_usage made true whether stream_options was absent, null,
+// without it, or had it false. Everything else stays as it was, byte for byte. The pieces alias body,
+// modelJSON and constants: read them only. It returns the summed length as well.
+func (r *Request) Parts(dst [][]byte, body, modelJSON []byte, injectUsage bool) ([][]byte, int) {
+	p := pieces{dst: dst, body: body}
+	addModel := modelJSON != nil && !r.ModelAt.Present()
+	addUsage := injectUsage && !r.StreamOptionsAt.Present()
+	if addModel || addUsage {
+		p.upTo(r.OpenAt)
+		if addModel {
+			p.put(modelName)
+			p.put(modelJSON)
+		}
+		if addModel && addUsage {
+			p.put(comma)
+		}
+		if addUsage {
+			p.put(usageMember)
+		}
+		if !r.Empty {
+			p.put(comma)
+		}
+	}
+	replaceModel := modelJSON != nil && !addModel
+	replaceUsage := injectUsage && !addUsage && !r.IncludeUsage
+	modelFirst := r.ModelAt.From < r.StreamOptionsAt.From
+	if replaceModel && (modelFirst || !replaceUsage) {
+		p.replace(r.ModelAt, modelJSON)
+	}
+	if replaceUsage {
+		r.setUsage(&p)
+	}
+	if replaceModel && !modelFirst && replaceUsage {
+		p.replace(r.ModelAt, modelJSON)
+	}
+	p.upTo(len(body))
+	return p.dst, p.n
+}
+
+// setUsage replaces what the value of stream_options lacks.
+func (r *Request) setUsage(p *pieces) {
+	at := r.StreamOptionsAt
+	switch {
+	case r.IncludeUsageAt.Present():
+		p.replace(r.IncludeUsageAt, trueWord)
+	case p.body[at.From] != '{': // null
+		p.replace(at, usageObject)
+	default:
+		p.upTo(at.From + 1)
+		if filled(p.body[at.From:at.To]) {
+			p.put(usageFirstComma)
+		} else {
+			p.put(usageFirst)
+		}
+	}
+}
+
+// pieces collects the parts of a changed body, front to back.
+type pieces struct {
+	dst  [][]byte
+	body []byte
+	done int // bytes of body that are in dst or replaced
+	n    int // bytes in dst
+}
+
+func (p *pieces) put(b []byte) {
+	if len(b) > 0 {
+		p.dst = append(p.dst, b)
+		p.n += len(b)
+	}
+}
+
+// upTo puts what is left of body in front of index end.
+func (p *pieces) upTo(end int) {
+	p.put(p.body[p.done:end])
+	p.done = end
+}
+
+func (p *pieces) replace(at Span, by []byte) {
+	p.upTo(at.From)
+	p.put(by)
+	p.done = at.To
+}
