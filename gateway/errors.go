@@ -123,7 +123,7 @@ func errAttempt(e *outcome.Error) *openai.Error {
 		}
 	case outcome.CallerFault:
 		out.Status, out.Type, out.Code, out.Message = 400, "invalid_request_error", "invalid_request", "The request body could not be read to its end."
-	case outcome.ClientGone, outcome.Success:
+	case outcome.ClientGone, outcome.Success, outcome.Unserved:
 		out.Status, out.Code, out.Message = 499, "client_gone", "The client closed the connection."
 	}
 	return out

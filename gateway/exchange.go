@@ -64,6 +64,7 @@ type exchange struct {
 	attempt *forward.Attempt
 	tried   [ledger.MaxAttempts]endpoint.ID
 	retries int
+	last    *outcome.Error // of the attempt that is being retried
 
 	phase     phase
 	beginAt   time.Time // the attempt began
@@ -123,15 +124,13 @@ func (x *exchange) advance(until time.Time) bool {
 			x.pick()
 		case awaitingHead:
 			err := x.attempt.AwaitHead(earlier(until, x.firstBy))
-			switch {
-			case errors.Is(err, os.ErrDeadlineExceeded):
-				if !x.overdue() {
-					return false
-				}
-			case err != nil:
+			switch _, over := errors.AsType[*outcome.Error](err); {
+			case over: // first: what ended the attempt may have been a deadline too
 				x.attemptFailed(err)
-			default:
+			case err == nil:
 				x.judgeHead()
+			case !x.overdue():
+				return false
 			}
 		case awaitingContent:
 			if !x.awaitContent(until) {
@@ -172,7 +171,13 @@ func (x *exchange) endpointID() endpoint.ID {
 func (x *exchange) pick() {
 	if x.pinned == "" {
 		err := x.s.router.Pick(&router.Request{Model: x.model, Tried: x.tried[:min(x.rec.Tries, len(x.tried))]}, &x.lease)
-		if err != nil {
+		switch {
+		case err != nil && x.last != nil: // nobody is left to retry with: how the last one failed tells more
+			x.s.router.Budget.Refund()
+			x.retries--
+			x.failAttempt(x.last)
+			return
+		case err != nil:
 			x.fail(x.pickError(err))
 			return
 		}
@@ -234,11 +239,27 @@ func (x *exchange) attemptFailed(err error) {
 	}
 	x.endAttempt(*oe)
 	if oe.Class.Policy().Elsewhere && x.pinned == "" && (x.form == nil || x.form.replayable()) && x.mayRetry() {
-		x.phase, x.began = picking, time.Now()
+		x.last = oe
+		x.again()
 		return
 	}
+	x.failAttempt(oe)
+}
+
+// failAttempt tells the caller how the last attempt failed.
+func (x *exchange) failAttempt(oe *outcome.Error) {
 	x.retryWait = oe.RetryAfter
+	if errors.Is(oe, errUploadTooLarge) {
+		x.fail(errTooLarge(x.set.MaxUpload, "limits.max_upload"))
+		return
+	}
 	x.fail(errAttempt(oe))
+}
+
+// again goes back to picking. Nothing of the attempt that ended may show in the next one's answer.
+func (x *exchange) again() {
+	x.isStream, x.bodyEnd, x.m = false, false, meter{}
+	x.phase, x.began = picking, time.Now()
 }
 
 // mayRetry takes a retry out of the request's and the fleet's budgets.
@@ -291,6 +312,11 @@ func (x *exchange) fail(e *openai.Error) {
 	}
 	x.failure, x.phase = e, failed
 	x.rec.Code = e.Code
+	if x.rec.Tries == 0 {
+		if x.rec.Class = outcome.Unserved; e.Status < 500 {
+			x.rec.Class = outcome.CallerFault
+		}
+	}
 	if x.began.IsZero() {
 		x.began = time.Now()
 	}
@@ -347,7 +373,7 @@ func (x *exchange) judgeError(class outcome.Class) {
 		x.s.noUsage.Store(x.endpointID(), true)
 		x.endAttempt(outcome.Error{Class: outcome.CallerFault, Endpoint: x.endpointID(), Status: a.Status, Err: errEvent})
 		x.rec.Tries--
-		x.phase, x.began = picking, time.Now()
+		x.again()
 		return
 	}
 	oe := &outcome.Error{Class: class, Endpoint: x.endpointID(), Status: a.Status, RetryAfter: x.retryWait, Err: &ne}
@@ -432,8 +458,10 @@ func (x *exchange) takeLast(now time.Time) {
 	if rest := x.attempt.Unread()[x.held:]; len(rest) > 0 {
 		if ev, ok := x.events.Last(rest); ok {
 			ev.Size = len(rest)
-			x.take(ev, now)
-			return
+			if x.chunk.Parse(ev.Name, ev.Data); !x.chunk.Malformed { // else it was cut off, and says nothing
+				x.take(ev, now)
+				return
+			}
 		}
 		x.held += len(rest)
 	}
@@ -481,8 +509,7 @@ func (x *exchange) errorEvent(ev sse.Event, c *openai.Chunk) {
 func (x *exchange) awaitBody() {
 	a := x.attempt
 	for {
-		gapBy := earlier(time.Now().Add(x.set.FirstEvent), x.totalBy)
-		err := a.More(gapBy, x.set.FirstEvent/8)
+		err := a.More(x.firstBy, x.set.FirstEvent/8)
 		switch {
 		case err == nil:
 			continue
@@ -506,7 +533,7 @@ func (x *exchange) judgeBody() {
 	x.chunk.ParseBody(x.attempt.Unread())
 	c := &x.chunk
 	switch {
-	case c.Malformed && len(x.attempt.Unread()) > 0:
+	case c.Malformed && (len(x.attempt.Unread()) > 0 || x.route.proto != protoOpaque):
 		x.attemptFailed(x.upstreamFault(errGarbage))
 		return
 	case c.Error:

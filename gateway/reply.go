@@ -18,7 +18,7 @@ import (
 // relayed, by WriteTo, after the handler.
 func (x *exchange) answer() (complete bool) {
 	if x.phase == failed {
-		x.setHeaders()
+		x.setHeaders(x.began)
 		if x.failure.RetryAfter == 0 {
 			x.failure.RetryAfter = x.retryWait
 		}
@@ -38,10 +38,10 @@ func (x *exchange) answer() (complete bool) {
 			x.ctx.Response.SkipBody = true
 			x.ctx.Response.Header.SetContentLength(max(0, a.Head.ContentLength()))
 		}
-		x.setHeaders()
+		x.setHeaders(x.began)
 		return true
 	}
-	x.setHeaders()
+	x.setHeaders(x.began)
 	x.stream()
 	return false
 }
@@ -50,51 +50,86 @@ func (x *exchange) answer() (complete bool) {
 func (x *exchange) stream() {
 	x.committed = true
 	x.ctx.SetWriteDeadline(time.Now().Add(x.set.ClientWrite)) // makes it ours to renew, and the server's to clear
+	if !x.ctx.Request.Header.IsHTTP11() {
+		x.streamToClose()
+		return
+	}
 	x.ctx.Response.SetBodyStream(x, -1)
 }
 
-// setHeaders adds what Headrace tells of itself.
-func (x *exchange) setHeaders() {
+// streamToClose is stream for an HTTP/1.0 caller, who knows no chunks: the connection's end is the
+// body's. fasthttp writes chunks to every caller, so the connection is taken from it.
+func (x *exchange) streamToClose() {
 	h := &x.ctx.Response.Header
-	h.Set("X-Request-Id", x.rec.ID)
-	id := x.rec.Endpoint
-	if x.attempt != nil && (x.leased || x.pinned != "") {
-		id = x.endpointID()
+	h.SetContentLength(-2)
+	head := append([]byte(nil), h.Header()...)
+	x.ctx.HijackSetNoResponse(true)
+	x.ctx.Hijack(func(c net.Conn) { // closed behind it
+		defer func() {
+			if r := recover(); r != nil {
+				x.broken = fmt.Errorf("panic: %v", r)
+				x.s.panicked(x.rec.ID, r)
+			}
+			_ = x.CloseWithError(nil)
+		}()
+		x.armWrite()
+		if _, x.broken = c.Write(head); x.broken == nil {
+			x.broken = x.relay(&down{w: c})
+		}
+	})
+}
+
+// Names of the header fields an answer carries, in the form they go out.
+var (
+	nameRequestID = []byte("X-Request-Id")
+	nameEndpoint  = []byte("X-Headrace-Endpoint")
+	nameProvider  = []byte("X-Headrace-Provider")
+	nameAttempts  = []byte("X-Headrace-Attempts")
+	nameTTFT      = []byte("X-Headrace-Ttft-Ms")
+	nameCost      = []byte("X-Headrace-Cost-Usd")
+	nameTiming    = []byte("Server-Timing")
+)
+
+// setHeaders adds what Headrace tells of itself. now is when the answer was ready.
+func (x *exchange) setHeaders(now time.Time) {
+	var buf [64]byte
+	h := &x.ctx.Response.Header
+	h.SetCanonical(nameRequestID, append(buf[:0], x.rec.ID...))
+	id, provider, tries := x.rec.Endpoint, x.rec.Provider, x.rec.Tries
+	if x.leased {
+		id, provider, tries = x.lease.Endpoint.ID, x.lease.Endpoint.Provider, tries+1
+	} else if x.pinned != "" {
+		id = x.pinned
 	}
 	if id == "" {
 		return
 	}
-	h.Set("X-Headrace-Endpoint", string(id))
-	provider := x.rec.Provider
-	tries := x.rec.Tries
-	if x.leased {
-		provider, tries = x.lease.Endpoint.Provider, tries+1
-	}
+	h.SetCanonical(nameEndpoint, append(buf[:0], id...))
 	if provider != "" {
-		h.Set("X-Headrace-Provider", provider)
+		h.SetCanonical(nameProvider, append(buf[:0], provider...))
 	}
-	var buf [48]byte
-	h.SetBytesV("X-Headrace-Attempts", strconv.AppendInt(buf[:0], int64(max(1, tries)), 10))
-	now := time.Now()
+	h.SetCanonical(nameAttempts, strconv.AppendInt(buf[:0], int64(max(1, tries)), 10))
+	if x.phase != ready {
+		return
+	}
 	first := x.m.firstAt
 	if first.IsZero() {
 		first = now
 	}
-	if x.phase == ready {
-		h.SetBytesV("X-Headrace-Ttft-Ms", appendMillis(buf[:0], first.Sub(x.rec.At)))
-		b := appendMillis(append(buf[:0], "upstream;dur="...), first.Sub(x.beginAt))
-		h.SetBytesV("Server-Timing", b)
-		if x.bodyEnd && x.leased {
-			if usd, ok := x.usd(now); ok {
-				h.SetBytesV("X-Headrace-Cost-Usd", strconv.AppendFloat(buf[:0], usd, 'f', 9, 64))
-			}
+	h.SetCanonical(nameTTFT, appendMillis(buf[:0], first.Sub(x.rec.At)))
+	h.SetCanonical(nameTiming, appendMillis(append(buf[:0], "upstream;dur="...), first.Sub(x.beginAt)))
+	if x.bodyEnd && x.leased {
+		if usd, ok := x.usd(now); ok {
+			h.SetCanonical(nameCost, strconv.AppendFloat(buf[:0], usd, 'f', 9, 64))
 		}
 	}
 }
 
 // appendMillis writes d in milliseconds with one decimal.
 func appendMillis(dst []byte, d time.Duration) []byte {
-	return strconv.AppendFloat(dst, float64(d.Microseconds())/1e3, 'f', 1, 64)
+	tenths := max(0, (d.Microseconds()+50)/100)
+	dst = strconv.AppendInt(dst, tenths/10, 10)
+	return append(dst, '.', byte('0'+tenths%10))
 }
 
 // Read is never called: fasthttp uses WriteTo. It is there to satisfy io.Reader.
@@ -105,7 +140,7 @@ func (x *exchange) SupportsBodyWriteTo() bool { return true }
 
 // down is where body bytes go. The first piece goes through fasthttp's writer, behind the response
 // head and in one packet with it; each further one straight to the connection, framed in the buffer
-// it was read into. HTTP/1.0 callers know no chunks and get all through fasthttp.
+// it was read into. An HTTP/1.0 caller's w is the connection itself.
 type down struct {
 	w    io.Writer
 	conn net.Conn // nil for HTTP/1.0
@@ -113,10 +148,7 @@ type down struct {
 
 // WriteTo relays the body. fasthttp calls it after the handler, with a writer that flushes each Write.
 func (x *exchange) WriteTo(w io.Writer) (int64, error) {
-	d := down{w: w}
-	if x.ctx.Request.Header.IsHTTP11() {
-		d.conn = x.ctx.Conn()
-	}
+	d := down{w: w, conn: x.ctx.Conn()}
 	defer func() {
 		if r := recover(); r != nil {
 			x.broken = fmt.Errorf("panic: %v", r)
@@ -161,8 +193,10 @@ func (x *exchange) relay(d *down) error {
 			return err
 		}
 		if a.Ended() && len(a.Unread()) == 0 {
-			x.bodyEnd = true
-			return x.finishStream(d)
+			if x.bodyEnd = true; !x.whole() {
+				return x.lost(d, io.ErrUnexpectedEOF)
+			}
+			return nil
 		}
 		now := time.Now()
 		by, slack := now.Add(gap), gap/8
@@ -184,11 +218,11 @@ func (x *exchange) relay(d *down) error {
 			} else {
 				x.held = len(a.Unread())
 			}
-			if err := x.deliver(d); err != nil {
-				return err
+			if !x.whole() {
+				return x.lost(d, io.ErrUnexpectedEOF) // without the piece of an event that may be there
 			}
 			x.bodyEnd = true
-			return x.finishStream(d)
+			return x.deliver(d)
 		case x.m.done:
 			return nil // [DONE] was passed on; whatever went wrong behind it concerns nobody
 		default:
@@ -245,15 +279,10 @@ func (x *exchange) armWrite() {
 	}
 }
 
-// finishStream judges an answer whose body ended in good order.
-func (x *exchange) finishStream(d *down) error {
-	if !x.isStream || x.opaque || x.route.proto == protoOpaque || x.m.done || x.m.failed || x.pinned != "" {
-		return nil
-	}
-	if x.m.finishes > 0 && x.m.finishes >= x.scan.N {
-		return nil // some hosts send no [DONE]
-	}
-	return x.lost(d, io.ErrUnexpectedEOF)
+// whole judges an answer whose body ended in good order.
+func (x *exchange) whole() bool {
+	return !x.isStream || x.opaque || x.route.proto == protoOpaque || x.m.done || x.m.failed || x.pinned != "" ||
+		x.m.finishes > 0 && x.m.finishes >= x.scan.N // some hosts send no [DONE]
 }
 
 // lost ends a stream that broke off: an error event, and no clean end.
@@ -313,6 +342,9 @@ func (x *exchange) settle() {
 		x.conn.Disarm()
 	}
 	now := time.Now()
+	if !x.committed { // the handler's last stretch; a stream's ended with its first token
+		x.own += now.Sub(x.began)
+	}
 	if x.leased || (x.pinned != "" && x.attempt != nil && x.phase == ready) {
 		x.endAttempt(x.verdict())
 	}
@@ -330,9 +362,12 @@ func (x *exchange) settle() {
 
 // verdict says how the attempt that was answered with ended.
 func (x *exchange) verdict() outcome.Error {
-	oe := outcome.Error{Class: outcome.Success, Endpoint: x.endpointID(), Status: x.attempt.Status, Err: x.broken}
+	oe := outcome.Error{Class: outcome.Success, Endpoint: x.endpointID(), Err: x.broken}
+	if x.attempt != nil {
+		oe.Status = x.attempt.Status
+	}
 	switch {
-	case x.watch.Aborted() && !x.watch.drained.Load():
+	case x.gone():
 		oe.Class = outcome.ClientGone
 	case x.verbatim:
 		oe.Class = outcome.CallerFault
@@ -348,6 +383,11 @@ func (x *exchange) verdict() outcome.Error {
 	return oe
 }
 
+// gone tells whether the caller left before it had everything. Many SDKs close at the end mark.
+func (x *exchange) gone() bool {
+	return x.watch.Aborted() && !x.watch.drained.Load() && (!x.m.done || x.clientBroke())
+}
+
 // clientBroke tells whether the stream ended because the caller could not be written to.
 func (x *exchange) clientBroke() bool {
 	var op *net.OpError
@@ -358,7 +398,7 @@ func (x *exchange) fillRecord(now time.Time) {
 	r := &x.rec
 	r.Duration = now.Sub(r.At)
 	r.Overhead = x.own
-	if x.watch.Aborted() && !x.watch.drained.Load() {
+	if x.gone() {
 		r.Class = outcome.ClientGone
 		if !x.committed {
 			r.Status = 499

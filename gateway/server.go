@@ -340,7 +340,6 @@ func (s *Server) run(x *exchange) {
 		return
 	}
 	if x.answer() {
-		x.own += time.Since(x.began)
 		x.settle()
 		x.release()
 	}
@@ -353,7 +352,7 @@ func (x *exchange) beat() {
 	h := &x.ctx.Response.Header
 	h.SetContentTypeBytes(eventStream)
 	h.Set("Cache-Control", "no-cache")
-	x.setHeaders()
+	x.setHeaders(x.rec.At)
 	x.stream()
 }
 
@@ -366,7 +365,11 @@ func (s *Server) begin(ctx *fasthttp.RequestCtx, rt *route, now time.Time) *exch
 	x.watch.self = x.watch
 	s.inFlight.Add(1)
 	if x.conn = listen.Of(ctx.Conn()); x.conn != nil {
-		x.conn.Arm(&x.watch.self)
+		if ctx.Request.IsBodyStream() {
+			x.conn.ArmReading(&x.watch.self)
+		} else {
+			x.conn.Arm(&x.watch.self)
+		}
 	}
 	return x
 }

@@ -98,7 +98,7 @@ func (x *exchange) admitUpload() *openai.Error {
 	if int64(size) > x.set.MaxUpload {
 		return errTooLarge(x.set.MaxUpload, "limits.max_upload")
 	}
-	body := &uploadReader{ctx: x.ctx, src: x.ctx.RequestBodyStream(), left: x.set.MaxUpload, wait: x.set.Read}
+	body := &uploadReader{x: x, ctx: x.ctx, src: x.ctx.RequestBodyStream(), left: x.set.MaxUpload, wait: x.set.Read}
 	if x.route == passthroughRoute {
 		if hasDotSegment(string(rawPath(h.RequestURI()))) {
 			return &openai.Error{Status: 400, Type: "invalid_request_error", Code: "invalid_url", Message: "The path contains a dot segment. Send the path it stands for."}
@@ -140,6 +140,7 @@ var errUploadTooLarge = errors.New("upload too large")
 
 // uploadReader reads the caller's body, each read with the whole time, up to a limit.
 type uploadReader struct {
+	x    *exchange
 	ctx  *fasthttp.RequestCtx
 	src  io.Reader
 	left int64
@@ -154,6 +155,10 @@ func (r *uploadReader) Read(p []byte) (int, error) {
 	n, err := r.src.Read(p)
 	if r.left -= int64(n); r.left < 0 {
 		return 0, errUploadTooLarge
+	}
+	r.x.rec.BytesIn += int64(n)
+	if errors.Is(err, io.EOF) && r.x.conn != nil {
+		r.x.conn.Arm(&r.x.watch.self) // from here on nobody reads who would notice that the client left
 	}
 	return n, err
 }

@@ -35,6 +35,13 @@ func (b *Budget) Earn() {
 	}
 }
 
+// Refund gives back a retry that was not made after all.
+func (b *Budget) Refund() {
+	if b.left.Load()+1000 <= b.capMilles {
+		b.left.Add(1000)
+	}
+}
+
 // Spend takes one retry; false means there is none.
 func (b *Budget) Spend() bool {
 	for {

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -115,22 +116,20 @@ func (r *Router) Pick(q *Request, l *Lease) error {
 		return ErrUnknownModel
 	}
 	now := r.now()
-	skip := q.Tried
+	tried := q.Tried
+	var busy []endpoint.ID // their half-open trial is another request's
 	for {
-		best, eligible := r.choose(m, skip, now)
-		if best == nil && len(skip) > 0 && eligible == 0 {
-			skip = nil // all that live were tried: the least bad one again
+		best, eligible := r.choose(m, tried, busy, now)
+		if best == nil && len(tried) > 0 {
+			tried = nil // all that live were tried: the least bad one again
 			continue
 		}
 		if best == nil {
 			return r.unavailable(m, now)
 		}
 		ticket, ok := best.host.breaker.Allow()
-		if !ok { // another request took the half-open trial
-			skip = append(skip[:len(skip):len(skip)], best.ep.ID)
-			if len(skip) > len(m.cands)+len(q.Tried) {
-				return r.unavailable(m, now)
-			}
+		if !ok {
+			busy = append(busy, best.ep.ID)
 			continue
 		}
 		crowded := best.load() > spillAt
@@ -147,17 +146,11 @@ func (r *Router) Pick(q *Request, l *Lease) error {
 	}
 }
 
-// choose returns the best candidate outside skip, nil when there is none, and how many there were.
-func (r *Router) choose(m *Model, skip []endpoint.ID, now time.Time) (best *candidate, eligible int) {
+// choose returns the best candidate outside tried and busy, nil when there is none, and how many there were.
+func (r *Router) choose(m *Model, tried, busy []endpoint.ID, now time.Time) (best *candidate, eligible int) {
 	var bestLoad, bestPrice float64
-next:
 	for _, c := range m.cands {
-		for _, id := range skip {
-			if id == c.ep.ID {
-				continue next
-			}
-		}
-		if !usable(c.ep.State) {
+		if !usable(c.ep.State) || slices.Contains(tried, c.ep.ID) || slices.Contains(busy, c.ep.ID) {
 			continue
 		}
 		if d, _ := c.host.breaker.Wait(now); d > 0 {
@@ -266,7 +259,7 @@ func (l *Lease) Done(res Result) {
 	case outcome.UpstreamDenied:
 		h.breaker.CoolDown(l.now().Add(deniedCoolDown), whyDenied)
 	case outcome.Success, outcome.DialFailed, outcome.UpstreamFault, outcome.FirstByteTimeout,
-		outcome.CallerFault, outcome.Truncated, outcome.ClientGone:
+		outcome.CallerFault, outcome.Truncated, outcome.ClientGone, outcome.Unserved:
 	}
 }
 

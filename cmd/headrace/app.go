@@ -46,6 +46,8 @@ type app struct {
 	access  atomic.Bool
 	certs   []*listen.Certificate
 
+	onSettled func(*ledger.Record) // also told of every request, or nil; set before run
+
 	listeners []gateway.Listener
 	admin     net.Listener // nil when it is off
 
@@ -297,6 +299,9 @@ func (a *app) reloadStatus() *admin.ReloadStatus {
 // settled records a request: in memory for the admin API, and as a line of the access log.
 func (a *app) settled(r *ledger.Record) {
 	a.ring.Add(r)
+	if a.onSettled != nil {
+		a.onSettled(r)
+	}
 	if a.access.Load() && a.log.Enabled(context.Background(), slog.LevelInfo) {
 		var room [24]slog.Attr
 		a.log.LogAttrs(context.Background(), slog.LevelInfo, "request", r.Attrs(room[:0])...)

@@ -9,13 +9,13 @@ import (
 // deadlines keeps what the server asks for apart from what the kernel's poller was told. A server
 // sets three deadlines a request, 300 ns each, and nearly none of them ever matters: most reads find
 // their bytes waiting. So the poller is told only before a read or write that may wait, and not even
-// then when a deadline is in force that ends a little earlier; a read that it ends too early goes on.
+// then when a deadline is in force that ends a little earlier; what that ends too early goes on.
 type deadlines struct {
 	read, write       time.Time // asked for; zero for none
 	readSet, writeSet time.Time // told
 }
 
-// slack is how much earlier than asked a write may time out, and a read be looked at again.
+// slack is how much earlier than asked a read or write may be looked at again.
 const slack = 4 * time.Second
 
 // SetDeadline sets both deadlines.
@@ -30,7 +30,7 @@ func (c *Conn) SetReadDeadline(t time.Time) error {
 	return nil
 }
 
-// SetWriteDeadline sets the deadline of writes that begin after it; it may come up to slack early.
+// SetWriteDeadline sets the deadline of writes that begin after it.
 func (c *Conn) SetWriteDeadline(t time.Time) error {
 	c.dl.write = t
 	return nil
@@ -53,12 +53,22 @@ func (c *Conn) armRead() {
 	}
 }
 
-// tooEarly tells whether err is a deadline that nobody asked for yet, and corrects it.
-func (c *Conn) tooEarly(err error) bool {
-	if err == nil || !errors.Is(err, os.ErrDeadlineExceeded) || c.dl.readSet.Equal(c.dl.read) {
-		return false
+// armWrite tells the poller of the write deadline.
+func (c *Conn) armWrite() {
+	if !inForce(c.dl.writeSet, c.dl.write) {
+		c.dl.writeSet = c.dl.write
+		_ = c.TCPConn.SetWriteDeadline(c.dl.write) // fails on a closed connection only, as the write will
 	}
-	if !c.dl.read.IsZero() && !time.Now().Before(c.dl.read) {
+}
+
+// tooSoon tells whether err is a deadline that nobody asked for yet.
+func tooSoon(err error, asked, set time.Time) bool {
+	return err != nil && errors.Is(err, os.ErrDeadlineExceeded) && !set.Equal(asked) && (asked.IsZero() || time.Now().Before(asked))
+}
+
+// tooEarly tells whether err is a read deadline that nobody asked for yet, and corrects it.
+func (c *Conn) tooEarly(err error) bool {
+	if !tooSoon(err, c.dl.read, c.dl.readSet) {
 		return false
 	}
 	c.dl.readSet = c.dl.read
@@ -68,10 +78,19 @@ func (c *Conn) tooEarly(err error) bool {
 
 // Write writes to the client.
 func (c *Conn) Write(p []byte) (int, error) {
-	if !inForce(c.dl.writeSet, c.dl.write) {
+	c.armWrite()
+	n, err := c.writeTCP(p)
+	for tooSoon(err, c.dl.write, c.dl.writeSet) {
 		c.dl.writeSet = c.dl.write
-		_ = c.TCPConn.SetWriteDeadline(c.dl.write) // fails on a closed connection only, as the write will
+		_ = c.TCPConn.SetWriteDeadline(c.dl.write)
+		var more int
+		more, err = c.writeTCP(p[n:])
+		n += more
 	}
+	return n, err
+}
+
+func (c *Conn) writeTCP(p []byte) (int, error) {
 	if c.out.Usable() {
 		return c.out.Write(p)
 	}

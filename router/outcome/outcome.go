@@ -23,12 +23,13 @@ const (
 	CallerFault            // 4xx about the request itself
 	Truncated              // broke off after the first content byte, or fell silent
 	ClientGone             // the caller left
+	Unserved               // no attempt was made: no host to send to, or the gateway takes no more
 	numClasses
 )
 
 var names = [numClasses]string{
 	"success", "dial_failed", "throttled", "upstream_fault", "first_byte_timeout",
-	"upstream_denied", "caller_fault", "truncated", "client_gone",
+	"upstream_denied", "caller_fault", "truncated", "client_gone", "unserved",
 }
 
 // String returns the word used in logs, headers and metrics.
@@ -71,6 +72,7 @@ var policies = [numClasses]Policy{
 	CallerFault:      {false, Healthy, 0},
 	Truncated:        {false, Faulty, 502},
 	ClientGone:       {false, Unrelated, 499},
+	Unserved:         {false, Unrelated, 503},
 }
 
 // Policy returns what follows from c.

@@ -1,0 +1,479 @@
+package fakecloud
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"headrace/router/endpoint"
+)
+
+// HostConfig sets a host up. The zero value is an A100 that answers without any waiting on a free loopback port.
+type HostConfig struct {
+	Name   string   // default "host"
+	Addr   string   // IPv4 address and port; default "127.0.0.1:0"
+	Models []string // ids it serves; default the class's. One that contains "reason" thinks before it answers
+
+	Class      Class         // default Classes[0]
+	Provider   string        // whose offer of the class it is: "vast", or "runpod" by default
+	TPS        float64       // tokens per second of one stream; default drawn from the offer by Seed
+	TTFT       time.Duration // of a short prompt on the idle host; default drawn from the offer by Seed
+	USDPerHour float64       // default drawn from the offer by Seed
+	MaxNumSeqs int           // default the class's
+	TimeScale  float64       // every duration of the engine is divided by it; 0 means no waiting at all
+	Seed       uint64        // of all that is drawn
+
+	APIKey      string        // bearer it asks for under /v1; "" asks for none
+	MaxModelLen int           // tokens of prompt and answer together; default 131072
+	KeepAlive   time.Duration // until an idle connection is closed; default 5 s, as uvicorn does
+	Legacy      bool          // answer as old vLLM versions did: flat errors, vllm:gpu_cache_usage_perc
+
+	TLS    bool   // serve https with a certificate by a CA of its own
+	CAFile string // with TLS: the CA's certificate is written here
+
+	Chunking          Chunking
+	AllowHeaderFaults bool // let requests ask for faults: x-fake-fault: KIND[,after=N…][; KIND…]
+	Keep              int  // requests that Requests returns; default 64
+}
+
+// Chunking is how a host cuts its streams into writes. The zero value writes each event by itself.
+type Chunking struct {
+	Batched    bool // as the fault Batched
+	Ragged     bool // as the fault Ragged
+	SplitChars bool // as the fault SplitChars
+}
+
+func (c Chunking) apply(p *plan) {
+	for k, on := range map[Kind]bool{Batched: c.Batched, Ragged: c.Ragged, SplitChars: c.SplitChars} {
+		if on {
+			p.add(Fault{Kind: k})
+		}
+	}
+}
+
+func (c *HostConfig) fill() {
+	if c.Class.Name == "" {
+		c.Class = Classes[0]
+	}
+	offer := c.Class.Offer(c.Provider)
+	rng := rand.New(rand.NewPCG(c.Seed, hash(c.Name))) //nolint:gosec // hosts are to be repeatable
+	tps, ttft, usd := offer.TPS.draw(rng), offer.TTFT.draw(rng), offer.USDPerHour.draw(rng)
+	c.Name = cmp.Or(c.Name, "host")
+	c.Addr = cmp.Or(c.Addr, "127.0.0.1:0")
+	c.Provider = cmp.Or(c.Provider, "runpod")
+	c.TPS = cmp.Or(c.TPS, tps)
+	c.TTFT = cmp.Or(c.TTFT, time.Duration(ttft*float64(time.Millisecond)))
+	c.USDPerHour = cmp.Or(c.USDPerHour, usd)
+	c.MaxNumSeqs = cmp.Or(c.MaxNumSeqs, c.Class.MaxNumSeqs)
+	c.MaxModelLen = cmp.Or(c.MaxModelLen, 131072)
+	c.KeepAlive = cmp.Or(c.KeepAlive, 5*time.Second)
+	c.Keep = cmp.Or(c.Keep, 64)
+	if len(c.Models) == 0 {
+		c.Models = []string{c.Class.Model}
+	}
+	c.Models = slices.Clone(c.Models)
+}
+
+// Host is one fake GPU host. Its methods may be called from any goroutine.
+type Host struct {
+	cfg     HostConfig
+	bound   string // address and port, for good
+	url     string
+	created int64 // Unix seconds of its first start
+	engine  *engine
+	books   books
+	ring    ring
+	script  script
+	tls     *tls.Config
+	caPEM   []byte
+
+	mu      sync.Mutex // guards all below
+	life    *life      // nil while the host is down
+	release func()     // gives the port back; nil once the host is stopped for good
+	forget  func() bool
+}
+
+// StartHost starts a host. It runs until Stop, or until ctx is done, which ends it as Kill does and for good.
+func StartHost(ctx context.Context, cfg HostConfig) (*Host, error) {
+	cfg.fill()
+	release, bound, err := hold(cfg.Addr)
+	if err != nil {
+		return nil, fmt.Errorf("start host %s: %w", cfg.Name, err)
+	}
+	h := &Host{
+		cfg: cfg, bound: bound, created: time.Now().Unix(), release: release,
+		engine: newEngine(newSpeed(cfg.TPS, cfg.TTFT, cfg.Class), cfg.TimeScale, cfg.Class, cfg.MaxNumSeqs),
+	}
+	h.ring.max = cfg.Keep
+	h.script.seed = cfg.Seed
+	if err := h.start(); err != nil {
+		release()
+		return nil, fmt.Errorf("start host %s: %w", cfg.Name, err)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.forget = context.AfterFunc(ctx, func() { h.end(true, 0) })
+	return h, nil
+}
+
+func (h *Host) start() error {
+	host, port, err := net.SplitHostPort(h.bound)
+	if err != nil {
+		return err
+	}
+	ip := net.ParseIP(host)
+	if ip == nil || ip.IsUnspecified() {
+		ip = net.IPv4(127, 0, 0, 1)
+	}
+	h.url = "http://" + net.JoinHostPort(ip.String(), port)
+	if h.cfg.TLS {
+		h.url = "https://" + net.JoinHostPort(ip.String(), port)
+		if h.tls, h.caPEM, err = certify(h.cfg.Name, ip); err != nil {
+			return err
+		}
+		if h.cfg.CAFile != "" {
+			if err := os.WriteFile(h.cfg.CAFile, h.caPEM, 0o600); err != nil {
+				return err
+			}
+		}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.up()
+}
+
+// Name returns the host's name.
+func (h *Host) Name() string { return h.cfg.Name }
+
+// URL returns where the host is, without a path. It stays the same for good.
+func (h *Host) URL() string { return h.url }
+
+// Config returns the host's settings with all that was left out filled in.
+func (h *Host) Config() HostConfig { return h.cfg }
+
+// CAPEM returns the certificate of the CA behind a host with TLS, nil for any other.
+func (h *Host) CAPEM() []byte { return h.caPEM }
+
+// Stats returns the host's books.
+func (h *Host) Stats() Stats {
+	s, _ := h.books.view(false)
+	return s
+}
+
+// Wait returns when the books satisfy done, or with ctx's error when it is done first.
+func (h *Host) Wait(ctx context.Context, done func(Stats) bool) error {
+	if err := h.books.await(ctx, done); err != nil {
+		return fmt.Errorf("wait for host %s (%+v): %w", h.cfg.Name, h.Stats(), err)
+	}
+	return nil
+}
+
+// Requests returns the last requests the host got, oldest first.
+func (h *Host) Requests() []Received { return h.ring.all() }
+
+// Endpoint describes the host as a router sees it, with the id "static:NAME".
+func (h *Host) Endpoint() endpoint.Endpoint {
+	c := h.cfg
+	e := endpoint.Endpoint{
+		ID:       endpoint.ID("static:" + c.Name),
+		Provider: "static",
+		BaseURL:  h.url + "/v1",
+		APIKey:   endpoint.Secret(c.APIKey),
+		Hardware: endpoint.Hardware{GPU: c.Class.GPU, GPUCount: c.Class.GPUCount},
+		Price: endpoint.Price{
+			Basis: endpoint.PerHour, USDPerHour: c.USDPerHour, AsOf: time.Unix(h.created, 0), Source: "fake cloud",
+		},
+		MaxNumSeqs: c.MaxNumSeqs,
+		Tenure:     tenure(c.Provider),
+		State:      endpoint.Ready,
+		TLS:        endpoint.TLS{CAFile: c.CAFile},
+	}
+	for _, m := range c.Models {
+		e.Served = append(e.Served, endpoint.Served{Name: m, MaxContext: c.MaxModelLen})
+	}
+	return e
+}
+
+func tenure(provider string) endpoint.Tenure {
+	if provider == "vast" {
+		return endpoint.Interruptible
+	}
+	return endpoint.OnDemand
+}
+
+// SetFaults replaces the faults of the host; without any it is well again, but requests that hang stay so. The error
+// is of a host that could not listen again after Refuse.
+func (h *Host) SetFaults(faults ...Fault) error {
+	h.script.set(faults)
+	refuse := slices.ContainsFunc(faults, func(f Fault) bool { return f.Kind == Refuse })
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case h.life == nil:
+		return nil
+	case refuse:
+		h.life.deaf()
+		return nil
+	default:
+		return h.life.listen(h)
+	}
+}
+
+// Kill takes the host away as a preemption does: all connections are reset, new ones refused. It returns when
+// nothing of the host runs any more.
+func (h *Host) Kill() { h.end(false, 0) }
+
+// stopLimit is how long Stop waits for running requests.
+const stopLimit = 5 * time.Second
+
+// Stop ends the host for good: nothing new is taken, running requests have five seconds to finish and those that
+// hang by a fault none. It returns when nothing of the host runs any more.
+func (h *Host) Stop() { h.end(true, stopLimit) }
+
+// Revive brings a killed host back at the same address, with an empty prefix cache and the books it had.
+func (h *Host) Revive() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case h.release == nil:
+		return fmt.Errorf("revive host %s: stopped for good", h.cfg.Name)
+	case h.life != nil:
+		return nil
+	}
+	h.engine.forget()
+	return h.up()
+}
+
+func (h *Host) end(forGood bool, grace time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.life != nil {
+		h.life.end(grace)
+		h.life = nil
+	}
+	if forGood && h.release != nil {
+		h.release()
+		h.release = nil
+		if h.forget != nil {
+			h.forget()
+		}
+	}
+}
+
+// up begins a life. The caller holds mu.
+func (h *Host) up() error {
+	l := &life{quit: make(chan struct{}), idle: make(chan struct{}), conns: map[*conn]struct{}{}, books: &h.books}
+	l.ctx, l.cancel = context.WithCancel(context.Background())
+	l.srv = &http.Server{
+		Handler:           http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h.serve(l, w, r) }),
+		BaseContext:       func(net.Listener) context.Context { return l.ctx },
+		IdleTimeout:       h.cfg.KeepAlive,
+		ReadHeaderTimeout: time.Minute,
+		MaxHeaderBytes:    64 << 10, // uvicorn's limit
+		ConnState:         l.used,
+		TLSNextProto:      map[string]func(*http.Server, *tls.Conn, http.Handler){},
+		ErrorLog:          log.New(discard{}, "", 0), // handshakes and resets are what tests do here
+	}
+	if err := l.listen(h); err != nil {
+		l.cancel()
+		return err
+	}
+	h.life = l
+	return nil
+}
+
+type discard struct{}
+
+func (discard) Write(p []byte) (int, error) { return len(p), nil }
+
+// life is a host from its start, or revival, to its end.
+type life struct {
+	ctx    context.Context // done when the host dies
+	cancel context.CancelFunc
+	quit   chan struct{} // closed when it stops: what hangs lets go
+	srv    *http.Server
+	ln     net.Listener // nil while nobody listens; guarded by Host.mu
+	wg     sync.WaitGroup
+	books  *books
+
+	mu     sync.Mutex // guards all below
+	ended  bool
+	active int           // handlers
+	idle   chan struct{} // closed when ended and the last handler has returned
+	conns  map[*conn]struct{}
+}
+
+func (l *life) listen(h *Host) error {
+	if l.ln != nil {
+		return nil
+	}
+	ln, err := (&net.ListenConfig{}).Listen(l.ctx, "tcp4", h.bound)
+	if err != nil {
+		return err
+	}
+	l.ln = &listener{ln, l}
+	if h.tls != nil {
+		l.ln = tls.NewListener(l.ln, h.tls)
+	}
+	l.srv.SetKeepAlivesEnabled(true)
+	serving := l.ln
+	l.wg.Go(func() { _ = l.srv.Serve(serving) }) // ends when serving is closed
+	return nil
+}
+
+// deaf stops listening; what is connected goes on, until it is idle.
+func (l *life) deaf() {
+	if l.ln == nil {
+		return
+	}
+	_ = l.ln.Close()
+	l.ln = nil
+	l.srv.SetKeepAlivesEnabled(false)
+}
+
+func (l *life) end(grace time.Duration) {
+	close(l.quit)
+	if grace > 0 {
+		l.dropFresh()
+		ctx, cancel := context.WithTimeout(context.Background(), grace)
+		_ = l.srv.Shutdown(ctx) // does not know of connections that a fault took over
+		l.finish()
+		select {
+		case <-l.idle:
+		case <-ctx.Done():
+		}
+		cancel()
+	}
+	l.cancel() // before the resets, so that nobody takes them for a client that left
+	if l.ln != nil {
+		_ = l.ln.Close()
+		l.ln = nil
+	}
+	l.finish()
+	l.reset()
+	_ = l.srv.Close()
+	<-l.idle
+	l.wg.Wait()
+}
+
+// finish lets no further handler begin.
+func (l *life) finish() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ended {
+		return
+	}
+	l.ended = true
+	if l.active == 0 {
+		close(l.idle)
+	}
+}
+
+func (l *life) enter() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.ended {
+		l.active++
+	}
+	return !l.ended
+}
+
+func (l *life) leave() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.active--; l.active == 0 && l.ended {
+		close(l.idle)
+	}
+}
+
+// used notes that a request came on c.
+func (l *life) used(c net.Conn, s http.ConnState) {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	if known, ok := c.(*conn); ok && s == http.StateActive {
+		known.fresh.Store(false)
+	}
+}
+
+// dropFresh closes the connections on which no request ever came; Shutdown would wait for one.
+func (l *life) dropFresh() {
+	l.mu.Lock()
+	var fresh []*conn
+	for c := range l.conns {
+		if c.fresh.Load() {
+			fresh = append(fresh, c)
+		}
+	}
+	l.mu.Unlock()
+	for _, c := range fresh {
+		_ = c.Close()
+	}
+}
+
+// reset sends RST on all connections.
+func (l *life) reset() {
+	l.mu.Lock()
+	conns := l.conns
+	l.conns = map[*conn]struct{}{}
+	l.mu.Unlock()
+	for c := range conns {
+		_ = c.SetLinger(0)
+		_ = c.Close()
+	}
+}
+
+// listener hands out connections that its life knows.
+type listener struct {
+	net.Listener
+	life *life
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	tcp, ok := c.(*net.TCPConn)
+	if !ok {
+		return nil, errors.Join(fmt.Errorf("accepted a %T", c), c.Close())
+	}
+	known := &conn{TCPConn: tcp, life: l.life}
+	known.fresh.Store(true)
+	l.life.mu.Lock()
+	l.life.conns[known] = struct{}{}
+	l.life.mu.Unlock()
+	l.life.books.update(func(s *Stats) { s.Connections++; s.Accepted++ })
+	return known, nil
+}
+
+// conn is a connection that leaves its life's list when it is closed.
+type conn struct {
+	*net.TCPConn
+	life  *life
+	fresh atomic.Bool // no request came on it yet
+	once  sync.Once
+}
+
+// Close closes the connection; only the first call counts.
+func (c *conn) Close() error {
+	err := c.TCPConn.Close()
+	c.once.Do(func() {
+		c.life.mu.Lock()
+		delete(c.life.conns, c)
+		c.life.mu.Unlock()
+		c.life.books.update(func(s *Stats) { s.Connections-- })
+	})
+	return err
+}
