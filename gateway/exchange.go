@@ -169,8 +169,9 @@ func (x *exchange) endpointID() endpoint.ID {
 
 // pick leases an endpoint and starts an attempt there.
 func (x *exchange) pick() {
+	now := time.Now()
 	if x.pinned == "" {
-		err := x.s.router.Pick(&router.Request{Model: x.model, Tried: x.tried[:min(x.rec.Tries, len(x.tried))]}, &x.lease)
+		err := x.s.router.Pick(&router.Request{Model: x.model, Now: now, Tried: x.tried[:min(x.rec.Tries, len(x.tried))]}, &x.lease)
 		switch {
 		case err != nil && x.last != nil: // nobody is left to retry with: how the last one failed tells more
 			x.s.router.Budget.Refund()
@@ -192,7 +193,6 @@ func (x *exchange) pick() {
 	if x.leased {
 		x.compose()
 	}
-	now := time.Now()
 	x.own += now.Sub(x.began)
 	x.beginAt, x.firstBy = now, earlier(now.Add(x.set.FirstEvent), x.totalBy)
 	if x.attempt == nil {
@@ -237,7 +237,7 @@ func (x *exchange) attemptFailed(err error) {
 	if !ok {
 		oe = &outcome.Error{Class: outcome.UpstreamFault, Endpoint: x.endpointID(), Err: err}
 	}
-	x.endAttempt(*oe)
+	x.endAttempt(*oe, time.Now())
 	if oe.Class.Policy().Elsewhere && x.pinned == "" && (x.form == nil || x.form.replayable()) && x.mayRetry() {
 		x.last = oe
 		x.again()
@@ -272,11 +272,10 @@ func (x *exchange) mayRetry() bool {
 }
 
 // endAttempt settles the attempt's lease and connection and notes it in the record.
-func (x *exchange) endAttempt(oe outcome.Error) {
+func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
 	if x.watch.drained.Load() && oe.Class == outcome.ClientGone {
 		oe.Class = outcome.Truncated // ended by us: neither the caller left nor the host failed; see errDraining
 	}
-	now := time.Now()
 	if x.rec.Tries < ledger.MaxAttempts {
 		x.tried[x.rec.Tries] = oe.Endpoint
 		x.rec.Attempts[x.rec.Tries] = ledger.Attempt{Endpoint: oe.Endpoint, Class: oe.Class, Status: oe.Status, Duration: now.Sub(x.beginAt)}
@@ -300,7 +299,7 @@ func (x *exchange) endAttempt(oe outcome.Error) {
 		x.s.attemptFailed(x, oe.Class, oe.Endpoint, oe.Status, oe.Err)
 	}
 	if x.attempt != nil {
-		x.attempt.Finish(now)
+		x.attempt.Finish()
 	}
 	x.held = 0
 	x.events.Reset()
@@ -371,7 +370,7 @@ func (x *exchange) judgeError(class outcome.Class) {
 	if class == outcome.CallerFault && x.dropUsage && bytes.Contains(a.Unread(), []byte("stream_options")) {
 		// The host knows no stream_options, and the caller did not send them: once more without.
 		x.s.noUsage.Store(x.endpointID(), true)
-		x.endAttempt(outcome.Error{Class: outcome.CallerFault, Endpoint: x.endpointID(), Status: a.Status, Err: errEvent})
+		x.endAttempt(outcome.Error{Class: outcome.CallerFault, Endpoint: x.endpointID(), Status: a.Status, Err: errEvent}, time.Now())
 		x.rec.Tries--
 		x.again()
 		return
@@ -388,7 +387,7 @@ func (x *exchange) judgeError(class outcome.Class) {
 		x.rec.Class = outcome.CallerFault
 		return
 	}
-	x.endAttempt(*oe)
+	x.endAttempt(*oe, time.Now())
 	x.fail(&ne)
 }
 
@@ -498,7 +497,7 @@ func (x *exchange) errorEvent(ev sse.Event, c *openai.Chunk) {
 	ne, _ := openai.NormalizeError(status, jsonType, ev.Data)
 	oe := &outcome.Error{Class: class, Endpoint: x.endpointID(), Status: status, Err: errEvent}
 	if class == outcome.CallerFault {
-		x.endAttempt(*oe)
+		x.endAttempt(*oe, time.Now())
 		x.fail(&ne)
 		return
 	}
@@ -547,7 +546,7 @@ func (x *exchange) judgeBody() {
 			return
 		}
 		ne, _ := openai.NormalizeError(status, jsonType, x.attempt.Unread())
-		x.endAttempt(outcome.Error{Class: class, Endpoint: x.endpointID(), Status: status, Err: errErrorBody})
+		x.endAttempt(outcome.Error{Class: class, Endpoint: x.endpointID(), Status: status, Err: errErrorBody}, time.Now())
 		x.fail(&ne)
 		return
 	}

@@ -1,12 +1,15 @@
 package gateway
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"testing"
 	"time"
 
+	"headrace/router/endpoint"
 	"headrace/router/outcome"
 )
 
@@ -137,6 +140,49 @@ func TestClientGonePipelined(t *testing.T) {
 				t.Errorf("the host got %d requests, want %d: a pipelined one was run for a client that had gone", n, len(leaves))
 			}
 		})
+	}
+}
+
+// TestClientGoneTLSHost frees a host that is spoken to over TLS, also while it takes nothing in.
+func TestClientGoneTLSHost(t *testing.T) {
+	cert, _ := selfSigned(t)
+	ln := tls.NewListener(listenLoopback(t), &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12})
+	began, closed := make(chan struct{}, 1), make(chan time.Time, 1)
+	stuck := make(chan struct{})
+	up := serveUpstream(t, ln, func(c *upConn, r *upRequest) bool {
+		began <- struct{}{}
+		if r.ContentLength > 1<<20 {
+			<-stuck // reads no more
+		} else {
+			_, _ = io.Copy(io.Discard, r.Body)
+		}
+		_, _ = io.Copy(io.Discard, c.br)
+		closed <- time.Now()
+		return false
+	})
+	g := newRig(t, []string{"https" + strings.TrimPrefix(up.url(), "http")}, func(o *rigOptions) {
+		o.set.MaxRetries, o.set.MaxBody = 0, 64<<20
+		o.edit = func(eps []endpoint.Endpoint) { eps[0].TLS.InsecureSkipVerify = true }
+	})
+	big := post(chatPath, `{"model":"m1","messages":[{"role":"user","content":"`+strings.Repeat("x", 32<<20)+`"}]}`)
+	for i, request := range []string{chat(true), big} {
+		c := g.dial().send(request)
+		wait(t, began, "the request at the host")
+		from := time.Now()
+		_ = c.Close()
+		if i == 1 {
+			rec := g.recordN(i) // the gateway's side first: the host does not look
+			if took := rec.At.Add(rec.Duration).Sub(from); took > goneWithin {
+				t.Errorf("a host that takes nothing in was given up after %v", took)
+			}
+			close(stuck)
+		}
+		if took := wait(t, closed, "the host's connection to close").Sub(from); i == 0 && took > goneWithin {
+			t.Errorf("the host saw the client's leaving after %v, want %v", took, goneWithin)
+		}
+		if rec := g.recordN(i); rec.Class != outcome.ClientGone {
+			t.Errorf("recorded as %v", rec.Class)
+		}
 	}
 }
 

@@ -317,11 +317,16 @@ func (x *exchange) abandon(d *down, e *openai.Error) error {
 // CloseWithError settles the exchange; fasthttp calls it when the body has been sent, with the error
 // that ended it, if any.
 func (x *exchange) CloseWithError(err error) error {
+	defer x.release()
+	defer func() { // a record that cannot be taken is no reason to cut an answer that is out
+		if r := recover(); r != nil {
+			x.s.panicked(x.rec.ID, r)
+		}
+	}()
 	if x.broken == nil {
 		x.broken = err
 	}
 	x.settle()
-	x.release()
 	return nil
 }
 
@@ -346,10 +351,10 @@ func (x *exchange) settle() {
 		x.own += now.Sub(x.began)
 	}
 	if x.leased || (x.pinned != "" && x.attempt != nil && x.phase == ready) {
-		x.endAttempt(x.verdict())
+		x.endAttempt(x.verdict(), now)
 	}
 	if x.attempt != nil {
-		x.attempt.Finish(now)
+		x.attempt.Finish()
 		attempts.Put(x.attempt)
 		x.attempt = nil
 	}

@@ -154,7 +154,7 @@ type Listener struct {
 }
 
 // Serve serves on lns until ctx is done, then drains: it takes no new connections and no new
-// requests, lets running ones finish for Options.Drain and ends the rest with an error event. It
+// requests, lets running ones finish for Settings.Drain and ends the rest with an error event. It
 // returns nil after a drain, whatever was cut, and owns lns.
 func (s *Server) Serve(ctx context.Context, lns ...Listener) error {
 	watched := make([]*listen.Listener, 0, len(lns))
@@ -162,6 +162,9 @@ func (s *Server) Serve(ctx context.Context, lns ...Listener) error {
 	for _, ln := range lns {
 		wl, err := listen.Watch(ln.Listener)
 		if err != nil {
+			for _, l := range watched {
+				l.StopWatching()
+			}
 			for _, l := range lns {
 				_ = l.Close()
 			}
@@ -184,17 +187,26 @@ func (s *Server) Serve(ctx context.Context, lns ...Listener) error {
 		running--
 	}
 	s.drain(watched)
+	for _, l := range watched {
+		_ = l.Close() // fasthttp closes those it had come to know by then
+	}
 	for range running {
 		<-failed
 	}
 	for _, l := range watched {
+		l.CloseAll()
 		l.StopWatching()
 	}
 	if ctx.Err() != nil {
 		return nil
 	}
+	if first == nil { // fasthttp takes every failed Accept for a wanted end
+		first = errListener
+	}
 	return first
 }
+
+var errListener = errors.New("a listener stopped accepting connections")
 
 func (s *Server) drain(ls []*listen.Listener) {
 	s.draining.Store(true)
@@ -235,7 +247,7 @@ func (s *Server) shutdown(ctx context.Context) {
 	<-done
 }
 
-// guarded counts the request, and keeps a panic from ending the process.
+// guarded keeps a panic from ending the process.
 func (s *Server) guarded(h fasthttp.RequestHandler) fasthttp.RequestHandler {
 	return func(ctx *fasthttp.RequestCtx) {
 		defer func() {

@@ -93,10 +93,10 @@ func newUpstream(t testing.TB, serve func(c *upConn, r *upRequest) bool) *upstre
 // newRawUpstream starts a host whose handler reads the body by itself.
 func newRawUpstream(t testing.TB, serve func(c *upConn, r *upRequest) bool) *upstream {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	return serveUpstream(t, listenLoopback(t), serve)
+}
+
+func serveUpstream(t testing.TB, ln net.Listener, serve func(c *upConn, r *upRequest) bool) *upstream {
 	u := &upstream{ln: ln, serve: serve, conns: map[net.Conn]struct{}{}}
 	u.wg.Go(u.accept)
 	t.Cleanup(u.close)
@@ -214,6 +214,7 @@ type rigOptions struct {
 	tempDir  string
 	maxHead  int
 	edit     func([]endpoint.Endpoint)
+	before   func(*Server) // called before it serves
 }
 
 func defaults() rigOptions {
@@ -266,6 +267,9 @@ func newRig(t testing.TB, urls []string, change ...func(*rigOptions)) *rig {
 			}
 		},
 	}, o.set)
+	if o.before != nil {
+		o.before(g.srv)
+	}
 	g.start(o)
 	t.Cleanup(g.close)
 	return g

@@ -57,6 +57,7 @@ func (r *Router) Snapshot() *Snapshot { return r.snap.Load() }
 // Request is what Pick needs to know.
 type Request struct {
 	Model string
+	Now   time.Time     // when it is asked, by the Router's clock; zero asks the clock
 	Tried []endpoint.ID // endpoints that failed this request already: not picked while another lives
 }
 
@@ -115,7 +116,10 @@ func (r *Router) Pick(q *Request, l *Lease) error {
 	if m == nil {
 		return ErrUnknownModel
 	}
-	now := r.now()
+	now := q.Now
+	if now.IsZero() {
+		now = r.now()
+	}
 	tried := q.Tried
 	var busy []endpoint.ID // their half-open trial is another request's
 	for {

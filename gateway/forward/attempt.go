@@ -55,18 +55,15 @@ func (a *Attempt) Start(h *Host, g *Guard, req *Request, now time.Time) error {
 	return a.send(now, false)
 }
 
-// trusted is how long a pooled connection is taken for alive without asking the kernel; one that
-// died in that time is repaired like one that dies while we write.
-const trusted = 50 * time.Millisecond
-
-// send connects and writes; fresh forbids a pooled connection.
+// send connects and writes; fresh forbids a pooled connection. One that is pooled is always looked
+// at first: bytes that came unasked would be taken for the answer, which may be another caller's.
 func (a *Attempt) send(now time.Time, fresh bool) error {
 	for {
 		c, err := a.host.pool.get()
 		if err != nil {
 			return a.fail(outcome.DialFailed, err)
 		}
-		if c.reused && (fresh || now.Sub(c.idleFrom) > trusted && stale(c)) {
+		if c.reused && (fresh || stale(c)) {
 			a.host.pool.close(c)
 			continue
 		}
@@ -344,7 +341,7 @@ func (a *Attempt) BodySize() int64 {
 
 // Finish ends the attempt, however far it came: the connection serves again when its body was read
 // to the end, and is closed otherwise, which frees the host's GPU. More than one call does no harm.
-func (a *Attempt) Finish(now time.Time) {
+func (a *Attempt) Finish() {
 	if a.conn == nil {
 		return
 	}
@@ -361,7 +358,6 @@ func (a *Attempt) Finish(now time.Time) {
 		return
 	}
 	c.release()
-	c.idleFrom = now
 	a.host.pool.put(c)
 }
 

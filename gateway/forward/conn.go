@@ -1,6 +1,7 @@
 package forward
 
 import (
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -44,7 +45,10 @@ type conn struct {
 	readErr  error
 	armed    time.Time // read deadline in force
 	wArmed   time.Time // write deadline in force
-	idleFrom time.Time // when it went into the pool
+
+	probe   func(fd uintptr) // tryProbe, bound once
+	probed  [1]byte
+	pending bool // what tryProbe found
 
 	body    framing
 	reused  bool // it served another request before this one
@@ -273,7 +277,11 @@ func (g *Guard) Abort() {
 	defer g.mu.Unlock()
 	g.gone = true
 	if g.conn != nil {
-		_ = g.conn.Close()
+		c := g.conn.Conn
+		if tc, ok := c.(*tls.Conn); ok {
+			c = tc.NetConn() // tls.Conn.Close may wait 5 s for room to say goodbye
+		}
+		_ = c.Close()
 	}
 }
 

@@ -15,10 +15,25 @@ import (
 func (c *conn) lend() {
 	if tc, ok := c.Conn.(*net.TCPConn); ok {
 		if raw, err := tc.SyscallConn(); err == nil {
-			c.raw, c.step = raw, c.tryRead
+			c.raw, c.step, c.probe = raw, c.tryRead, c.tryProbe
 		}
 		c.out.Init(tc)
 	}
+}
+
+// touched tells whether an idle connection has something to read: its end, or bytes that nobody
+// asked for. It may take one of them: such a connection must not be used.
+func (c *conn) touched() bool {
+	if c.raw == nil {
+		return false
+	}
+	err := c.raw.Control(c.probe)
+	return err != nil || c.pending
+}
+
+func (c *conn) tryProbe(fd uintptr) {
+	_, errno := rawio.Read(fd, c.probed[:])
+	c.pending = errno != syscall.EAGAIN
 }
 
 // tryRead is one attempt to read; false parks the goroutine until the socket is readable.

@@ -22,6 +22,8 @@ type Options struct {
 type Breaker struct {
 	cb      *gobreaker.TwoStepCircuitBreaker[struct{}]
 	openFor time.Duration
+	shut    atomic.Bool  // not closed, as of the last change of state
+	row     atomic.Int32 // failures since the last success that gobreaker was told of
 	opened  atomic.Int64 // Unix nanoseconds when it last opened, 0 for never
 	opens   atomic.Int64
 	cool    atomic.Int64 // Unix nanoseconds until which the endpoint wants no requests
@@ -49,6 +51,7 @@ func NewBreaker(name string, o Options, now func() time.Time) *Breaker {
 		ReadyToTrip: func(c gobreaker.Counts) bool { return int(c.ConsecutiveFailures) >= o.Failures },
 		IsExcluded:  func(err error) bool { return errors.Is(err, errExcluded) },
 		OnStateChange: func(_ string, _, to gobreaker.State) { // runs under gobreaker's lock: atomics only
+			b.shut.Store(to != gobreaker.StateClosed)
 			if to == gobreaker.StateOpen {
 				b.opened.Store(now().UnixNano())
 				b.opens.Add(1)
@@ -61,12 +64,18 @@ func NewBreaker(name string, o Options, now func() time.Time) *Breaker {
 // Ticket is the right to one attempt. Settle it on every path, or a half-open breaker stays shut for good.
 type Ticket struct {
 	b       *Breaker
-	done    func(error)
+	done    func(error) // nil while the breaker is closed: gobreaker is told afterwards, if at all
 	settled bool
 }
 
 // Allow takes a ticket; ok is false while the breaker is open or its one trial is under way.
+//
+// While it is closed and nothing has failed, which is nearly always, gobreaker hears of nothing:
+// only failures in a row matter, and a success tells it something only after a failure.
 func (b *Breaker) Allow() (t Ticket, ok bool) {
+	if !b.shut.Load() {
+		return Ticket{b: b}, true
+	}
 	done, err := b.cb.Allow()
 	if err != nil {
 		return Ticket{}, false
@@ -79,23 +88,45 @@ func (t *Ticket) Succeeded() { t.settle(nil) }
 
 // Failed counts a failure; after Succeeded it is one that came later, in the middle of the stream.
 func (t *Ticket) Failed() {
-	if !t.settled {
-		t.settle(errFailed)
+	if t.settled && t.b != nil {
+		t.b.tell(errFailed)
 		return
 	}
-	if later, ok := t.b.Allow(); ok {
-		later.settle(errFailed)
-	}
+	t.settle(errFailed)
 }
 
 // Release gives the ticket back without judging.
 func (t *Ticket) Release() { t.settle(errExcluded) }
 
 func (t *Ticket) settle(err error) {
-	if t.done != nil && !t.settled {
-		t.settled = true
-		t.done(err)
+	if t.settled || t.b == nil {
+		return
 	}
+	t.settled = true
+	if t.done != nil {
+		t.done(err)
+		return
+	}
+	if errors.Is(err, errFailed) || err == nil && t.b.row.Load() > 0 {
+		t.b.tell(err)
+	}
+}
+
+// tell counts one result of an attempt that gobreaker was not asked about.
+func (b *Breaker) tell(err error) {
+	if b.shut.Load() {
+		return // its trial decides; results from before it opened change nothing
+	}
+	done, openErr := b.cb.Allow()
+	if openErr != nil {
+		return // it opened this moment
+	}
+	if err == nil {
+		b.row.Store(0)
+	} else {
+		b.row.Add(1)
+	}
+	done(err)
 }
 
 // CoolDown keeps requests away until the given time, because the endpoint asked for it.
@@ -112,7 +143,7 @@ func (b *Breaker) Wait(now time.Time) (time.Duration, string) {
 	if d := time.Duration(b.cool.Load() - now.UnixNano()); d > 0 {
 		return d, *b.coolWhy.Load()
 	}
-	if b.cb.State() == gobreaker.StateOpen {
+	if b.shut.Load() && b.cb.State() == gobreaker.StateOpen {
 		return max(time.Millisecond, time.Duration(b.opened.Load()+int64(b.openFor)-now.UnixNano())), "breaker open"
 	}
 	return 0, ""
