@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"io"
+	"net"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -27,7 +28,16 @@ func TestDrain(t *testing.T) {
 		c.send(lastChunk)
 		return true
 	})
-	g := newRig(t, []string{up.url()})
+	var active atomic.Int64
+	g := newRig(t, []string{up.url()}, func(o *rigOptions) {
+		o.before = func(s *Server) {
+			s.http.ConnState = func(_ net.Conn, state fasthttp.ConnState) {
+				if state == fasthttp.StateActive {
+					active.Add(1)
+				}
+			}
+		}
+	})
 	running := []*client{g.dial().send(chat(true)), g.dialTLS().send(chat(true))}
 	for range running {
 		wait(t, began, "the stream at the host")
@@ -36,7 +46,7 @@ func TestDrain(t *testing.T) {
 	late := g.dial()
 	request := chat(true)
 	late.send(request[:20])
-	eventually(t, "the server reads the late request", func() bool { return g.srv.http.GetOpenConnectionsCount() == 3 })
+	eventually(t, "the server reads the late request", func() bool { return active.Load() == 3 })
 	g.stop()
 	eventually(t, "the server drains", g.srv.Draining)
 	late.send(request[20:])

@@ -19,8 +19,10 @@ import (
 // upstream judged the request itself (outcome.CallerFault).
 
 func errUnknownRoute(method, path string) *openai.Error {
-	e := &openai.Error{Status: 404, Type: "invalid_request_error", Code: "unknown_url",
-		Message: fmt.Sprintf("Unknown request URL: %s %s.", clip(method, 16), clip(path, 128))}
+	e := &openai.Error{
+		Status: 404, Type: "invalid_request_error", Code: "unknown_url",
+		Message: fmt.Sprintf("Unknown request URL: %s %s.", clip(method, 16), clip(path, 128)),
+	}
 	if s := suggestion(path); s != "" {
 		e.Message += " Did you mean " + s + "?"
 	} else {
@@ -30,13 +32,17 @@ func errUnknownRoute(method, path string) *openai.Error {
 }
 
 func errMethod(method, path, allowed string) *openai.Error {
-	return &openai.Error{Status: 405, Type: "invalid_request_error", Code: "method_not_allowed",
-		Message: fmt.Sprintf("%s is not allowed for %s. Use %s.", clip(method, 16), path, allowed)}
+	return &openai.Error{
+		Status: 405, Type: "invalid_request_error", Code: "method_not_allowed",
+		Message: fmt.Sprintf("%s is not allowed for %s. Use %s.", clip(method, 16), path, allowed),
+	}
 }
 
 func errModelMissing() *openai.Error {
-	return &openai.Error{Status: 400, Type: "invalid_request_error", Param: "model", Code: "missing_required_parameter",
-		Message: "You must provide a model parameter. GET /v1/models lists what there is."}
+	return &openai.Error{
+		Status: 400, Type: "invalid_request_error", Param: "model", Code: "missing_required_parameter",
+		Message: "You must provide a model parameter. GET /v1/models lists what there is.",
+	}
 }
 
 func errModelUnknown(name string, have []string) *openai.Error {
@@ -48,23 +54,31 @@ func errModelUnknown(name string, have []string) *openai.Error {
 			list += fmt.Sprintf(" and %d more (GET /v1/models)", len(have)-most)
 		}
 	}
-	return &openai.Error{Status: 404, Type: "invalid_request_error", Param: "model", Code: "model_not_found",
-		Message: fmt.Sprintf("The model %q does not exist. Available: %s.", clip(name, 128), list)}
+	return &openai.Error{
+		Status: 404, Type: "invalid_request_error", Param: "model", Code: "model_not_found",
+		Message: fmt.Sprintf("The model %q does not exist. Available: %s.", clip(name, 128), list),
+	}
 }
 
 func errTooLarge(limit int64, what string) *openai.Error {
-	return &openai.Error{Status: 413, Type: "invalid_request_error", Code: "request_too_large",
-		Message: fmt.Sprintf("The request body is larger than the limit of %d bytes. Send less, or raise %s in the gateway's config.", limit, what)}
+	return &openai.Error{
+		Status: 413, Type: "invalid_request_error", Code: "request_too_large",
+		Message: fmt.Sprintf("The request body is larger than the limit of %d bytes. Send less, or raise %s in the gateway's config.", limit, what),
+	}
 }
 
 func errMediaType(route string, want string) *openai.Error {
-	return &openai.Error{Status: 415, Type: "invalid_request_error", Code: "unsupported_media_type",
-		Message: fmt.Sprintf("%s takes a body of type %s. Set the Content-Type header to that.", route, want)}
+	return &openai.Error{
+		Status: 415, Type: "invalid_request_error", Code: "unsupported_media_type",
+		Message: fmt.Sprintf("%s takes a body of type %s. Set the Content-Type header to that.", route, want),
+	}
 }
 
 func errEncoding(encoding string) *openai.Error {
-	return &openai.Error{Status: 415, Type: "invalid_request_error", Code: "unsupported_content_encoding",
-		Message: fmt.Sprintf("Content-Encoding %q is not supported. Send the body uncompressed.", clip(encoding, 32))}
+	return &openai.Error{
+		Status: 415, Type: "invalid_request_error", Code: "unsupported_content_encoding",
+		Message: fmt.Sprintf("Content-Encoding %q is not supported. Send the body uncompressed.", clip(encoding, 32)),
+	}
 }
 
 func errScan(err error) *openai.Error {
@@ -79,23 +93,31 @@ func errScan(err error) *openai.Error {
 }
 
 func errBusy() *openai.Error {
-	return &openai.Error{Status: 503, Type: "server_error", Code: "gateway_overloaded", RetryAfter: time.Second,
-		Message: "The gateway serves as many requests as it may at once (limits.max_in_flight). Try again shortly."}
+	return &openai.Error{
+		Status: 503, Type: "server_error", Code: "gateway_overloaded", RetryAfter: time.Second,
+		Message: "The gateway serves as many requests as it may at once (limits.max_in_flight). Try again shortly.",
+	}
 }
 
 func errDraining() *openai.Error {
-	return &openai.Error{Status: 503, Type: "server_error", Code: "gateway_shutdown", RetryAfter: time.Second,
-		Message: "The gateway is shutting down. Try again: another replica or the restarted one will answer."}
+	return &openai.Error{
+		Status: 503, Type: "server_error", Code: "gateway_shutdown", RetryAfter: time.Second,
+		Message: "The gateway is shutting down. Try again: another replica or the restarted one will answer.",
+	}
 }
 
 func errInternal(id string) *openai.Error {
-	return &openai.Error{Status: 500, Type: "server_error", Code: "internal_error",
-		Message: "The gateway failed on this request. The log says why under request id " + id + "."}
+	return &openai.Error{
+		Status: 500, Type: "server_error", Code: "internal_error",
+		Message: "The gateway failed on this request. The log says why under request id " + id + ".",
+	}
 }
 
 func errUnavailable(e *router.UnavailableError) *openai.Error {
-	out := &openai.Error{Status: 503, Type: "server_error", Code: "no_host_available", RetryAfter: e.RetryAfter,
-		Message: fmt.Sprintf("No host can take a request for the model %q now: %s. Try again in %d s.", clip(e.Model, 128), e.Reason, retrySeconds(e.RetryAfter))}
+	out := &openai.Error{
+		Status: 503, Type: "server_error", Code: "no_host_available", RetryAfter: e.RetryAfter,
+		Message: fmt.Sprintf("No host can take a request for the model %q now: %s. Try again in %d s.", clip(e.Model, 128), e.Reason, retrySeconds(e.RetryAfter)),
+	}
 	if e.Throttled {
 		out.Status, out.Type, out.Code = 429, "rate_limit_error", "rate_limit_exceeded"
 	}

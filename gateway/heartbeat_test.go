@@ -153,16 +153,21 @@ func TestClientGoneWhilePinging(t *testing.T) {
 	closed := make(chan time.Time, 1)
 	up := newUpstream(t, func(c *upConn, _ *upRequest) bool { closed <- c.gone(); return false })
 	g := newRig(t, []string{up.url()}, beating)
-	for i, dial := range []func() *client{g.dial, g.dialTLS} {
-		c := dial().send(chat(true))
-		pings(t, bufio.NewReader(c.response().Body), 2)
-		from := time.Now()
-		_ = c.Close()
-		if took := wait(t, closed, "the host to be freed").Sub(from); took > goneWithin {
-			t.Errorf("freed after %v", took)
-		}
-		if rec := g.recordN(i); rec.Class != outcome.ClientGone {
-			t.Errorf("recorded as %v", rec.Class)
-		}
+	var worst time.Duration
+	n := 0
+	for _, dial := range []func() *client{g.dial, g.dialTLS} {
+		inTime(t, &worst, func() time.Duration {
+			c := dial().send(chat(true))
+			pings(t, bufio.NewReader(c.response().Body), 2)
+			from := time.Now()
+			_ = c.Close()
+			took := wait(t, closed, "the host to be freed").Sub(from)
+			if rec := g.recordN(n); rec.Class != outcome.ClientGone {
+				t.Errorf("recorded as %v", rec.Class)
+			}
+			n++
+			return took
+		})
 	}
+	t.Logf("slowest %v", worst)
 }

@@ -54,8 +54,10 @@ func (m *meter) merge(u openai.Usage) {
 		return
 	}
 	for _, p := range [...]struct{ to, from *int64 }{
-		{&m.usage.Prompt, &u.Prompt}, {&m.usage.Completion, &u.Completion},
-		{&m.usage.Cached, &u.Cached}, {&m.usage.Reasoning, &u.Reasoning},
+		{&m.usage.Prompt, &u.Prompt},
+		{&m.usage.Completion, &u.Completion},
+		{&m.usage.Cached, &u.Cached},
+		{&m.usage.Reasoning, &u.Reasoning},
 	} {
 		if *p.from >= 0 {
 			*p.to = *p.from

@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"bytes"
 	"net/url"
 	"strings"
 	"time"
@@ -49,8 +48,10 @@ func (s *Server) refuse(ctx *fasthttp.RequestCtx, e *openai.Error, proto protoco
 // passthrough sends a request on as it is to the one host configured for that.
 func (s *Server) passthrough(ctx *fasthttp.RequestCtx, path string, now time.Time) {
 	if hasDotSegment(path) {
-		s.refuse(ctx, &openai.Error{Status: 400, Type: "invalid_request_error", Code: "invalid_url",
-			Message: "The path contains a dot segment. Send the path it stands for."}, protoChat)
+		s.refuse(ctx, &openai.Error{
+			Status: 400, Type: "invalid_request_error", Code: "invalid_url",
+			Message: "The path contains a dot segment. Send the path it stands for.",
+		}, protoChat)
 		return
 	}
 	x := s.begin(ctx, passthroughRoute, now)
@@ -122,10 +123,4 @@ func (s *Server) sendJSON(ctx *fasthttp.RequestCtx, body []byte) {
 	ctx.Response.Header.Set("X-Request-Id", s.newID())
 	ctx.Response.Header.SetContentTypeBytes(jsonType)
 	ctx.Response.SetBodyRaw(body)
-}
-
-// mediaType is the lower-case type of a Content-Type value, without parameters.
-func mediaType(ct []byte) string {
-	t, _, _ := bytes.Cut(ct, []byte(";"))
-	return strings.ToLower(string(bytes.TrimSpace(t)))
 }

@@ -49,7 +49,7 @@ func (x *exchange) answer() (complete bool) {
 // stream hands the rest of the answer to WriteTo.
 func (x *exchange) stream() {
 	x.committed = true
-	x.ctx.SetWriteDeadline(time.Now().Add(x.set.ClientWrite)) // makes it ours to renew, and the server's to clear
+	_ = x.ctx.SetWriteDeadline(time.Now().Add(x.set.ClientWrite)) // makes it ours to renew, and the server's to clear
 	if !x.ctx.Request.Header.IsHTTP11() {
 		x.streamToClose()
 		return

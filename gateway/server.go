@@ -137,6 +137,7 @@ func (s *Server) server(h fasthttp.RequestHandler, set *Settings) *fasthttp.Serv
 // quiet takes fasthttp's own log lines, which concern single connections.
 type quiet struct{ log *slog.Logger }
 
+// Printf takes one line.
 func (q quiet) Printf(format string, args ...any) {
 	q.log.Debug("http server", "event", fmt.Sprintf(format, args...))
 }
@@ -198,7 +199,7 @@ func (s *Server) Serve(ctx context.Context, lns ...Listener) error {
 		l.StopWatching()
 	}
 	if ctx.Err() != nil {
-		return nil
+		return nil //nolint:nilerr // that ctx ended is how a server is stopped
 	}
 	if first == nil { // fasthttp takes every failed Accept for a wanted end
 		first = errListener

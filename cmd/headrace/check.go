@@ -77,7 +77,7 @@ func checkReady(ctx context.Context, f *configFlags, cfg *config.Config, out io.
 	if err != nil {
 		return err
 	}
-	res, err := http.DefaultClient.Do(req)
+	res, err := (&http.Client{Timeout: 3 * time.Second}).Do(req)
 	if err != nil {
 		return &exitError{1, fmt.Errorf("not ready: nothing answers at %s", addr)}
 	}

@@ -98,8 +98,10 @@ type chatChunk struct {
 
 // ask streams one answer and hands each piece of text to each.
 func (v *view) ask(ctx context.Context, base, model, prompt string, tokens int, each func(string)) (requestID string, err error) {
-	body, _ := json.Marshal(map[string]any{"model": model, "stream": true, "max_tokens": tokens,
-		"messages": []map[string]string{{"role": "user", "content": prompt}}}) // strings and numbers always encode
+	body, _ := json.Marshal(map[string]any{
+		"model": model, "stream": true, "max_tokens": tokens,
+		"messages": []map[string]string{{"role": "user", "content": prompt}},
+	}) // strings and numbers always encode
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, base+"/chat/completions", bytes.NewReader(body))
 	if err != nil {
 		return "", err
@@ -143,8 +145,8 @@ func (v *view) firstAnswer(ctx context.Context, base string) error {
 		return fmt.Errorf("the first answer failed: %w", err)
 	}
 	for len(recs) == 0 { // the record follows the last byte
-		if ctx.Err() != nil {
-			return nil
+		if err := ctx.Err(); err != nil {
+			return err
 		}
 		wait(ctx, 5*time.Millisecond)
 		recs = v.app.ring.Newest(1, func(r *ledger.Record) bool { return r.ID == id })

@@ -77,8 +77,10 @@ func (o *Options) ready(w http.ResponseWriter, _ *http.Request) {
 }
 
 func (o *Options) status(w http.ResponseWriter, _ *http.Request) {
-	s := map[string]any{"version": o.Version, "in_flight": o.InFlight(), "draining": o.Draining(),
-		"requests_total": o.Requests.Total(), "models": o.Router.Snapshot().Models(), "reload": o.Reload()}
+	s := map[string]any{
+		"version": o.Version, "in_flight": o.InFlight(), "draining": o.Draining(),
+		"requests_total": o.Requests.Total(), "models": o.Router.Snapshot().Models(), "reload": o.Reload(),
+	}
 	write(w, http.StatusOK, s)
 }
 

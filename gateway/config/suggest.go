@@ -44,7 +44,7 @@ func homesOf(key string, t reflect.Type, path string) []string {
 		ft := t.Field(f.index).Type
 		for ft.Kind() == reflect.Slice || ft.Kind() == reflect.Map || ft.Kind() == reflect.Pointer {
 			if ft.Kind() == reflect.Slice {
-				at += "[]"
+				at += "[]" //nolint:perfsprint // two levels at most
 			} else if ft.Kind() == reflect.Map {
 				at += ".NAME"
 			}

@@ -375,8 +375,7 @@ func (a *Attempt) fail(class outcome.Class, err error) error {
 	if a.guard.Aborted() {
 		class = outcome.ClientGone
 	}
-	var up *ErrUpload
-	if errors.As(err, &up) {
+	if _, ok := errors.AsType[*ErrUpload](err); ok {
 		class = outcome.CallerFault
 	}
 	return &outcome.Error{Class: class, Endpoint: a.host.id, Status: a.Status, Err: err}
