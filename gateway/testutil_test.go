@@ -239,7 +239,7 @@ func newRig(t testing.TB, urls []string, change ...func(*rigOptions)) *rig {
 		f(&o)
 	}
 	g := &rig{t: t, settled: map[string]int{}, signal: make(chan struct{}), done: make(chan struct{}), logs: &logBuffer{}}
-	g.router = router.New(router.Options{Breaker: o.breaker, Retry: o.retry})
+	g.router = router.New(router.Options{Now: time.Now, Breaker: o.breaker, Retry: o.retry})
 	g.fwd = forward.New(o.forward)
 	eps := make([]endpoint.Endpoint, 0, len(urls))
 	for i, u := range urls {

@@ -23,11 +23,11 @@ import (
 	"headrace/router/outcome"
 )
 
-// Options set up a Router; zero values mean defaults.
+// Options set up a Router; zero values but Now mean defaults.
 type Options struct {
 	Breaker health.Options
 	Retry   BudgetOptions
-	Now     func() time.Time // default time.Now
+	Now     func() time.Time // the clock; required
 }
 
 // Router holds the current snapshot and the state of every endpoint.
@@ -45,7 +45,7 @@ type Router struct {
 func New(o Options) *Router {
 	r := &Router{opt: o, now: o.Now, Budget: NewBudget(o.Retry), hosts: map[endpoint.ID]*host{}}
 	if r.now == nil {
-		r.now = time.Now
+		panic("BUG: router.New without a clock")
 	}
 	r.snap.Store(&Snapshot{models: map[string]*Model{}, byID: map[endpoint.ID]*candidate{}})
 	return r

@@ -66,6 +66,7 @@ func newApp(cfg *config.Config, logTo io.Writer) (*app, error) {
 	a.log = telemetry.NewLogger(a.logs, telemetry.LogOptions{Level: a.level, Format: cfg.Log.Format})
 	a.access.Store(cfg.Log.Access)
 	a.router = router.New(router.Options{
+		Now:     time.Now,
 		Breaker: health.Options{Failures: cfg.Breaker.Failures, OpenFor: cfg.Breaker.OpenFor},
 		Retry:   router.BudgetOptions{PerRequest: cfg.Retries.Budget, Cap: cfg.Retries.BudgetCap},
 	})

@@ -1,0 +1,2 @@
+// Package x is for cmd/headrace alone.
+package x

@@ -1,0 +1,4 @@
+// Package config keeps the rules.
+package config
+
+import _ "headrace/router/endpoint"

@@ -1,0 +1,7 @@
+package gateway
+
+import (
+	_ "headrace/providers/fakecloud" // allowed in tests
+
+	_ "headrace/providers/static"
+)

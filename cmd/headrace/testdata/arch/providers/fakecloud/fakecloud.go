@@ -1,0 +1,4 @@
+// Package fakecloud keeps the rules.
+package fakecloud
+
+import _ "headrace/router/endpoint"

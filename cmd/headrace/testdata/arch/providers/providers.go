@@ -1,0 +1,4 @@
+// Package providers breaks one rule.
+package providers
+
+import _ "headrace/router"

@@ -1,0 +1,7 @@
+package cost
+
+import (
+	_ "time"
+
+	_ "headrace/providers/fakecloud"
+)

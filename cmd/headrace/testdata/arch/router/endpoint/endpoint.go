@@ -1,0 +1,4 @@
+// Package endpoint breaks one rule.
+package endpoint
+
+import _ "headrace/router/outcome"

@@ -1,0 +1,2 @@
+// Package outcome keeps the rules.
+package outcome

@@ -1,0 +1,2 @@
+// Package fasthttp stands for the module of that name.
+package fasthttp

@@ -1,0 +1,3 @@
+module example.com/middle
+
+go 1.26.0

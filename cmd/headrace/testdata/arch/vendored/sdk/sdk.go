@@ -1,0 +1,2 @@
+// Package sdk stands for the module of that name.
+package sdk
