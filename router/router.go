@@ -177,7 +177,7 @@ func better(load, price, bestLoad, bestPrice float64) bool {
 	switch {
 	case under != bestUnder:
 		return under
-	case under && price != bestPrice:
+	case under && price != bestPrice, load == bestLoad:
 		return price < bestPrice
 	default:
 		return load < bestLoad

@@ -45,23 +45,33 @@ const (
 var Classes = [...]Class{
 	{
 		"a100-llama-70b", "A100 80GB", 1, llama70B, 0.04, 1200, 48,
-		Offer{Range{30, 40}, Range{200, 300}, Range{1.50, 2.00}}, Offer{Range{25, 45}, Range{250, 400}, Range{0.70, 1.20}}, 2048,
+		Offer{Range{30, 40}, Range{200, 300}, Range{1.50, 2.00}},
+		Offer{Range{25, 45}, Range{250, 400}, Range{0.70, 1.20}},
+		2048,
 	},
 	{
 		"a100-mixtral", "A100 80GB", 1, mixtral, 0.04, 5000, 48,
-		Offer{Range{50, 70}, Range{150, 250}, Range{1.50, 2.00}}, Offer{Range{45, 75}, Range{180, 350}, Range{0.70, 1.20}}, 2048,
+		Offer{Range{50, 70}, Range{150, 250}, Range{1.50, 2.00}},
+		Offer{Range{45, 75}, Range{180, 350}, Range{0.70, 1.20}},
+		2048,
 	},
 	{
 		"2x4090-llama-70b", "RTX 4090", 2, llama70B, 0.06, 900, 12,
-		Offer{Range{20, 30}, Range{350, 500}, Range{0.70, 1.00}}, Offer{Range{18, 35}, Range{400, 600}, Range{0.30, 0.60}}, 2048,
+		Offer{Range{20, 30}, Range{350, 500}, Range{0.70, 1.00}},
+		Offer{Range{18, 35}, Range{400, 600}, Range{0.30, 0.60}},
+		2048,
 	},
 	{
 		"h100-llama-70b", "H100 80GB", 1, llama70B, 0.03, 3000, 64,
-		Offer{Range{45, 60}, Range{150, 250}, Range{2.50, 3.50}}, Offer{Range{40, 65}, Range{180, 300}, Range{1.50, 2.50}}, 2048,
+		Offer{Range{45, 60}, Range{150, 250}, Range{2.50, 3.50}},
+		Offer{Range{40, 65}, Range{180, 300}, Range{1.50, 2.50}},
+		2048,
 	},
 	{
 		"h100-mixtral", "H100 80GB", 1, mixtral, 0.03, 12000, 64,
-		Offer{Range{80, 100}, Range{100, 180}, Range{2.50, 3.50}}, Offer{Range{75, 110}, Range{120, 220}, Range{1.50, 2.50}}, 2048,
+		Offer{Range{80, 100}, Range{100, 180}, Range{2.50, 3.50}},
+		Offer{Range{75, 110}, Range{120, 220}, Range{1.50, 2.50}},
+		2048,
 	},
 }
 

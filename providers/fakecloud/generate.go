@@ -246,8 +246,9 @@ func (x *exchange) generate(j *job, r renderer) {
 	case errors.Is(err, errStruck):
 		g.leave(func(s *Stats) { s.Failed++ })
 		x.strike()
-	case x.life.ctx.Err() != nil:
+	case x.life.dying.Load():
 		g.leave(func(s *Stats) { s.Failed++ })
+		panic(http.ErrAbortHandler)
 	default:
 		g.abort()
 	}
@@ -372,8 +373,8 @@ func (g *generation) struck() error {
 	}
 	if k := g.plan.end.Kind; k == Stall || k == RoleOnly {
 		g.hang()
-		if g.ctx.Err() != nil {
-			return g.ctx.Err()
+		if err := g.ctx.Err(); err != nil {
+			return err
 		}
 	}
 	return errStruck

@@ -111,7 +111,7 @@ func (d *documents) UnmarshalJSON(b []byte) error {
 func relevance(model, query, text string) float64 {
 	shared := 0
 	known := strings.Fields(strings.ToLower(query))
-	for _, w := range strings.Fields(strings.ToLower(text)) {
+	for w := range strings.FieldsSeq(strings.ToLower(text)) {
 		if slices.Contains(known, w) {
 			shared++
 		}

@@ -15,6 +15,9 @@ const version = "0.11.2"
 
 func (x *exchange) route() {
 	if !x.authorized() {
+		if x.body == nil { // nobody is going to read it
+			x.record(nil, 0, nil)
+		}
 		x.h.books.update(func(s *Stats) { s.Refusals++ })
 		x.answer(http.StatusUnauthorized, "application/json", []byte(`{"error":"Unauthorized"}`))
 		return

@@ -111,9 +111,7 @@ func (s *sampler) merged(m map[string]any, parts []any, depth int) any {
 		if !ok {
 			return v
 		}
-		for k, one := range more {
-			out[k] = one
-		}
+		maps.Copy(out, more)
 	}
 	return out
 }

@@ -3,6 +3,7 @@ package fakecloud
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"fmt"
@@ -258,7 +259,7 @@ func (s *shaper) drain(keep int) error {
 		}
 		p = p[n:]
 		if f, ok := s.plan.shape(Drip); ok {
-			if err := pause(s.ctx, max(f.Delay, time.Millisecond)); err != nil {
+			if err := pause(s.ctx, cmp.Or(f.Delay, time.Millisecond)); err != nil {
 				return err
 			}
 		}

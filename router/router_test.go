@@ -1,0 +1,261 @@
+package router
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"headrace/router/endpoint"
+	"headrace/router/health"
+	"headrace/router/outcome"
+)
+
+func hourly(id string, usd float64, seqs int, models ...string) endpoint.Endpoint {
+	ep := endpoint.Endpoint{ID: endpoint.ID(id), MaxNumSeqs: seqs, Price: endpoint.Price{Basis: endpoint.PerHour, USDPerHour: usd}}
+	for _, m := range models {
+		ep.Served = append(ep.Served, endpoint.Served{Name: m})
+	}
+	return ep
+}
+
+func newRouter(eps ...endpoint.Endpoint) *Router {
+	r := New(Options{Now: time.Now, Breaker: health.Options{Failures: 3, OpenFor: 10 * time.Second}})
+	r.Update(eps, nil)
+	return r
+}
+
+func mustPick(t *testing.T, r *Router, tried ...endpoint.ID) *Lease {
+	t.Helper()
+	l := new(Lease)
+	if err := r.Pick(&Request{Model: "m", Tried: tried}, l); err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func TestPickOrder(t *testing.T) {
+	perToken := endpoint.Endpoint{ID: "api", MaxNumSeqs: 10, Served: []endpoint.Served{{Name: "m"}}, Price: endpoint.Price{Basis: endpoint.PerToken, USDPerMTokOut: 0.01}}
+	unknown := hourly("unknown", 0, 10, "m")
+	unknown.Price = endpoint.Price{}
+	gone := hourly("gone", 0.01, 10, "m")
+	gone.State = endpoint.Gone
+	for name, tc := range map[string]struct {
+		eps  []endpoint.Endpoint
+		want []endpoint.ID // of picks one after another, none given back
+	}{
+		"cheapest until half full, then the next, then the least used": {
+			[]endpoint.Endpoint{hourly("dear", 2, 4, "m"), hourly("cheap", 1, 4, "m")},
+			[]endpoint.ID{"cheap", "cheap", "dear", "dear", "cheap", "dear", "cheap", "dear"},
+		},
+		"price counts per token of a full engine, not per hour": {
+			[]endpoint.Endpoint{hourly("small", 1, 4, "m"), hourly("big", 2, 40, "m")},
+			[]endpoint.ID{"big", "big", "big"},
+		},
+		"a price per token":                   {[]endpoint.Endpoint{hourly("host", 1, 10, "m"), perToken}, []endpoint.ID{"api", "api"}},
+		"unknown price is never free":         {[]endpoint.Endpoint{unknown, hourly("known", 99, 10, "m")}, []endpoint.ID{"known", "known"}},
+		"unknown price when all else is full": {[]endpoint.Endpoint{unknown, hourly("known", 99, 2, "m")}, []endpoint.ID{"known", "unknown"}},
+		"a host that is gone is none":         {[]endpoint.Endpoint{gone, hourly("up", 5, 10, "m")}, []endpoint.ID{"up"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRouter(tc.eps...)
+			for i, want := range tc.want {
+				if got := mustPick(t, r).Endpoint.ID; got != want {
+					t.Fatalf("pick %d went to %s, want %s", i, got, want)
+				}
+			}
+		})
+	}
+}
+
+func TestPickTried(t *testing.T) {
+	r := newRouter(hourly("a", 1, 10, "m"), hourly("b", 2, 10, "m"))
+	if got := mustPick(t, r, "a").Endpoint.ID; got != "b" {
+		t.Errorf("with a tried: %s, want b", got)
+	}
+	if got := mustPick(t, r, "a", "b").Endpoint.ID; got != "a" {
+		t.Errorf("with both tried: %s, want the cheapest again", got)
+	}
+}
+
+func TestUnknownModel(t *testing.T) {
+	r := newRouter(hourly("a", 1, 10, "m"))
+	if err := r.Pick(&Request{Model: "x"}, new(Lease)); !errors.Is(err, ErrUnknownModel) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestRules(t *testing.T) {
+	r := New(Options{Now: time.Now})
+	r.Update([]endpoint.Endpoint{hourly("a", 1, 10, "org/llama-70b"), hourly("b", 2, 10, "llama-awq")},
+		[]ModelRule{{Name: "llama", Serves: []string{"org/*", "llama-awq"}}, {Name: "nobody", Serves: []string{"x"}}})
+	var l Lease
+	if err := r.Pick(&Request{Model: "llama"}, &l); err != nil || l.Served != "org/llama-70b" || string(l.ServedJSON) != `"org/llama-70b"` {
+		t.Errorf("pick by rule: %v, served %q as %s", err, l.Served, l.ServedJSON)
+	}
+	if err := r.Pick(&Request{Model: "org/llama-70b"}, new(Lease)); !errors.Is(err, ErrUnknownModel) {
+		t.Errorf("with rules only their names are offered: %v", err)
+	}
+	var ue *UnavailableError
+	if err := r.Pick(&Request{Model: "nobody"}, new(Lease)); !errors.As(err, &ue) || ue.RetryAfter <= 0 {
+		t.Errorf("a rule without a host: %v", err)
+	}
+}
+
+func TestThrottled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRouter(hourly("a", 1, 10, "m"))
+		mustPick(t, r).Done(Result{Class: outcome.Throttled, RetryAfter: 7 * time.Second})
+		err := r.Pick(&Request{Model: "m"}, new(Lease))
+		ue, ok := errors.AsType[*UnavailableError](err)
+		if !ok || !ue.Throttled || ue.RetryAfter != 7*time.Second {
+			t.Fatalf("after 429: %+v", err)
+		}
+		time.Sleep(7 * time.Second)
+		mustPick(t, r).Done(Result{Class: outcome.Success})
+	})
+}
+
+func TestBreakerOpensAndHeals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRouter(hourly("a", 1, 10, "m"))
+		for range 3 {
+			mustPick(t, r).Done(Result{Class: outcome.DialFailed})
+		}
+		var ue *UnavailableError
+		if err := r.Pick(&Request{Model: "m"}, new(Lease)); !errors.As(err, &ue) || ue.Throttled || ue.RetryAfter > 10*time.Second {
+			t.Fatalf("after three failures: %v", err)
+		}
+		time.Sleep(10*time.Second + 1)
+		trial := mustPick(t, r)
+		if err := r.Pick(&Request{Model: "m"}, new(Lease)); err == nil {
+			t.Error("two requests at once tried a half-open host")
+		}
+		trial.Done(Result{Class: outcome.ClientGone}) // says nothing: the slot is free again
+		mustPick(t, r).Done(Result{Class: outcome.Success})
+		mustPick(t, r).Done(Result{Class: outcome.Success})
+		if v := r.Hosts()[0]; v.Breaker != "closed" || v.InFlight != 0 || v.Opens != 1 {
+			t.Errorf("host after healing: %+v", v)
+		}
+	})
+}
+
+// TestNeverCounts checks that what callers do wrong never opens a breaker.
+func TestNeverCounts(t *testing.T) {
+	r := newRouter(hourly("a", 1, 10, "m"))
+	for range 50 {
+		mustPick(t, r).Done(Result{Class: outcome.CallerFault})
+		mustPick(t, r).Done(Result{Class: outcome.ClientGone})
+	}
+	mustPick(t, r)
+}
+
+func TestStateOutlivesSnapshots(t *testing.T) {
+	r := newRouter(hourly("a", 1, 10, "m"), hourly("b", 1, 10, "m"))
+	l := mustPick(t, r)
+	r.Update([]endpoint.Endpoint{hourly("a", 1, 10, "m"), hourly("b", 1, 10, "m")}, nil)
+	if got := r.Hosts()[0].InFlight + r.Hosts()[1].InFlight; got != 1 {
+		t.Errorf("in flight after an update: %d", got)
+	}
+	l.Done(Result{Class: outcome.Success})
+	l.Done(Result{Class: outcome.Success})
+	if got := r.Hosts()[0].InFlight + r.Hosts()[1].InFlight; got != 0 {
+		t.Errorf("in flight after done twice: %d", got)
+	}
+}
+
+// TestLeasesAddUp runs random outcomes from many goroutines over changing fleets.
+func TestLeasesAddUp(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	var eps []endpoint.Endpoint
+	for i := range 5 {
+		eps = append(eps, hourly(fmt.Sprint("h", i), float64(i+1), 8, "m"))
+	}
+	r := newRouter(eps...)
+	var wg sync.WaitGroup
+	for g := range 8 {
+		rng := rand.New(rand.NewPCG(seed, uint64(g))) //nolint:gosec // a test's
+		wg.Go(func() {
+			for range 3000 {
+				var l Lease
+				if r.Pick(&Request{Model: "m"}, &l) != nil {
+					continue
+				}
+				if rng.IntN(3) == 0 {
+					l.FirstContent(time.Millisecond)
+				}
+				if rng.IntN(50) == 0 {
+					n := 1 + rng.IntN(len(eps))
+					r.Update(eps[:n:n], nil)
+				}
+				l.Done(Result{Class: outcome.Class(rng.IntN(int(outcome.Unserved) + 1)), RetryAfter: time.Nanosecond})
+			}
+		})
+	}
+	wg.Wait()
+	r.Update(eps, nil)
+	for _, h := range r.Hosts() {
+		if h.InFlight != 0 {
+			t.Errorf("%s: %d in flight, want 0", h.ID, h.InFlight)
+		}
+	}
+}
+
+func TestBudget(t *testing.T) {
+	b := NewBudget(BudgetOptions{PerRequest: 0.5, Cap: 2})
+	if !b.Spend() || !b.Spend() || b.Spend() {
+		t.Fatal("a budget of two does not give two")
+	}
+	b.Earn()
+	if b.Spend() {
+		t.Error("half a retry was spent as one")
+	}
+	b.Earn()
+	if !b.Spend() {
+		t.Error("two requests did not earn one retry")
+	}
+	for range 100 {
+		b.Earn()
+	}
+	if !b.Spend() || !b.Spend() || b.Spend() {
+		t.Error("more was saved up than the cap")
+	}
+}
+
+func TestPickAllocatesNothing(t *testing.T) {
+	r := newRouter(hourly("a", 1, 10, "m"), hourly("b", 2, 10, "m"))
+	var l Lease
+	q := Request{Model: "m", Now: time.Now()}
+	if n := testing.AllocsPerRun(200, func() {
+		if r.Pick(&q, &l) == nil {
+			l.Done(Result{Class: outcome.Success, TPS: 30})
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func BenchmarkPickDone(b *testing.B) {
+	for _, n := range []int{1, 16, 64, 256} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			var eps []endpoint.Endpoint
+			for i := range n {
+				eps = append(eps, hourly(fmt.Sprint("h", i), float64(i+1), 8, "m"))
+			}
+			r := newRouter(eps...)
+			var l Lease
+			q := Request{Model: "m", Now: time.Now()}
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := r.Pick(&q, &l); err != nil {
+					b.Fatal(err)
+				}
+				l.Done(Result{Class: outcome.Success})
+			}
+		})
+	}
+}
