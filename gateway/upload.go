@@ -7,10 +7,12 @@ import (
 	"net"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/valyala/fasthttp"
 
+	"headrace/gateway/listen"
 	"headrace/gateway/openai"
 )
 
@@ -98,7 +100,7 @@ func (x *exchange) admitUpload() *openai.Error {
 	if int64(size) > x.set.MaxUpload {
 		return errTooLarge(x.set.MaxUpload, "limits.max_upload")
 	}
-	body := &uploadReader{x: x, ctx: x.ctx, src: x.ctx.RequestBodyStream(), left: x.set.MaxUpload, wait: x.set.Read}
+	body := &uploadReader{x: x, ctx: x.ctx, src: x.ctx.RequestBodyStream(), size: int64(size), left: x.set.MaxUpload, wait: x.set.Read}
 	if x.route == passthroughRoute {
 		if hasDotSegment(string(rawPath(h.RequestURI()))) {
 			return &openai.Error{Status: 400, Type: "invalid_request_error", Code: "invalid_url", Message: "The path contains a dot segment. Send the path it stands for."}
@@ -143,6 +145,7 @@ type uploadReader struct {
 	x    *exchange
 	ctx  *fasthttp.RequestCtx
 	src  io.Reader
+	size int64 // announced; negative when it was not
 	left int64
 	wait time.Duration
 }
@@ -157,8 +160,15 @@ func (r *uploadReader) Read(p []byte) (int, error) {
 		return 0, errUploadTooLarge
 	}
 	r.x.rec.BytesIn += int64(n)
-	if errors.Is(err, io.EOF) && r.x.conn != nil {
-		r.x.conn.Arm(&r.x.watch.self) // from here on nobody reads who would notice that the client left
+	switch {
+	case err == nil:
+	case errors.Is(err, io.EOF) && r.x.rec.BytesIn >= r.size:
+		if r.x.conn != nil {
+			r.x.conn.Arm(&r.x.watch.self) // from here on nobody reads who would notice that the client left
+		}
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
+		r.x.watch.ClientGone(listen.Left)
+		err = io.ErrUnexpectedEOF
 	}
 	return n, err
 }

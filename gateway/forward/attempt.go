@@ -372,11 +372,11 @@ func (a *Attempt) drop() {
 
 // fail makes err an *outcome.Error; the client's leaving explains whatever else went wrong.
 func (a *Attempt) fail(class outcome.Class, err error) error {
-	if a.guard.Aborted() {
-		class = outcome.ClientGone
-	}
 	if _, ok := errors.AsType[*ErrUpload](err); ok {
 		class = outcome.CallerFault
+	}
+	if a.guard.Aborted() {
+		class = outcome.ClientGone
 	}
 	return &outcome.Error{Class: class, Endpoint: a.host.id, Status: a.Status, Err: err}
 }

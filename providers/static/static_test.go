@@ -105,7 +105,9 @@ func TestOddAnswers(t *testing.T) {
 		func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) },
 		func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"data":[]}`)) },
 		func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"data":[7,{"id":""}]}`)) },
-		func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"data":[7,{"id":"good","x":1}]}`)) },
+		func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = w.Write([]byte(`{"data":[7,{"id":"good","x":1}]}`))
+		},
 	}
 	var n atomic.Int64
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
