@@ -1,0 +1,82 @@
+# Everything a developer or CI runs. `make help` lists it. Needs Go and bash; lint, the race detector and the
+# SDK tests bring or name what else they need. Tools and SDKs go to $(CACHE), outside the tree.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+GO       ?= go
+PKG      ?= ./...
+FUZZTIME ?= 5s
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+export HEADRACE_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/headrace
+
+LINT_VERSION := v2.14.0
+LINT := $(HEADRACE_CACHE)/bin/golangci-lint-$(LINT_VERSION)-$(shell $(GO) env GOVERSION)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: build
+build: ## build bin/headrace, bin/fakecloud and bin/loadgen
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+
+.PHONY: test
+test: sdks ## run all tests; those of an SDK whose language is not installed are skipped and say so
+	$(GO) test -shuffle=on $(GOTESTFLAGS) $(PKG)
+
+.PHONY: race
+race: sdks ## run all tests under the race detector (needs a C compiler)
+	CGO_ENABLED=1 $(GO) test -race -shuffle=on $(GOTESTFLAGS) $(PKG)
+
+.PHONY: e2e
+e2e: sdks ## run the official OpenAI SDKs (Go, Node, Python) against a gateway; all three must be there
+	HEADRACE_E2E_REQUIRE=node,python $(GO) test -count=1 -v ./cmd/headrace/e2e
+
+.PHONY: sdks
+sdks:
+	@cmd/headrace/e2e/install
+
+.PHONY: fuzz
+fuzz: ## run every fuzz target for FUZZTIME (5s)
+	@FUZZTIME=$(FUZZTIME) .ci/fuzz $(PKG)
+
+.PHONY: lint
+lint: $(LINT) ## run golangci-lint, pinned
+	$(LINT) run $(PKG)
+
+.PHONY: fmt
+fmt: $(LINT) ## format the tree
+	$(LINT) fmt
+
+$(LINT):
+	@echo "building golangci-lint $(LINT_VERSION) into $(@D), about two minutes once"
+	@mkdir -p $(@D)
+	@tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
+	GOFLAGS= CGO_ENABLED=0 GOBIN="$$tmp" $(GO) install -trimpath -ldflags '-s -w' \
+		github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION); \
+	mv "$$tmp/golangci-lint" $@
+
+.PHONY: bench
+bench: build ## measure headrace against nginx (docs/benchmarks.md)
+	bin/loadgen compare --headrace bin/headrace $(BENCHFLAGS)
+
+.PHONY: bench-smoke
+bench-smoke: build ## run every benchmark once, and the comparison for half a minute
+	$(GO) test -run '^$$' -bench . -benchtime 1x $(PKG) | grep -v 'no test files'
+	bin/loadgen compare --headrace bin/headrace --quick $(BENCHFLAGS)
+
+.PHONY: tidy
+tidy: ## check that go.mod and go.sum say what the code needs
+	$(GO) mod tidy -diff
+	$(GO) mod verify
+
+.PHONY: ci
+ci: ## what CI runs
+	.ci/run
+
+.PHONY: clean
+clean: ## remove what was built in the tree
+	rm -rf bin

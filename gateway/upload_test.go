@@ -1,0 +1,503 @@
+package gateway
+
+import (
+	"bytes"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"mime/multipart"
+	"net/textproto"
+	"os"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"headrace/router"
+	"headrace/router/endpoint"
+	"headrace/router/outcome"
+)
+
+const (
+	uploadPath = "/v1/audio/transcriptions"
+	boundary   = "xYzBoundary7"
+	asrAnswer  = `{"text":"hello"}`
+)
+
+// part is one field of a form.
+func part(name, file, value string) string {
+	s := "--" + boundary + "\r\nContent-Disposition: form-data; name=\"" + name + "\""
+	if file != "" {
+		s += "; filename=\"" + file + "\"\r\nContent-Type: audio/wav"
+	}
+	return s + "\r\n\r\n" + value + "\r\n"
+}
+
+const formEnd = "--" + boundary + "--\r\n"
+
+// uploadHead is the head of a form's request; a negative size means chunked.
+func uploadHead(size int, headers ...string) string {
+	length := fmt.Sprintf("Content-Length: %d", size)
+	if size < 0 {
+		length = "Transfer-Encoding: chunked"
+	}
+	var h strings.Builder
+	for _, l := range headers {
+		h.WriteString(l + "\r\n")
+	}
+	return "POST " + uploadPath + " HTTP/1.1\r\nHost: gw\r\nContent-Type: multipart/form-data; boundary=" + boundary + "\r\n" + h.String() + length + "\r\n\r\n"
+}
+
+func upload(body string, headers ...string) string { return uploadHead(len(body), headers...) + body }
+
+// chunkedBody frames a body in chunks of n bytes.
+func chunkedBody(body string, n int) string {
+	var b strings.Builder
+	for len(body) > 0 {
+		k := min(n, len(body))
+		fmt.Fprintf(&b, "%x\r\n%s\r\n", k, body[:k])
+		body = body[k:]
+	}
+	return b.String() + "0\r\n\r\n"
+}
+
+// received is what a host made of a form.
+type received struct {
+	fields map[string]string
+	body   string
+	length int64
+	err    error
+}
+
+// formHost reads forms as servers do and answers.
+func formHost(t testing.TB) (*upstream, chan received) {
+	got := make(chan received, 16)
+	return newUpstream(t, func(c *upConn, r *upRequest) bool {
+		rec := received{fields: map[string]string{}, body: string(r.body), length: r.ContentLength}
+		mr := multipart.NewReader(bytes.NewReader(r.body), boundary)
+		for {
+			p, err := mr.NextPart()
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				rec.err = err
+				break
+			}
+			b, err := io.ReadAll(p)
+			if err != nil {
+				rec.err = err
+				break
+			}
+			rec.fields[p.FormName()] = string(b)
+		}
+		got <- rec
+		c.send(jsonAnswer(200, asrAnswer))
+		return true
+	}), got
+}
+
+// aliased offers the hosts' model under another name.
+func aliased(o *rigOptions) {
+	o.rules = []router.ModelRule{{Name: "whisper", Serves: []string{model}}}
+}
+
+// TestUpload sends forms in every order and framing; hosts get them whole, with their own name of the model.
+func TestUpload(t *testing.T) {
+	file := strings.Repeat("RIFF\r\n--xYz\x00\xff", 30_000)
+	first := part("model", "", "whisper") + part("language", "", "en") + part("file", "a.wav", file) + formEnd
+	last := part("file", "a.wav", file) + part("model", "", "whisper") + formEnd
+	small := part("file", "a.wav", "tiny") + part("model", "", "whisper") + formEnd
+	for name, tc := range map[string]struct {
+		request string
+		chunked bool // the host gets it chunked
+		file    string
+	}{
+		"model first":           {upload(first), false, file},
+		"model last":            {upload(last), false, file},
+		"small, model last":     {upload(small), false, "tiny"},
+		"chunked, model first":  {uploadHead(-1) + chunkedBody(first, 7001), true, file},
+		"chunked, model last":   {uploadHead(-1) + chunkedBody(last, 999), false, file},
+		"chunked, small":        {uploadHead(-1) + chunkedBody(small, 3), true, "tiny"},
+		"preamble and epilogue": {upload("ignored\r\n" + first + "ignored"), false, file},
+		"quoted boundary":       {strings.Replace(upload(first), "boundary="+boundary, `boundary="`+boundary+`"`, 1), false, file},
+	} {
+		t.Run(name, func(t *testing.T) {
+			up, got := formHost(t)
+			g := newRig(t, []string{up.url()}, aliased, func(o *rigOptions) { o.tempDir = t.TempDir() })
+			for i, dial := range []func() *client{g.dial, g.dialTLS} {
+				r, body, err := dial().send(tc.request).whole()
+				if err != nil || r.StatusCode != 200 || body != asrAnswer {
+					t.Fatalf("%d %q %v", r.StatusCode, body, err)
+				}
+				rec := wait(t, got, "the form at the host")
+				if rec.err != nil || rec.fields["model"] != model || rec.fields["file"] != tc.file {
+					t.Fatalf("the host read model %q and a file of %d bytes (%v), want %q and %d", rec.fields["model"], len(rec.fields["file"]), rec.err, model, len(tc.file))
+				}
+				if tc.chunked != (rec.length < 0) || rec.length >= 0 && rec.length != int64(len(rec.body)) {
+					t.Errorf("Content-Length %d for %d bytes", rec.length, len(rec.body))
+				}
+				if rec := g.recordN(i); rec.Class != outcome.Success || rec.Model != "whisper" || rec.Served != model || rec.BytesIn == 0 {
+					t.Errorf("record: %v, model %q, served %q, %d bytes in", rec.Class, rec.Model, rec.Served, rec.BytesIn)
+				}
+			}
+			if left, _ := os.ReadDir(g.srv.opt.TempDir); len(left) != 0 {
+				t.Errorf("temporary files were left: %v", left)
+			}
+		})
+	}
+}
+
+// TestUploadStreams has the host see the beginning while the client still holds the end back.
+func TestUploadStreams(t *testing.T) {
+	begun, ended := make(chan string, 1), make(chan int, 1)
+	up := newRawUpstream(t, func(c *upConn, r *upRequest) bool {
+		b := make([]byte, 1000)
+		n, _ := io.ReadFull(r.Body, b)
+		begun <- string(b[:n])
+		rest, _ := io.ReadAll(r.Body)
+		ended <- n + len(rest)
+		c.send(jsonAnswer(200, asrAnswer))
+		return true
+	})
+	for _, portable := range []bool{false, true} {
+		g := newRig(t, []string{up.url()}, func(o *rigOptions) { o.portable = portable })
+		for _, dial := range []func() *client{g.dial, g.dialTLS} {
+			body := part("model", "", model) + part("file", "a.wav", strings.Repeat("x", 200_000)) + formEnd
+			c := dial().send(uploadHead(len(body)) + body[:100_000])
+			if b := wait(t, begun, "the first bytes at the host"); b != body[:1000] {
+				t.Errorf("the host got %q first", b)
+			}
+			for i := 100_000; i < len(body); i += 7919 {
+				c.send(body[i:min(i+7919, len(body))])
+			}
+			if n := wait(t, ended, "the whole body at the host"); n != len(body) {
+				t.Errorf("the host got %d bytes, want %d", n, len(body))
+			}
+			if r, got, err := c.whole(); err != nil || r.StatusCode != 200 || got != asrAnswer {
+				t.Errorf("%d %q %v", r.StatusCode, got, err)
+			}
+		}
+	}
+}
+
+// TestUploadRefused answers what cannot be served, while the client may still be sending.
+func TestUploadRefused(t *testing.T) {
+	file := part("file", "a.wav", strings.Repeat("x", 100_000))
+	up, _ := formHost(t)
+	g := newRig(t, []string{up.url()}, func(o *rigOptions) { o.set.MaxUpload = 300_000 })
+	tooBig := part("file", "a.wav", strings.Repeat("x", 400_000))
+	for name, tc := range map[string]struct {
+		request, code string
+		status        int
+	}{
+		"wrong boundary":                {strings.Replace(upload(part("model", "", model)+file+formEnd), "boundary="+boundary, "boundary=other", 1), "invalid_multipart", 400},
+		"no boundary":                   {strings.Replace(upload(part("model", "", model)+formEnd), "; boundary="+boundary, "", 1), "invalid_multipart", 400},
+		"boundary too long":             {strings.Replace(upload(part("model", "", model)+formEnd), "boundary="+boundary, "boundary="+strings.Repeat("b", 71), 1), "invalid_multipart", 400},
+		"no model":                      {upload(file + formEnd), "missing_required_parameter", 400},
+		"no model, small":               {upload(part("language", "", "en") + formEnd), "missing_required_parameter", 400},
+		"the model is a file":           {upload(part("model", "m1.bin", model) + formEnd), "missing_required_parameter", 400},
+		"unknown model":                 {upload(part("model", "", "nope") + file + formEnd), "model_not_found", 404},
+		"no end":                        {upload(part("file", "a.wav", "x")), "invalid_multipart", 400},
+		"announced too large":           {upload(part("model", "", model) + tooBig + formEnd), "request_too_large", 413},
+		"chunked too large, model 1st":  {uploadHead(-1) + chunkedBody(part("model", "", model)+tooBig+formEnd, 10_000), "request_too_large", 413},
+		"chunked too large, model last": {uploadHead(-1) + chunkedBody(tooBig+part("model", "", model)+formEnd, 10_000), "request_too_large", 413},
+		"not multipart":                 {post(uploadPath, "{}"), "unsupported_media_type", 415},
+		"malformed chunks":              {uploadHead(-1) + "zz\r\n", "incomplete_body", 400},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := g.dial()
+			_, _ = io.WriteString(c.Conn, tc.request) // may fail when the answer came first
+			r, body, err := c.whole()
+			if e := parseError(t, body); err != nil || r.StatusCode != tc.status || e.Code != tc.code {
+				t.Errorf("%d %q %v, want %d %q", r.StatusCode, body, err, tc.status, tc.code)
+			}
+		})
+	}
+}
+
+// TestTooLarge refuses a JSON body by its announced and by its real size; the client gets to read why.
+func TestTooLarge(t *testing.T) {
+	up := newUpstream(t, answering)
+	g := newRig(t, []string{up.url()}, func(o *rigOptions) { o.set.MaxBody = 10_000 })
+	body := `{"model":"m1","messages":[{"content":"` + strings.Repeat("x", 1<<20) + `"}]}`
+	for name, request := range map[string]string{
+		"announced": post(chatPath, body),
+		"chunked":   "POST " + chatPath + " HTTP/1.1\r\nHost: gw\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n" + chunkedBody(body, 1000),
+	} {
+		t.Run(name, func(t *testing.T) {
+			for range 20 {
+				c := g.dial()
+				_, _ = io.WriteString(c.Conn, request)
+				r, got, err := c.whole()
+				if e := parseError(t, got); err != nil || r.StatusCode != 413 || e.Code != "request_too_large" {
+					t.Fatalf("%d %q %v", r.StatusCode, got, err)
+				}
+			}
+		})
+	}
+}
+
+// TestUploadContinue waits for leave to send, as curl does.
+func TestUploadContinue(t *testing.T) {
+	up, got := formHost(t)
+	g := newRig(t, []string{up.url()}, aliased)
+	body := part("model", "", "whisper") + part("file", "a.wav", strings.Repeat("x", 100_000)) + formEnd
+	c := g.dial().send(uploadHead(len(body), "Expect: 100-continue"))
+	if r := c.response(); r.StatusCode != 100 {
+		t.Fatalf("status %d before the body was sent", r.StatusCode)
+	}
+	c.send(body)
+	r := c.response()
+	for r.StatusCode == 100 { // more than one is allowed (RFC 9110 section 15.2)
+		r = c.response()
+	}
+	b, err := io.ReadAll(r.Body)
+	if err != nil || r.StatusCode != 200 || string(b) != asrAnswer {
+		t.Errorf("%d %q %v", r.StatusCode, b, err)
+	}
+	if rec := wait(t, got, "the form"); rec.fields["model"] != model || len(rec.fields["file"]) != 100_000 {
+		t.Errorf("the host got model %q and %d bytes", rec.fields["model"], len(rec.fields["file"]))
+	}
+}
+
+// TestUploadRetry sends a form again where that is possible, and does not where it is not.
+func TestUploadRetry(t *testing.T) {
+	small := upload(part("model", "", model) + part("file", "a.wav", "tiny") + formEnd)
+	spooled := upload(part("file", "a.wav", strings.Repeat("x", 200_000)) + part("model", "", model) + formEnd)
+	streamed := upload(part("model", "", model) + part("file", "a.wav", strings.Repeat("x", 2<<20)) + formEnd)
+	failing := func(c *upConn, _ *upRequest) bool { c.send(jsonAnswer(500, "{}")); return true }
+	for name, tc := range map[string]struct {
+		request string
+		dead    bool // nobody listens at the first host
+		status  int
+		tries   int
+	}{
+		"small":                   {small, false, 200, 2},
+		"on disk":                 {spooled, false, 200, 2},
+		"streamed":                {streamed, false, 502, 1},
+		"streamed to a dead host": {streamed, true, 200, 2},
+		"on disk to a dead host":  {spooled, true, 200, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bad := refusing(t)
+			if !tc.dead {
+				bad = newUpstream(t, failing).url()
+			}
+			good, got := formHost(t)
+			g := newRig(t, []string{bad, good.url()})
+			r, body, err := g.do(tc.request)
+			if err != nil || r.StatusCode != tc.status {
+				t.Fatalf("%d %q %v, want %d", r.StatusCode, body, err, tc.status)
+			}
+			if rec := g.recordN(0); rec.Tries != tc.tries {
+				t.Errorf("%d tries, want %d", rec.Tries, tc.tries)
+			}
+			if tc.status == 200 {
+				if rec := wait(t, got, "the form"); rec.err != nil || rec.fields["model"] != model {
+					t.Errorf("the second host got %q, %v", rec.fields["model"], rec.err)
+				}
+			}
+		})
+	}
+}
+
+// TestUploadClientLeaves goes away in the middle, and behind the end while the host works.
+func TestUploadClientLeaves(t *testing.T) {
+	for _, portable := range []bool{false, true} {
+		for _, model1st := range []bool{true, false} {
+			for _, whole := range []bool{false, true} {
+				if !model1st && !whole {
+					continue // nothing has gone to a host then
+				}
+				t.Run(fmt.Sprintf("portable=%t/first=%t/whole=%t", portable, model1st, whole), func(t *testing.T) {
+					began, closed := make(chan struct{}, 1), make(chan time.Time, 1)
+					up := newRawUpstream(t, func(c *upConn, r *upRequest) bool {
+						began <- struct{}{}
+						_, _ = io.Copy(io.Discard, r.Body)
+						_, _ = c.br.ReadByte()
+						closed <- time.Now()
+						return false
+					})
+					g := newRig(t, []string{up.url()}, func(o *rigOptions) { o.portable = portable; o.set.MaxRetries = 0 })
+					file := part("file", "a.wav", strings.Repeat("x", 200_000))
+					body := part("model", "", model) + file + formEnd
+					if !model1st {
+						body = file + part("model", "", model) + formEnd
+					}
+					sent := len(body)
+					if !whole {
+						sent /= 2
+					}
+					var worst time.Duration
+					n := 0
+					for _, dial := range []func() *client{g.dial, g.dialTLS} {
+						inTime(t, &worst, func() time.Duration {
+							c := dial().send(uploadHead(len(body)) + body[:sent])
+							wait(t, began, "the form at the host")
+							from := time.Now()
+							_ = c.Close()
+							took := wait(t, closed, "the host to be freed").Sub(from)
+							if rec := g.recordN(n); rec.Class != outcome.ClientGone {
+								t.Errorf("recorded as %v", rec.Class)
+							}
+							n++
+							return took
+						})
+					}
+					t.Logf("slowest %v", worst)
+				})
+			}
+		}
+	}
+	t.Run("before the model", func(t *testing.T) {
+		g := newRig(t, []string{refusing(t)})
+		body := part("file", "a.wav", strings.Repeat("x", 200_000))
+		c := g.dial().send(uploadHead(len(body)+100) + body)
+		_ = c.Close()
+		if rec := g.recordN(0); rec.Tries != 0 || rec.Status != 499 {
+			t.Errorf("record: %d tries, status %d", rec.Tries, rec.Status)
+		}
+	})
+}
+
+// TestUploadSlow cuts a client that stops sending.
+func TestUploadSlow(t *testing.T) {
+	up := newRawUpstream(t, func(c *upConn, r *upRequest) bool {
+		_, _ = io.Copy(io.Discard, r.Body)
+		return false
+	})
+	g := newRig(t, []string{up.url()}, func(o *rigOptions) { o.set.Read = 100 * time.Millisecond })
+	file := part("file", "a.wav", strings.Repeat("x", 200_000))
+	for name, tc := range map[string]struct {
+		request string
+		status  int
+	}{
+		"nearly at once":            {uploadHead(1000) + part("file", "a.wav", "x"), 408},
+		"in the middle, model 1st":  {uploadHead(1<<20) + part("model", "", model) + file, 400},
+		"in the middle, model last": {uploadHead(1<<20) + file, 400},
+	} {
+		r, body, err := g.do(tc.request)
+		if e := parseError(t, body); err != nil || r.StatusCode != tc.status {
+			t.Errorf("%s: %d %q (%s) %v", name, r.StatusCode, body, e.Code, err)
+		}
+	}
+	if h := g.host(0); h.Failures != 0 {
+		t.Errorf("slow clients count against the host: %d failures", h.Failures)
+	}
+}
+
+// pattern is an endless reader that costs no memory.
+type pattern struct{ left int64 }
+
+func (p *pattern) Read(b []byte) (int, error) {
+	if p.left <= 0 {
+		return 0, io.EOF
+	}
+	n := int(min(int64(len(b)), p.left))
+	for i := range b[:n] {
+		b[i] = byte(i)
+	}
+	p.left -= int64(n)
+	return n, nil
+}
+
+// TestUploadMemory sends 200 MB, the model first and last: memory stays flat.
+func TestUploadMemory(t *testing.T) {
+	size := int64(200 << 20)
+	if testing.Short() {
+		size = 50 << 20
+	}
+	var got atomic.Int64
+	up := newRawUpstream(t, func(c *upConn, r *upRequest) bool {
+		n, _ := io.Copy(io.Discard, r.Body)
+		got.Store(n)
+		c.send(jsonAnswer(200, asrAnswer))
+		return true
+	})
+	g := newRig(t, []string{up.url()}, func(o *rigOptions) { o.set.MaxUpload = 1 << 30; o.tempDir = t.TempDir() })
+	for _, first := range []bool{true, false} {
+		before, after := part("model", "", model)+strings.TrimSuffix(part("file", "a.wav", ""), "\r\n"), "\r\n"+formEnd
+		if !first {
+			before, after = strings.TrimSuffix(part("file", "a.wav", ""), "\r\n"), "\r\n"+part("model", "", model)+formEnd
+		}
+		total := int64(len(before)) + size + int64(len(after))
+		runtime.GC()
+		var start runtime.MemStats
+		runtime.ReadMemStats(&start)
+		c := g.dial()
+		_ = c.SetDeadline(time.Now().Add(2 * time.Minute))
+		done := make(chan error, 1)
+		go func() {
+			_, err := io.Copy(c.Conn, io.MultiReader(strings.NewReader(uploadHead(int(total))+before), &pattern{size}, strings.NewReader(after)))
+			done <- err
+		}()
+		var peak uint64
+		var ms runtime.MemStats
+		tick := time.NewTicker(20 * time.Millisecond)
+	sending:
+		for {
+			select {
+			case err := <-done:
+				if err != nil {
+					t.Fatal(err)
+				}
+				break sending
+			case <-tick.C:
+				runtime.ReadMemStats(&ms)
+				peak = max(peak, ms.HeapAlloc)
+			}
+		}
+		tick.Stop()
+		r, body, err := c.whole()
+		if err != nil || r.StatusCode != 200 || got.Load() != total {
+			t.Fatalf("model first %t: %d %q %v, %d of %d bytes arrived", first, r.StatusCode, body, err, got.Load(), total)
+		}
+		runtime.ReadMemStats(&ms)
+		grown := int64(max(peak, ms.HeapAlloc)) - int64(start.HeapAlloc)
+		t.Logf("model first %t: the heap grew by %d KiB, %d KiB were allocated, for %d MiB", first, grown>>10, (ms.TotalAlloc-start.TotalAlloc)>>10, size>>20)
+		if grown > 8<<20 {
+			t.Errorf("the heap grew by %d bytes", grown)
+		}
+	}
+}
+
+// TestPassthroughUpload hands a form on to the one host for unknown paths, whatever is in it.
+func TestPassthroughUpload(t *testing.T) {
+	got := make(chan string, 1)
+	up := newUpstream(t, func(c *upConn, r *upRequest) bool {
+		got <- r.URL.String() + " " + r.Header.Get("Content-Type") + " " + hex.EncodeToString(r.body)
+		c.send(jsonAnswer(201, `{"id":"file-1"}`))
+		return true
+	})
+	g := newRig(t, []string{up.url()}, func(o *rigOptions) { o.set.Passthrough = endpoint.ID("static:h0") })
+	body := part("purpose", "", "batch") + part("file", "a.jsonl", "{}\n") + formEnd
+	r, answer, err := g.do(strings.Replace(upload(body), uploadPath, "/v1/files?x=1", 1))
+	if err != nil || r.StatusCode != 201 || answer != `{"id":"file-1"}` {
+		t.Errorf("%d %q %v", r.StatusCode, answer, err)
+	}
+	if want := "/v1/files?x=1 multipart/form-data; boundary=" + boundary + " " + hex.EncodeToString([]byte(body)); wait(t, got, "the form") != want {
+		t.Error("the form did not arrive as it was sent")
+	}
+}
+
+// formBytes writes a form as Go's own library does.
+func formBytes(t testing.TB, fields ...[2]string) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := multipart.NewWriter(&b)
+	if err := w.SetBoundary(boundary); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range fields {
+		h := textproto.MIMEHeader{"Content-Disposition": {`form-data; name="` + f[0] + `"`}}
+		p, err := w.CreatePart(h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.WriteString(p, f[1])
+	}
+	_ = w.Close()
+	return b.Bytes()
+}
