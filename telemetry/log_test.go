@@ -48,7 +48,7 @@ func TestWriterGathers(t *testing.T) {
 		if lines, _ := out.seen(); lines != 0 {
 			t.Errorf("%d lines at once, want them gathered", lines)
 		}
-		time.Sleep(100 * time.Millisecond)
+		<-time.After(100 * time.Millisecond) // by the bubble's clock
 		synctest.Wait()
 		if lines, writes := out.seen(); lines != 200 || writes != 1 {
 			t.Errorf("after the interval: %d lines in %d writes, want 200 in 1", lines, writes)

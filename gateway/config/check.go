@@ -144,7 +144,7 @@ func (c *Config) checkHosts() []Problem {
 			add(at, checkURL(h.BaseURL))
 		}
 		problems = append(problems, c.checkHostModels(h, path)...)
-		problems = append(problems, c.checkPrice(path + ".price")...)
+		problems = append(problems, c.checkPrice(path+".price")...)
 		if at := path + ".tls"; c.given(at) && strings.HasPrefix(h.BaseURL, "http:") && h.TLS != (HostTLS{}) {
 			add(at, &mistake{"has no effect: base_url is plain http", "write https:// in base_url, or delete tls"})
 		}

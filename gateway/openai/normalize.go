@@ -91,7 +91,7 @@ func (e *Error) fromObject(top map[string]json.RawMessage) (asIs bool) {
 	if e.Code == strconv.Itoa(e.Status) {
 		e.Code = "" // it says nothing that the status does not
 	}
-	if inner == nil || word(inner["message"]) == "" {
+	if m := inner["message"]; len(m) == 0 || m[0] != '"' || word(m) == "" {
 		return false
 	}
 	return e.Message != htmlMessage

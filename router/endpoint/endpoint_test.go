@@ -19,7 +19,7 @@ func TestSecretIsNeverPrinted(t *testing.T) {
 	var log strings.Builder
 	slog.New(slog.NewJSONHandler(&log, nil)).Info("x", "key", ep.APIKey, "endpoint", ep)
 	for how, got := range map[string]string{
-		"%v": fmt.Sprintf("%v", ep), "%+v": fmt.Sprintf("%+v", ep), "%#v": fmt.Sprintf("%#v", ep), "%s": fmt.Sprintf("%s", ep.APIKey),
+		"%v": fmt.Sprintf("%v", ep), "%+v": fmt.Sprintf("%+v", ep), "%#v": fmt.Sprintf("%#v", ep), "%s": fmt.Sprintf("%s, %s", ep.APIKey, &ep.APIKey),
 		"%q": fmt.Sprintf("%q", ep.APIKey), "%x": fmt.Sprintf("%x", ep.APIKey), "JSON": string(j), "slog": log.String(),
 	} {
 		if strings.Contains(got, "very-secret") || strings.Contains(got, fmt.Sprintf("%x", "very-secret")) {

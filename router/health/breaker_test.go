@@ -66,7 +66,7 @@ func TestBreaker(t *testing.T) {
 			if d <= 0 || d > 10*time.Second || why == "" {
 				t.Errorf("wait %v, %q", d, why)
 			}
-			time.Sleep(10*time.Second + 1)
+			<-time.After(10*time.Second + 1) // by the bubble's clock
 			trial, ok := b.Allow()
 			if !ok {
 				t.Fatal("no trial after its time")
@@ -85,7 +85,7 @@ func TestBreaker(t *testing.T) {
 		},
 		"a failed trial opens it again": func(t *testing.T, b *health.Breaker) {
 			fail(t, b, 3)
-			time.Sleep(10*time.Second + 1)
+			<-time.After(10*time.Second + 1) // by the bubble's clock
 			trial, _ := b.Allow()
 			trial.Failed()
 			if _, ok := b.Allow(); ok || b.Opens() != 2 {
@@ -94,7 +94,7 @@ func TestBreaker(t *testing.T) {
 		},
 		"a released trial leaves room for another": func(t *testing.T, b *health.Breaker) {
 			fail(t, b, 3)
-			time.Sleep(10*time.Second + 1)
+			<-time.After(10*time.Second + 1) // by the bubble's clock
 			trial, _ := b.Allow()
 			trial.Release()
 			if _, ok := b.Allow(); !ok {
@@ -105,7 +105,7 @@ func TestBreaker(t *testing.T) {
 			early, _ := b.Allow()
 			lateFail, _ := b.Allow()
 			fail(t, b, 3)
-			time.Sleep(10*time.Second + 1)
+			<-time.After(10*time.Second + 1) // by the bubble's clock
 			trial, ok := b.Allow()
 			if !ok {
 				t.Fatal("no trial")
@@ -122,7 +122,7 @@ func TestBreaker(t *testing.T) {
 			if d, why := b.Wait(time.Now()); d != 5*time.Second || why != "rate limited" || b.State(time.Now()) != "cooling" {
 				t.Errorf("wait %v, %q, %s", d, why, b.State(time.Now()))
 			}
-			time.Sleep(5 * time.Second)
+			<-time.After(5 * time.Second) // by the bubble's clock
 			if d, _ := b.Wait(time.Now()); d != 0 {
 				t.Errorf("still %v after its time", d)
 			}
