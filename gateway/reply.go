@@ -253,11 +253,22 @@ func (x *exchange) deliver(d *down) error {
 	if x.m.outputs > 0 && x.m.handedAt.IsZero() {
 		x.m.handedAt = time.Now()
 		x.own += x.m.handedAt.Sub(x.began)
+		x.forget()
 		if x.leased {
 			x.lease.FirstContent(x.m.firstAt.Sub(x.beginAt))
 		}
 	}
 	return nil
+}
+
+// forget gives the request's body back: content is out, so no other attempt will send it, and a
+// prompt of megabytes need not wait for its answer's end.
+func (x *exchange) forget() {
+	if x.form == nil && x.pinned == "" {
+		x.parts = [len(x.parts)][]byte{}
+		x.req.Body, x.scan = nil, openai.Request{N: x.scan.N}
+		x.ctx.Request.ResetBody()
+	}
 }
 
 // write sends p through fasthttp's writer.
