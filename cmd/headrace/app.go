@@ -44,6 +44,7 @@ type app struct {
 	server  *gateway.Server
 	ring    *ledger.Ring
 	access  atomic.Bool
+	json    bool // log.format
 	certs   []*listen.Certificate
 
 	onSettled func(*ledger.Record) // also told of every request, or nil; set before run
@@ -65,6 +66,7 @@ func newApp(cfg *config.Config, logTo io.Writer) (*app, error) {
 	a.logs = telemetry.NewWriter(logTo, logsWithin)
 	a.log = telemetry.NewLogger(a.logs, telemetry.LogOptions{Level: a.level, Format: cfg.Log.Format})
 	a.access.Store(cfg.Log.Access)
+	a.json = cfg.Log.Format == "json"
 	a.router = router.New(router.Options{
 		Now:     time.Now,
 		Breaker: health.Options{Failures: cfg.Breaker.Failures, OpenFor: cfg.Breaker.OpenFor},
@@ -303,7 +305,13 @@ func (a *app) settled(r *ledger.Record) {
 	if a.onSettled != nil {
 		a.onSettled(r)
 	}
-	if a.access.Load() && a.log.Enabled(context.Background(), slog.LevelInfo) {
+	if !a.access.Load() || !a.log.Enabled(context.Background(), slog.LevelInfo) {
+		return
+	}
+	if a.json {
+		var room [1 << 10]byte
+		_, _ = a.logs.Write(r.AppendLine(room[:0], time.Now())) // gathers: it fails with the log itself
+	} else {
 		var room [24]slog.Attr
 		a.log.LogAttrs(context.Background(), slog.LevelInfo, "request", r.Attrs(room[:0])...)
 	}

@@ -1,8 +1,12 @@
 package ledger_test
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
@@ -53,5 +57,56 @@ func TestUnknownIsNull(t *testing.T) {
 		if strings.Contains(a.Key, "token") || a.Key == "usd" {
 			t.Errorf("the log line has %s, which is unknown", a)
 		}
+	}
+}
+
+// TestLineIsWhatSlogWrites holds the access log's own encoder to slog's, over random records.
+func TestLineIsWhatSlogWrites(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // a test's
+	texts := []string{"", "m", "org/model-70b", "quote \" and \\ and \n", "émoji 🙂", "\u2028 < & >", "bad \xff bytes"}
+	text := func() string { return texts[rng.IntN(len(texts))] }
+	span := func() time.Duration { return time.Duration(rng.Int64N(1 << (1 + rng.IntN(40)))) }
+	for range 2000 {
+		r := ledger.Record{
+			ID: text(), Route: text(), Model: text(), Stream: rng.IntN(2) == 0, Status: rng.IntN(600), Class: outcome.Class(rng.IntN(9)),
+			Tries: rng.IntN(4), Code: text(), TTFT: span(), UpstreamTTFT: span(), Duration: span(), Overhead: span(), ITLp50: span(), ITLp99: span(),
+			TPS: rng.ExpFloat64() * 50 * float64(rng.IntN(2)), Prompt: rng.Int64N(1e6) - 1, Output: int64(rng.IntN(4)) - 1, Estimated: rng.IntN(2) == 0,
+			USD: rng.ExpFloat64() * 1e-7, USDKnown: rng.IntN(2) == 0,
+		}
+		var want bytes.Buffer
+		now := time.Unix(1700000000, rng.Int64N(1e9)).UTC()
+		rec := slog.NewRecord(now, slog.LevelInfo, "request", 0)
+		rec.AddAttrs(r.Attrs(nil)...)
+		if err := slog.NewJSONHandler(&want, nil).Handle(context.Background(), rec); err != nil {
+			t.Fatal(err)
+		}
+		var a, b map[string]any
+		got := r.AppendLine(nil, now)
+		if err := json.Unmarshal(got, &a); err != nil {
+			t.Fatalf("%s: %v", got, err)
+		}
+		if err := json.Unmarshal(want.Bytes(), &b); err != nil {
+			t.Fatal(err)
+		}
+		if len(a) != len(b) || got[len(got)-1] != '\n' || bytes.Count(got, []byte("\n")) != 1 {
+			t.Fatalf("got  %s\nwant %s", got, want.Bytes())
+		}
+		for k := range b {
+			if a[k] != b[k] {
+				t.Fatalf("%s: got %v, want %v", k, a[k], b[k])
+			}
+		}
+	}
+}
+
+func BenchmarkAppendLine(b *testing.B) {
+	r := ledger.Record{ID: "req_dgheg3c4sth9403whzq0q158yg", Route: "/v1/chat/completions", Model: "mock-model", Endpoint: "static:mock", Status: 200, Tries: 1, Duration: 1316 * time.Microsecond, Overhead: 350 * time.Microsecond, Prompt: 12, Output: 64, USD: 4.99e-7, USDKnown: true}
+	now := time.Unix(1700000000, 123456789)
+	buf := make([]byte, 0, 1<<10)
+	b.ReportAllocs()
+	for b.Loop() {
+		buf = r.AppendLine(buf[:0], now)
 	}
 }

@@ -48,6 +48,8 @@ type attemptView struct {
 
 func millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1e3 }
 
+func micros(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 }
+
 func some[T comparable](v, none T) *T {
 	if v == none {
 		return nil
@@ -61,7 +63,7 @@ func (r *Record) MarshalJSON() ([]byte, error) {
 		ID: r.ID, At: r.At.UTC(), Route: r.Route, Model: r.Model, Served: r.Served, Stream: r.Stream,
 		Endpoint: string(r.Endpoint), Provider: r.Provider, Status: r.Status, Class: r.Class.String(), Code: r.Code, Finish: r.Finish,
 		Attempts: []attemptView{}, TTFT: some(millis(r.TTFT), 0), UpstreamTTFT: some(millis(r.UpstreamTTFT), 0),
-		Duration: millis(r.Duration), Overhead: float64(r.Overhead.Nanoseconds()) / 1e3, ITLp50: some(millis(r.ITLp50), 0), ITLp99: some(millis(r.ITLp99), 0),
+		Duration: millis(r.Duration), Overhead: micros(r.Overhead), ITLp50: some(millis(r.ITLp50), 0), ITLp99: some(millis(r.ITLp99), 0),
 		TPS: some(r.TPS, 0), Prompt: some(r.Prompt, -1), Cached: some(r.Cached, -1), Output: some(r.Output, -1), Reasoning: some(r.Reasoning, -1),
 		Estimated: r.Estimated, BytesIn: r.BytesIn, BytesOut: r.BytesOut, MoreAttempts: max(0, r.Tries-MaxAttempts),
 	}
@@ -79,7 +81,7 @@ func (r *Record) Attrs(dst []slog.Attr) []slog.Attr {
 	dst = append(dst, slog.String("request_id", r.ID), slog.String("route", r.Route), slog.String("model", r.Model),
 		slog.Bool("stream", r.Stream), slog.String("endpoint", string(r.Endpoint)), slog.Int("status", r.Status),
 		slog.String("class", r.Class.String()), slog.Int("attempts", r.Tries), slog.Float64("duration_ms", millis(r.Duration)),
-		slog.Float64("overhead_us", float64(r.Overhead.Nanoseconds())/1e3))
+		slog.Float64("overhead_us", micros(r.Overhead)))
 	if r.Code != "" {
 		dst = append(dst, slog.String("error_code", r.Code))
 	}

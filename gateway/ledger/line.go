@@ -1,0 +1,67 @@
+package ledger
+
+import (
+	"strconv"
+	"time"
+
+	"headrace/gateway/openai"
+)
+
+// AppendLine appends the record as one JSON line of the access log, exactly as slog's JSON handler
+// writes Attrs under the message "request". Written out by hand because slog takes ten times as
+// long, which is half of what the gateway spends on a request.
+func (r *Record) AppendLine(dst []byte, now time.Time) []byte {
+	dst = append(dst, `{"time":"`...)
+	dst = now.AppendFormat(dst, time.RFC3339Nano)
+	dst = append(dst, `","level":"INFO","msg":"request"`...)
+	l := line{dst}
+	l.text(`,"request_id":`, r.ID)
+	l.text(`,"route":`, r.Route)
+	l.text(`,"model":`, r.Model)
+	l.flag(`,"stream":`, r.Stream)
+	l.text(`,"endpoint":`, string(r.Endpoint))
+	l.count(`,"status":`, int64(r.Status))
+	l.text(`,"class":`, r.Class.String())
+	l.count(`,"attempts":`, int64(r.Tries))
+	l.figure(`,"duration_ms":`, millis(r.Duration))
+	l.figure(`,"overhead_us":`, micros(r.Overhead))
+	if r.Code != "" {
+		l.text(`,"error_code":`, r.Code)
+	}
+	if r.TTFT > 0 {
+		l.figure(`,"ttft_ms":`, millis(r.TTFT))
+		l.figure(`,"upstream_ttft_ms":`, millis(r.UpstreamTTFT))
+	}
+	if r.TPS > 0 {
+		l.figure(`,"tokens_per_second":`, r.TPS)
+		l.figure(`,"itl_p50_ms":`, millis(r.ITLp50))
+		l.figure(`,"itl_p99_ms":`, millis(r.ITLp99))
+	}
+	if r.Prompt >= 0 {
+		l.count(`,"prompt_tokens":`, r.Prompt)
+	}
+	if r.Output >= 0 {
+		l.count(`,"output_tokens":`, r.Output)
+		if r.Estimated {
+			l.flag(`,"output_tokens_estimated":`, true)
+		}
+	}
+	if r.USDKnown {
+		l.figure(`,"usd":`, r.USD)
+	}
+	return append(l.b, '}', '\n')
+}
+
+// line puts a JSON object together.
+type line struct{ b []byte }
+
+func (l *line) text(key, v string)        { l.b = openai.AppendString(append(l.b, key...), v) }
+func (l *line) flag(key string, v bool)   { l.b = strconv.AppendBool(append(l.b, key...), v) }
+func (l *line) count(key string, v int64) { l.b = strconv.AppendInt(append(l.b, key...), v, 10) }
+func (l *line) figure(key string, v float64) {
+	format := byte('f')
+	if v != 0 && (v < 1e-6 || v >= 1e21) {
+		format = 'e'
+	}
+	l.b = strconv.AppendFloat(append(l.b, key...), v, format, -1, 64)
+}
