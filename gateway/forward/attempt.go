@@ -77,31 +77,39 @@ func (a *Attempt) send(now time.Time, fresh bool) error {
 		return a.fail(outcome.ClientGone, net.ErrClosed)
 	}
 	if err := a.write(now); err != nil {
-		// The upstream may have answered and closed before it read everything: 413 does that.
-		a.conn.tainted = true
-		if a.conn.fillUntil(time.Now().Add(time.Second), 0) == nil {
-			return nil
-		}
-		if a.repairable(err) {
-			return a.repair()
-		}
-		a.drop()
-		return a.fail(outcome.UpstreamFault, err)
+		return a.unsent(err)
 	}
 	return nil
+}
+
+// unsent decides what becomes of a request that could not be written: nil means that an answer has
+// come all the same.
+func (a *Attempt) unsent(err error) error {
+	a.conn.tainted = true
+	// The upstream may have answered and closed before it read everything: 413 does that.
+	_, callers := errors.AsType[*ErrUpload](err)
+	if !callers && a.conn.fillUntil(time.Now().Add(time.Second), 0) == nil {
+		return nil
+	}
+	if a.repairable(err) {
+		return a.repair()
+	}
+	a.drop()
+	return a.fail(outcome.UpstreamFault, err)
 }
 
 var heads = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return &b }}
 
 const joinBelow = 64 << 10 // bodies up to here are copied behind the head: one system call, one TLS record run
 
+func putHead(buf *[]byte) {
+	if cap(*buf) <= 2*joinBelow {
+		heads.Put(buf)
+	}
+}
+
 func (a *Attempt) write(now time.Time) error {
 	buf := heads.Get().(*[]byte)
-	defer func() {
-		if cap(*buf) <= 2*joinBelow {
-			heads.Put(buf)
-		}
-	}()
 	r, h := a.req, a.host
 	b := append((*buf)[:0], r.Method...)
 	b = append(b, ' ')
@@ -132,7 +140,13 @@ func (a *Attempt) write(now time.Time) error {
 	}
 	*buf = b
 	a.conn.armWrite(now, h.opt.Send)
-	if _, err := a.conn.Write(b); err != nil || join {
+	if join && a.conn.raw != nil {
+		a.conn.first = buf
+		return nil
+	}
+	_, err := a.conn.Write(b)
+	putHead(buf)
+	if err != nil || join {
 		return err
 	}
 	if r.Upload != nil {
@@ -160,6 +174,8 @@ func (e *ErrUpload) Error() string { return "read the request body: " + e.Err.Er
 // Unwrap returns why.
 func (e *ErrUpload) Unwrap() error { return e.Err }
 
+var errTooMuch = errors.New("longer than announced")
+
 // upload hands the caller's body on as it comes.
 func (a *Attempt) upload() error {
 	buf := bufs.Get().(*[]byte)
@@ -169,7 +185,9 @@ func (a *Attempt) upload() error {
 	for {
 		n, err := a.req.Upload.Read(b[roomBefore : len(b)-roomAfter])
 		if n > 0 {
-			sent += n
+			if sent += n; a.req.UploadSize >= 0 && sent > a.req.UploadSize {
+				return &ErrUpload{errTooMuch} // the host would take the rest for another request
+			}
 			p := b[roomBefore : roomBefore+n]
 			if a.req.UploadSize < 0 {
 				head := strconv.AppendInt(b[:0], int64(n), 16)
@@ -239,6 +257,16 @@ func (a *Attempt) AwaitHead(until time.Time) error {
 			return a.fail(outcome.UpstreamFault, errors.New("response head: "+errTooLong.Error()))
 		}
 		if err := c.fillUntil(until, headSlack); err != nil {
+			if c.first != nil && !errors.Is(err, os.ErrDeadlineExceeded) { // the request is not out, or not all of it
+				if err = c.sendRest(err); err == nil {
+					continue
+				}
+				if err := a.unsent(err); err != nil {
+					return err
+				}
+				c = a.conn
+				continue
+			}
 			if errors.Is(err, os.ErrDeadlineExceeded) && !a.guard.Aborted() {
 				return os.ErrDeadlineExceeded
 			}
@@ -367,6 +395,7 @@ func (a *Attempt) drop() {
 	a.guard.detach()
 	a.conn = nil
 	c.release()
+	c.forgetFirst()
 	a.host.pool.close(c)
 }
 

@@ -50,6 +50,11 @@ type conn struct {
 	probed  [1]byte
 	pending bool // what tryProbe found
 
+	// first is the request, which the first fill sends. Sending it inside the wait for the answer
+	// spares a read that would find nothing: whatever comes after the write wakes the wait.
+	first *[]byte
+	sent  int // bytes of first that are out
+
 	body    framing
 	reused  bool // it served another request before this one
 	tainted bool // it must not serve another
@@ -64,6 +69,7 @@ func newConn(nc net.Conn) *conn {
 // reset readies the connection for its next request.
 func (c *conn) reset() {
 	c.release()
+	c.forgetFirst()
 	c.limit, c.body, c.tainted = bufBytes, framing{}, false
 }
 
@@ -73,6 +79,25 @@ func (c *conn) Write(p []byte) (int, error) {
 		return c.out.Write(p)
 	}
 	return c.Conn.Write(p)
+}
+
+// errUnsent says that the socket did not take the whole request at once.
+var errUnsent = errors.New("request not sent in one piece")
+
+// sendRest writes what is left of the request after fill failed with err, if that is all that is wrong.
+func (c *conn) sendRest(err error) error {
+	if errors.Is(err, errUnsent) {
+		_, err = c.Write((*c.first)[c.sent:])
+	}
+	c.forgetFirst()
+	return err
+}
+
+func (c *conn) forgetFirst() {
+	if c.first != nil {
+		putHead(c.first)
+	}
+	c.first, c.sent = nil, 0
 }
 
 // unread returns what was read and not consumed, until the next call of any other method.

@@ -36,8 +36,29 @@ func (c *conn) tryProbe(fd uintptr) {
 	c.pending = errno != syscall.EAGAIN
 }
 
+// tryFirst sends the request; false parks the goroutine until an answer comes.
+func (c *conn) tryFirst(fd uintptr) bool {
+	n, errno := rawio.Write(fd, (*c.first)[c.sent:])
+	c.sent += n
+	switch {
+	case errno == syscall.EAGAIN:
+		c.readErr = errUnsent
+	case errno != 0:
+		c.readErr = os.NewSyscallError("write", errno)
+	case c.sent < len(*c.first):
+		c.readErr = errUnsent
+	default:
+		c.forgetFirst()
+		return false
+	}
+	return true
+}
+
 // tryRead is one attempt to read; false parks the goroutine until the socket is readable.
 func (c *conn) tryRead(fd uintptr) bool {
+	if c.first != nil {
+		return c.tryFirst(fd)
+	}
 	if c.readErr = c.room(); c.readErr != nil {
 		return true
 	}
