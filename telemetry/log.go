@@ -51,16 +51,28 @@ func (w *Writer) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.buf = append(w.buf, p...)
+	return len(p), w.added()
+}
+
+// Append has encode append whole lines where they are gathered, without a copy between.
+func (w *Writer) Append(encode func(dst []byte) []byte) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.buf = encode(w.buf)
+	return w.added()
+}
+
+func (w *Writer) added() error {
 	switch {
 	case len(w.buf) > holdMost:
-		return len(p), w.flush()
+		return w.flush()
 	case len(w.buf) > writeFrom:
 		select {
 		case w.full <- struct{}{}:
 		default: // woken already
 		}
 	}
-	return len(p), nil
+	return nil
 }
 
 // Flush writes what has been gathered.

@@ -309,8 +309,8 @@ func (a *app) settled(r *ledger.Record) {
 		return
 	}
 	if a.json {
-		var room [1 << 10]byte
-		_, _ = a.logs.Write(r.AppendLine(room[:0], time.Now())) // gathers: it fails with the log itself
+		now := time.Now()
+		_ = a.logs.Append(func(dst []byte) []byte { return r.AppendLine(dst, now) }) // a log that cannot be written has nowhere to say so
 	} else {
 		var room [24]slog.Attr
 		a.log.LogAttrs(context.Background(), slog.LevelInfo, "request", r.Attrs(room[:0])...)
