@@ -33,13 +33,13 @@ func (s goSDK) completions(t *testing.T) {
 	if err != nil {
 		t.Fatal(explain(err))
 	}
-	equal(t, "text", answer.Choices[0].Text, s.plan.Completion.Text)
+	equal(t, "text", first(t, answer.Choices).Text, s.plan.Completion.Text)
 }
 
 func (s goSDK) completionsStream(t *testing.T) {
 	var text strings.Builder
 	for _, c := range drain(t, s.client.Completions.NewStreaming(t.Context(), s.completionParams())) {
-		text.WriteString(c.Choices[0].Text)
+		text.WriteString(first(t, c.Choices).Text)
 	}
 	equal(t, "text", text.String(), s.plan.Completion.Text)
 }
@@ -153,7 +153,7 @@ func (s goSDK) image(t *testing.T) {
 	if err != nil {
 		t.Fatal(explain(err))
 	}
-	png, err := base64.StdEncoding.DecodeString(answer.Data[0].B64JSON)
+	png, err := base64.StdEncoding.DecodeString(first(t, answer.Data).B64JSON)
 	if err != nil || !bytes.HasPrefix(png, []byte("\x89PNG")) {
 		t.Errorf("%d bytes that are no PNG: %v", len(png), err)
 	}

@@ -99,6 +99,15 @@ func equal[T comparable](t *testing.T, what string, got, want T) {
 	}
 }
 
+// first returns the first of what must not be empty.
+func first[T any](t *testing.T, all []T) T {
+	t.Helper()
+	if len(all) == 0 {
+		t.Fatalf("no %T where one is due", *new(T))
+	}
+	return all[0]
+}
+
 // drain reads a stream to its end.
 func drain[T any](t *testing.T, s *ssestream.Stream[T]) []T {
 	t.Helper()
@@ -129,8 +138,9 @@ func textOf(chunks []openai.ChatCompletionChunk) string {
 func (s goSDK) chat(t *testing.T) {
 	q := s.plan.Chat
 	answer := s.answer(t, ask(q))
-	equal(t, "content", answer.Choices[0].Message.Content, q.Text)
-	equal(t, "finish_reason", answer.Choices[0].FinishReason, "length")
+	choice := first(t, answer.Choices)
+	equal(t, "content", choice.Message.Content, q.Text)
+	equal(t, "finish_reason", choice.FinishReason, "length")
 	equal(t, "completion_tokens", answer.Usage.CompletionTokens, q.MaxTokens)
 	equal(t, "total_tokens", answer.Usage.TotalTokens, answer.Usage.PromptTokens+q.MaxTokens)
 }
@@ -153,7 +163,7 @@ func (s goSDK) chatLogprobs(t *testing.T) {
 	params := ask(q)
 	params.Logprobs, params.TopLogprobs = openai.Bool(true), openai.Int(2)
 	var joined strings.Builder
-	content := s.answer(t, params).Choices[0].Logprobs.Content
+	content := first(t, s.answer(t, params).Choices).Logprobs.Content
 	for _, c := range content {
 		joined.WriteString(c.Token)
 		if c.Logprob > 0 || len(c.TopLogprobs) != 2 {
@@ -184,7 +194,7 @@ func (s goSDK) chatStructured(t *testing.T) {
 		Age  *int     `json:"age"`
 		Tags []string `json:"tags"`
 	}
-	content := s.answer(t, params).Choices[0].Message.Content
+	content := first(t, s.answer(t, params).Choices).Message.Content
 	dec := json.NewDecoder(strings.NewReader(content))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&person); err != nil || person.Name == nil || person.Age == nil || person.Tags == nil {
@@ -218,6 +228,7 @@ func (s goSDK) streamUsage(t *testing.T) {
 	params.StreamOptions.IncludeUsage = openai.Bool(true)
 	chunks := drain(t, s.client.Chat.Completions.NewStreaming(t.Context(), params))
 	equal(t, "text", textOf(chunks), q.Text)
+	first(t, chunks)
 	for i, c := range chunks {
 		equal(t, "usage in chunk "+strconv.Itoa(i), c.JSON.Usage.Valid(), i == len(chunks)-1)
 	}
@@ -241,8 +252,9 @@ func (s goSDK) streamTools(t *testing.T) {
 			t.Fatalf("a chunk that does not fit: %s", c.RawJSON())
 		}
 	}
-	equal(t, "finish_reason", acc.Choices[0].FinishReason, "tool_calls")
-	calls := acc.Choices[0].Message.ToolCalls
+	choice := first(t, acc.Choices)
+	equal(t, "finish_reason", choice.FinishReason, "tool_calls")
+	calls := choice.Message.ToolCalls
 	if len(calls) != 1 {
 		t.Fatalf("%d tool calls, want 1", len(calls))
 	}
@@ -297,5 +309,5 @@ func (s goSDK) streamAbort(t *testing.T) {
 }
 
 func (s goSDK) bigPrompt(t *testing.T) {
-	equal(t, "content", s.answer(t, ask(s.plan.Big)).Choices[0].Message.Content, s.plan.Big.Text)
+	equal(t, "content", first(t, s.answer(t, ask(s.plan.Big)).Choices).Message.Content, s.plan.Big.Text)
 }
