@@ -143,7 +143,7 @@ func abortSomewhere(r *rand.Rand, c *client) (id string, whole bool) {
 	switch {
 	case err != nil:
 	case phase == 3:
-		_, err = io.CopyN(io.Discard, res.Body, int64(1+r.IntN(600)))
+		_, _ = io.CopyN(io.Discard, res.Body, int64(1+r.IntN(600)))
 	case phase > 3:
 		var n int64
 		if n, err = io.Copy(io.Discard, res.Body); err == nil && n > 0 && res.StatusCode == 200 {

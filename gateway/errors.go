@@ -131,6 +131,7 @@ func errAttempt(e *outcome.Error) *openai.Error {
 	case outcome.DialFailed:
 		out.Code, out.Message = "host_unreachable", "The host that serves this model cannot be reached. Try again shortly."
 	case outcome.Throttled:
+		out.RetryAfter = max(out.RetryAfter, time.Second)
 		out.Type, out.Code, out.Message = "rate_limit_error", "rate_limit_exceeded", "The host that serves this model is at its rate limit. Slow down and try again."
 	case outcome.FirstByteTimeout:
 		out.Code, out.Message = "first_event_timeout", "The host that serves this model did not begin its answer in time (timeouts.first_event)."

@@ -81,11 +81,11 @@ func (m *meter) tps() float64 {
 	if n < 2 || d <= 0 {
 		return 0
 	}
-	return float64(n) / d
+	return float64(n-1) / d // the first one marks the begin
 }
 
-// gapHistogram counts gaps between tokens in steps of 2^(1/4), from 1 µs up; quantiles are right
-// within 10 %. It takes no memory beyond itself.
+// gapHistogram counts gaps between tokens in four steps an octave, from 1 µs up; quantiles are right
+// within an eighth. It takes no memory beyond itself.
 type gapHistogram struct {
 	n [gapBuckets]uint16
 }

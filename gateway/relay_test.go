@@ -65,7 +65,7 @@ func newRelayRig(t testing.TB, out net.Conn) *relayRig {
 }
 
 // relay passes one piece of the wire on, as relay's loop does.
-func (r *relayRig) relay(t testing.TB, wire []byte, by time.Time) {
+func (r *relayRig) relay(t testing.TB, wire []byte, by time.Time) { //nolint:thelper // a benchmark's inner loop
 	if _, err := r.host.Write(wire); err != nil {
 		t.Fatal(err)
 	}

@@ -97,6 +97,7 @@ func newRawUpstream(t testing.TB, serve func(c *upConn, r *upRequest) bool) *ups
 }
 
 func serveUpstream(t testing.TB, ln net.Listener, serve func(c *upConn, r *upRequest) bool) *upstream {
+	t.Helper()
 	u := &upstream{ln: ln, serve: serve, conns: map[net.Conn]struct{}{}}
 	u.wg.Go(u.accept)
 	t.Cleanup(u.close)

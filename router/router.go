@@ -244,6 +244,9 @@ func (l *Lease) Done(res Result) {
 	switch res.Class.Policy().Verdict {
 	case outcome.Healthy:
 		l.ticket.Succeeded()
+		if res.Class == outcome.Success {
+			l.ticket.Completed()
+		}
 		if res.TPS > 0 {
 			h.tps.add(res.TPS)
 		}

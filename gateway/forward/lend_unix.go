@@ -47,6 +47,9 @@ func (c *conn) tryFirst(fd uintptr) bool {
 		c.readErr = os.NewSyscallError("write", errno)
 	case c.sent < len(*c.first):
 		c.readErr = errUnsent
+	case !c.reused: // something may have come before we waited, which wakes nobody; a reused one was probed
+		c.forgetFirst()
+		return c.tryRead(fd)
 	default:
 		c.forgetFirst()
 		return false

@@ -24,6 +24,8 @@ type Breaker struct {
 	openFor time.Duration
 	shut    atomic.Bool  // not closed, as of the last change of state
 	row     atomic.Int32 // failures since the last success that gobreaker was told of
+	late    atomic.Int32 // streams that began well and broke off, since one was completed
+	most    int32        // failures in a row that open it
 	opened  atomic.Int64 // Unix nanoseconds when it last opened, 0 for never
 	opens   atomic.Int64
 	cool    atomic.Int64 // Unix nanoseconds until which the endpoint wants no requests
@@ -43,7 +45,7 @@ func NewBreaker(name string, o Options, now func() time.Time) *Breaker {
 	if o.OpenFor <= 0 {
 		o.OpenFor = 10 * time.Second
 	}
-	b := &Breaker{openFor: o.OpenFor}
+	b := &Breaker{openFor: o.OpenFor, most: int32(o.Failures)} //nolint:gosec // a handful
 	b.cb = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
 		Name:        name,
 		MaxRequests: 1,
@@ -53,6 +55,7 @@ func NewBreaker(name string, o Options, now func() time.Time) *Breaker {
 		OnStateChange: func(_ string, _, to gobreaker.State) { // runs under gobreaker's lock: atomics only
 			b.shut.Store(to != gobreaker.StateClosed)
 			if to == gobreaker.StateOpen {
+				b.late.Store(0)
 				b.opened.Store(now().UnixNano())
 				b.opens.Add(1)
 			}
@@ -89,10 +92,30 @@ func (t *Ticket) Succeeded() { t.settle(nil) }
 // Failed counts a failure; after Succeeded it is one that came later, in the middle of the stream.
 func (t *Ticket) Failed() {
 	if t.settled && t.b != nil {
-		t.b.tell(errFailed)
+		t.b.brokeOff()
 		return
 	}
 	t.settle(errFailed)
+}
+
+// Completed tells that the answer came to its end, some time after Succeeded.
+func (t *Ticket) Completed() {
+	if t.b != nil && t.b.late.Load() > 0 {
+		t.b.late.Store(0)
+	}
+}
+
+// brokeOff counts a failure in the middle of a stream. The stream's good begin has broken the row
+// that gobreaker counts, so that a host which dies at every second token would be used for ever:
+// such streams have a row of their own, which only a completed one breaks.
+func (b *Breaker) brokeOff() {
+	b.tell(errFailed)
+	if b.late.Add(1) < b.most {
+		return
+	}
+	for range b.most {
+		b.tell(errFailed) // opens it in the end, and then does nothing
+	}
 }
 
 // Release gives the ticket back without judging.

@@ -60,6 +60,31 @@ func TestBreaker(t *testing.T) {
 				t.Errorf("state %s", b.State(time.Now()))
 			}
 		},
+		"streams that break off one after another open it": func(t *testing.T, b *health.Breaker) {
+			for range 3 {
+				tk, _ := b.Allow()
+				tk.Succeeded()
+				tk.Failed()
+			}
+			if b.State(time.Now()) != "open" || b.Opens() != 1 {
+				t.Errorf("state %s, opened %d times", b.State(time.Now()), b.Opens())
+			}
+		},
+		"a completed one between begins anew": func(t *testing.T, b *health.Breaker) {
+			for range 5 {
+				for range 2 {
+					tk, _ := b.Allow()
+					tk.Succeeded()
+					tk.Failed()
+				}
+				tk, _ := b.Allow()
+				tk.Succeeded()
+				tk.Completed()
+			}
+			if b.State(time.Now()) != "closed" {
+				t.Errorf("state %s", b.State(time.Now()))
+			}
+		},
 		"heals by one trial": func(t *testing.T, b *health.Breaker) {
 			fail(t, b, 3)
 			d, why := b.Wait(time.Now())
