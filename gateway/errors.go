@@ -18,6 +18,10 @@ import (
 // What callers are told is a closed set: upstream text reaches the log, never them, unless the
 // upstream judged the request itself (outcome.CallerFault).
 
+func errMalformed() *openai.Error {
+	return &openai.Error{Status: 400, Type: "invalid_request_error", Code: "malformed_request", Message: "The request is not valid HTTP/1.1."}
+}
+
 func errUnknownRoute(method, path string) *openai.Error {
 	e := &openai.Error{
 		Status: 404, Type: "invalid_request_error", Code: "unknown_url",

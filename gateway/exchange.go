@@ -52,7 +52,8 @@ type exchange struct {
 	scan       openai.Request
 	model      string
 	wantStream bool
-	dropUsage  bool // the usage event was asked for by us: the caller does not get to see it
+	noInject   endpoint.ID // refused our stream_options, as it seems: this request goes there without
+	dropUsage  bool        // the usage event was asked for by us: the caller does not get to see it
 	req        forward.Request
 	parts      [9][]byte
 	head       []byte
@@ -108,7 +109,13 @@ const (
 var (
 	eventStream = []byte("text/event-stream")
 	jsonType    = []byte("application/json")
+	htmlType    = []byte("text/html")
 )
+
+// isType tells whether a Content-Type begins with want.
+func isType(ct, want []byte) bool {
+	return len(ct) >= len(want) && bytes.EqualFold(ct[:len(want)], want)
+}
 
 // errorBodyTime is how long the body of an error may take.
 const errorBodyTime = 5 * time.Second
@@ -203,6 +210,9 @@ func (x *exchange) pick() {
 		x.attemptFailed(err)
 		return
 	}
+	if x.form != nil || x.req.Upload != nil { // sent at the caller's pace, which is no fault of the host's
+		x.firstBy = earlier(time.Now().Add(x.set.FirstEvent), x.totalBy)
+	}
 	x.phase = awaitingHead
 }
 
@@ -220,7 +230,7 @@ func (x *exchange) compose() {
 		x.req.Upload, x.req.UploadSize = x.form.reader(x.lease.Served)
 		return
 	}
-	inject := x.wantStream && x.route.usage && !ep.NoUsageInjection && !x.scan.IncludeUsage && !x.s.refusedUsage(ep.ID)
+	inject := x.wantStream && x.route.usage && !ep.NoUsageInjection && !x.scan.IncludeUsage && x.noInject != ep.ID && !x.s.refusedUsage(ep.ID)
 	x.dropUsage = inject
 	body := x.ctx.Request.Body()
 	if x.lease.ServedJSON == nil && !inject {
@@ -233,6 +243,7 @@ func (x *exchange) compose() {
 
 // attemptFailed ends the attempt and decides between another one and the caller's error.
 func (x *exchange) attemptFailed(err error) {
+	x.began = time.Now() // what came before was the host's time
 	oe, ok := errors.AsType[*outcome.Error](err)
 	if !ok {
 		oe = &outcome.Error{Class: outcome.UpstreamFault, Endpoint: x.endpointID(), Err: err}
@@ -328,22 +339,28 @@ func (x *exchange) judgeHead() {
 	x.retryWait = retryAfter(a.Head.Peek(fasthttp.HeaderRetryAfter))
 	if x.pinned != "" {
 		x.phase, x.began = ready, time.Now() // whatever it is, the caller gets it
-		x.isStream = bytes.HasPrefix(a.Head.ContentType(), eventStream)
+		if x.isStream = isType(a.Head.ContentType(), eventStream); x.isStream {
+			x.scanEvents(x.began) // what came with the head
+		}
 		return
 	}
 	if class != outcome.Success {
 		x.judgeError(class)
 		return
 	}
+	if x.noInject != "" && x.noInject == x.endpointID() { // it was our stream_options indeed
+		x.s.noUsage.Store(x.noInject, true)
+		x.noInject = ""
+	}
 	ct := a.Head.ContentType()
 	switch {
-	case bytes.HasPrefix(ct, eventStream):
+	case isType(ct, eventStream):
 		x.isStream = true
 		x.phase = awaitingContent
 		x.scanEvents(time.Now())
-	case bytes.HasPrefix(ct, []byte("text/html")):
+	case isType(ct, htmlType):
 		x.attemptFailed(&outcome.Error{Class: outcome.UpstreamFault, Endpoint: x.endpointID(), Status: a.Status, Err: errHTML})
-	case bytes.HasPrefix(ct, jsonType) || x.route.proto != protoOpaque:
+	case isType(ct, jsonType) || x.route.proto != protoOpaque:
 		x.phase = awaitingBody
 	default:
 		x.phase, x.began = ready, time.Now() // audio, images: passed on as they come
@@ -360,6 +377,7 @@ var (
 
 // judgeError reads the body of a non-2xx answer and decides.
 func (x *exchange) judgeError(class outcome.Class) {
+	defer func() { x.began = time.Now() }() // what came before was the host's time
 	a := x.attempt
 	by := earlier(time.Now().Add(errorBodyTime), x.totalBy)
 	var err error
@@ -369,7 +387,7 @@ func (x *exchange) judgeError(class outcome.Class) {
 	ne, asIs := openai.NormalizeError(a.Status, a.Head.ContentType(), a.Unread())
 	if class == outcome.CallerFault && x.dropUsage && bytes.Contains(a.Unread(), []byte("stream_options")) {
 		// The host knows no stream_options, and the caller did not send them: once more without.
-		x.s.noUsage.Store(x.endpointID(), true)
+		x.noInject = x.endpointID()
 		x.endAttempt(outcome.Error{Class: outcome.CallerFault, Endpoint: x.endpointID(), Status: a.Status, Err: errEvent}, time.Now())
 		x.rec.Tries--
 		x.again()

@@ -29,6 +29,9 @@ func forwarded(name []byte) bool {
 
 // passthroughForwarded takes everything that is not this hop's own or secret.
 func passthroughForwarded(name []byte) bool {
+	if bytes.IndexByte(name, ' ') >= 0 {
+		return false // fasthttp lets it pass; the host would refuse the whole request, and be blamed for it
+	}
 	s := strings.ToLower(string(name))
 	switch s {
 	case "host", "connection", "keep-alive", "proxy-connection", "transfer-encoding", "content-length", "te", "trailer",
@@ -41,8 +44,9 @@ func passthroughForwarded(name []byte) bool {
 
 // appendHeader renders the header lines of an upstream request.
 func appendHeader(dst []byte, h *fasthttp.RequestHeader, take func([]byte) bool, requestID string) []byte {
+	hop := h.Peek(fasthttp.HeaderConnection)
 	for k, v := range h.All() {
-		if take(k) && !bytes.ContainsAny(v, "\r\n\x00") {
+		if take(k) && !named(hop, k) && !bytes.ContainsAny(v, "\r\n\x00") {
 			dst = append(dst, k...)
 			dst = append(dst, ": "...)
 			dst = append(dst, v...)
@@ -52,6 +56,18 @@ func appendHeader(dst []byte, h *fasthttp.RequestHeader, take func([]byte) bool,
 	dst = append(dst, "X-Request-Id: "...)
 	dst = append(dst, requestID...)
 	return append(dst, '\r', '\n')
+}
+
+// named tells whether a Connection field makes name this hop's own (RFC 9110 section 7.6.1).
+func named(connection, name []byte) bool {
+	for len(connection) > 0 {
+		var option []byte
+		option, connection, _ = bytes.Cut(connection, []byte(","))
+		if bytes.EqualFold(bytes.TrimSpace(option), name) {
+			return true
+		}
+	}
+	return false
 }
 
 // returned tells which response header fields of a host reach the caller.
@@ -82,8 +98,9 @@ func hasFoldPrefix(b []byte, prefix string) bool {
 
 // copyHead gives the caller the host's header fields.
 func copyHead(dst *fasthttp.ResponseHeader, src *fasthttp.ResponseHeader) {
+	hop := src.Peek(fasthttp.HeaderConnection)
 	for k, v := range src.All() {
-		if returned(k) {
+		if returned(k) && !named(hop, k) {
 			dst.AddBytesKV(k, v)
 		}
 	}

@@ -17,6 +17,7 @@ var passthroughRoute = &route{path: "passthrough", proto: protoOpaque, body: any
 // other serves what is not forwarded by model.
 func (s *Server) other(ctx *fasthttp.RequestCtx, path string, rt *route, now time.Time) {
 	get := ctx.IsGet() || ctx.IsHead()
+	isModel := len(path) > len(modelPrefix) && strings.HasPrefix(path, modelPrefix)
 	switch {
 	case rt != nil && !ctx.IsPost():
 		ctx.Response.Header.Set(fasthttp.HeaderAllow, "POST")
@@ -28,10 +29,13 @@ func (s *Server) other(ctx *fasthttp.RequestCtx, path string, rt *route, now tim
 	case path == modelsPath:
 		ctx.Response.Header.Set(fasthttp.HeaderAllow, "GET, HEAD")
 		s.refuse(ctx, errMethod(string(ctx.Method()), path, "GET"), protoChat)
-	case strings.HasPrefix(path, modelPrefix) && get:
+	case isModel && get:
 		s.showModel(ctx, path[len(modelPrefix):])
 	case s.set.Load().Passthrough != "" && strings.HasPrefix(path, "/v1/"):
 		s.passthrough(ctx, path, now)
+	case isModel:
+		ctx.Response.Header.Set(fasthttp.HeaderAllow, "GET, HEAD")
+		s.refuse(ctx, errMethod(string(ctx.Method()), modelPrefix+"{model}", "GET"), protoChat)
 	default:
 		s.refuse(ctx, errUnknownRoute(string(ctx.Method()), path), protoChat)
 	}
@@ -111,6 +115,9 @@ func (s *Server) listModels(ctx *fasthttp.RequestCtx) {
 func (s *Server) showModel(ctx *fasthttp.RequestCtx, escaped string) {
 	name, err := url.PathUnescape(escaped) // ids contain slashes, written as they are or as %2F
 	snap := s.router.Snapshot()
+	if err != nil {
+		name = escaped // as no model is called
+	}
 	if err != nil || !snap.Has(name) {
 		s.refuse(ctx, errModelUnknown(name, snap.Models()), protoChat)
 		return

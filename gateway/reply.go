@@ -64,7 +64,14 @@ func (x *exchange) streamToClose() {
 	h.SetContentLength(-2)
 	head := append([]byte(nil), h.Header()...)
 	x.ctx.HijackSetNoResponse(true)
+	rc, moved := x.ctx.Conn().(*replayConn)
+	if moved {
+		rc.users.Add(1)
+	}
 	x.ctx.Hijack(func(c net.Conn) { // closed behind it
+		if moved {
+			defer rc.users.Done()
+		}
 		defer func() {
 			if r := recover(); r != nil {
 				x.broken = fmt.Errorf("panic: %v", r)

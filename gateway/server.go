@@ -7,6 +7,7 @@
 package gateway
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -131,14 +132,20 @@ func (s *Server) server(h fasthttp.RequestHandler, set *Settings) *fasthttp.Serv
 		CloseOnShutdown:              true,
 		LazyRequestTime:              true, // nobody asks fasthttp for it
 		Logger:                       quiet{s.log},
+		SecureErrorLogMessage:        true, // else errors quote the head, credentials and all
 	}
 }
 
 // quiet takes fasthttp's own log lines, which concern single connections.
 type quiet struct{ log *slog.Logger }
 
-// Printf takes one line.
+// Printf takes one line. Errors quote what the caller sent, which may be a credential: they are cut there.
 func (q quiet) Printf(format string, args ...any) {
+	for i, arg := range args {
+		if err, ok := arg.(error); ok {
+			args[i], _, _ = strings.Cut(err.Error(), `"`)
+		}
+	}
 	q.log.Debug("http server", "event", fmt.Sprintf(format, args...))
 }
 
@@ -228,6 +235,9 @@ func (s *Server) drain(ls []*listen.Listener) {
 	}
 }
 
+// lastAnswers is how long a drain waits for answers that are settled but not wholly written.
+const lastAnswers = 5 * time.Second
+
 // shutdown closes the listeners and idle connections, and waits until no request runs or ctx is done.
 func (s *Server) shutdown(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
@@ -244,7 +254,15 @@ func (s *Server) shutdown(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
-	cancel() // what is open now is a connection without a request: no reason to wait for it
+	// What is open now is writing its last answer, or a connection without a request yet.
+	grace := time.NewTimer(lastAnswers)
+	defer grace.Stop()
+	select {
+	case <-done:
+	case <-grace.C:
+	case <-ctx.Done():
+	}
+	cancel()
 	<-done
 }
 
@@ -271,7 +289,7 @@ func (s *Server) panicked(id string, r any) {
 
 // badRequest answers what fasthttp could not read as a request.
 func (s *Server) badRequest(ctx *fasthttp.RequestCtx, err error) {
-	e := &openai.Error{Status: 400, Type: "invalid_request_error", Code: "malformed_request", Message: "The request is not valid HTTP/1.1."}
+	e := errMalformed()
 	var small *fasthttp.ErrSmallBuffer
 	var ne net.Error
 	switch {
@@ -313,6 +331,11 @@ var idEncoding = base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadd
 // handle is every request on an ordinary connection.
 func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	now := time.Now()
+	if h := &ctx.Request.Header; !h.IsHTTP11() && string(h.Protocol()) != "HTTP/1.0" {
+		ctx.SetConnectionClose()
+		s.refuse(ctx, errMalformed(), protoChat)
+		return
+	}
 	if ctx.IsPost() && s.isUpload(&ctx.Request.Header) {
 		s.moveUpload(ctx)
 		return
@@ -445,7 +468,7 @@ func (x *exchange) prepare(take func([]byte) bool) {
 	h := &x.ctx.Request.Header
 	x.head = appendHeader(x.head[:0], h, take, x.rec.ID)
 	x.req.Method = "POST"
-	if uri := h.RequestURI(); string(uri) == x.route.path {
+	if uri := target(h.RequestURI()); string(uri) == x.route.path {
 		x.req.Path = x.route.path[len("/v1"):] // the usual case allocates nothing
 	} else {
 		x.req.Path = strings.TrimPrefix(string(uri), "/v1")
@@ -495,12 +518,28 @@ func (x *exchange) usd(now time.Time) (float64, bool) {
 	return cost.USD(&x.lease.Endpoint.Price, u)
 }
 
-// rawPath is the request target's path as it came, without query and scheme.
-func rawPath(uri []byte) []byte {
-	for i, c := range uri {
-		if c == '?' || c == '#' {
-			return uri[:i]
+// target returns path and query of a request target as they came. A server has to take the absolute
+// form too (RFC 9112 section 3.2.2); a fragment has no place in a request.
+func target(uri []byte) []byte {
+	if len(uri) > 0 && uri[0] != '/' {
+		if _, rest, ok := bytes.Cut(uri, []byte("://")); ok {
+			uri = []byte("/")
+			if i := bytes.IndexAny(rest, "/?#"); i >= 0 && rest[i] == '/' {
+				uri = rest[i:]
+			}
 		}
+	}
+	if i := bytes.IndexByte(uri, '#'); i >= 0 {
+		uri = uri[:i]
+	}
+	return uri
+}
+
+// rawPath is target without its query.
+func rawPath(uri []byte) []byte {
+	uri = target(uri)
+	if i := bytes.IndexByte(uri, '?'); i >= 0 {
+		uri = uri[:i]
 	}
 	return uri
 }

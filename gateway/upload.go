@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -60,14 +61,17 @@ func (s *Server) moveUpload(ctx *fasthttp.RequestCtx) {
 	}
 	ctx.HijackSetNoResponse(true)
 	ctx.Hijack(func(c net.Conn) {
-		_ = s.uploads.ServeConn(&replayConn{Conn: c, head: head}) // its errors were answered on the connection
+		rc := &replayConn{Conn: c, head: head}
+		_ = s.uploads.ServeConn(rc) // its errors were answered on the connection
+		rc.users.Wait()             // c is fasthttp's again when this returns
 	})
 }
 
 // replayConn gives a head that was read already to its next reader.
 type replayConn struct {
 	net.Conn
-	head []byte
+	head  []byte
+	users sync.WaitGroup // writers that outlive the server that reads from it
 }
 
 func (c *replayConn) Read(p []byte) (int, error) {
@@ -154,7 +158,7 @@ func (r *uploadReader) Read(p []byte) (int, error) {
 	if r.src == nil {
 		return 0, io.EOF
 	}
-	_ = r.ctx.SetReadDeadline(time.Now().Add(r.wait)) // fails on a closed connection only, as the read will
+	_ = r.ctx.SetReadDeadline(earlier(time.Now().Add(r.wait), r.x.totalBy)) // fails on a closed connection only, as the read will
 	n, err := r.src.Read(p)
 	if r.left -= int64(n); r.left < 0 {
 		return 0, errUploadTooLarge

@@ -77,6 +77,9 @@ func newApp(cfg *config.Config, logTo io.Writer) (*app, error) {
 		Router: a.router, Forward: a.forward, Log: a.log, Settled: a.settled,
 		MaxHead: int(cfg.Limits.MaxHead), Idle: cfg.Timeouts.Idle,
 	}, settings(cfg))
+	if err := a.forward.Check(cfg.StaticEndpoints(time.Now())); err != nil {
+		return nil, err
+	}
 	if err := a.open(cfg); err != nil {
 		a.closeListeners()
 		return nil, err
@@ -234,6 +237,9 @@ func (a *app) discovered(eps []endpoint.Endpoint) {
 // reconfigure applies a config that was read anew; false means that it changes nothing.
 func (a *app) reconfigure(r reading) bool {
 	err := r.err
+	if err == nil {
+		err = a.forward.Check(r.cfg.StaticEndpoints(time.Now()))
+	}
 	if err == nil {
 		for _, c := range a.certs {
 			err = errors.Join(err, c.Reload())

@@ -207,6 +207,13 @@ func TestReload(t *testing.T) {
 		t.Errorf("status does not show the failed reload: %s", body)
 	}
 
+	ca := filepath.Join(filepath.Dir(r.file), "ca.pem")
+	if err := os.WriteFile(ca, []byte("no certificate"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.write(t, yaml+"    - {name: b, base_url: \"https://127.0.0.1:1/v1\", tls: {ca: ca.pem}}\n")
+	r.log.await(t, "config not reloaded", 2)
+
 	r.write(t, yaml)
 	r.log.await(t, "config reloaded", 2)
 	hup <- syscall.SIGHUP

@@ -121,7 +121,7 @@ const (
 	demoPrompt = "In one paragraph: how does a water wheel work?"
 )
 
-func demo(ctx context.Context, o demoOptions, out io.Writer) error {
+func demo(ctx context.Context, o demoOptions, out io.Writer) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	c, err := startCloud(ctx, o.seed)
@@ -149,7 +149,10 @@ func demo(ctx context.Context, o demoOptions, out io.Writer) error {
 
 	served := make(chan error, 1)
 	serveCtx, stopServe := context.WithCancel(context.WithoutCancel(ctx))
-	go func() { served <- a.run(serveCtx, nil) }()
+	go func() {
+		served <- a.run(serveCtx, nil)
+		cancel() // a gateway that ended by itself ends the demo
+	}()
 	var wg sync.WaitGroup
 	defer func() {
 		cancel()
@@ -166,7 +169,7 @@ func demo(ctx context.Context, o demoOptions, out io.Writer) error {
 		time.AfterFunc(o.duration, cancel)
 	}
 	if err := a.waitReady(ctx); err != nil {
-		return nil // stopped before the hosts were up
+		return nil //nolint:nilerr // stopped before the hosts were up
 	}
 	if err := v.firstAnswer(ctx, base); err != nil && ctx.Err() == nil {
 		return err

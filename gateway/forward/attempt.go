@@ -44,6 +44,7 @@ type Attempt struct {
 	guard    *Guard
 	req      *Request
 	repaired bool
+	interims int // heads with status 1xx so far
 }
 
 // Host returns whom the attempt was made at, nil before Start.
@@ -52,6 +53,7 @@ func (a *Attempt) Host() *Host { return a.host }
 // Start connects and sends req. The error is an *outcome.Error; its class is ClientGone after g.Abort.
 func (a *Attempt) Start(h *Host, g *Guard, req *Request, now time.Time) error {
 	a.host, a.guard, a.req, a.repaired, a.Status = h, g, req, false, 0
+	a.interims = 0
 	return a.send(now, false)
 }
 
@@ -233,6 +235,9 @@ var headReaders = sync.Pool{New: func() any {
 
 const maxHead = bufBytes
 
+// maxInterims bounds what a host can make us parse; one that sends a sign of life each second has a quarter of an hour.
+const maxInterims = 1000
+
 // AwaitHead waits for the status line and header fields until the given time. It returns
 // os.ErrDeadlineExceeded when the time has come, and may be called again then; every other error is
 // an *outcome.Error that ended the attempt.
@@ -248,6 +253,10 @@ func (a *Attempt) AwaitHead(until time.Time) error {
 			}
 			if !interim {
 				return nil
+			}
+			if a.interims++; a.interims > maxInterims {
+				a.drop()
+				return a.fail(outcome.UpstreamFault, errors.New("nothing but interim answers"))
 			}
 			scanned = 0
 			continue

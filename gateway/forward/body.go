@@ -8,6 +8,7 @@ type framing struct {
 	left  int64 // sized: bytes to come; chunked: bytes of the current chunk to come
 	state chunkState
 	digit bool // chunked: a digit of the size was seen
+	extra int  // chunked: bytes of framing since the last chunk's data
 	end   bool // the whole body was seen
 }
 
@@ -36,7 +37,10 @@ const (
 
 var errFraming = errors.New("malformed chunked body")
 
-const maxChunk = 1 << 40
+const (
+	maxChunk = 1 << 40
+	maxExtra = 16 << 10 // a chunk's size line, or all trailers: nobody reads what is in them
+)
 
 // decode takes the framing out of p and leaves the body's bytes at its front. It returns how many
 // there are, and how many bytes of p it read; only a body's end leaves some unread.
@@ -79,6 +83,9 @@ func (f *framing) decode(p []byte) (out, read int, err error) {
 
 // step takes one byte outside a chunk's data.
 func (f *framing) step(b byte) error {
+	if f.extra++; f.extra > maxExtra {
+		return errFraming
+	}
 	switch f.state {
 	case inSize:
 		v := int64(-1)
@@ -116,7 +123,7 @@ func (f *framing) step(b byte) error {
 		if b != '\n' {
 			return errFraming
 		}
-		f.digit = false
+		f.digit, f.extra = false, 0
 		if f.state = inData; f.left == 0 {
 			f.state = inTrailer
 		}

@@ -61,6 +61,16 @@ func orDuration(d, def time.Duration) time.Duration {
 	return def
 }
 
+// Check tells whether Update would take eps, and changes nothing.
+func (c *Client) Check(eps []endpoint.Endpoint) error {
+	for i := range eps {
+		if _, err := newHost(&eps[i], c.opt); err != nil {
+			return fmt.Errorf("endpoint %s: %w", eps[i].ID, err)
+		}
+	}
+	return nil
+}
+
 // Update makes eps the set of hosts. Hosts whose address, key and TLS stay the same keep their
 // connections; those that fell out close their idle ones. On an error nothing changes. Calls must
 // not overlap.

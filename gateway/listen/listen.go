@@ -39,6 +39,10 @@ type Listener struct {
 	watch watcher
 	next  atomic.Uint64
 	conns sync.Map // uint64 id -> *Conn
+
+	shortages atomic.Int64
+	closeOnce sync.Once
+	closed    chan struct{}
 }
 
 // Conn is a watched client connection.
@@ -57,7 +61,7 @@ type Conn struct {
 
 // Watch wraps ln, which must accept TCP connections. Close ends the watching too.
 func Watch(ln net.Listener) (*Listener, error) {
-	l := &Listener{Listener: ln}
+	l := &Listener{Listener: ln, closed: make(chan struct{})}
 	if err := l.watch.start(l); err != nil {
 		return nil, err
 	}
@@ -67,14 +71,14 @@ func Watch(ln net.Listener) (*Listener, error) {
 // WatchPortably is Watch without help from the operating system; it is what other systems than
 // Linux get, and exported so that tests cover it everywhere.
 func WatchPortably(ln net.Listener) *Listener {
-	l := &Listener{Listener: ln}
+	l := &Listener{Listener: ln, closed: make(chan struct{})}
 	l.watch.portable = true
 	return l
 }
 
 // Accept waits for the next client.
 func (l *Listener) Accept() (net.Conn, error) {
-	nc, err := l.Listener.Accept()
+	nc, err := l.accept()
 	if err != nil {
 		return nil, err
 	}
@@ -91,8 +95,33 @@ func (l *Listener) Accept() (net.Conn, error) {
 	return c, nil
 }
 
+// accept rides out a lack of descriptors or memory, which ends as other connections do: servers take
+// any error of Accept for the listener's end.
+func (l *Listener) accept() (net.Conn, error) {
+	for wait := 5 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+		nc, err := l.Listener.Accept()
+		if err == nil || !isShortage(err) {
+			return nc, err
+		}
+		l.shortages.Add(1)
+		t := time.NewTimer(wait)
+		select {
+		case <-t.C:
+		case <-l.closed:
+			t.Stop()
+			return nil, net.ErrClosed
+		}
+	}
+}
+
+// Shortages counts how often a connection could not be accepted for lack of descriptors or memory.
+func (l *Listener) Shortages() int64 { return l.shortages.Load() }
+
 // Close stops accepting. Connections stay open and watched until each closes; StopWatching ends that.
-func (l *Listener) Close() error { return l.Listener.Close() }
+func (l *Listener) Close() error {
+	l.closeOnce.Do(func() { close(l.closed) })
+	return l.Listener.Close()
+}
 
 // StopWatching ends the watcher's goroutine. Call it when no request is running any more.
 func (l *Listener) StopWatching() { l.watch.stop() }

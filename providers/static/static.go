@@ -94,8 +94,9 @@ func (p *Provider) Run(ctx context.Context, out chan<- []endpoint.Endpoint) erro
 			continue
 		}
 		client, err := httpClient(h, p.opt.Timeout)
-		if err != nil {
-			return fmt.Errorf("endpoint %s: %w", h.ID, err)
+		if err != nil { // one host that cannot be asked takes none of the others away
+			p.opt.Log.Error("host is not asked for its models", "endpoint", h.ID, "error", err)
+			continue
 		}
 		asking++
 		go func() {
