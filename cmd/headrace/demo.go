@@ -124,7 +124,7 @@ const (
 func demo(ctx context.Context, o demoOptions, out io.Writer) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	c, err := startCloud(ctx, o.seed)
+	c, err := startCloud(context.WithoutCancel(ctx), o.seed) // it outlives the gateway, whose streams end first
 	if err != nil {
 		return err
 	}
