@@ -68,7 +68,8 @@ func (v *view) settled(r *ledger.Record) {
 	v.tokens += max(0, r.Output)
 	v.usd += r.USD
 	ok := r.Class == outcome.Success
-	if !ok && r.Class != outcome.ClientGone {
+	hosts := !ok && r.Class != outcome.ClientGone && r.Class != outcome.CallerFault // what the caller did is no fault of theirs
+	if hosts {
 		v.broken++
 	}
 	if ok && r.Tries > 1 {
@@ -80,7 +81,11 @@ func (v *view) settled(r *ledger.Record) {
 		v.tell("a request moved from %s (%s) to %s before its first token; its caller saw nothing", r.Attempts[0].Endpoint, r.Attempts[0].Class, r.Endpoint)
 	case r.Class == outcome.Truncated:
 		v.tell("a stream broke off on %s after %d tokens; its caller got an error event", r.Endpoint, max(0, r.Output))
-	case !ok && r.Class != outcome.ClientGone:
+	case r.Class == outcome.CallerFault:
+		v.tell("a request was refused: %s", r.Code)
+	case hosts && r.Endpoint == "":
+		v.tell("a request found no host: %s", r.Code)
+	case hosts:
 		v.tell("a request failed on %s: %s", r.Endpoint, r.Class)
 	}
 }

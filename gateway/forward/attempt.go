@@ -368,14 +368,6 @@ func (a *Attempt) Ended() bool { return a.conn.body.end }
 // Full says that the buffer may not grow: the bytes in Unread must be consumed before more can come.
 func (a *Attempt) Full(err error) bool { return errors.Is(err, errTooLong) }
 
-// BodySize returns the body's length from its Content-Length, or -1.
-func (a *Attempt) BodySize() int64 {
-	if a.conn.body.kind != sized {
-		return -1
-	}
-	return int64(a.Head.ContentLength())
-}
-
 // Finish ends the attempt, however far it came: the connection serves again when its body was read
 // to the end, and is closed otherwise, which frees the host's GPU. More than one call does no harm.
 func (a *Attempt) Finish() {

@@ -28,9 +28,6 @@ func (c *Certificate) Reload() error {
 	return nil
 }
 
-// Files returns the paths of certificate and key.
-func (c *Certificate) Files() (cert, key string) { return c.certFile, c.keyFile }
-
 // Config returns a server configuration that always presents the current certificate. It offers
 // HTTP/1.1 only.
 func (c *Certificate) Config() *tls.Config {

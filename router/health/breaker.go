@@ -158,9 +158,6 @@ func (b *Breaker) CoolDown(until time.Time, why string) {
 	b.cool.Store(until.UnixNano())
 }
 
-// Closed reports whether the breaker lets ordinary traffic through, without taking a ticket.
-func (b *Breaker) Closed() bool { return b.cb.State() == gobreaker.StateClosed }
-
 // Wait returns how long nothing may be sent from now on, and why; 0 when something may.
 func (b *Breaker) Wait(now time.Time) (time.Duration, string) {
 	if d := time.Duration(b.cool.Load() - now.UnixNano()); d > 0 {
