@@ -40,7 +40,9 @@ var rooms = []room{
 	{pattern: "router/outcome", imports: []string{"router/endpoint"}, pure: true},
 	{pattern: "router/sim", imports: []string{"router", "router/..."}, pure: true},
 	{pattern: "router/...", imports: []string{"router/*"}, pure: true},
-	{pattern: "providers/...", imports: []string{"router/endpoint", "router/outcome"}, tests: []string{"providers/..."}},
+	{pattern: "providers/api", imports: []string{"router/endpoint"}},
+	{pattern: "providers/fakecloud/...", imports: []string{"router/endpoint", "router/outcome", "providers/fakecloud"}, tests: []string{"providers/..."}},
+	{pattern: "providers/...", imports: []string{"router/endpoint", "router/outcome", "providers/api"}, tests: []string{"providers/..."}},
 	{pattern: "telemetry", imports: []string{"router/endpoint", "router/outcome"}},
 }
 
@@ -102,9 +104,9 @@ func TestImportDirectionsFindEachBreach(t *testing.T) {
 		`gateway/forward/forward.go:5: import "headrace/gateway": gateway/forward may import gateway/*, router/... of this module`,
 		`gateway/gateway_test.go:6: import "headrace/providers/static": the tests of gateway may import gateway/*, router/..., providers/fakecloud of this module`,
 		`gateway/util/util.go:2: package util: the name says nothing of what it is for`,
-		`providers/providers.go:4: import "headrace/router": providers may import router/endpoint, router/outcome of this module`,
+		`providers/providers.go:4: import "headrace/router": providers may import router/endpoint, router/outcome, providers/api of this module`,
 		`providers/static/static.go:4: import "headrace/cmd/headrace/internal/x": internal package of cmd/headrace`,
-		`providers/static/static.go:5: import "headrace/gateway": providers/static may import router/endpoint, router/outcome of this module`,
+		`providers/static/static.go:5: import "headrace/gateway": providers/static may import router/endpoint, router/outcome, providers/api of this module`,
 		`router/cost/cost.go:6: import "net/http": router/cost does no I/O`,
 		`router/cost/cost.go:5: import "headrace/router": router/cost may import router/* of this module`,
 		`router/cost/cost_test.go:6: import "headrace/providers/fakecloud": the tests of router/cost may import router/* of this module`,

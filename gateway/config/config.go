@@ -13,6 +13,7 @@ package config
 import (
 	"log/slog"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -180,7 +181,7 @@ func (h *StaticHost) endpoint(now time.Time) endpoint.Endpoint {
 		MaxNumSeqs:       h.MaxNumSeqs,
 		Tenure:           h.Tenure,
 		Labels:           maps.Clone(h.Labels),
-		TLS:              endpoint.TLS{CAFile: h.TLS.CA, ServerName: h.TLS.ServerName, InsecureSkipVerify: h.TLS.InsecureSkipVerify},
+		TLS:              endpoint.TLS{Roots: roots(h.TLS.CA), ServerName: h.TLS.ServerName, InsecureSkipVerify: h.TLS.InsecureSkipVerify},
 		NoUsageInjection: !h.InjectUsage,
 	}
 	for _, m := range h.Models {
@@ -200,6 +201,19 @@ func (h *StaticHost) endpoint(now time.Time) endpoint.Endpoint {
 		}
 	}
 	return ep
+}
+
+// roots returns what is in the file now. A file that cannot be read leaves text that is no certificate:
+// whoever builds a connection from it is told so, and the file's name.
+func roots(path string) string {
+	if path == "" {
+		return ""
+	}
+	pem, err := os.ReadFile(path)
+	if err != nil {
+		return "tls.ca: " + err.Error()
+	}
+	return string(pem)
 }
 
 // Files returns the files that c was made from or names, its own first, each once: what Watch

@@ -143,7 +143,7 @@ providers:
 			Hardware: endpoint.Hardware{GPU: "A100 80GB", Machine: "r7"}, Trust: endpoint.TrustVerified, Region: "eu", MaxNumSeqs: 256,
 			Price: price(endpoint.Price{Basis: endpoint.PerHour, USDPerHour: 1.8}), Tenure: endpoint.OnDemand,
 			Labels:           map[string]string{"a": "b"},
-			TLS:              endpoint.TLS{CAFile: "/etc/headrace/ca.pem", ServerName: "x", InsecureSkipVerify: true},
+			TLS:              endpoint.TLS{Roots: "tls.ca: open /etc/headrace/ca.pem: no such file or directory", ServerName: "x", InsecureSkipVerify: true},
 			NoUsageInjection: true,
 		},
 		{

@@ -195,7 +195,7 @@ func (h *Host) Endpoint() endpoint.Endpoint {
 		MaxNumSeqs: c.MaxNumSeqs,
 		Tenure:     tenure(c.Provider),
 		State:      endpoint.Ready,
-		TLS:        endpoint.TLS{CAFile: c.CAFile},
+		TLS:        endpoint.TLS{Roots: string(h.caPEM)},
 	}
 	for _, m := range c.Models {
 		e.Served = append(e.Served, endpoint.Served{Name: m, MaxContext: c.MaxModelLen})

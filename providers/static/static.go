@@ -5,8 +5,6 @@ package static
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,7 +13,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -233,16 +230,13 @@ func models(ctx context.Context, client *http.Client, h *endpoint.Endpoint) ([]e
 }
 
 func httpClient(h *endpoint.Endpoint, timeout time.Duration) (*http.Client, error) {
-	cfg := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: h.TLS.ServerName, InsecureSkipVerify: h.TLS.InsecureSkipVerify} //nolint:gosec // the operator asked for it by name
-	if h.TLS.CAFile != "" {
-		pem, err := os.ReadFile(h.TLS.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("read tls.ca: %w", err)
-		}
-		cfg.RootCAs = x509.NewCertPool()
-		if !cfg.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("tls.ca %s holds no PEM certificate", h.TLS.CAFile)
-		}
+	u, err := url.Parse(h.BaseURL)
+	if err != nil {
+		return nil, errors.New("base URL cannot be parsed")
+	}
+	cfg, err := h.TLS.Config(u.Hostname())
+	if err != nil {
+		return nil, err
 	}
 	return &http.Client{
 		Timeout:   timeout,

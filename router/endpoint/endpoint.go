@@ -28,17 +28,38 @@ type Endpoint struct {
 	MaxNumSeqs  int    // sequences the engine runs at once, 0 when unknown (vLLM: --max-num-seqs)
 	Price       Price
 	Tenure      Tenure
+	Until       time.Time // when the contract ends and the host is taken away; zero when it has no end
 	State       State
-	StateReason string // why, in the provider's words, "" when nothing is to be said
+	StateReason string // why, in plain words, "" when nothing is to be said
+	Workers     int    // of a Serverless endpoint: up now; 0 when none is or nobody knows
+	Limits      Limits
 	Labels      map[string]string
 	TLS         TLS
+	// Routes are the paths below /v1 that it answers, such as "/chat/completions"; nil when it is not known to lack any.
+	Routes []string
+	// TextOnly is set for endpoints that take no images, audio or files in a prompt.
+	TextOnly bool
+	// Lumpy is set where tokens come in lumps that the way there makes, so that the gaps between events say nothing of the engine.
+	Lumpy bool
 	// NoUsageInjection is set for hosts known to refuse stream_options.
 	NoUsageInjection bool
 }
 
+// Limits are what an endpoint's provider lets through; zero values mean that no limit is known.
+type Limits struct {
+	MaxBodyBytes int64         // of a request
+	MaxDuration  time.Duration // of a request, from sent to the end of its answer
+	Requests     int           // that may begin within any stretch of Per
+	Per          time.Duration
+	Concurrent   int // requests at once
+}
+
 // Served is one model of an endpoint.
 type Served struct {
-	Name       string          // the id the host expects in the request's "model"
+	Name string // the id the host expects in the request's "model"
+	// Unnamed says that nobody has learned the model's id yet: Name is the endpoint's own name, by which it can be
+	// asked for, and requests go there without a model, which the host fills in.
+	Unnamed    bool
 	MaxContext int             // tokens of prompt and answer together, 0 when unknown (vLLM: max_model_len)
 	Card       json.RawMessage // the host's own object from GET /v1/models, nil when it was never read
 }
@@ -48,7 +69,9 @@ type Dialect uint8
 
 // Dialects.
 const (
-	OpenAI Dialect = iota // plain OpenAI-compatible HTTP
+	OpenAI     Dialect = iota // plain OpenAI-compatible HTTP
+	RunPodJobs                // jobs of a RunPod queue: POST /run, then GET /stream; providers/runpod/jobs translates
+	VastRoute                 // Vast.ai serverless: a route is asked for, then its worker; providers/vast/serverless translates
 )
 
 // Hardware is what runs behind an endpoint; zero values mean unknown.
@@ -87,9 +110,12 @@ const (
 type Price struct {
 	Basis Basis
 
-	USDPerHour float64 // PerHour: rent of the whole host
+	USDPerHour        float64 // PerHour: rent of the whole host while it runs
+	USDPerHourStopped float64 // PerHour: what it goes on to cost while it is stopped, its disk for instance
+	USDPerGBIn        float64 // PerHour: a GB (1e9 bytes) sent to the host
+	USDPerGBOut       float64 // PerHour: a GB (1e9 bytes) that the host sends
 
-	USDPerWorkerSecond float64       // PerWorkerSecond: one busy worker
+	USDPerWorkerSecond float64       // PerWorkerSecond: one worker, all its GPUs together; the mean of those that are up
 	ColdStart          time.Duration // PerWorkerSecond: billed before a worker's first token
 	IdleTimeout        time.Duration // PerWorkerSecond: billed after a worker's last token
 
@@ -126,14 +152,8 @@ const (
 	Preempted
 	Draining
 	Gone
+	NoCapacity // Serverless: nobody is up and the provider can start nobody now
 )
-
-// TLS is how an https endpoint proves who it is.
-type TLS struct {
-	CAFile             string // PEM file of roots; "" means the system's
-	ServerName         string // name to expect in the certificate; "" means the URL's host
-	InsecureSkipVerify bool   // only when the operator asked for it
-}
 
 // Secret is text that must never be printed. Its fmt and JSON forms are "[redacted]"; Reveal is the one way out.
 type Secret string

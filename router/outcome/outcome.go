@@ -24,12 +24,14 @@ const (
 	Truncated              // broke off after the first content byte, or fell silent
 	ClientGone             // the caller left
 	Unserved               // no attempt was made: no host to send to, or the gateway takes no more
+	NotReady               // it said that nobody is up to do the work yet: no worker, a model still loading
+	Opaque                 // a bare failure that the request may have caused as well as the host: RunPod's 500 hides vLLM's 400
 	numClasses
 )
 
 var names = [numClasses]string{
 	"success", "dial_failed", "throttled", "upstream_fault", "first_byte_timeout",
-	"upstream_denied", "caller_fault", "truncated", "client_gone", "unserved",
+	"upstream_denied", "caller_fault", "truncated", "client_gone", "unserved", "not_ready", "opaque",
 }
 
 // String returns the word used in logs, headers and metrics.
@@ -51,6 +53,7 @@ const (
 	Healthy   Verdict = iota // counts as a success
 	Faulty                   // counts against the endpoint
 	Unrelated                // says nothing of it
+	Doubtful                 // counts against it only when many different requests in a row end so
 )
 
 // Policy is what follows from a class.
@@ -73,6 +76,8 @@ var policies = [numClasses]Policy{
 	Truncated:        {false, Faulty, 502},
 	ClientGone:       {false, Unrelated, 499},
 	Unserved:         {false, Unrelated, 503},
+	NotReady:         {true, Unrelated, 503},
+	Opaque:           {true, Doubtful, 502},
 }
 
 // Policy returns what follows from c.
