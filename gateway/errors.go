@@ -122,8 +122,25 @@ func errUnavailable(e *router.UnavailableError) *openai.Error {
 		Status: 503, Type: "server_error", Code: "no_host_available", RetryAfter: e.RetryAfter,
 		Message: fmt.Sprintf("No host can take a request for the model %q now: %s. Try again in %d s.", clip(e.Model, 128), e.Reason, retrySeconds(e.RetryAfter)),
 	}
-	if e.Throttled {
+	model := clip(e.Model, 128)
+	switch e.Cause {
+	case router.Failing:
+	case router.Throttled:
 		out.Status, out.Type, out.Code = 429, "rate_limit_error", "rate_limit_exceeded"
+	case router.NoCapacity:
+		out.Code = "no_capacity"
+	case router.Unqualified:
+		out.Code = "no_host_qualifies"
+		out.Message = fmt.Sprintf("No host may take a request for the model %q: %s. Demand less (x-headrace-trust, x-headrace-region, models.*.require), or add a host.", model, e.Reason)
+	case router.NoRoute:
+		out.Status, out.Type, out.Code, out.Param = 404, "invalid_request_error", "route_not_served", "model"
+		out.Message = fmt.Sprintf("The model %q cannot be asked this way: %s.", model, e.Reason)
+	case router.NoMedia:
+		out.Status, out.Type, out.Code, out.Param = 400, "invalid_request_error", "text_only", "messages"
+		out.Message = fmt.Sprintf("The model %q takes text only: %s. Send text, or add a host that takes them.", model, e.Reason)
+	case router.TooLarge:
+		out.Status, out.Type, out.Code = 413, "invalid_request_error", "request_too_large"
+		out.Message = fmt.Sprintf("The request body is larger than any host of the model %q takes: %d bytes at most. Send less, or add a host with another limit.", model, e.MaxBytes)
 	}
 	return out
 }
@@ -148,6 +165,11 @@ func errAttempt(e *outcome.Error) *openai.Error {
 		if e.Status >= 500 {
 			out.Message = fmt.Sprintf("The host that serves this model failed with status %d.", e.Status)
 		}
+	case outcome.NotReady:
+		out.RetryAfter = max(out.RetryAfter, time.Second)
+		out.Code, out.Message = "host_not_ready", "The host that serves this model is not ready yet: no worker is up, or the model is still loading. Try again shortly."
+	case outcome.Opaque:
+		out.Code, out.Message = "host_failed", "The host that serves this model failed without saying why. If it does so again for this request alone, look at the request: a prompt that is too long, or a parameter it does not know."
 	case outcome.CallerFault:
 		out.Status, out.Type, out.Code, out.Message = 400, "invalid_request_error", "invalid_request", "The request body could not be read to its end."
 	case outcome.ClientGone, outcome.Success, outcome.Unserved:

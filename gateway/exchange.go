@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"io"
 	"net"
@@ -50,6 +51,9 @@ type exchange struct {
 	watch *watch
 
 	scan       openai.Request
+	demand     router.Demand
+	size       int64 // bytes of the body, 0 when it does not say
+	media      bool  // the prompt holds images, audio or files; looked for where a host takes text only
 	model      string
 	wantStream bool
 	noInject   endpoint.ID // refused our stream_options, as it seems: this request goes there without
@@ -63,6 +67,7 @@ type exchange struct {
 	leased  bool
 	pinned  endpoint.ID // passthrough: the one endpoint, without a lease
 	attempt *forward.Attempt
+	worker  endpoint.WorkerReport // of the attempt that just ended
 	tried   [ledger.MaxAttempts]endpoint.ID
 	retries int
 	last    *outcome.Error // of the attempt that is being retried
@@ -178,7 +183,10 @@ func (x *exchange) endpointID() endpoint.ID {
 func (x *exchange) pick() {
 	now := time.Now()
 	if x.pinned == "" {
-		err := x.s.router.Pick(&router.Request{Model: x.model, Now: now, Tried: x.tried[:min(x.rec.Tries, len(x.tried))]}, &x.lease)
+		err := x.s.router.Pick(&router.Request{
+			Model: x.model, Now: now, Tried: x.tried[:min(x.rec.Tries, len(x.tried))],
+			Route: x.route.below(), BodyBytes: x.size, Media: x.media, Demand: x.demand,
+		}, &x.lease)
 		switch {
 		case err != nil && x.last != nil: // nobody is left to retry with: how the last one failed tells more
 			x.s.router.Budget.Refund()
@@ -201,7 +209,7 @@ func (x *exchange) pick() {
 		x.compose()
 	}
 	x.own += now.Sub(x.began)
-	x.beginAt, x.firstBy = now, earlier(now.Add(x.set.FirstEvent), x.totalBy)
+	x.beginAt, x.firstBy = now, earlier(now.Add(x.firstWithin()), x.totalBy)
 	if x.attempt == nil {
 		x.attempt = attempts.Get().(*forward.Attempt)
 	}
@@ -211,9 +219,19 @@ func (x *exchange) pick() {
 		return
 	}
 	if x.form != nil || x.req.Upload != nil { // sent at the caller's pace, which is no fault of the host's
-		x.firstBy = earlier(time.Now().Add(x.set.FirstEvent), x.totalBy)
+		x.firstBy = earlier(time.Now().Add(x.firstWithin()), x.totalBy)
 	}
 	x.phase = awaitingHead
+}
+
+// firstWithin is how long the attempt may take to its first content.
+func (x *exchange) firstWithin() time.Duration {
+	if x.leased {
+		if s := x.lease.Endpoint.State; s == endpoint.Cold || s == endpoint.Starting {
+			return max(x.set.ColdStart, x.set.FirstEvent)
+		}
+	}
+	return x.set.FirstEvent
 }
 
 func (x *exchange) pickError(err error) *openai.Error {
@@ -284,12 +302,16 @@ func (x *exchange) mayRetry() bool {
 
 // endAttempt settles the attempt's lease and connection and notes it in the record.
 func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
+	x.worker = endpoint.WorkerReport{}
+	if x.attempt != nil {
+		x.worker, _ = x.attempt.Report()
+	}
 	if x.watch.drained.Load() && oe.Class == outcome.ClientGone {
 		oe.Class = outcome.Truncated // ended by us: neither the caller left nor the host failed; see errDraining
 	}
 	if x.rec.Tries < ledger.MaxAttempts {
 		x.tried[x.rec.Tries] = oe.Endpoint
-		x.rec.Attempts[x.rec.Tries] = ledger.Attempt{Endpoint: oe.Endpoint, Class: oe.Class, Status: oe.Status, Duration: now.Sub(x.beginAt)}
+		x.rec.Attempts[x.rec.Tries] = ledger.Attempt{Endpoint: oe.Endpoint, Class: oe.Class, Status: oe.Status, Duration: now.Sub(x.beginAt), Worker: x.worker}
 	}
 	x.rec.Tries++
 	x.rec.Class, x.rec.Endpoint = oe.Class, oe.Endpoint
@@ -308,6 +330,9 @@ func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
 	}
 	if oe.Class != outcome.Success {
 		x.s.attemptFailed(x, oe.Class, oe.Endpoint, oe.Status, oe.Err)
+	}
+	if v := oe.Class.Policy().Verdict; x.s.opt.Failed != nil && (v == outcome.Faulty || v == outcome.Doubtful || oe.Class == outcome.NotReady) {
+		x.s.opt.Failed(oe.Endpoint, oe.Class)
 	}
 	if x.attempt != nil {
 		x.attempt.Finish()
@@ -359,7 +384,7 @@ func (x *exchange) judgeHead() {
 		x.phase = awaitingContent
 		x.scanEvents(time.Now())
 	case isType(ct, htmlType):
-		x.attemptFailed(&outcome.Error{Class: outcome.UpstreamFault, Endpoint: x.endpointID(), Status: a.Status, Err: errHTML})
+		x.attemptFailed(&outcome.Error{Class: x.classify(outcome.UpstreamFault, a.Status, nil), Endpoint: x.endpointID(), Status: a.Status, Err: errHTML})
 	case isType(ct, jsonType) || x.route.proto != protoOpaque:
 		x.phase = awaitingBody
 	default:
@@ -384,6 +409,7 @@ func (x *exchange) judgeError(class outcome.Class) {
 	for err == nil && len(a.Unread()) < maxErrorBody {
 		err = a.More(by, 0)
 	}
+	class = x.classify(class, a.Status, a.Unread())
 	ne, asIs := openai.NormalizeError(a.Status, a.Head.ContentType(), a.Unread())
 	if class == outcome.CallerFault && x.dropUsage && bytes.Contains(a.Unread(), []byte("stream_options")) {
 		// The host knows no stream_options, and the caller did not send them: once more without.
@@ -496,6 +522,9 @@ func (x *exchange) take(ev sse.Event, now time.Time) {
 		return
 	}
 	x.m.see(c, now)
+	if x.phase == awaitingContent && x.leased && x.lease.Unnamed {
+		x.learn(ev.Data)
+	}
 	if x.dropUsage && c.UsageOnly {
 		x.attempt.Cut(x.held, ev.Size)
 		return
@@ -506,12 +535,24 @@ func (x *exchange) take(ev sse.Event, now time.Time) {
 	}
 }
 
+// classify asks the provider's adapter what an answer means that says class by itself.
+func (x *exchange) classify(class outcome.Class, status int, body []byte) outcome.Class {
+	if x.s.opt.Classify == nil || !x.leased {
+		return class
+	}
+	if c, known := x.s.opt.Classify(x.lease.Endpoint, status, string(x.attempt.Head.ContentType()), body); known {
+		return c
+	}
+	return class
+}
+
 // errorEvent treats an error that comes as the first event as if it had come as a status.
 func (x *exchange) errorEvent(ev sse.Event, c *openai.Chunk) {
 	class, status := outcome.UpstreamFault, 502
 	if c.ErrorStatus >= 400 {
 		class, status = outcome.OfStatus(c.ErrorStatus), c.ErrorStatus
 	}
+	class = x.classify(class, status, ev.Data)
 	ne, _ := openai.NormalizeError(status, jsonType, ev.Data)
 	oe := &outcome.Error{Class: class, Endpoint: x.endpointID(), Status: status, Err: errEvent}
 	if class == outcome.CallerFault {
@@ -559,6 +600,7 @@ func (x *exchange) judgeBody() {
 		if status >= 400 {
 			class = outcome.OfStatus(status)
 		}
+		class = x.classify(class, status, x.attempt.Unread())
 		if class != outcome.CallerFault {
 			x.attemptFailed(&outcome.Error{Class: class, Endpoint: x.endpointID(), Status: status, Err: errErrorBody})
 			return
@@ -569,7 +611,20 @@ func (x *exchange) judgeBody() {
 		return
 	}
 	x.m.see(c, now)
+	if x.leased && x.lease.Unnamed {
+		x.learn(x.attempt.Unread())
+	}
 	x.phase, x.began = ready, now
+}
+
+// learn tells under which id a host has answered of which nobody knew it.
+func (x *exchange) learn(answer []byte) {
+	var a struct {
+		Model string `json:"model"`
+	}
+	if x.s.opt.Learned != nil && json.Unmarshal(answer, &a) == nil && a.Model != "" {
+		x.s.opt.Learned(x.lease.Endpoint.ID, a.Model)
+	}
 }
 
 func retryAfter(v []byte) time.Duration {

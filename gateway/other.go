@@ -63,7 +63,9 @@ func (s *Server) passthrough(ctx *fasthttp.RequestCtx, path string, now time.Tim
 		if e := s.mayEnter(); e != nil {
 			return e
 		}
-		x.pinned = x.set.Passthrough
+		if e := x.pin(); e != nil {
+			return e
+		}
 		body := ctx.Request.Body()
 		x.rec.BytesIn = int64(len(body))
 		x.prepare(passthroughForwarded)

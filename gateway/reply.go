@@ -447,7 +447,9 @@ func (x *exchange) fillRecord(now time.Time) {
 			r.TTFT = m.handedAt.Sub(r.At)
 		}
 		r.TPS = m.tps()
-		r.ITLp50, r.ITLp99 = m.gaps.quantile(0.5), m.gaps.quantile(0.99)
+		if x.lease.Endpoint == nil || !x.lease.Endpoint.Lumpy {
+			r.ITLp50, r.ITLp99 = m.gaps.quantile(0.5), m.gaps.quantile(0.99)
+		}
 	}
 	r.Finish = finishReason(m.finish[:m.finishN])
 	if r.Status == 0 {

@@ -30,6 +30,15 @@ type route struct {
 	usage bool
 }
 
+// below is the path as endpoints list it, "" for those without a model.
+func (r *route) below() string {
+	p, ok := strings.CutPrefix(r.path, "/v1")
+	if !ok {
+		return ""
+	}
+	return p
+}
+
 // routes are the paths that are forwarded by model.
 var routes = func() map[string]*route {
 	m := map[string]*route{}

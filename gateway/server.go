@@ -43,6 +43,14 @@ type Options struct {
 	MaxHead int                  // bytes of a request head
 	Idle    time.Duration        // keep-alive connection without a request
 	TempDir string               // for uploads that name their model behind the file; "" for the system's
+
+	// Classify knows what a provider's hosts mean by an answer that is no 2xx, or that is an HTML page; known is false where the
+	// status says it all. body may be empty. Nil knows nothing.
+	Classify func(ep *endpoint.Endpoint, status int, contentType string, body []byte) (class outcome.Class, known bool)
+	// Failed is told of attempts that speak against a host, so that its provider can be asked; Learned of the id under which a
+	// host has answered that was known without one. Neither may block. Nil is told nothing.
+	Failed  func(id endpoint.ID, class outcome.Class)
+	Learned func(id endpoint.ID, model string)
 }
 
 // Settings may change while the server runs; a request keeps those it began with. Durations and
@@ -54,6 +62,7 @@ type Settings struct {
 
 	Read        time.Duration // reading a request
 	FirstEvent  time.Duration // request sent to first content token, each attempt
+	ColdStart   time.Duration // the same where a worker has to start first
 	Gap         time.Duration // silence inside an answer
 	Total       time.Duration // accepted to last byte, all attempts
 	ClientWrite time.Duration // a write to the caller that makes no progress
@@ -417,7 +426,8 @@ func (x *exchange) admit() *openai.Error {
 		return e
 	}
 	body := ctx.Request.Body()
-	x.rec.BytesIn = int64(len(body))
+	x.size = int64(len(body))
+	x.rec.BytesIn = x.size
 	if enc := ctx.Request.Header.ContentEncoding(); len(enc) > 0 && string(enc) != "identity" {
 		return errEncoding(string(enc))
 	}
@@ -435,6 +445,12 @@ func (x *exchange) admit() *openai.Error {
 	}
 	x.wantStream = x.scan.Stream
 	x.rec.Stream = x.wantStream
+	if x.s.router.Snapshot().TextOnly(x.model) {
+		x.media = holdsMedia(body)
+	}
+	if e := x.demands(); e != nil {
+		return e
+	}
 	x.prepare(forwarded)
 	return nil
 }
@@ -511,7 +527,10 @@ func finishReason(b []byte) string {
 
 // usd is what the attempt has cost by now.
 func (x *exchange) usd(now time.Time) (float64, bool) {
-	u := cost.Used{Busy: now.Sub(x.beginAt), InFlight: x.lease.MeanInFlight(), Prompt: -1, Cached: -1, Output: -1}
+	u := cost.Used{
+		Busy: now.Sub(x.beginAt), InFlight: x.lease.MeanInFlight(), Executed: x.worker.Executed, Prompt: -1, Cached: -1, Output: -1,
+		BytesIn: x.rec.BytesIn, BytesOut: x.rec.BytesOut,
+	}
 	if x.m.hasUsage {
 		u.Prompt, u.Cached, u.Output = x.m.usage.Prompt, x.m.usage.Cached, x.m.usage.Completion
 	}

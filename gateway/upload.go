@@ -109,7 +109,9 @@ func (x *exchange) admitUpload() *openai.Error {
 		if hasDotSegment(string(rawPath(h.RequestURI()))) {
 			return &openai.Error{Status: 400, Type: "invalid_request_error", Code: "invalid_url", Message: "The path contains a dot segment. Send the path it stands for."}
 		}
-		x.pinned = x.set.Passthrough
+		if e := x.pin(); e != nil {
+			return e
+		}
 		x.prepare(passthroughForwarded)
 		x.req.Upload, x.req.UploadSize = body, size
 		return nil
@@ -138,6 +140,10 @@ func (x *exchange) admitUpload() *openai.Error {
 	if e := x.setModel(f.model); e != nil {
 		return e
 	}
+	if e := x.demands(); e != nil {
+		return e
+	}
+	x.size, x.media = int64(max(0, size)), true
 	x.prepare(forwarded)
 	return nil
 }

@@ -59,16 +59,36 @@ type Request struct {
 	Model string
 	Now   time.Time     // when it is asked, by the Router's clock; zero asks the clock
 	Tried []endpoint.ID // endpoints that failed this request already: not picked while another lives
+
+	Route     string // path below /v1, such as "/chat/completions"; "" for any
+	BodyBytes int64
+	Media     bool // the prompt holds images, audio or files
+	Demand    Demand
 }
 
 // ErrUnknownModel says that no endpoint serves the model, now or as far as is known.
 var ErrUnknownModel = errors.New("unknown model")
 
-// UnavailableError says that endpoints serve the model but none may be used now.
+// Cause says why no endpoint can be picked, for the caller's sake.
+type Cause uint8
+
+// Causes, from what the caller can change to what it can only wait for.
+const (
+	Failing     Cause = iota // all are failing, away or not up yet
+	Throttled                // all are at a limit of theirs
+	NoCapacity               // the provider can start no worker now
+	Unqualified              // none is what the model or the request demands (trust, encryption, region)
+	NoRoute                  // none answers this path
+	NoMedia                  // none takes images, audio or files
+	TooLarge                 // the body is larger than any of them takes
+)
+
+// UnavailableError says that endpoints serve the model but none may be used now, or none for such a request.
 type UnavailableError struct {
 	Model      string
-	RetryAfter time.Duration // when the first of them may be tried again
-	Throttled  bool          // all of them said they are at their limit
+	Cause      Cause
+	RetryAfter time.Duration // when the first of them may be tried again; 0 when waiting does not help
+	MaxBytes   int64         // with TooLarge: the largest body that any of them takes
 	Reason     string        // closed set, fit for a caller
 }
 
@@ -92,6 +112,7 @@ type Lease struct {
 	// when the caller used it.
 	Served     string
 	ServedJSON []byte
+	Unnamed    bool // nobody knows the model's id yet: ServedJSON is null
 	Decision   Decision
 
 	host   *host
@@ -107,6 +128,9 @@ const (
 	defaultSeqs    = 32  // sequences of an engine that told nothing
 	priorTPS       = 30  // tokens per second of one stream before anything was measured
 	deniedCoolDown = time.Minute
+	notReadyCool   = 3 * time.Second  // nobody is up there: what a health poll takes to tell more
+	doubtsInRow    = 10               // opaque failures of different requests that together speak against the host
+	doubtCoolDown  = 30 * time.Second // of such a host
 	maxCoolDown    = 10 * time.Minute
 )
 
@@ -123,27 +147,36 @@ func (r *Router) Pick(q *Request, l *Lease) error {
 	tried := q.Tried
 	var busy []endpoint.ID // their half-open trial is another request's
 	for {
-		best, eligible := r.choose(m, tried, busy, now)
+		best, eligible := r.choose(m, q, tried, busy, now)
 		if best == nil && len(tried) > 0 {
 			tried = nil // all that live were tried: the least bad one again
 			continue
 		}
 		if best == nil {
-			return r.unavailable(m, now)
+			return r.unavailable(m, q, now)
 		}
 		ticket, ok := best.host.breaker.Allow()
 		if !ok {
 			busy = append(busy, best.ep.ID)
 			continue
 		}
-		crowded := best.load() > spillAt
+		crowded, price := best.load() > spillAt, best.fullLoadUSDPerMTok()
 		n := best.host.inflight.Add(1)
+		if !best.host.admit(&best.ep.Limits, n, now) { // others took the last place meanwhile
+			best.host.inflight.Add(-1)
+			ticket.Release()
+			busy = append(busy, best.ep.ID)
+			continue
+		}
 		*l = Lease{
-			Endpoint: best.ep, Served: best.served, ServedJSON: best.servedJSON,
-			Decision: Decision{Candidates: len(m.cands), Eligible: eligible, USDPerMTok: best.fullLoadUSDPerMTok(), Why: "cheapest under half load"},
+			Endpoint: best.ep, Served: best.served, ServedJSON: best.servedJSON, Unnamed: best.unnamed,
+			Decision: Decision{Candidates: len(m.cands), Eligible: eligible, USDPerMTok: price, Why: "cheapest under half load"},
 			host:     best.host, ticket: ticket, now: r.now, held: true, inFlightAtPick: n,
 		}
-		if crowded {
+		switch {
+		case best.asleep():
+			l.Decision.Why = "no other has room: wakes a worker"
+		case crowded:
 			l.Decision.Why = "least used"
 		}
 		return nil
@@ -151,61 +184,152 @@ func (r *Router) Pick(q *Request, l *Lease) error {
 }
 
 // choose returns the best candidate outside tried and busy, nil when there is none, and how many there were.
-func (r *Router) choose(m *Model, tried, busy []endpoint.ID, now time.Time) (best *candidate, eligible int) {
-	var bestLoad, bestPrice float64
+func (r *Router) choose(m *Model, q *Request, tried, busy []endpoint.ID, now time.Time) (best *candidate, eligible int) {
+	var bestRank rank
 	for _, c := range m.cands {
-		if !usable(c.ep.State) || slices.Contains(tried, c.ep.ID) || slices.Contains(busy, c.ep.ID) {
+		if !c.usable() || slices.Contains(tried, c.ep.ID) || slices.Contains(busy, c.ep.ID) || c.fitness(m, q) != fit {
 			continue
 		}
 		if d, _ := c.host.breaker.Wait(now); d > 0 {
 			continue
 		}
-		eligible++
-		load, price := c.load(), c.fullLoadUSDPerMTok()
-		if math.IsNaN(price) {
-			price = math.MaxFloat64 // unknown is never taken for free
+		if c.host.limited(&c.ep.Limits, now) > 0 {
+			continue
 		}
-		if best == nil || better(load, price, bestLoad, bestPrice) {
-			best, bestLoad, bestPrice = c, load, price
+		eligible++
+		if rk := c.rank(); best == nil || rk.before(bestRank) {
+			best, bestRank = c, rk
 		}
 	}
 	return best, eligible
 }
 
-func better(load, price, bestLoad, bestPrice float64) bool {
-	under, bestUnder := load <= spillAt, bestLoad <= spillAt
+// rank orders candidates: the lower tier first.
+type rank struct {
+	tier        tier
+	load, price float64
+}
+
+type tier uint8
+
+const (
+	roomy   tier = iota // under half load: the cheapest first
+	filling             // up to full: the least used first
+	asleep              // nobody is up there, and the request would wake a worker: the cheapest first
+	overfull
+)
+
+func (c *candidate) rank() rank {
+	rk := rank{load: c.load(), price: c.fullLoadUSDPerMTok()}
+	if math.IsNaN(rk.price) {
+		rk.price = math.MaxFloat64 // unknown is never taken for free
+	}
 	switch {
-	case under != bestUnder:
-		return under
-	case under && price != bestPrice, load == bestLoad:
-		return price < bestPrice
+	case c.asleep():
+		rk.tier = asleep
+	case rk.load <= spillAt:
+		rk.tier = roomy
+	case rk.load <= 1:
+		rk.tier = filling
 	default:
-		return load < bestLoad
+		rk.tier = overfull
+	}
+	return rk
+}
+
+func (a rank) before(b rank) bool {
+	switch {
+	case a.tier != b.tier:
+		return a.tier < b.tier
+	case (a.tier == roomy || a.tier == asleep) && a.price != b.price, a.load == b.load:
+		return a.price < b.price
+	default:
+		return a.load < b.load
 	}
 }
 
-func usable(s endpoint.State) bool {
-	switch s {
-	case endpoint.Preempted, endpoint.Draining, endpoint.Gone, endpoint.Starting:
+// usable tells whether the endpoint's state lets requests in. A serverless endpoint that is starting takes them:
+// they wait for the worker that comes up.
+func (c *candidate) usable() bool {
+	switch c.ep.State {
+	case endpoint.Preempted, endpoint.Draining, endpoint.Gone, endpoint.NoCapacity:
 		return false
+	case endpoint.Starting:
+		return c.ep.Tenure == endpoint.Serverless
 	case endpoint.StateUnknown, endpoint.Cold, endpoint.Ready, endpoint.Saturated:
 	}
 	return true
 }
 
-func (r *Router) unavailable(m *Model, now time.Time) error {
-	e := &UnavailableError{Model: m.Name, Reason: "every host that serves it is failing", Throttled: len(m.cands) > 0}
+// asleep tells whether a request would wait for a worker to start.
+func (c *candidate) asleep() bool {
+	return c.ep.State == endpoint.Cold || c.ep.State == endpoint.Starting
+}
+
+// limited returns how long the endpoint's limits let nothing in, 0 when they do.
+func (h *host) limited(l *endpoint.Limits, now time.Time) time.Duration {
+	if l.Concurrent > 0 && h.inflight.Load() >= int64(l.Concurrent) {
+		return time.Second
+	}
+	if l.Requests > 0 && l.Per > 0 {
+		return h.begun.full(now, l.Requests, l.Per)
+	}
+	return 0
+}
+
+// admit counts a request against the endpoint's limits; n is how many are in flight with it.
+func (h *host) admit(l *endpoint.Limits, n int64, now time.Time) bool {
+	if l.Concurrent > 0 && n > int64(l.Concurrent) {
+		return false
+	}
+	if l.Requests > 0 && l.Per > 0 {
+		ok, _ := h.begun.take(now, l.Requests, l.Per)
+		return ok
+	}
+	return true
+}
+
+// unavailable says why choose found nobody.
+func (r *Router) unavailable(m *Model, q *Request, now time.Time) error {
+	e := &UnavailableError{Model: m.Name, Reason: "every host that serves it is failing"}
+	var fits, throttled, noCapacity int
+	cause := fit // the last reason on the way in that still kept some candidate out
 	for _, c := range m.cands {
+		if u := c.fitness(m, q); u != fit {
+			if cause == fit || u < cause {
+				cause = u
+			}
+			if u == unfitSize {
+				e.MaxBytes = max(e.MaxBytes, c.ep.Limits.MaxBodyBytes)
+			}
+			continue
+		}
+		fits++
+		if c.ep.State == endpoint.NoCapacity {
+			noCapacity++
+		}
+		if !c.usable() {
+			continue
+		}
 		d, why := c.host.breaker.Wait(now)
-		if why != whyThrottled {
-			e.Throttled = false
+		if limited := c.host.limited(&c.ep.Limits, now); d <= 0 && limited > 0 {
+			d, why = limited, whyThrottled
+		}
+		if why == whyThrottled {
+			throttled++
 		}
 		if d > 0 && (e.RetryAfter == 0 || d < e.RetryAfter) {
 			e.RetryAfter = d
 		}
 	}
-	if e.Throttled {
-		e.Reason = "every host that serves it is at its rate limit"
+	switch {
+	case fits == 0 && cause != fit:
+		e.unfit(cause)
+		return e
+	case fits > 0 && throttled == fits:
+		e.Cause, e.Reason = Throttled, "every host that serves it is at its rate limit"
+	case fits > 0 && noCapacity == fits:
+		e.Cause, e.Reason, e.RetryAfter = NoCapacity, "the provider has no free GPU to start it on", max(e.RetryAfter, noCapacityRetry)
 	}
 	if e.RetryAfter == 0 {
 		e.RetryAfter = time.Second
@@ -213,9 +337,27 @@ func (r *Router) unavailable(m *Model, now time.Time) error {
 	return e
 }
 
+const noCapacityRetry = 15 * time.Second // throttled workers often clear in about 30 s (facts of RunPod's /health)
+
+// unfit names what no candidate can or may do.
+func (e *UnavailableError) unfit(u unfit) {
+	switch u {
+	case unfitRoute:
+		e.Cause, e.Reason = NoRoute, "no host that serves it answers this path"
+	case unfitMedia:
+		e.Cause, e.Reason = NoMedia, "no host that serves it takes images, audio or files"
+	case unfitSize:
+		e.Cause, e.Reason = TooLarge, "the request body is larger than any host that serves it takes"
+	case unfitDemand, fit:
+		e.Cause, e.Reason = Unqualified, "no host that serves it meets the demanded trust, encryption and region"
+	}
+}
+
 const (
 	whyThrottled = "rate limited"
 	whyDenied    = "credentials refused"
+	whyNotReady  = "not ready"
+	whyDoubtful  = "failing without a reason"
 )
 
 // FirstContent tells that the first content token has come: the breaker's verdict is due now, and
@@ -244,6 +386,9 @@ func (l *Lease) Done(res Result) {
 	switch res.Class.Policy().Verdict {
 	case outcome.Healthy:
 		l.ticket.Succeeded()
+		if h.doubts.Load() > 0 {
+			h.doubts.Store(0)
+		}
 		if res.Class == outcome.Success {
 			l.ticket.Completed()
 		}
@@ -255,8 +400,21 @@ func (l *Lease) Done(res Result) {
 		l.ticket.Failed()
 	case outcome.Unrelated:
 		l.ticket.Release()
+	case outcome.Doubtful:
+		h.failures.Add(1)
+		l.ticket.Release()
+		if h.doubts.Add(1) >= doubtsInRow {
+			h.doubts.Store(0)
+			h.breaker.CoolDown(l.now().Add(doubtCoolDown), whyDoubtful)
+		}
 	}
 	switch res.Class {
+	case outcome.NotReady:
+		d := res.RetryAfter
+		if d <= 0 {
+			d = notReadyCool
+		}
+		h.breaker.CoolDown(l.now().Add(min(d, maxCoolDown)), whyNotReady)
 	case outcome.Throttled:
 		d := res.RetryAfter
 		if d <= 0 {
@@ -266,7 +424,7 @@ func (l *Lease) Done(res Result) {
 	case outcome.UpstreamDenied:
 		h.breaker.CoolDown(l.now().Add(deniedCoolDown), whyDenied)
 	case outcome.Success, outcome.DialFailed, outcome.UpstreamFault, outcome.FirstByteTimeout,
-		outcome.CallerFault, outcome.Truncated, outcome.ClientGone, outcome.Unserved:
+		outcome.CallerFault, outcome.Truncated, outcome.ClientGone, outcome.Unserved, outcome.Opaque:
 	}
 }
 

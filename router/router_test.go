@@ -111,7 +111,7 @@ func TestThrottled(t *testing.T) {
 		mustPick(t, r).Done(Result{Class: outcome.Throttled, RetryAfter: 7 * time.Second})
 		err := r.Pick(&Request{Model: "m"}, new(Lease))
 		ue, ok := errors.AsType[*UnavailableError](err)
-		if !ok || !ue.Throttled || ue.RetryAfter != 7*time.Second {
+		if !ok || ue.Cause != Throttled || ue.RetryAfter != 7*time.Second {
 			t.Fatalf("after 429: %+v", err)
 		}
 		<-time.After(7 * time.Second) // by the bubble's clock
@@ -126,7 +126,7 @@ func TestBreakerOpensAndHeals(t *testing.T) {
 			mustPick(t, r).Done(Result{Class: outcome.DialFailed})
 		}
 		var ue *UnavailableError
-		if err := r.Pick(&Request{Model: "m"}, new(Lease)); !errors.As(err, &ue) || ue.Throttled || ue.RetryAfter > 10*time.Second {
+		if err := r.Pick(&Request{Model: "m"}, new(Lease)); !errors.As(err, &ue) || ue.Cause == Throttled || ue.RetryAfter > 10*time.Second {
 			t.Fatalf("after three failures: %v", err)
 		}
 		<-time.After(10*time.Second + 1) // by the bubble's clock

@@ -16,6 +16,7 @@ import (
 type ModelRule struct {
 	Name   string
 	Serves []string // ids that endpoints serve, exact or with * at the end
+	Demand Demand   // of every host that gets its requests
 }
 
 // Snapshot is an immutable view of endpoints and models.
@@ -28,8 +29,11 @@ type Snapshot struct {
 
 // Model is what callers may name.
 type Model struct {
-	Name  string
-	cands []*candidate
+	Name   string
+	demand Demand
+	cands  []*candidate
+	// textOnly says that one of them takes no images, audio or files.
+	textOnly bool
 }
 
 // candidate is one endpoint as one model sees it.
@@ -38,6 +42,7 @@ type candidate struct {
 	host       *host
 	served     string
 	servedJSON []byte
+	unnamed    bool
 	card       json.RawMessage
 }
 
@@ -47,8 +52,10 @@ type host struct {
 	inflight atomic.Int64
 	requests atomic.Int64
 	failures atomic.Int64
-	ttft     ewma // seconds to the first content token
-	tps      ewma // output tokens per second of one stream
+	doubts   atomic.Int32 // opaque failures since the last success
+	begun    window       // requests, where the endpoint's provider limits them
+	ttft     ewma         // seconds to the first content token
+	tps      ewma         // output tokens per second of one stream
 }
 
 // ewma is an exponentially weighted mean, weight 0.1 for the newest; NaN bits unset mean no sample.
@@ -104,11 +111,13 @@ func (r *Router) Update(eps []endpoint.Endpoint, rules []ModelRule) {
 	for name := range s.models {
 		s.names = append(s.names, name)
 	}
-	for _, rule := range rules { // a model whose hosts are all away still exists
+	for i := range rules { // a model whose hosts are all away still exists
+		rule := &rules[i]
 		if s.models[rule.Name] == nil {
 			s.models[rule.Name] = &Model{Name: rule.Name}
 			s.names = append(s.names, rule.Name)
 		}
+		s.models[rule.Name].demand = rule.Demand
 	}
 	slices.Sort(s.names)
 	slices.SortFunc(s.list, func(a, b *candidate) int { return strings.Compare(string(a.ep.ID), string(b.ep.ID)) })
@@ -136,11 +145,17 @@ func (s *Snapshot) add(name string, base *candidate, sv *endpoint.Served) {
 	}
 	c := *base
 	c.served, c.card = sv.Name, sv.Card
-	if sv.Name != name {
+	if c.unnamed = sv.Unnamed; c.unnamed {
+		c.servedJSON = null
+	} else if sv.Name != name {
 		c.servedJSON, _ = json.Marshal(sv.Name) // a string always encodes
 	}
 	m.cands = append(m.cands, &c)
+	m.textOnly = m.textOnly || c.ep.TextOnly
 }
+
+// null stands for the model in requests to hosts of which nobody knows what they call theirs; they fill it in.
+var null = []byte("null")
 
 func matches(pattern, name string) bool {
 	if p, ok := strings.CutSuffix(pattern, "*"); ok {
@@ -162,6 +177,12 @@ func (s *Snapshot) Intern(name []byte) (string, bool) {
 
 // Has tells whether callers may use the name.
 func (s *Snapshot) Has(model string) bool { return s.models[model] != nil }
+
+// TextOnly tells whether some endpoint of the model takes text only, so that it matters what a prompt holds.
+func (s *Snapshot) TextOnly(model string) bool {
+	m := s.models[model]
+	return m != nil && m.textOnly
+}
 
 // Card returns a host's own description of the model, nil when none gave one, and whether the model exists.
 func (s *Snapshot) Card(model string) (card json.RawMessage, ok bool) {
@@ -248,6 +269,15 @@ type HostView struct {
 	PriceSource        string   `json:"price_source,omitempty"`
 	PriceAgeSeconds    *float64 `json:"price_age_seconds"`
 	Tenure             string   `json:"tenure"`
+	StateReason        string   `json:"state_reason,omitempty"`
+	Dialect            string   `json:"dialect"`
+	Trust              string   `json:"trust"`
+	Encrypted          bool     `json:"encrypted"`
+	Region             string   `json:"region,omitempty"`
+	GPU                string   `json:"gpu,omitempty"`
+	GPUCount           int      `json:"gpu_count,omitempty"`
+	Workers            int      `json:"workers,omitempty"`
+	USDPerHour         *float64 `json:"usd_per_hour"` // of the host, or of one worker while it runs; nil when unknown or priced per token
 }
 
 // Hosts returns a view of every endpoint, by ID.
@@ -261,6 +291,8 @@ func (r *Router) Hosts() []HostView {
 			Breaker: h.breaker.State(now), Opens: h.breaker.Opens(), InFlight: h.inflight.Load(),
 			Requests: h.requests.Load(), Failures: h.failures.Load(),
 			PriceBasis: ep.Price.Basis.String(), PriceSource: ep.Price.Source, Tenure: ep.Tenure.String(),
+			StateReason: ep.StateReason, Dialect: ep.Dialect.String(), Trust: ep.Trust.String(), Encrypted: ep.Encrypted(), Region: ep.Region,
+			GPU: ep.Hardware.GPU, GPUCount: ep.Hardware.GPUCount, Workers: ep.Workers, USDPerHour: known(usdPerHour(&ep.Price)),
 			TTFTMillis: known(h.ttft.mean(math.NaN()) * 1e3), TPS: known(h.tps.mean(math.NaN())),
 			FullLoadUSDPerMTok: known(c.fullLoadUSDPerMTok()), StreamUSDPerMTok: known(c.streamUSDPerMTok()),
 		}
@@ -294,4 +326,15 @@ func known(v float64) *float64 {
 		return nil
 	}
 	return &v
+}
+
+func usdPerHour(p *endpoint.Price) float64 {
+	switch p.Basis {
+	case endpoint.PerHour:
+		return p.USDPerHour
+	case endpoint.PerWorkerSecond:
+		return p.USDPerWorkerSecond * 3600
+	case endpoint.PerToken, endpoint.BasisUnknown:
+	}
+	return math.NaN()
 }

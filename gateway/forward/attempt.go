@@ -14,6 +14,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"headrace/router/endpoint"
 	"headrace/router/outcome"
 )
 
@@ -365,6 +366,17 @@ func (a *Attempt) WriteChunk(w io.Writer, n int) error { return a.conn.writeChun
 // Ended says that the whole body was read.
 func (a *Attempt) Ended() bool { return a.conn.body.end }
 
+// Report returns what a translator told of the work beyond the answer, once; ok is false when there is none, or none yet.
+func (a *Attempt) Report() (w endpoint.WorkerReport, ok bool) {
+	if a.conn == nil {
+		return w, false
+	}
+	if r, translated := a.conn.Conn.(*reporting); translated {
+		return r.report.Take()
+	}
+	return w, false
+}
+
 // Full says that the buffer may not grow: the bytes in Unread must be consumed before more can come.
 func (a *Attempt) Full(err error) bool { return errors.Is(err, errTooLong) }
 
@@ -416,7 +428,7 @@ func (a *Attempt) fail(class outcome.Class, err error) error {
 func (a *Attempt) repairable(err error) bool {
 	var up *ErrUpload
 	return a.conn.reused && !a.repaired && a.req.Upload == nil && !a.guard.Aborted() && !errors.As(err, &up) &&
-		(errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE))
+		(errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.ErrClosedPipe))
 }
 
 func (a *Attempt) repair() error {

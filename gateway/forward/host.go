@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/url"
 	"strings"
 	"sync/atomic"
@@ -29,12 +30,16 @@ type Options struct {
 	Send         time.Duration // writing a request that makes no progress; default 30 s
 	UpstreamIdle time.Duration // how long an idle connection is kept; default 4 s, under uvicorn's 5 s
 	MaxEvent     int           // largest event or head held whole, in bytes; default 1 MiB
+	// Translate returns the handler that stands for an endpoint which does not speak plain OpenAI HTTP: it gets
+	// requests below /v1 and answers them. Nil, or a nil handler, means that the endpoint is spoken to as it is.
+	Translate func(ep *endpoint.Endpoint) http.Handler
 }
 
 // Client holds a pool of connections for each endpoint.
 type Client struct {
 	opt   Options
 	hosts atomic.Pointer[map[endpoint.ID]*Host]
+	local local
 }
 
 // New returns a Client without hosts.
@@ -44,6 +49,7 @@ func New(o Options) *Client {
 		Send:         orDuration(o.Send, 30*time.Second),
 		UpstreamIdle: orDuration(o.UpstreamIdle, 4*time.Second),
 		MaxEvent:     o.MaxEvent,
+		Translate:    o.Translate,
 	}}
 	if c.opt.MaxEvent <= 0 {
 		c.opt.MaxEvent = 1 << 20
@@ -62,7 +68,7 @@ func orDuration(d, def time.Duration) time.Duration {
 // Check tells whether Update would take eps, and changes nothing.
 func (c *Client) Check(eps []endpoint.Endpoint) error {
 	for i := range eps {
-		if _, err := newHost(&eps[i], c.opt); err != nil {
+		if _, err := c.newHost(&eps[i]); err != nil {
 			return fmt.Errorf("endpoint %s: %w", eps[i].ID, err)
 		}
 	}
@@ -77,11 +83,11 @@ func (c *Client) Update(eps []endpoint.Endpoint) error {
 	next := make(map[endpoint.ID]*Host, len(eps))
 	for i := range eps {
 		ep := &eps[i]
-		if h := old[ep.ID]; h != nil && h.base == ep.BaseURL && h.key == ep.APIKey && h.tls == ep.TLS {
+		if h := old[ep.ID]; h != nil && h.base == ep.BaseURL && h.key == ep.APIKey && h.tls == ep.TLS && h.dialect == ep.Dialect {
 			next[ep.ID] = h
 			continue
 		}
-		h, err := newHost(ep, c.opt)
+		h, err := c.newHost(ep)
 		if err != nil {
 			return fmt.Errorf("endpoint %s: %w", ep.ID, err)
 		}
@@ -106,12 +112,20 @@ func (c *Client) CloseIdle() {
 	}
 }
 
+// Close ends the translators and what they still do. No attempt may begin afterwards.
+func (c *Client) Close() {
+	c.CloseIdle()
+	c.local.close()
+}
+
 // Host is where one endpoint is reached.
 type Host struct {
 	id   endpoint.ID
 	base string
 	key  endpoint.Secret
 	tls  endpoint.TLS
+
+	dialect endpoint.Dialect
 
 	prefix string // path in front of "/chat/completions"
 	head   string // header lines that every request to it carries, the request line excepted
@@ -153,7 +167,8 @@ func (p *pool[C]) put(c *conn)   { p.release(c.handle.(C)) }
 func (p *pool[C]) close(c *conn) { p.discard(c.handle.(C)) }
 func (p *pool[C]) closeIdle()    { p.idle() }
 
-func newHost(ep *endpoint.Endpoint, o Options) (*Host, error) {
+func (c *Client) newHost(ep *endpoint.Endpoint) (*Host, error) {
+	o := c.opt
 	u, err := url.Parse(ep.BaseURL)
 	if err != nil {
 		return nil, errors.New("base URL cannot be parsed")
@@ -164,8 +179,39 @@ func newHost(ep *endpoint.Endpoint, o Options) (*Host, error) {
 	if strings.ContainsAny(ep.APIKey.Reveal(), "\r\n\x00") {
 		return nil, errors.New("API key contains a line break")
 	}
-	port := u.Port()
+	h := &Host{id: ep.ID, base: ep.BaseURL, key: ep.APIKey, tls: ep.TLS, dialect: ep.Dialect, opt: o}
+	var connect func(context.Context) (net.Conn, error)
+	if ep.Dialect == endpoint.OpenAI {
+		connect, err = h.direct(u, ep)
+	} else {
+		connect, err = h.translated(c, ep)
+	}
+	if err != nil {
+		return nil, err
+	}
+	hc := &fasthttp.HostClient{
+		Addr:                u.Host,
+		MaxConns:            1 << 20, // the router limits what is in flight
+		MaxIdleConnDuration: o.UpstreamIdle,
+		ConnPoolStrategy:    fasthttp.LIFO,
+		Dial: func(string) (net.Conn, error) {
+			ctx, cancel := context.WithTimeout(context.Background(), o.Connect)
+			defer cancel()
+			nc, err := connect(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return newConn(nc), nil
+		},
+	}
+	h.pool = newPool(hc.AcquireConn, hc.ReleaseConn, hc.CloseConn, hc.CloseIdleConnections)
+	return h, nil
+}
+
+// direct prepares h for an endpoint that is spoken to over the network.
+func (h *Host) direct(u *url.URL, ep *endpoint.Endpoint) (connect func(context.Context) (net.Conn, error), err error) {
 	var cfg *tls.Config
+	port := u.Port()
 	if u.Scheme == "https" {
 		if cfg, err = clientTLS(ep.TLS, u.Hostname()); err != nil {
 			return nil, err
@@ -176,25 +222,29 @@ func newHost(ep *endpoint.Endpoint, o Options) (*Host, error) {
 	} else if port == "" {
 		port = "80"
 	}
-	h := &Host{id: ep.ID, base: ep.BaseURL, key: ep.APIKey, tls: ep.TLS, opt: o, prefix: strings.TrimRight(u.EscapedPath(), "/")}
+	h.prefix = strings.TrimRight(u.EscapedPath(), "/")
 	h.head = "Host: " + u.Host + "\r\nUser-Agent: headrace\r\n"
+	if ep.Provider != "static" { // what rented hosts stand behind compresses streams unless asked not to
+		h.head += "Accept-Encoding: identity\r\n"
+	}
 	if ep.APIKey != "" {
 		h.head += "Authorization: Bearer " + ep.APIKey.Reveal() + "\r\n"
 	}
 	addr := net.JoinHostPort(u.Hostname(), port)
-	hc := &fasthttp.HostClient{
-		Addr:                addr,
-		MaxConns:            1 << 20, // the router limits what is in flight
-		MaxIdleConnDuration: o.UpstreamIdle,
-		ConnPoolStrategy:    fasthttp.LIFO,
-		Dial: func(string) (net.Conn, error) {
-			ctx, cancel := context.WithTimeout(context.Background(), o.Connect)
-			defer cancel()
-			return dial(ctx, addr, cfg)
-		},
+	return func(ctx context.Context) (net.Conn, error) { return dial(ctx, addr, cfg) }, nil
+}
+
+// translated prepares h for an endpoint that a translator stands for.
+func (h *Host) translated(c *Client, ep *endpoint.Endpoint) (connect func(context.Context) (net.Conn, error), err error) {
+	var handler http.Handler
+	if c.opt.Translate != nil {
+		handler = c.opt.Translate(ep)
 	}
-	h.pool = newPool(hc.AcquireConn, hc.ReleaseConn, hc.CloseConn, hc.CloseIdleConnections)
-	return h, nil
+	if handler == nil {
+		return nil, fmt.Errorf("nobody here speaks %s", ep.Dialect)
+	}
+	h.prefix, h.head = "/v1", "Host: translator\r\n"
+	return func(ctx context.Context) (net.Conn, error) { return c.local.dial(ctx, handler) }, nil
 }
 
 func dial(ctx context.Context, addr string, cfg *tls.Config) (net.Conn, error) {
@@ -211,7 +261,7 @@ func dial(ctx context.Context, addr string, cfg *tls.Config) (net.Conn, error) {
 		}
 		nc = tc
 	}
-	return newConn(nc), nil
+	return nc, nil
 }
 
 func clientTLS(t endpoint.TLS, host string) (*tls.Config, error) {

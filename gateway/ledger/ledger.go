@@ -19,6 +19,7 @@ type Attempt struct {
 	Class    outcome.Class
 	Status   int // upstream HTTP status, 0 when none came
 	Duration time.Duration
+	Worker   endpoint.WorkerReport // what the provider told of the work; empty for most
 }
 
 // Record is one request, settled once. Counts are -1 and durations 0 when unknown.

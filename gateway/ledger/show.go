@@ -44,6 +44,11 @@ type attemptView struct {
 	Class    string  `json:"class"`
 	Status   int     `json:"status,omitempty"`
 	Duration float64 `json:"duration_ms"`
+	Worker   string  `json:"worker,omitempty"`
+	Executed float64 `json:"worker_seconds,omitempty"`
+	Delayed  float64 `json:"delay_ms,omitempty"`
+	Redone   int     `json:"redispatches,omitempty"`
+	Note     string  `json:"note,omitempty"`
 }
 
 func millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1e3 }
@@ -71,7 +76,10 @@ func (r *Record) MarshalJSON() ([]byte, error) {
 		v.USD = &r.USD
 	}
 	for _, a := range r.Attempts[:min(r.Tries, MaxAttempts)] {
-		v.Attempts = append(v.Attempts, attemptView{string(a.Endpoint), a.Class.String(), a.Status, millis(a.Duration)})
+		v.Attempts = append(v.Attempts, attemptView{
+			Endpoint: string(a.Endpoint), Class: a.Class.String(), Status: a.Status, Duration: millis(a.Duration), Worker: a.Worker.Worker,
+			Executed: a.Worker.Executed.Seconds(), Delayed: millis(a.Worker.Delayed), Redone: a.Worker.Redone, Note: a.Worker.Note,
+		})
 	}
 	return json.Marshal(&v)
 }
