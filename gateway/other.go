@@ -31,6 +31,8 @@ func (s *Server) other(ctx *fasthttp.RequestCtx, path string, rt *route, now tim
 		s.refuse(ctx, errMethod(string(ctx.Method()), path, "GET"), protoChat)
 	case isModel && get:
 		s.showModel(ctx, path[len(modelPrefix):])
+	case s.opt.Webhook != nil && strings.HasPrefix(path, webhookPrefix):
+		s.webhook(ctx, path[len(webhookPrefix):])
 	case s.set.Load().Passthrough != "" && strings.HasPrefix(path, "/v1/"):
 		s.passthrough(ctx, path, now)
 	case isModel:
@@ -39,6 +41,29 @@ func (s *Server) other(ctx *fasthttp.RequestCtx, path string, rt *route, now tim
 	default:
 		s.refuse(ctx, errUnknownRoute(string(ctx.Method()), path), protoChat)
 	}
+}
+
+const (
+	webhookPrefix   = "/webhooks/"
+	maxWebhookBytes = 64 << 10
+)
+
+// webhook hands what a provider tells of its own accord to its adapter. Senders get a status and nothing else.
+func (s *Server) webhook(ctx *fasthttp.RequestCtx, name string) {
+	status := fasthttp.StatusNotFound
+	switch body := ctx.Request.Body(); {
+	case !ctx.IsPost():
+		ctx.Response.Header.Set(fasthttp.HeaderAllow, "POST")
+		status = fasthttp.StatusMethodNotAllowed
+	case len(body) > maxWebhookBytes:
+		status = fasthttp.StatusRequestEntityTooLarge
+	default:
+		status = s.opt.Webhook(name, func(h string) string { return string(ctx.Request.Header.Peek(h)) }, body)
+	}
+	ctx.SetStatusCode(status)
+	ctx.Response.Header.SetContentTypeBytes(jsonType)
+	ctx.Response.SetBodyString("{}")
+	s.log.Info("webhook", "name", clip(name, 32), "status", status)
 }
 
 // refuse answers a request that never became an exchange.

@@ -127,7 +127,7 @@ func (a *app) closeListeners() {
 func settings(c *config.Config) gateway.Settings {
 	s := gateway.Settings{
 		MaxBody: int(c.Limits.MaxBody), MaxUpload: c.Limits.MaxUpload, MaxInFlight: int64(c.Limits.MaxInFlight),
-		Read: c.Timeouts.Read, FirstEvent: c.Timeouts.FirstEvent, Gap: c.Timeouts.Gap, Total: c.Timeouts.Total,
+		Read: c.Timeouts.Read, FirstEvent: c.Timeouts.FirstEvent, ColdStart: c.Timeouts.ColdStart, Gap: c.Timeouts.Gap, Total: c.Timeouts.Total,
 		ClientWrite: c.Timeouts.ClientWrite, Heartbeat: c.Timeouts.Heartbeat, Drain: c.Timeouts.Drain, MaxRetries: c.Retries.Max,
 	}
 	if c.Passthrough != "" {
@@ -139,7 +139,8 @@ func settings(c *config.Config) gateway.Settings {
 func rules(c *config.Config) []router.ModelRule {
 	var rs []router.ModelRule
 	for name, m := range c.Models {
-		rs = append(rs, router.ModelRule{Name: name, Serves: m.Serves})
+		q := m.Require
+		rs = append(rs, router.ModelRule{Name: name, Serves: m.Serves, Demand: router.Demand{Trust: q.Trust, Encrypted: q.Encrypted, Regions: q.Regions}})
 	}
 	return rs
 }

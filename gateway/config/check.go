@@ -100,7 +100,7 @@ func (c *Config) check() []Problem {
 // Validate says what keeps a configuration from being served though nothing in it is wrong: at
 // present, that it names no host. The error is a *Problems.
 func (c *Config) Validate() error {
-	if len(c.Providers.Static) > 0 {
+	if len(c.Providers.Static) > 0 || c.Providers.RunPod != nil || c.Providers.Vast != nil {
 		return nil
 	}
 	p := c.problem("providers", "", "")
@@ -110,7 +110,7 @@ func (c *Config) Validate() error {
 	if c.source == "" {
 		where = "write one to headrace.yaml, or name another file with --config"
 	}
-	p.Hint = where + `, for example:
+	p.Hint = "set RUNPOD_API_KEY or VAST_API_KEY to use what an account has rented, or " + where + `, for example:
 
 providers:
   static:
@@ -326,8 +326,8 @@ func (c *Config) checkModels() []Problem {
 
 // anyHostServes says whether a host serves one of the ids, or may do so because it is yet to be asked.
 func (c *Config) anyHostServes(ids []string) bool {
-	if len(c.Providers.Static) == 0 {
-		return true // Validate has more to say
+	if len(c.Providers.Static) == 0 || c.Providers.RunPod != nil || c.Providers.Vast != nil {
+		return true // Validate has more to say, or nobody knows yet
 	}
 	for i := range c.Providers.Static {
 		path := staticPath(i) + ".models"

@@ -57,6 +57,8 @@ type ListenTLS struct {
 // Providers lists where hosts come from.
 type Providers struct {
 	Static []StaticHost `yaml:"static" doc:"Hosts that are written down here." aka:"hosts|openai"`
+	RunPod *RunPod      `yaml:"runpod" otherwise:"not asked; without a providers section, asked when RUNPOD_API_KEY is set" doc:"Serverless endpoints and pods of an account at RunPod."`
+	Vast   *Vast        `yaml:"vast" otherwise:"not asked; without a providers section, asked when VAST_API_KEY is set" doc:"Instances and serverless endpoints of an account at Vast.ai." aka:"vastai|vast_ai"`
 }
 
 // StaticHost is one host of providers.static.
@@ -113,7 +115,8 @@ type HostTLS struct {
 
 // Model is a name that applications use.
 type Model struct {
-	Serves []string `yaml:"serves" required:"true" eg:"meta-llama/Llama-3.1-70B-Instruct" doc:"Ids that hosts serve: exact, or the beginning of one with \"*\" at the end." aka:"hosts|ids|models|served|targets"`
+	Serves  []string `yaml:"serves" required:"true" eg:"meta-llama/Llama-3.1-70B-Instruct" doc:"Ids that hosts serve: exact, or the beginning of one with \"*\" at the end." aka:"hosts|ids|models|served|targets"`
+	Require Require  `yaml:"require" doc:"What every host must be that gets its requests." aka:"requires|demand"`
 }
 
 // Limits bound what one process and one request may take up. Sizes are in bytes.
@@ -128,6 +131,7 @@ type Limits struct {
 type Timeouts struct {
 	Connect      time.Duration `yaml:"connect" above:"0" default:"3s" doc:"To reach a host, TLS included." aka:"dial"`
 	FirstEvent   time.Duration `yaml:"first_event" above:"0" default:"120s" doc:"From the request sent to the beginning of the answer." aka:"first_byte|first_token|ttft"`
+	ColdStart    time.Duration `yaml:"cold_start" above:"0" default:"10m" doc:"The same, where a serverless worker has to start first."`
 	Gap          time.Duration `yaml:"gap" above:"0" default:"60s" doc:"Between two events of a stream." aka:"idle_gap|between"`
 	Total        time.Duration `yaml:"total" above:"0" default:"30m" doc:"A whole request, all attempts and the whole stream together." aka:"request|overall"`
 	ClientWrite  time.Duration `yaml:"client_write" above:"0" default:"30s" doc:"Without a byte taken by the caller while some wait to be sent." aka:"write"`

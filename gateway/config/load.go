@@ -81,6 +81,7 @@ func parse(name string, src []byte, o Overrides, getenv func(string) (string, bo
 	d.decode(root, c)
 	c.settle()
 	problems := append(d.problems, c.override(o, getenv)...)
+	problems = append(problems, c.clouds(getenv)...)
 	problems = append(problems, c.check()...)
 	keepInside(src, problems)
 	return c, problems

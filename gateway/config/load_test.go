@@ -286,8 +286,8 @@ func TestLoad(t *testing.T) {
 
 func TestValidateWantsAHost(t *testing.T) {
 	for name, tc := range map[string]struct{ source, src, want string }{
-		"without a file": {"", "", "providers: no host is configured, so there is nowhere to send requests; write one to headrace.yaml, or name another file with --config, for example:\n\nproviders:\n"},
-		"empty file":     {"headrace.yaml", "", "headrace.yaml:1:1: providers: no host is configured, so there is nowhere to send requests; add one to the file, for example:\n\nproviders:\n"},
+		"without a file": {"", "", "providers: no host is configured, so there is nowhere to send requests; set RUNPOD_API_KEY or VAST_API_KEY to use what an account has rented, or write one to headrace.yaml, or name another file with --config, for example:\n\nproviders:\n"},
+		"empty file":     {"headrace.yaml", "", "headrace.yaml:1:1: providers: no host is configured, so there is nowhere to send requests; set RUNPOD_API_KEY or VAST_API_KEY to use what an account has rented, or add one to the file, for example:\n\nproviders:\n"},
 		"empty list":     {"headrace.yaml", "log: {}\nproviders:\n  static: []\n", "headrace.yaml:3:3: providers: no host"},
 	} {
 		t.Run(name, func(t *testing.T) {
