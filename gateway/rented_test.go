@@ -1,0 +1,248 @@
+package gateway
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"headrace/gateway/forward"
+	"headrace/gateway/ledger"
+	"headrace/router/endpoint"
+	"headrace/router/outcome"
+)
+
+// errorOf reads an answer in OpenAI's error shape.
+func errorOf(t *testing.T, body string) (code, param, message string) {
+	t.Helper()
+	var e struct {
+		Error struct{ Code, Param, Message string }
+	}
+	if err := json.Unmarshal([]byte(body), &e); err != nil {
+		t.Fatalf("no error object: %s", body)
+	}
+	return e.Error.Code, e.Error.Param, e.Error.Message
+}
+
+// TestDemands sends prompts only to hosts that are what header and model demand, also when those fail.
+func TestDemands(t *testing.T) {
+	stranger := newUpstream(t, answering)
+	broken := newUpstream(t, func(c *upConn, _ *upRequest) bool {
+		c.send(jsonAnswer(500, `{"error":{"message":"no"}}`))
+		return true
+	})
+	g := newRig(t, []string{stranger.url(), broken.url()}, func(o *rigOptions) {
+		o.edit = func(eps []endpoint.Endpoint) {
+			eps[0].Trust, eps[0].Region = endpoint.TrustCommunity, "US"
+			eps[1].Trust, eps[1].Region = endpoint.TrustSecure, "DE"
+		}
+		o.set.Passthrough = "static:h0"
+	})
+	for name, tc := range map[string]struct {
+		header string
+		status int
+		code   string
+		seen   int // requests at the stranger's
+	}{
+		"nothing demanded":        {"", 200, "", 1},
+		"trust it has":            {"X-Headrace-Trust: community", 200, "", 1},
+		"a retry goes nowhere":    {"x-headrace-trust: Secure", 502, "host_failed", 0},
+		"region of the other":     {"x-headrace-region: EU", 502, "host_failed", 0},
+		"either region":           {"x-headrace-region: EU, US", 200, "", 1},
+		"nobody has it":           {"x-headrace-region: JP", 503, "no_host_qualifies", 0},
+		"unknown word":            {"x-headrace-trust: high", 400, "invalid_header", 0},
+		"no region in the header": {"x-headrace-region: ,", 400, "invalid_header", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, before := stranger.counts()
+			var headers []string
+			if tc.header != "" {
+				headers = []string{tc.header}
+			}
+			res, body, err := g.do(chat(false, headers...))
+			if err != nil || res.StatusCode != tc.status {
+				t.Fatalf("status %d, %v: %s", res.StatusCode, err, body)
+			}
+			if tc.code != "" {
+				if code, _, _ := errorOf(t, body); code != tc.code {
+					t.Errorf("code %q, want %q: %s", code, tc.code, body)
+				}
+			}
+			if _, after := stranger.counts(); after-before != tc.seen {
+				t.Errorf("the stranger's host saw %d requests, want %d", after-before, tc.seen)
+			}
+		})
+	}
+	t.Run("passthrough", func(t *testing.T) {
+		_, before := stranger.counts()
+		res, body, err := g.do(post("/v1/other", "{}", "x-headrace-trust: secure"))
+		if err != nil || res.StatusCode != 503 {
+			t.Fatalf("status %d, %v: %s", res.StatusCode, err, body)
+		}
+		if _, after := stranger.counts(); after != before {
+			t.Error("the passthrough host got what it must not see")
+		}
+	})
+}
+
+// TestProvidersReading lets a provider's adapter say what an answer means.
+func TestProvidersReading(t *testing.T) {
+	up := newUpstream(t, func(c *upConn, r *upRequest) bool {
+		c.send(jsonAnswer(400, `{"error":"no workers available"}`))
+		return true
+	})
+	var failed []string
+	g := newRig(t, []string{up.url()}, func(o *rigOptions) {
+		o.set.MaxRetries = 0
+		o.before = func(s *Server) {
+			s.opt.Classify = func(ep *endpoint.Endpoint, status int, ct string, body []byte) (outcome.Class, bool) {
+				if ep.ID != "static:h0" || !strings.HasPrefix(ct, "application/json") {
+					t.Errorf("asked about %s, %q", ep.ID, ct)
+				}
+				return outcome.NotReady, status == 400 && strings.Contains(string(body), "no workers available")
+			}
+			s.opt.Failed = func(id endpoint.ID, c outcome.Class) { failed = append(failed, fmt.Sprint(id, " ", c)) }
+		}
+	})
+	res, body, err := g.do(chat(false))
+	if err != nil || res.StatusCode != 503 || res.Header.Get("Retry-After") == "" {
+		t.Fatalf("status %d, Retry-After %q, %v: %s", res.StatusCode, res.Header.Get("Retry-After"), err, body)
+	}
+	if code, _, _ := errorOf(t, body); code != "host_not_ready" {
+		t.Errorf("code %q", code)
+	}
+	g.recordN(0)
+	if len(failed) != 1 || failed[0] != "static:h0 not_ready" {
+		t.Errorf("told of %q", failed)
+	}
+}
+
+// TestUnnamedModel asks a host without a model, and learns from its first answer what it calls its own.
+func TestUnnamedModel(t *testing.T) {
+	for _, stream := range []bool{false, true} {
+		t.Run(fmt.Sprint("stream=", stream), func(t *testing.T) {
+			got := make(chan string, 9)
+			up := newUpstream(t, func(c *upConn, r *upRequest) bool {
+				got <- string(r.body)
+				if stream {
+					c.sendStream("data: "+`{"model":"real/name","choices":[{"index":0,"delta":{"content":"x"}}]}`+"\n\n", stopEvent, doneEvent)
+					return false
+				}
+				c.send(jsonAnswer(200, `{"model":"real/name","choices":[{"index":0,"message":{"content":"x"},"finish_reason":"stop"}]}`))
+				return true
+			})
+			var learned []string
+			g := newRig(t, []string{up.url()}, func(o *rigOptions) {
+				o.edit = func(eps []endpoint.Endpoint) { eps[0].Served = []endpoint.Served{{Name: model, Unnamed: true}} }
+				o.before = func(s *Server) {
+					s.opt.Learned = func(id endpoint.ID, m string) { learned = append(learned, string(id)+" "+m) }
+				}
+			})
+			if res, body, err := g.do(chat(stream)); err != nil || res.StatusCode != 200 {
+				t.Fatalf("%v: %s", err, body)
+			}
+			if body := wait(t, got, "the host's request"); !strings.Contains(body, `"model":null`) {
+				t.Errorf("the host got %s", body)
+			}
+			g.recordN(0)
+			if len(learned) != 1 || learned[0] != "static:h0 real/name" {
+				t.Errorf("learned %q", learned)
+			}
+		})
+	}
+}
+
+func TestHostLimitsAtTheDoor(t *testing.T) {
+	up := newUpstream(t, answering)
+	g := newRig(t, []string{up.url()}, func(o *rigOptions) {
+		o.edit = func(eps []endpoint.Endpoint) {
+			eps[0].Limits.MaxBodyBytes, eps[0].Routes, eps[0].TextOnly = 200, []string{"/chat/completions"}, true
+		}
+	})
+	message := func(content string) string { return `{"model":"` + model + `","messages":[` + content + `]}` }
+	for name, tc := range map[string]struct {
+		path, body string
+		status     int
+		code       string
+	}{
+		"too large": {"/v1/chat/completions", message(`{"role":"user","content":"` + strings.Repeat("x", 300) + `"}`), 413, "request_too_large"},
+		"route":     {"/v1/embeddings", `{"model":"` + model + `","input":"x"}`, 404, "route_not_served"},
+		"media":     {"/v1/chat/completions", message(`{"role":"user","content":[{"type":"image_url","image_url":{"url":"x"}}]}`), 400, "text_only"},
+		"fine":      {"/v1/chat/completions", message(`{"role":"user","content":"x"}`), 200, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			res, body, err := g.do(post(tc.path, tc.body))
+			if err != nil || res.StatusCode != tc.status {
+				t.Fatalf("status %d, %v: %s", res.StatusCode, err, body)
+			}
+			if tc.code == "" {
+				return
+			}
+			if code, _, message := errorOf(t, body); code != tc.code || tc.status == 413 && !strings.Contains(message, "200 bytes") {
+				t.Errorf("code %q, want %q: %s", code, tc.code, message)
+			}
+		})
+	}
+	if _, n := up.counts(); n != 1 {
+		t.Errorf("the host saw %d requests, want 1", n)
+	}
+}
+
+// TestWorkerReport bills what the provider says a worker took, and shows it.
+func TestWorkerReport(t *testing.T) {
+	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		endpoint.ReportTo(r.Context()).Put(endpoint.WorkerReport{Worker: "w7", Executed: 2 * time.Second, Delayed: 30 * time.Second, Note: "old"})
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprint(w, `{"model":"m","choices":[{"index":0,"message":{"content":"x"},"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":1}}`)
+	})
+	var rec ledger.Record
+	g := newRig(t, []string{"https://api.example.com/v2/x/openai/v1"}, func(o *rigOptions) {
+		o.forward = forward.Options{Translate: func(*endpoint.Endpoint) http.Handler { return handler }}
+		o.edit = func(eps []endpoint.Endpoint) {
+			eps[0].Dialect = endpoint.RunPodJobs
+			eps[0].Price = endpoint.Price{Basis: endpoint.PerWorkerSecond, USDPerWorkerSecond: 0.001}
+		}
+	})
+	t.Cleanup(g.fwd.Close)
+	if res, body, err := g.do(chat(false)); err != nil || res.StatusCode != 200 {
+		t.Fatalf("%v: %s", err, body)
+	}
+	rec = g.recordN(0)
+	if a := rec.Attempts[0].Worker; a.Worker != "w7" || a.Executed != 2*time.Second || a.Delayed != 30*time.Second {
+		t.Errorf("report %+v", a)
+	}
+	if !rec.USDKnown || rec.USD < 0.00199 || rec.USD > 0.00201 {
+		t.Errorf("cost %v, want 2 s at $0.001", rec.USD)
+	}
+	j, err := json.Marshal(&rec)
+	if err != nil || !strings.Contains(string(j), `"worker_seconds":2`) || !strings.Contains(string(j), `"note":"old"`) {
+		t.Errorf("%v: %s", err, j)
+	}
+}
+
+// TestColdStartDeadline gives a host that has to start a worker first the time for that.
+func TestColdStartDeadline(t *testing.T) {
+	for _, state := range []endpoint.State{endpoint.Ready, endpoint.Cold} {
+		t.Run(state.String(), func(t *testing.T) {
+			up := newUpstream(t, func(c *upConn, _ *upRequest) bool {
+				c.gone() // never answers
+				return false
+			})
+			g := newRig(t, []string{up.url()}, func(o *rigOptions) {
+				o.set.FirstEvent, o.set.ColdStart, o.set.MaxRetries = 50*time.Millisecond, 300*time.Millisecond, 0
+				o.edit = func(eps []endpoint.Endpoint) { eps[0].State, eps[0].Tenure = state, endpoint.Serverless }
+			})
+			began := time.Now()
+			res, body, err := g.do(chat(false))
+			took := time.Since(began)
+			if err != nil || res.StatusCode != 504 {
+				t.Fatalf("%v: %s", err, body)
+			}
+			if slow := took >= 300*time.Millisecond; slow != (state == endpoint.Cold) {
+				t.Errorf("gave up after %s", took)
+			}
+		})
+	}
+}
