@@ -23,6 +23,8 @@ type Discoverer interface {
 type Source struct {
 	Name string
 	Discoverer
+	// Known is what it found before, as far as anybody knows: it stays in use until the source reports.
+	Known []endpoint.Endpoint
 }
 
 // Run runs every source until ctx is done and calls update with the whole fleet after each change,
@@ -61,6 +63,9 @@ func Run(ctx context.Context, sources []Source, update func([]endpoint.Endpoint)
 		})
 	}
 	sets := make([][]endpoint.Endpoint, len(sources))
+	for i := range sources {
+		sets[i] = sources[i].Known
+	}
 	for {
 		select {
 		case r := <-reports:

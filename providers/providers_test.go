@@ -77,3 +77,29 @@ func TestRunReportsTheSourceThatFailed(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestKnownStays keeps what a source found before until it reports.
+func TestKnownStays(t *testing.T) {
+	fast, slow := newFeed(), newFeed()
+	fleets := make(chan []endpoint.Endpoint)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() {
+		done <- providers.Run(ctx, []providers.Source{
+			{Name: "fast", Discoverer: fast},
+			{Name: "slow", Discoverer: slow, Known: []endpoint.Endpoint{{ID: "slow:old"}}},
+		}, func(eps []endpoint.Endpoint) { fleets <- eps })
+	}()
+	fast.sets <- []endpoint.Endpoint{{ID: "fast:1"}}
+	if eps := <-fleets; len(eps) != 2 || eps[1].ID != "slow:old" {
+		t.Errorf("before the slow source reports: %v", eps)
+	}
+	slow.sets <- nil
+	if eps := <-fleets; len(eps) != 1 || eps[0].ID != "fast:1" {
+		t.Errorf("after it reported nothing: %v", eps)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}

@@ -24,6 +24,8 @@ type Options struct {
 	Draining func() bool
 	Reload   func() *ReloadStatus // the last reload of the config, nil when there was none
 	Version  string
+	// Providers returns how each rented cloud fares, in the form it is to be shown; nil when there is none.
+	Providers func() any
 }
 
 // ReloadStatus is how the last reload went.
@@ -45,11 +47,18 @@ func Handler(o Options) http.Handler {
 		write(w, http.StatusOK, map[string]any{"hosts": o.Router.Hosts()})
 	})
 	mux.HandleFunc("GET /admin/v1/status", o.status)
+	mux.HandleFunc("GET /admin/v1/providers", func(w http.ResponseWriter, _ *http.Request) {
+		var list any = []any{}
+		if o.Providers != nil {
+			list = o.Providers()
+		}
+		write(w, http.StatusOK, map[string]any{"providers": list})
+	})
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusNotFound, "unknown_url", "Unknown admin URL "+r.Method+" "+strconv.Quote(r.URL.Path)+
-			". There are /livez, /readyz, /admin/v1/hosts, /admin/v1/requests and /admin/v1/status, all by GET.")
+			". There are /livez, /readyz, /admin/v1/hosts, /admin/v1/requests, /admin/v1/providers and /admin/v1/status, all by GET.")
 	})
 	return mux
 }

@@ -75,6 +75,28 @@ func (c *Client) Check(eps []endpoint.Endpoint) error {
 	return nil
 }
 
+// Usable returns those of eps that Update would take, and why it would not take the others. One host that cannot be reached as
+// described takes none of the others away.
+func (c *Client) Usable(eps []endpoint.Endpoint) (usable []endpoint.Endpoint, err error) {
+	old := *c.hosts.Load()
+	usable = make([]endpoint.Endpoint, 0, len(eps))
+	for i := range eps {
+		if h := old[eps[i].ID]; h == nil || !h.same(&eps[i]) {
+			if _, herr := c.newHost(&eps[i]); herr != nil {
+				err = errors.Join(err, fmt.Errorf("endpoint %s: %w", eps[i].ID, herr))
+				continue
+			}
+		}
+		usable = append(usable, eps[i])
+	}
+	return usable, err
+}
+
+// same tells whether the host is the one that ep describes.
+func (h *Host) same(ep *endpoint.Endpoint) bool {
+	return h.base == ep.BaseURL && h.key == ep.APIKey && h.tls == ep.TLS && h.dialect == ep.Dialect
+}
+
 // Update makes eps the set of hosts. Hosts whose address, key and TLS stay the same keep their
 // connections; those that fell out close their idle ones. On an error nothing changes. Calls must
 // not overlap.
@@ -83,7 +105,7 @@ func (c *Client) Update(eps []endpoint.Endpoint) error {
 	next := make(map[endpoint.ID]*Host, len(eps))
 	for i := range eps {
 		ep := &eps[i]
-		if h := old[ep.ID]; h != nil && h.base == ep.BaseURL && h.key == ep.APIKey && h.tls == ep.TLS && h.dialect == ep.Dialect {
+		if h := old[ep.ID]; h != nil && h.same(ep) {
 			next[ep.ID] = h
 			continue
 		}
