@@ -172,7 +172,9 @@ func (p *Provider) readWorkers(ctx context.Context, j *job) {
 		if j.why == "" {
 			p.opt.Log.Warn("workers of a serverless endpoint cannot be read; what was known of them stays in use", "endpoint", id(j), "error", err)
 		}
-		j.why = "its workers cannot be read; this is how they were last seen"
+		if j.why = "its workers cannot be read"; j.read {
+			j.why += "; this is how they were last seen"
+		}
 	}
 }
 
