@@ -3,6 +3,7 @@ package jobs
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -43,7 +45,7 @@ type reply struct {
 	header http.Header
 	body   []byte
 	err    error // no answer, or not all of it
-	sent   int   // times that the whole request went out: the transport may send it again by itself
+	sent   int   // times that the request went out: net/http sends a GET again by itself when an old connection breaks
 }
 
 type errStatus int
@@ -52,9 +54,28 @@ func (e errStatus) Error() string { return fmt.Sprintf("status %d", int(e)) }
 
 // call asks the queue API once.
 func (t *Translator) call(ctx context.Context, q *queue, method, path string, body []byte) (a reply) {
-	var sent atomic.Int32 // the transport's goroutine counts
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { sent.Add(1) }})
-	defer func() { a.sent = int(sent.Load()) }()
+	var sent atomic.Int32 // the transport's goroutines count
+	var h2 atomic.Bool
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		WroteHeaders: func() { sent.Add(1) },
+		GetConn: func(string) {
+			if sent.Load() > 0 && strings.HasPrefix(path, "/stream/") { // what it hands out it hands out once
+				cancel()
+			}
+		},
+		GotConn: func(c httptrace.GotConnInfo) {
+			if tc, ok := c.Conn.(*tls.Conn); ok && tc.ConnectionState().NegotiatedProtocol == "h2" {
+				h2.Store(true)
+			}
+		},
+	})
+	defer func() {
+		if a.sent = int(sent.Load()); h2.Load() {
+			a.sent = min(a.sent, 1) // HTTP/2 repeats only what the other side has said not to have looked at
+		}
+	}()
 	req, err := http.NewRequestWithContext(ctx, method, q.base+path, bytes.NewReader(body))
 	if err != nil {
 		return reply{err: errors.New("the endpoint's URL is malformed")}
@@ -106,58 +127,86 @@ type news struct {
 	Delayed  time.Duration
 }
 
+// told are the members of an answer that it may lack.
+type told struct {
+	Output    json.RawMessage `json:"output"`
+	Error     json.RawMessage `json:"error"`
+	Worker    json.RawMessage `json:"workerId"`
+	Retries   *float64        `json:"retries"`
+	Execution float64         `json:"executionTime"`
+	Delay     float64         `json:"delayTime"`
+}
+
+type item struct {
+	Output json.RawMessage `json:"output"`
+}
+
 // parseNews reads an answer of /stream or /status. /stream may be a bare list of yields, as one page of RunPod's shows it.
 func parseNews(body []byte) (n news, err error) {
+	var usual struct {
+		Status string `json:"status"`
+		Stream []item `json:"stream"`
+		told
+	}
+	if json.Unmarshal(body, &usual) == nil && !slices.ContainsFunc(usual.Stream, func(i item) bool { return i.Output == nil }) {
+		n = usual.told.news(usual.Status)
+		for _, i := range usual.Stream {
+			n.yield(i.Output)
+		}
+		return n, nil
+	}
+	var odd struct {
+		Status json.RawMessage `json:"status"`
+		Stream json.RawMessage `json:"stream"`
+		told
+	}
 	body = bytes.TrimSpace(body)
-	var in struct {
-		Status    json.RawMessage `json:"status"`
-		Stream    json.RawMessage `json:"stream"`
-		Output    json.RawMessage `json:"output"`
-		Error     json.RawMessage `json:"error"`
-		Worker    json.RawMessage `json:"workerId"`
-		Retries   *float64        `json:"retries"`
-		Execution float64         `json:"executionTime"`
-		Delay     float64         `json:"delayTime"`
+	switch {
+	case !json.Valid(body):
+		return n, errors.New("it is not JSON")
+	case body[0] == '[':
+		odd.Stream = body
+	case body[0] != '{':
+		return n, errors.New("it is not an object")
+	default:
+		_ = json.Unmarshal(body, &odd) // members of other types stay empty
 	}
-	if len(body) > 0 && body[0] == '[' {
-		in.Stream = body
-		if !json.Valid(body) {
-			return n, errors.New("the list is not JSON")
-		}
-	} else if err := json.Unmarshal(body, &in); err != nil {
-		if _, odd := errors.AsType[*json.UnmarshalTypeError](err); !odd || len(body) == 0 || body[0] != '{' {
-			return n, err
-		}
+	n = odd.told.news(word(odd.Status))
+	if len(odd.Stream) == 0 {
+		return n, nil
 	}
-	n = news{Status: strings.ToUpper(word(in.Status)), Output: in.Output, Worker: word(in.Worker), Executed: millis(in.Execution), Delayed: millis(in.Delay)}
-	if n.Error = word(in.Error); n.Error == "" && truthy(in.Error) {
-		n.Error = string(in.Error)
+	var list []json.RawMessage
+	if json.Unmarshal(odd.Stream, &list) != nil {
+		list = []json.RawMessage{odd.Stream}
+	}
+	for _, one := range list {
+		var i item
+		if json.Unmarshal(one, &i) == nil && i.Output != nil {
+			one = i.Output
+		}
+		n.yield(one)
+	}
+	return n, nil
+}
+
+func (n *news) yield(v json.RawMessage) {
+	if string(v) != "null" {
+		n.Yields = append(n.Yields, v)
+	}
+}
+
+func (t *told) news(status string) news {
+	n := news{Status: strings.ToUpper(status), Output: t.Output, Error: word(t.Error), Worker: word(t.Worker), Executed: millis(t.Execution), Delayed: millis(t.Delay)}
+	if n.Error == "" && truthy(t.Error) {
+		n.Error = string(t.Error)
 	}
 	if string(n.Output) == "null" {
 		n.Output = nil
 	}
-	if in.Retries != nil {
-		n.Retries, n.retries = int(*in.Retries), true
+	if t.Retries != nil {
+		n.Retries, n.retries = int(*t.Retries), true
 	}
-	if len(in.Stream) == 0 {
-		return n, nil
-	}
-	var list []json.RawMessage
-	if err := json.Unmarshal(in.Stream, &list); err != nil {
-		list = []json.RawMessage{in.Stream}
-	}
-	for _, one := range list {
-		var item struct {
-			Output json.RawMessage `json:"output"`
-		}
-		if json.Unmarshal(one, &item) == nil && item.Output != nil {
-			one = item.Output
-		}
-		if string(one) != "null" {
-			n.Yields = append(n.Yields, one)
-		}
-	}
-	return n, nil
+	return n
 }
 
 func millis(ms float64) time.Duration {
