@@ -421,5 +421,5 @@ func (g *generation) plain(r renderer) error {
 
 // newID is an id in vLLM's manner, unlike that of any other request.
 func (x *exchange) newID(prefix string) string {
-	return fmt.Sprintf("%s%016x%016x", prefix, hash(x.h.bound), x.plan.rng.Uint64())
+	return fmt.Sprintf("%s%016x%016x", prefix, hash(x.h.at.Load().bound), x.plan.rng.Uint64())
 }

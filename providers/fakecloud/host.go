@@ -12,6 +12,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"headrace/router/endpoint"
@@ -37,8 +38,14 @@ type HostConfig struct {
 	KeepAlive   time.Duration // until an idle connection is closed; default 5 s, as uvicorn does
 	Legacy      bool          // answer as old vLLM versions did: flat errors, vllm:gpu_cache_usage_perc
 
-	TLS    bool   // serve https with a certificate by a CA of its own
-	CAFile string // with TLS: the CA's certificate is written here
+	TLS           bool             // serve https with a certificate by a CA of its own
+	CAFile        string           // with TLS: the CA's certificate is written here
+	Certificate   *tls.Certificate // with TLS: shown instead of one by a CA of its own
+	RedirectPlain bool             // with TLS: plain http at the same port is sent to https, as Caddy does
+
+	// Wrap goes around what answers: what a provider's image puts in front of the model. It lives and dies with the
+	// host; what it answers itself is in no books.
+	Wrap func(http.Handler) http.Handler
 
 	Chunking          Chunking
 	AllowHeaderFaults bool // let requests ask for faults: x-fake-fault: KIND[,after=N…][; KIND…]
@@ -86,20 +93,26 @@ func (c *HostConfig) fill() {
 // Host is one fake GPU host. Its methods may be called from any goroutine.
 type Host struct {
 	cfg     HostConfig
-	bound   string // address and port, for good
-	url     string
+	at      atomic.Pointer[place]
 	created int64 // Unix seconds of its first start
 	engine  *engine
 	books   books
 	ring    ring
 	script  script
-	tls     *tls.Config
-	caPEM   []byte
 
 	mu      sync.Mutex // guards all below
 	life    *life      // nil while the host is down
+	dark    func()     // lets connections through again; nil while the host is not cut off
 	release func()     // gives the port back; nil once the host is stopped for good
 	forget  func() bool
+}
+
+// place is where a host is.
+type place struct {
+	bound string // address and port
+	url   string
+	tls   *tls.Config // nil for plain http
+	caPEM []byte
 }
 
 // StartHost starts a host. It runs until Stop, or until ctx is done, which ends it as Kill does and for good.
@@ -110,12 +123,12 @@ func StartHost(ctx context.Context, cfg HostConfig) (*Host, error) {
 		return nil, fmt.Errorf("start host %s: %w", cfg.Name, err)
 	}
 	h := &Host{
-		cfg: cfg, bound: bound, created: time.Now().Unix(), release: release,
+		cfg: cfg, created: time.Now().Unix(), release: release,
 		engine: newEngine(newSpeed(cfg.TPS, cfg.TTFT, cfg.Class), cfg.TimeScale, cfg.Class, cfg.MaxNumSeqs),
 	}
 	h.ring.max = cfg.Keep
 	h.script.seed = cfg.Seed
-	if err := h.start(); err != nil {
+	if err := h.start(bound); err != nil {
 		release()
 		return nil, fmt.Errorf("start host %s: %w", cfg.Name, err)
 	}
@@ -125,8 +138,18 @@ func StartHost(ctx context.Context, cfg HostConfig) (*Host, error) {
 	return h, nil
 }
 
-func (h *Host) start() error {
-	host, port, err := net.SplitHostPort(h.bound)
+func (h *Host) start(bound string) error {
+	if err := h.settle(bound); err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.up()
+}
+
+// settle makes bound the place of the host.
+func (h *Host) settle(bound string) error {
+	host, port, err := net.SplitHostPort(bound)
 	if err != nil {
 		return err
 	}
@@ -134,34 +157,35 @@ func (h *Host) start() error {
 	if ip == nil || ip.IsUnspecified() {
 		ip = net.IPv4(127, 0, 0, 1)
 	}
-	h.url = "http://" + net.JoinHostPort(ip.String(), port)
+	p := &place{bound: bound, url: "http://" + net.JoinHostPort(ip.String(), port)}
 	if h.cfg.TLS {
-		h.url = "https://" + net.JoinHostPort(ip.String(), port)
-		if h.tls, h.caPEM, err = certify(h.cfg.Name, ip); err != nil {
+		p.url = "https://" + net.JoinHostPort(ip.String(), port)
+		if h.cfg.Certificate != nil {
+			p.tls = serverTLS(*h.cfg.Certificate)
+		} else if p.tls, p.caPEM, err = certify(h.cfg.Name, ip); err != nil {
 			return err
 		}
 		if h.cfg.CAFile != "" {
-			if err := os.WriteFile(h.cfg.CAFile, h.caPEM, 0o600); err != nil {
+			if err := os.WriteFile(h.cfg.CAFile, p.caPEM, 0o600); err != nil {
 				return err
 			}
 		}
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.up()
+	h.at.Store(p)
+	return nil
 }
 
 // Name returns the host's name.
 func (h *Host) Name() string { return h.cfg.Name }
 
-// URL returns where the host is, without a path. It stays the same for good.
-func (h *Host) URL() string { return h.url }
+// URL returns where the host is, without a path. It stays the same until Move.
+func (h *Host) URL() string { return h.at.Load().url }
 
 // Config returns the host's settings with all that was left out filled in.
 func (h *Host) Config() HostConfig { return h.cfg }
 
 // CAPEM returns the certificate of the CA behind a host with TLS, nil for any other.
-func (h *Host) CAPEM() []byte { return h.caPEM }
+func (h *Host) CAPEM() []byte { return h.at.Load().caPEM }
 
 // Stats returns the host's books.
 func (h *Host) Stats() Stats {
@@ -186,7 +210,7 @@ func (h *Host) Endpoint() endpoint.Endpoint {
 	e := endpoint.Endpoint{
 		ID:       endpoint.ID("static:" + c.Name),
 		Provider: "static",
-		BaseURL:  h.url + "/v1",
+		BaseURL:  h.URL() + "/v1",
 		APIKey:   endpoint.Secret(c.APIKey),
 		Hardware: endpoint.Hardware{GPU: c.Class.GPU, GPUCount: c.Class.GPUCount},
 		Price: endpoint.Price{
@@ -195,7 +219,7 @@ func (h *Host) Endpoint() endpoint.Endpoint {
 		MaxNumSeqs: c.MaxNumSeqs,
 		Tenure:     tenure(c.Provider),
 		State:      endpoint.Ready,
-		TLS:        endpoint.TLS{Roots: string(h.caPEM)},
+		TLS:        endpoint.TLS{Roots: string(h.CAPEM())},
 	}
 	for _, m := range c.Models {
 		e.Served = append(e.Served, endpoint.Served{Name: m, MaxContext: c.MaxModelLen})
@@ -261,6 +285,7 @@ func (h *Host) end(forGood bool, grace time.Duration) {
 		h.life = nil
 	}
 	if forGood && h.release != nil {
+		h.lighten()
 		h.release()
 		h.release = nil
 		if h.forget != nil {
@@ -273,8 +298,15 @@ func (h *Host) end(forGood bool, grace time.Duration) {
 func (h *Host) up() error {
 	l := &life{quit: make(chan struct{}), idle: make(chan struct{}), conns: map[*conn]struct{}{}, books: &h.books}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
+	if h.dark != nil {
+		l.ice.freeze()
+	}
+	var handler http.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h.serve(l, w, r) })
+	if h.cfg.Wrap != nil {
+		handler = h.cfg.Wrap(handler)
+	}
 	l.srv = &http.Server{
-		Handler:           http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h.serve(l, w, r) }),
+		Handler:           handler,
 		BaseContext:       func(net.Listener) context.Context { return l.ctx },
 		IdleTimeout:       h.cfg.KeepAlive,
 		ReadHeaderTimeout: time.Minute,

@@ -21,6 +21,7 @@ type life struct {
 	ln     net.Listener // nil while nobody listens; guarded by Host.mu
 	wg     sync.WaitGroup
 	books  *books
+	ice    ice         // holds what its connections carry while the host is cut off
 	dying  atomic.Bool // the host is being taken away
 
 	mu     sync.Mutex // guards all below
@@ -31,16 +32,20 @@ type life struct {
 }
 
 func (l *life) listen(h *Host) error {
-	if l.ln != nil {
+	if l.ln != nil || h.dark != nil {
 		return nil
 	}
-	ln, err := (&net.ListenConfig{}).Listen(l.ctx, "tcp4", h.bound)
+	at := h.at.Load()
+	ln, err := (&net.ListenConfig{}).Listen(l.ctx, "tcp4", at.bound)
 	if err != nil {
 		return err
 	}
 	l.ln = &listener{ln, l}
-	if h.tls != nil {
-		l.ln = tls.NewListener(l.ln, h.tls)
+	switch {
+	case at.tls != nil && h.cfg.RedirectPlain:
+		l.ln = newBilingual(l.ln, at.tls, &l.wg)
+	case at.tls != nil:
+		l.ln = tls.NewListener(l.ln, at.tls)
 	}
 	l.srv.SetKeepAlivesEnabled(true)
 	serving := l.ln
@@ -71,6 +76,7 @@ func (l *life) end(grace time.Duration) {
 		}
 		cancel()
 	}
+	l.ice.thaw()
 	l.dying.Store(true) // first, so that nobody takes the resets for clients that left
 	if l.ln != nil {
 		_ = l.ln.Close()
@@ -166,7 +172,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	if !ok {
 		return nil, errors.Join(fmt.Errorf("accepted a %T", c), c.Close())
 	}
-	known := &conn{TCPConn: tcp, life: l.life}
+	known := &conn{TCPConn: tcp, life: l.life, closed: make(chan struct{})}
 	known.fresh.Store(true)
 	l.life.books.update(func(s *Stats) { s.Connections++; s.Accepted++ })
 	l.life.mu.Lock()
@@ -185,15 +191,19 @@ func (l *listener) Accept() (net.Conn, error) {
 // conn is a connection that leaves its life's list when it is closed.
 type conn struct {
 	*net.TCPConn
-	life  *life
-	fresh atomic.Bool // no request came on it yet
-	once  sync.Once
+	life   *life
+	fresh  atomic.Bool // no request came on it yet
+	once   sync.Once
+	closed chan struct{}
+	head   []byte // read already, and to be read again
 }
 
-// Close closes the connection; only the first call counts.
+// Close closes the connection; only the first call counts. The other end learns of it when the host is not cut off.
 func (c *conn) Close() error {
-	err := c.TCPConn.Close()
+	var err error
 	c.once.Do(func() {
+		close(c.closed)
+		c.life.ice.pass(func() { err = c.TCPConn.Close() })
 		c.life.mu.Lock()
 		delete(c.life.conns, c)
 		c.life.mu.Unlock()

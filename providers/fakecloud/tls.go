@@ -51,10 +51,14 @@ func certify(name string, ip net.IP) (cfg *tls.Config, caPEM []byte, err error) 
 	if err != nil {
 		return nil, nil, err
 	}
-	cfg = &tls.Config{
+	cfg = serverTLS(tls.Certificate{Certificate: [][]byte{der, caDER}, PrivateKey: key})
+	return cfg, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: caDER}), nil
+}
+
+func serverTLS(c tls.Certificate) *tls.Config {
+	return &tls.Config{
 		MinVersion:   tls.VersionTLS12,
-		Certificates: []tls.Certificate{{Certificate: [][]byte{der, caDER}, PrivateKey: key}},
+		Certificates: []tls.Certificate{c},
 		NextProtos:   []string{"http/1.1"}, // uvicorn speaks nothing newer, and faults need the connection
 	}
-	return cfg, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: caDER}), nil
 }
