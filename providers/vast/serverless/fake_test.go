@@ -18,6 +18,7 @@ import (
 	"io"
 	"log"
 	"log/slog"
+	"maps"
 	"math/big"
 	"net"
 	"net/http"
@@ -49,11 +50,13 @@ var signer = sync.OnceValue(func() *rsa.PrivateKey {
 	return k
 })
 
-// authority is Vast.ai's root: it lacks the keyCertSign usage, so crypto/x509 alone refuses it.
-var authority = sync.OnceValue(func() (a struct {
+type rootCA struct {
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
-}) {
+}
+
+// authority is Vast.ai's root: it lacks the keyCertSign usage, so crypto/x509 alone refuses it.
+var authority = sync.OnceValue(func() (a rootCA) {
 	a.key, _ = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	tmpl := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Vast.ai Jupyter Root"}, NotBefore: time.Unix(0, 0), NotAfter: time.Now().AddDate(1, 0, 0),
@@ -145,9 +148,7 @@ func (f *fake) add(id int64, name string, more map[string]any) {
 		"id": id, "endpoint_name": name, "api_key": endpointKey, "user_id": 7, "created_at": 1787722703.5, "endpoint_state": "active",
 		"min_load": 0, "max_workers": 3, "max_queue_time": 30, "target_util": 0.9,
 	}
-	for k, v := range more {
-		j[k] = v
-	}
+	maps.Copy(j, more)
 	f.set(func() { f.jobs = append(f.jobs, j) })
 }
 
@@ -244,8 +245,7 @@ func (f *fake) serveRoute(w http.ResponseWriter, name string, idx int64, cost fl
 	f.next++
 	f.reqnum++
 	auth := map[string]any{"endpoint": name, "url": to.url, "cost": cost, "reqnum": f.reqnum, "request_idx": idx}
-	text, sum := signed(auth, to.old), []byte(nil)
-	h := sha256.Sum256(text)
+	h := sha256.Sum256(signed(auth, to.old))
 	sum, err := rsa.SignPKCS1v15(rand.Reader, signer(), crypto.SHA256, h[:])
 	if err != nil {
 		f.t.Error(err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
 	"net/http"
 	"slices"
@@ -79,9 +80,7 @@ func (r *running) quiet() api.Status {
 
 func row(id int64, usdPerHour any, more map[string]any) map[string]any {
 	m := map[string]any{"id": id, "dph_total": usdPerHour, "gpu_name": "RTX 4090", "num_gpus": 2, "extra_env": nil, "unknown_member": []int{1}}
-	for k, v := range more {
-		m[k] = v
-	}
+	maps.Copy(m, more)
 	return m
 }
 

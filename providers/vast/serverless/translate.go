@@ -127,7 +127,7 @@ func (c *call) do(ctx context.Context) fault {
 		if f != none {
 			return f
 		}
-		res, head, err := c.ask(ctx, to)
+		res, head, err := c.ask(ctx, to) //nolint:bodyclose // relay and drain close it
 		var r *reply
 		if err == nil {
 			if res.StatusCode/100 == 2 {
@@ -234,7 +234,8 @@ func (c *call) ask(ctx context.Context, to *worker) (res *http.Response, head []
 		return nil, nil, err
 	}
 	head = make([]byte, readSize)
-	for n := 0; ; {
+	for {
+		var n int
 		if n, err = res.Body.Read(head); n > 0 {
 			return res, head[:n], nil
 		}
