@@ -449,7 +449,7 @@ func (f *fake) options() serverless.Options {
 	})
 	return serverless.Options{
 		Key: accountKey, ConsoleURL: f.console.URL + "/", RunURL: f.engine.URL + "/", OpenAIURL: "https://openai.example/",
-		Poll: time.Hour, Wait: time.Millisecond, Hurry: 1000, Log: slog.New(slog.NewTextHandler(j, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Poll: time.Hour, Wait: time.Millisecond, Pace: 0.001, Log: slog.New(slog.NewTextHandler(j, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 }
 

@@ -57,7 +57,7 @@ type rate struct {
 // read of the others stays as it was.
 func (p *Provider) look(ctx context.Context) ([]endpoint.Endpoint, error) {
 	a, err := p.console.Do(ctx, api.Call{
-		Name: "GET /api/v0/endptjobs/", URL: p.opt.ConsoleURL + "/api/v0/endptjobs/", Key: p.opt.Key, MinInterval: p.every(jobsEvery),
+		Name: "GET /api/v0/endptjobs/", URL: p.opt.ConsoleURL + "/api/v0/endptjobs/", Key: p.opt.Key, MinInterval: p.paced(jobsEvery),
 	})
 	if err != nil {
 		return nil, err
@@ -88,8 +88,8 @@ func (p *Provider) look(ctx context.Context) ([]endpoint.Endpoint, error) {
 	return eps, nil
 }
 
-func (p *Provider) every(d time.Duration) time.Duration {
-	return time.Duration(float64(d) / p.opt.Hurry)
+func (p *Provider) paced(d time.Duration) time.Duration {
+	return time.Duration(float64(d) * p.opt.Pace)
 }
 
 // choose returns the endpoints to use, by name, and why the others are not.
@@ -246,7 +246,7 @@ func (p *Provider) readInstances(ctx context.Context, ids []int64) error {
 	q := url.Values{"limit": {strconv.Itoa(instancesPage)}, "select_cols": {columns}, "select_filters": {string(filter)}}
 	for range ids { // one page should do; more than one a row never ends
 		a, err := p.console.Do(ctx, api.Call{
-			Name: "GET /api/v1/instances/", URL: p.opt.ConsoleURL + "/api/v1/instances/?" + q.Encode(), Key: p.opt.Key, MinInterval: p.every(instancesEvery),
+			Name: "GET /api/v1/instances/", URL: p.opt.ConsoleURL + "/api/v1/instances/?" + q.Encode(), Key: p.opt.Key, MinInterval: p.paced(instancesEvery),
 		})
 		if err != nil {
 			return err

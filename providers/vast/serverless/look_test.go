@@ -294,7 +294,7 @@ func TestPartOutages(t *testing.T) {
 	o := f.options()
 	now := time.Date(2026, 8, 7, 0, 0, 0, 0, time.UTC)
 	o.Now = func() time.Time { f.mu.Lock(); defer f.mu.Unlock(); return now }
-	o.Hurry = 1e9 // this clock stands still between looks
+	o.Pace = 1e-9 // this clock stands still between looks
 	r := run(t, o)
 	first := r.fleet()[0]
 	if !near(first.Price.USDPerWorkerSecond, 0.0001) || !first.Price.AsOf.Equal(now) {

@@ -60,8 +60,8 @@ type Options struct {
 	MaxWait  time.Duration // that a request waits for a worker; default 20 min, since big models take a quarter of an hour to start
 	Wait     time.Duration // the unit of waits between questions for a worker; default 1 s, as Vast.ai's own client
 	Reroutes int           // workers a request is given to after the first, while none has answered; default 3
-	// Hurry divides the least times between calls of one kind, for a provider whose clock is fast; default 1.
-	Hurry float64
+	// Pace multiplies the least times between calls that Vast.ai's rate limit asks for; default 1. Below 1 is for fakes.
+	Pace float64
 
 	Log *slog.Logger
 	Now func() time.Time // default time.Now
@@ -110,8 +110,8 @@ func New(o Options) *Provider {
 	if o.Reroutes <= 0 {
 		o.Reroutes = 3
 	}
-	if o.Hurry <= 0 {
-		o.Hurry = 1
+	if o.Pace <= 0 {
+		o.Pace = 1
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
