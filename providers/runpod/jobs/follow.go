@@ -23,12 +23,12 @@ const (
 func (j *job) follow(ctx context.Context) {
 	var last news // with which the job has ended
 	early := 0    // polls in a row that came back before their time, without news
+	ctx, tooLate := context.WithCancel(ctx)
+	defer tooLate()
 	for {
 		if j.stream != nil && j.stream.done && !j.over {
 			j.over = true
-			var done context.CancelFunc
-			ctx, done = context.WithTimeout(ctx, tailTime)
-			defer done() //nolint:gocritic // once: over stays true
+			defer time.AfterFunc(tailTime, tooLate).Stop() //nolint:gocritic // once: over stays true
 		}
 		asked := j.t.opt.Now()
 		n, f, lost := j.poll(ctx)

@@ -93,7 +93,7 @@ func (p *python) members(open byte, end string, shut byte, dict bool, depth int)
 func (p *python) key(depth int) bool {
 	p.space()
 	from := len(p.out)
-	if !p.value(depth + 1) {
+	if p.rest == "" || strings.IndexByte("{[(", p.rest[0]) >= 0 || !p.value(depth+1) { // one written within another grows without end
 		return false
 	}
 	if p.out[from] != '"' {

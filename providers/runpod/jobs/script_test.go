@@ -78,7 +78,7 @@ func newScript(t *testing.T) *script {
 
 func (s *script) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
-	op := strings.Split(strings.TrimPrefix(r.URL.Path, "/v2/ep1/"), "/")[0]
+	op, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/ep1/"), "/")
 	s.mu.Lock()
 	steps := map[string]*[]step{"run": &s.run, "stream": &s.stream, "status": &s.status, "cancel": &s.cancel}[op]
 	if steps == nil || len(*steps) == 0 || r.Header.Get("Authorization") != "Bearer "+testKey {
