@@ -3,6 +3,7 @@ package jobs
 import (
 	"context"
 	"encoding/json"
+	"log/slog"
 	"net/http"
 	"strconv"
 
@@ -136,7 +137,11 @@ func (j *job) log(f *failure) {
 	if f.python {
 		j.t.count.pythonErrors.Add(1)
 	}
-	j.t.opt.Log.Warn("a job failed", "endpoint", j.q.id, "job", j.id, "request_id", j.r.Header.Get("X-Request-Id"),
+	level := slog.LevelWarn
+	if f.status == http.StatusBadRequest || f.status == http.StatusUnprocessableEntity {
+		level = slog.LevelInfo // the request's own fault
+	}
+	j.t.opt.Log.Log(j.r.Context(), level, "a job failed", "endpoint", j.q.id, "job", j.id, "request_id", j.r.Header.Get("X-Request-Id"),
 		"status", f.status, "code", f.code, "begun", j.wrote, "cause", j.q.redact(f.cause))
 }
 

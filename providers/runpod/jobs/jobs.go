@@ -55,7 +55,7 @@ type Translator struct {
 	// life is done when Close gives up waiting. It outlives requests, since what is to be cancelled does.
 	life context.Context
 	end  context.CancelFunc
-	wg   sync.WaitGroup // calls of /run whose caller may have left, and cancels
+	wg   sync.WaitGroup // handlers at work, calls of /run whose caller may have left, cancels
 }
 
 // New returns a Translator. It starts nothing.
@@ -110,8 +110,8 @@ type queue struct {
 	native bool
 }
 
-// Close waits until every job that lost its caller is cancelled. When ctx is done first it gives up, and the jobs' TTL
-// bounds what they cost. No handler may be in use any more.
+// Close waits until handlers have returned and every job that lost its caller is cancelled. When ctx is done first it gives
+// up, and the jobs' TTL bounds what they cost. Callers must have been sent away before: no request may come any more.
 func (t *Translator) Close(ctx context.Context) error {
 	defer t.end()
 	done := make(chan struct{})
@@ -121,7 +121,12 @@ func (t *Translator) Close(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		t.end() // what still waits ends at once
-		<-done
+		timer := time.NewTimer(time.Second)
+		defer timer.Stop()
+		select {
+		case <-done:
+		case <-timer.C: // a caller is still there
+		}
 		return ctx.Err()
 	}
 }

@@ -33,6 +33,8 @@ type job struct {
 }
 
 func (t *Translator) serve(w http.ResponseWriter, r *http.Request, q *queue) {
+	t.wg.Add(1)
+	defer t.wg.Done()
 	a, f := ask(w, r)
 	var payload []byte
 	if f == nil {
