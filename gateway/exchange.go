@@ -304,7 +304,10 @@ func (x *exchange) mayRetry() bool {
 func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
 	x.worker = endpoint.WorkerReport{}
 	if x.attempt != nil {
-		x.worker, _ = x.attempt.Report()
+		var told bool
+		if x.worker, told = x.attempt.Report(); told && x.s.opt.Worked != nil {
+			x.s.opt.Worked(oe.Endpoint, x.worker)
+		}
 	}
 	if x.watch.drained.Load() && oe.Class == outcome.ClientGone {
 		oe.Class = outcome.Truncated // ended by us: neither the caller left nor the host failed; see errDraining

@@ -51,6 +51,8 @@ type Options struct {
 	// host has answered that was known without one. Neither may block. Nil is told nothing.
 	Failed  func(id endpoint.ID, class outcome.Class)
 	Learned func(id endpoint.ID, model string)
+	// Worked is told what a provider has said of a request's work. It must not block. Nil is told nothing.
+	Worked func(id endpoint.ID, w endpoint.WorkerReport)
 	// Webhook takes what a provider posts to /webhooks/NAME and returns the status to answer with; 404 for a name it does not know.
 	// body is valid during the call only. Nil knows none.
 	Webhook func(name string, header func(string) string, body []byte) int

@@ -248,14 +248,16 @@ func (a rank) before(b rank) bool {
 	}
 }
 
-// usable tells whether the endpoint's state lets requests in. A serverless endpoint that is starting takes them:
+func (c *candidate) usable() bool { return Usable(c.ep) }
+
+// Usable tells whether the endpoint's state lets requests in. A serverless endpoint that is starting takes them:
 // they wait for the worker that comes up.
-func (c *candidate) usable() bool {
-	switch c.ep.State {
+func Usable(ep *endpoint.Endpoint) bool {
+	switch ep.State {
 	case endpoint.Preempted, endpoint.Draining, endpoint.Gone, endpoint.NoCapacity:
 		return false
 	case endpoint.Starting:
-		return c.ep.Tenure == endpoint.Serverless
+		return ep.Tenure == endpoint.Serverless
 	case endpoint.StateUnknown, endpoint.Cold, endpoint.Ready, endpoint.Saturated:
 	}
 	return true

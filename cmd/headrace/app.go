@@ -26,6 +26,7 @@ import (
 	"headrace/router"
 	"headrace/router/endpoint"
 	"headrace/router/health"
+	"headrace/router/outcome"
 	"headrace/telemetry"
 )
 
@@ -43,6 +44,8 @@ type app struct {
 	forward *forward.Client
 	server  *gateway.Server
 	ring    *ledger.Ring
+	rented  atomic.Pointer[clouds]
+	speak   *translators
 	access  atomic.Bool
 	json    bool // log.format
 	certs   []*listen.Certificate
@@ -72,10 +75,18 @@ func newApp(cfg *config.Config, logTo io.Writer) (*app, error) {
 		Breaker: health.Options{Failures: cfg.Breaker.Failures, OpenFor: cfg.Breaker.OpenFor},
 		Retry:   router.BudgetOptions{PerRequest: cfg.Retries.Budget, Cap: cfg.Retries.BudgetCap},
 	})
-	a.forward = forward.New(forward.Options{Connect: cfg.Timeouts.Connect, UpstreamIdle: cfg.Timeouts.UpstreamIdle})
+	a.rented.Store(newClouds(cfg, a.log))
+	a.speak = newTranslators(cfg, a.log, a.rented.Load)
+	a.forward = forward.New(forward.Options{Connect: cfg.Timeouts.Connect, UpstreamIdle: cfg.Timeouts.UpstreamIdle, Translate: a.speak.handler})
 	a.server = gateway.New(gateway.Options{
 		Router: a.router, Forward: a.forward, Log: a.log, Settled: a.settled,
-		MaxHead: int(cfg.Limits.MaxHead), Idle: cfg.Timeouts.Idle,
+		MaxHead: int(cfg.Limits.MaxHead), Idle: cfg.Timeouts.Idle, Classify: classify,
+		Failed:  func(id endpoint.ID, c outcome.Class) { a.rented.Load().failed(id, c) },
+		Learned: func(id endpoint.ID, model string) { a.rented.Load().learned(id, model) },
+		Worked:  func(id endpoint.ID, w endpoint.WorkerReport) { a.rented.Load().worked(id, w) },
+		Webhook: func(name string, header func(string) string, body []byte) int {
+			return a.rented.Load().webhook(name, header, body)
+		},
 	}, settings(cfg))
 	if err := a.forward.Check(cfg.StaticEndpoints(time.Now())); err != nil {
 		return nil, err
@@ -165,7 +176,7 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 		back.Go(func() error {
 			return admin.Serve(backCtx, a.admin, admin.Options{
 				Router: a.router, Requests: a.ring, InFlight: a.server.InFlight, Draining: a.server.Draining,
-				Reload: a.reloadStatus, Version: versionText(),
+				Reload: a.reloadStatus, Version: versionText(), Providers: func() any { return a.rented.Load().statuses() },
 			})
 		})
 	}
@@ -180,7 +191,8 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 	if berr := back.Wait(); berr != nil && !errors.Is(berr, context.Canceled) {
 		err = errors.Join(err, berr)
 	}
-	a.forward.CloseIdle()
+	a.forward.Close()
+	a.speak.close(a.log)
 	a.log.Info("stopped", "requests", a.ring.Total())
 	return err
 }
@@ -220,13 +232,28 @@ func (a *app) sources() []providers.Source {
 		known[ep.ID] = ep
 	}
 	p := static.New(a.cfg.StaticEndpoints(time.Now()), static.Options{Log: a.log, Known: known})
-	return []providers.Source{{Name: "static", Discoverer: p}}
+	sources := []providers.Source{{Name: "static", Discoverer: p}}
+	c := a.rented.Load()
+	for _, acc := range c.all() {
+		s := providers.Source{Name: acc.name, Discoverer: acc.Discoverer}
+		for i := range a.fleet {
+			if c.owns(acc, &a.fleet[i]) {
+				s.Known = append(s.Known, a.fleet[i])
+			}
+		}
+		sources = append(sources, s)
+	}
+	return sources
 }
 
 // discovered makes eps the fleet.
 func (a *app) discovered(eps []endpoint.Endpoint) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	eps, err := a.forward.Usable(eps)
+	if err != nil {
+		a.log.Error("hosts left out: they cannot be reached as described", "error", err)
+	}
 	if err := a.forward.Update(eps); err != nil {
 		a.log.Error("fleet not changed", "error", err)
 		return
@@ -258,6 +285,7 @@ func (a *app) reconfigure(r reading) bool {
 		a.log.Warn("changes that take effect at the next start only", "keys", later)
 	}
 	a.cfg, a.rules = r.cfg, rules(r.cfg)
+	a.rented.Store(newClouds(r.cfg, a.log)) // the old ones end with their round
 	a.level.Set(r.cfg.Log.Level)
 	a.access.Store(r.cfg.Log.Access)
 	a.server.Configure(settings(r.cfg))

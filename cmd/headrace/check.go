@@ -20,16 +20,21 @@ import (
 
 func checkCommand() *cobra.Command {
 	var f configFlags
-	var ready bool
+	var ready, live bool
 	var output string
+	times := liveTimes{all: 30 * time.Second, quiet: 2 * time.Second}
 	c := &cobra.Command{
 		Use:   "check",
 		Short: "Check the config, or a running gateway",
 		Long: `Check the config and list the hosts it names; every problem is reported at once with its place in
 the file. With --ready ask the running gateway's /readyz instead, as a container's health check does.
 
-Exit codes: 0 all is well, 1 the gateway is not ready, 2 the config or the command line is wrong.`,
-		Example: "  headrace check --config headrace.yaml\n  headrace check -c headrace.yaml -o json\n  headrace check --ready",
+With --live ask the providers what the keys can see: endpoints, instances, models, price, state, and why each host is or is not
+used. No worker is woken and no model is asked for tokens.
+
+Exit codes: 0 all is well, 1 the gateway is not ready, an account does not answer or no host can be used, 2 the config or the
+command line is wrong.`,
+		Example: "  headrace check --config headrace.yaml\n  headrace check -c headrace.yaml -o json\n  RUNPOD_API_KEY=… VAST_API_KEY=… headrace check --live\n  headrace check --ready",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if output != "table" && output != "json" {
@@ -42,11 +47,16 @@ Exit codes: 0 all is well, 1 the gateway is not ready, 2 the config or the comma
 			if err != nil {
 				return err
 			}
+			if live {
+				return checkLive(cmd.Context(), cfg, cmd.OutOrStdout(), output, times)
+			}
 			return printConfig(cmd.OutOrStdout(), cfg, output)
 		},
 	}
 	f.add(c)
 	c.Flags().BoolVar(&ready, "ready", false, "ask the running gateway whether it is ready")
+	c.Flags().BoolVar(&live, "live", false, "ask the providers what there is to use now, and say why each host is or is not used")
+	c.Flags().DurationVar(&times.all, "wait", times.all, "with --live: how long to wait for answers")
 	c.Flags().StringVarP(&output, "output", "o", "table", "table or json")
 	return c
 }
@@ -145,7 +155,7 @@ func priceText(p *endpoint.Price) string {
 	case endpoint.PerHour:
 		return fmt.Sprintf("$%.4g/h", p.USDPerHour)
 	case endpoint.PerWorkerSecond:
-		return fmt.Sprintf("$%.6g per worker second", p.USDPerWorkerSecond)
+		return fmt.Sprintf("$%.4g/h a worker", p.USDPerWorkerSecond*3600)
 	case endpoint.PerToken:
 		return fmt.Sprintf("$%.4g in, $%.4g out per Mtok", p.USDPerMTokIn, p.USDPerMTokOut)
 	case endpoint.BasisUnknown:

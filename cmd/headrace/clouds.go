@@ -1,0 +1,229 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"headrace/gateway/config"
+	"headrace/providers"
+	"headrace/providers/api"
+	"headrace/providers/runpod"
+	"headrace/providers/runpod/jobs"
+	"headrace/providers/vast"
+	"headrace/providers/vast/serverless"
+	"headrace/router/endpoint"
+	"headrace/router/outcome"
+)
+
+// account is something rented, whose hosts are discovered.
+type account struct {
+	name     string // for people: "runpod", "vast", "vast serverless"
+	provider string // of its endpoints
+	providers.Discoverer
+	status func() api.Status // nil for hosts of the config
+}
+
+// clouds are the accounts of one config. A nil one is not asked.
+type clouds struct {
+	runpod     *runpod.Provider
+	vast       *vast.Provider
+	serverless *serverless.Provider
+}
+
+func newClouds(cfg *config.Config, log *slog.Logger) *clouds {
+	c := &clouds{}
+	if r := cfg.Providers.RunPod; r != nil {
+		c.runpod = runpod.New(runpodOptions(r, log))
+	}
+	if v := cfg.Providers.Vast; v != nil {
+		c.vast = vast.New(vastOptions(v, log))
+		if len(v.Serverless) > 0 {
+			c.serverless = serverless.New(serverlessOptions(v, log))
+		}
+	}
+	return c
+}
+
+func runpodOptions(r *config.RunPod, log *slog.Logger) runpod.Options {
+	o := runpod.Options{
+		Key: r.APIKey, ManagementURL: r.ManagementURL, QueueURL: r.QueueURL, BalancerURL: r.BalancerURL, PodURL: r.PodURL,
+		Models: map[string][]string{}, Native: map[string]bool{}, Prices: r.Prices,
+		Poll: r.Poll, HealthPoll: r.HealthPoll, CatalogPoll: r.CatalogPoll, Log: log,
+	}
+	for _, e := range r.Endpoints {
+		o.Endpoints = append(o.Endpoints, e.Match)
+		if len(e.Models) > 0 {
+			o.Models[e.Match] = e.Models
+		}
+		if e.Native {
+			o.Native[e.Match] = true
+		}
+	}
+	for _, p := range r.Pods {
+		o.Pods = append(o.Pods, runpod.PodOptions{Match: p.Match, Port: p.Port, TCP: p.TCP, Key: p.APIKey, Models: p.Models})
+	}
+	return o
+}
+
+func vastOptions(v *config.Vast, log *slog.Logger) vast.Options {
+	i := &v.Instances
+	o := vast.Options{
+		Key: v.APIKey, ConsoleURL: v.ConsoleURL, InstanceURL: v.InstanceURL, Labels: i.Labels, Templates: i.Templates,
+		Port: i.Port, Bearer: i.APIKey, Models: i.Models, TLS: vast.TLSMode(i.TLS), Poll: v.Poll, WebhookSecret: v.WebhookSecret,
+		LeaveBefore: i.LeaveBefore, Log: log,
+	}
+	for _, id := range i.IDs {
+		o.IDs = append(o.IDs, int64(id))
+	}
+	return o
+}
+
+func serverlessOptions(v *config.Vast, log *slog.Logger) serverless.Options {
+	o := serverless.Options{
+		Key: v.APIKey, ConsoleURL: v.ConsoleURL, RunURL: v.RunURL, OpenAIURL: v.OpenAIURL, Poll: v.Poll, Log: log,
+		Way: map[string]serverless.Way{}, Payload: map[string]serverless.PayloadForm{}, Models: map[string][]string{},
+	}
+	for _, e := range v.Serverless {
+		o.Endpoints = append(o.Endpoints, e.Match)
+		if e.Way == "route" {
+			o.Way[e.Match] = serverless.Route
+		}
+		switch e.Payload {
+		case "wrapped":
+			o.Payload[e.Match] = serverless.Wrapped
+		case "bare":
+			o.Payload[e.Match] = serverless.Bare
+		}
+		if len(e.Models) > 0 {
+			o.Models[e.Match] = e.Models
+		}
+	}
+	return o
+}
+
+// all returns the accounts that are asked.
+func (c *clouds) all() []account {
+	var as []account
+	if c.runpod != nil {
+		as = append(as, account{"runpod", "runpod", c.runpod, c.runpod.Status})
+	}
+	if c.vast != nil {
+		as = append(as, account{"vast", "vast", c.vast, c.vast.Status})
+	}
+	if c.serverless != nil {
+		as = append(as, account{"vast serverless", "vast", c.serverless, c.serverless.Status})
+	}
+	return as
+}
+
+// owner is which account an endpoint belongs to; both of Vast.ai's have its name.
+func (c *clouds) owns(a account, ep *endpoint.Endpoint) bool {
+	return ep.Provider == a.provider && (ep.Provider != "vast" || (ep.Tenure == endpoint.Serverless) == (a.name == "vast serverless"))
+}
+
+// failed has the endpoint's account look at it.
+func (c *clouds) failed(id endpoint.ID, _ outcome.Class) {
+	if c.runpod != nil {
+		c.runpod.Nudge(id)
+	}
+	if c.vast != nil {
+		c.vast.Nudge(id)
+	}
+	if c.serverless != nil {
+		c.serverless.Nudge(id)
+	}
+}
+
+func (c *clouds) learned(id endpoint.ID, model string) {
+	if c.runpod != nil {
+		c.runpod.Learned(id, model)
+	}
+}
+
+func (c *clouds) worked(id endpoint.ID, w endpoint.WorkerReport) {
+	if c.runpod != nil {
+		c.runpod.Report(id, w)
+	}
+}
+
+// webhook takes what is posted to /webhooks/NAME.
+func (c *clouds) webhook(name string, header func(string) string, body []byte) int {
+	if name != "vast" || c.vast == nil {
+		return http.StatusNotFound
+	}
+	return c.vast.Webhook(header, body, time.Now())
+}
+
+// classify asks the adapter of the endpoint's provider what an answer means.
+func classify(ep *endpoint.Endpoint, status int, contentType string, body []byte) (outcome.Class, bool) {
+	switch {
+	case ep.Provider == "runpod":
+		return runpod.Classify(ep, status, contentType, body)
+	case ep.Provider == "vast" && ep.Tenure == endpoint.Serverless:
+		return serverless.Classify(ep, status, contentType, body)
+	case ep.Provider == "vast":
+		return vast.Classify(ep, status, contentType, body)
+	}
+	return 0, false
+}
+
+// translators stand for endpoints that do not speak plain OpenAI HTTP.
+type translators struct {
+	clouds func() *clouds
+	jobs   *jobs.Translator
+}
+
+func newTranslators(cfg *config.Config, log *slog.Logger, current func() *clouds) *translators {
+	t := &translators{clouds: current}
+	var ttl time.Duration
+	if r := cfg.Providers.RunPod; r != nil {
+		ttl = r.JobTTL
+	}
+	t.jobs = jobs.New(jobs.Options{Log: log, TTL: ttl, Native: func(ep *endpoint.Endpoint) bool {
+		c := current()
+		return c != nil && c.runpod != nil && c.runpod.Native(ep)
+	}})
+	return t
+}
+
+// handler returns what stands for ep, nil for endpoints that are spoken to as they are.
+func (t *translators) handler(ep *endpoint.Endpoint) http.Handler {
+	switch ep.Dialect {
+	case endpoint.RunPodJobs:
+		return t.jobs.Handler(*ep)
+	case endpoint.VastRoute:
+		if c := t.clouds(); c != nil && c.serverless != nil {
+			return c.serverless.Handler(*ep)
+		}
+	case endpoint.OpenAI:
+	}
+	return nil
+}
+
+// cancelWithin is how long the cancelling of jobs that nobody waits for may take at shutdown.
+const cancelWithin = 10 * time.Second
+
+// close waits until jobs that lost their callers are cancelled.
+func (t *translators) close(log *slog.Logger) {
+	ctx, cancel := context.WithTimeout(context.Background(), cancelWithin)
+	defer cancel()
+	if err := t.jobs.Close(ctx); err != nil {
+		log.Warn("some RunPod jobs may run on until their time to live ends", "error", err)
+	}
+}
+
+// providerStatus is what the admin API shows of an account.
+type providerStatus struct {
+	Account string `json:"account"`
+	api.Status
+}
+
+func (c *clouds) statuses() []providerStatus {
+	out := []providerStatus{}
+	for _, a := range c.all() {
+		out = append(out, providerStatus{a.name, a.status()})
+	}
+	return out
+}
