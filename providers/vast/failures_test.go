@@ -228,10 +228,10 @@ func TestFailures(t *testing.T) {
 	})
 	t.Run("vast_7.12_intervals_kept", func(t *testing.T) {
 		t.Parallel()
-		c := fleetOf(t, fakevast.Config{RateLimits: true, RateScale: 20}, 60)
-		r := attach(t, c, func(o *vast.Options) { o.Pace = 1.0 / 20 })
+		c := fleetOf(t, fakevast.Config{RateLimits: true, RateScale: 10}, 60)
+		r := attach(t, c, func(o *vast.Options) { o.Pace = 1.0 / 10 })
 		r.until("all", func(eps []endpoint.Endpoint) bool { return len(eps) == 60 })
-		for range 3 {
+		for range 2 {
 			for _, i := range c.Instances() {
 				r.p.Nudge(id(i))
 			}

@@ -373,7 +373,7 @@ func (f *fleet) review(now time.Time) {
 		}
 		h.addrs = f.addresses(h)
 		for _, a := range h.addrs {
-			if other, taken := claims[a.key()]; taken {
+			if other, taken := claims[a.key()]; taken && other != id {
 				rivals[id], rivals[other] = other, id
 			}
 			claims[a.key()] = id

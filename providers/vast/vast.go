@@ -60,7 +60,7 @@ type Options struct {
 	VastRoot string // Vast.ai's root certificate as PEM; "" fetches it from ConsoleURL/static/jvastai_root.cer when it is needed
 
 	// Poll is the time between the begins of two looks at the whole account; default 15 s. A look takes a call for each
-	// 25 instances, 1.1 s apart, and the next one waits for it: 1,000 instances are looked at every 44 s. Instances on which
+	// 25 instances, 1.2 s apart, and the next one waits for it: 1,000 instances are looked at every 48 s. Instances on which
 	// traffic failed are looked at by themselves meanwhile.
 	Poll          time.Duration
 	ProbeTimeout  time.Duration // of one question to an instance; default 5 s
@@ -68,7 +68,7 @@ type Options struct {
 	WebhookSecret endpoint.Secret
 	Share         Share // nil: this replica polls alone
 
-	// Pace multiplies the least times between calls that Vast.ai's rate limit asks for; default 1. Below 1 is for fakes.
+	// Pace multiplies the least times between calls and before a repeated one; default 1. Below 1 is for fakes.
 	Pace      float64
 	Log       *slog.Logger
 	Now       func() time.Time
@@ -76,9 +76,12 @@ type Options struct {
 }
 
 const (
-	listEvery = 1100 * time.Millisecond // Vast.ai: 1.0 s between GET /api/v1/instances/; a tenth for the network's jitter
-	readEvery = 2200 * time.Millisecond // Vast.ai: 2.0 s between GET /api/v0/instances/{id}/
-	billEvery = 1100 * time.Millisecond // Vast.ai: 1.0 s between GET /api/v0/charges/
+	// The least times between the begins of two calls. Vast.ai says 1, 2 and 1 s between two arrivals; the rest is for connecting.
+	listEvery = 1200 * time.Millisecond // GET /api/v1/instances/
+	readEvery = 2200 * time.Millisecond // GET /api/v0/instances/{id}/
+	billEvery = 1200 * time.Millisecond // GET /api/v0/charges/
+
+	backoff = 500 * time.Millisecond // before a call that failed is tried again
 )
 
 // Provider is the discoverer of an account's instances.
@@ -133,10 +136,10 @@ func New(o Options) *Provider {
 	}
 	p := &Provider{
 		opt: o, log: o.Log, now: o.Now, wake: make(chan struct{}, 1), root: o.VastRoot, nudged: map[int64]struct{}{},
-		client: api.New(api.Options{Provider: "vast", Key: o.Key, Transport: o.Transport, Now: o.Now}),
 		status: api.Status{Provider: "vast", Oddities: map[string]int64{}},
 		hooks:  hooks{secret: o.WebhookSecret},
 	}
+	p.client = api.New(api.Options{Provider: "vast", Key: o.Key, Transport: o.Transport, Now: o.Now, Backoff: p.paced(backoff)})
 	p.check = checker{pattern: o.InstanceURL, mode: o.TLS, timeout: o.ProbeTimeout, root: p.vastRoot}
 	return p
 }
