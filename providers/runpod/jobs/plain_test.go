@@ -113,7 +113,8 @@ func TestPayload(t *testing.T) {
 		"too large":           {a: asked{kind: routeChat, body: slices.Concat([]byte(`{"a":"`), make([]byte, maxRun-20), []byte(`"}`))}, status: 413},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, f := tc.a.payload(tc.native, time.Minute, tc.exec)
+			tc.a.native = tc.native
+			got, f := tc.a.payload(time.Minute, tc.exec)
 			switch {
 			case tc.status != 0 && (f == nil || f.status != tc.status):
 				t.Errorf("got %s, %+v", got, f)

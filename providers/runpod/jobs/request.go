@@ -34,6 +34,7 @@ type asked struct {
 	stream  bool
 	usage   bool   // stream_options.include_usage
 	limit   int    // max_tokens, 0 for none
+	native  bool   // it is sent in the worker's own form
 	jobID   string // for ids of answers that are made here
 	created int64  // Unix seconds, for the same
 }
@@ -97,10 +98,10 @@ func tooLarge() *failure {
 
 // payload is the body of /run. Its input always has a member: a worker drops a job with an empty one, which then fails
 // as if the worker had died.
-func (a *asked) payload(native bool, ttl, execution time.Duration) ([]byte, *failure) {
+func (a *asked) payload(ttl, execution time.Duration) ([]byte, *failure) {
 	b := make([]byte, 0, len(a.body)+256)
 	b = append(b, `{"input":`...)
-	if native {
+	if a.native {
 		in, f := a.nativeInput()
 		if f != nil {
 			return nil, f

@@ -38,7 +38,8 @@ func (t *Translator) serve(w http.ResponseWriter, r *http.Request, q *queue) {
 	a, f := ask(w, r)
 	var payload []byte
 	if f == nil {
-		payload, f = a.payload(q.native, t.opt.TTL, t.opt.ExecutionTimeout)
+		a.native = q.native
+		payload, f = a.payload(t.opt.TTL, t.opt.ExecutionTimeout)
 	}
 	if f != nil {
 		writeFailure(w, f)

@@ -116,9 +116,16 @@ func (a *asked) new(chunk bool) made {
 	return m
 }
 
+// nativeLimit is how many tokens worker-vllm up to 2.23 makes in its own form when nobody says.
+const nativeLimit = 100
+
 // finishOf is why an answer of so many tokens ended, of which the worker says nothing.
 func (a *asked) finishOf(u nativeUsage) json.RawMessage {
-	if a.limit > 0 && u.Output >= a.limit {
+	limit := a.limit
+	if limit == 0 && a.native {
+		limit = nativeLimit
+	}
+	if limit > 0 && u.Output >= limit {
 		return json.RawMessage(`"length"`)
 	}
 	return json.RawMessage(`"stop"`)
