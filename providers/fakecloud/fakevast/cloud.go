@@ -2,6 +2,7 @@ package fakevast
 
 import (
 	"context"
+	"crypto/rsa"
 	"fmt"
 	"log"
 	"math/rand/v2"
@@ -22,6 +23,10 @@ type Cloud struct {
 	ca     *authority
 	books  books
 
+	courier *http.Client           // brings events to webhooks
+	inner   *http.Client           // asks workers for the proxy
+	signer  func() *rsa.PrivateKey // of routes; made when it is needed first
+
 	mu        sync.Mutex // guards all below; a lock of an instance is taken before it
 	stopped   bool
 	wg        sync.WaitGroup // goroutines; nothing is added once stopped
@@ -31,6 +36,12 @@ type Cloud struct {
 	limits    limiter
 	troubles  []*Trouble
 	credit    float64
+	offers    map[int64]*offer
+	webhooks  []*webhook
+	logsAsked map[string]int
+	endpoints []*Serverless
+
+	lastOffer, lastWebhook, lastIncrease, lastEndpoint int64
 }
 
 // door is one of the Cloud's own addresses.
@@ -55,12 +66,18 @@ func Start(ctx context.Context, cfg Config) (*Cloud, error) {
 		return nil, fmt.Errorf("start fake vast: %w", err)
 	}
 	c := &Cloud{
-		cfg: cfg, ca: ca, nextID: 20000001, instances: map[int64]*Instance{}, credit: cfg.Credit,
+		cfg: cfg, ca: ca, nextID: 20000001, instances: map[int64]*Instance{}, credit: cfg.Credit, offers: map[int64]*offer{},
+		lastOffer: 10000000, lastWebhook: 41, lastIncrease: 900, lastEndpoint: 1200, logsAsked: map[string]int{},
+		inner: newInner(), signer: sync.OnceValue(newSigner),
+		courier: &http.Client{
+			Transport:     &http.Transport{DisableKeepAlives: true},
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
 		rng: rand.New(rand.NewPCG(cfg.Seed, 0x76617374)), //nolint:gosec // what happens is to be repeatable
 	}
 	c.limits.next = map[string]time.Time{}
 	c.ctx, c.cancel = context.WithCancel(ctx) //nolint:gosec // Stop cancels
-	handlers := [numDoors]http.Handler{console: c.consoleRoutes(), run: http.NotFoundHandler(), openAI: http.NotFoundHandler()}
+	handlers := [numDoors]http.Handler{console: c.consoleRoutes(), run: c.runRoutes(), openAI: c.openAIRoutes()}
 	for i, h := range handlers {
 		if err := c.open(i, h); err != nil {
 			c.Stop()
@@ -106,6 +123,7 @@ func (c *Cloud) Stop() {
 			_ = s.Close()
 		}
 	}
+	c.inner.CloseIdleConnections()
 	ending.Wait()
 	c.wg.Wait()
 }

@@ -2,6 +2,7 @@ package fakevast
 
 import (
 	"cmp"
+	"net/http"
 	"time"
 
 	"headrace/providers/fakecloud"
@@ -30,6 +31,7 @@ type Config struct {
 	Boot         Boot          // of instances that have none of their own
 	PortsSurvive bool          // an instance that comes back keeps its port; by default it gets another
 	Hazards      Hazard        // of the rows of all instances
+	ProxyHold    time.Duration // how long the OpenAI proxy waits for a worker before 504; default 5 min
 	KeepIPs      bool          // an instance that is not running still shows the address it had
 
 	StrictWebhooks bool // take only https webhooks, as the service does; by default http on loopback is fine too
@@ -48,6 +50,7 @@ func (c *Config) fill() {
 	c.OfflineAfter = cmp.Or(c.OfflineAfter, time.Minute)
 	c.WebhookDelay = cmp.Or(c.WebhookDelay, 5*time.Second)
 	c.StopTakes = cmp.Or(c.StopTakes, 10*time.Second)
+	c.ProxyHold = cmp.Or(c.ProxyHold, 5*time.Minute)
 	c.Boot.fill(Boot{Provision: 10 * time.Second, Pull: 90 * time.Second, Ports: 5 * time.Second, Model: 3 * time.Minute})
 	if c.Now == nil {
 		c.Now = time.Now
@@ -162,6 +165,9 @@ type InstanceConfig struct {
 	HostPort int    // default a free one
 	Boot     *Boot  // how it boots; nil for one that serves already
 	Hazards  Hazard
+
+	front    func(http.Handler) http.Handler // of a serverless worker
+	frontTLS bool
 }
 
 func (c *InstanceConfig) fill(id int64) {

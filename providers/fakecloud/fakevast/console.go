@@ -27,11 +27,44 @@ type route struct {
 }
 
 func (c *Cloud) routes() []route {
+	const instances = "/api/v0/instances/"
 	return []route{
 		{pattern: "GET /api/v0/users/current/", serve: c.currentUser},
 		{pattern: "GET /api/v1/instances/", serve: c.listInstances},
-		{pattern: "GET /api/v0/instances/", serve: c.retiredList},
-		{pattern: "GET /api/v0/instances/{id}/", serve: c.oneInstance},
+		{pattern: "GET " + instances, serve: c.retiredList},
+		{pattern: "PUT " + instances, serve: c.manageMany},
+		{pattern: "DELETE " + instances, serve: c.destroyMany},
+		{pattern: "GET " + instances + "{id}/", serve: c.oneInstance},
+		{pattern: "PUT " + instances + "{id}/", serve: c.manage},
+		{pattern: "DELETE " + instances + "{id}/", serve: c.destroy},
+		{pattern: "PUT " + instances + "bid_price/{id}/", serve: c.bid},
+		{pattern: "PUT " + instances + "reboot/{id}/", serve: c.reboot},
+		{pattern: "PUT " + instances + "recycle/{id}/", serve: c.reboot},
+		{pattern: "PUT " + instances + "request_logs/{id}/", serve: c.requestLogs},
+		{pattern: "GET " + instances + "pending-price-increases/", serve: c.priceIncreases},
+		{pattern: "PUT " + instances + "accept-price-increase/", serve: c.settle},
+		{pattern: "PUT " + instances + "reject-price-increase/", serve: c.settle},
+		{pattern: "PUT /api/v0/asks/{id}/", serve: c.create},
+		{pattern: "POST /api/v0/bundles/", serve: c.searchOffers, public: true},
+		{pattern: "PUT /api/v0/search/asks/", serve: c.searchAsks, public: true},
+		{pattern: "GET /api/v0/charges/", serve: c.charges},
+		{pattern: "GET /api/v0/metrics/gpu/current/", serve: c.gpuMetrics},
+		{pattern: "GET /api/v0/endptjobs/", serve: c.listEndpoints},
+		{pattern: "POST /api/v0/endptjobs/", serve: c.createEndpoint},
+		{pattern: "GET /api/v0/endptjobs/{id}/", serve: c.oneEndpoint},
+		{pattern: "PUT /api/v0/endptjobs/{id}/", serve: c.changeEndpoint},
+		{pattern: "DELETE /api/v0/endptjobs/{id}/", serve: c.deleteEndpoint},
+		{pattern: "GET /api/v0/workergroups/", serve: c.listGroups},
+		{pattern: "POST /api/v0/workergroups/", serve: c.createGroup},
+		{pattern: "GET /api/v0/autojobs/", serve: c.listGroups},
+		{pattern: "POST /api/v0/autojobs/", serve: c.createGroup},
+		{pattern: "GET /api/v0/notification-types/", serve: c.notificationTypes},
+		{pattern: "GET /api/v0/webhooks/", serve: c.listWebhooks},
+		{pattern: "POST /api/v0/webhooks/", serve: c.createWebhook},
+		{pattern: "PUT /api/v0/webhooks/{id}/", serve: c.changeWebhook},
+		{pattern: "DELETE /api/v0/webhooks/{id}/", serve: c.deleteWebhook},
+		{pattern: "POST /api/v0/webhooks/{id}/rotate-secret/", serve: c.rotateSecret},
+		{pattern: "POST /api/v0/webhooks/{id}/test/", serve: c.testWebhook},
 	}
 }
 
@@ -41,6 +74,11 @@ func (c *Cloud) consoleRoutes() http.Handler {
 	for _, rt := range c.routes() {
 		mux.HandleFunc(rt.pattern+"{$}", func(w http.ResponseWriter, r *http.Request) { c.serve(rt, w, r) })
 	}
+	mux.HandleFunc("GET /logs/", c.log)
+	mux.HandleFunc("GET /static/jvastai_root.cer", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/pkix-cert")
+		_, _ = w.Write(c.ca.pem)
+	})
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		c.books.add(Request{
 			At: time.Now(), Call: "?", Method: r.Method, Path: r.URL.Path, Query: r.URL.RawQuery, Header: r.Header, Status: http.StatusNotFound,
@@ -156,12 +194,4 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 
 func writeError(w http.ResponseWriter, status int, code, msg string) {
 	writeJSON(w, status, map[string]any{"success": false, "error": code, "msg": msg})
-}
-
-func (c *Cloud) currentUser(a *asked) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	a.json(map[string]any{
-		"id": c.cfg.UserID, "email": "someone@example.com", "username": "someone", "credit": c.credit, "balance": 0, "ssh_key": "ssh-ed25519 AAAA",
-	})
 }

@@ -318,6 +318,7 @@ func (i *Instance) SetPrice(usdPerHour float64) {
 func (i *Instance) Update(change func(c *InstanceConfig)) {
 	i.c.mu.Lock()
 	defer i.c.mu.Unlock()
+	i.pay()
 	id := i.cfg.ID
 	change(&i.cfg)
 	i.cfg.ID = id

@@ -36,6 +36,8 @@ type Instance struct {
 	hazards Hazard
 	started time.Time // wall clock
 	pending *priceIncrease
+	paid    Charge    // until since
+	since   time.Time // wall clock
 }
 
 // view is what the API tells.
@@ -71,7 +73,7 @@ func (c *Cloud) add(cfg InstanceConfig) (*Instance, error) {
 		c.instances[cfg.ID] = nil // reserved
 		c.nextID = max(c.nextID, cfg.ID+1)
 	}
-	i := &Instance{c: c, token: c.hex(64), hazards: cfg.Hazards, started: time.Now()}
+	i := &Instance{c: c, token: c.hex(64), hazards: cfg.Hazards, started: time.Now(), since: time.Now()}
 	seed := c.rng.Uint64()
 	c.mu.Unlock()
 	if taken {
@@ -117,6 +119,13 @@ func (c *Cloud) add(cfg InstanceConfig) (*Instance, error) {
 func (i *Instance) secure(cfg *InstanceConfig, hc *fakecloud.HostConfig) {
 	if cfg.Env == nil {
 		cfg.Env = map[string]string{}
+	}
+	if cfg.front != nil {
+		hc.Wrap = cfg.front
+		if cfg.frontTLS {
+			hc.TLS, hc.Certificate = true, i.c.ca.issue("pyworker.vast.ai", cfg.Portal.Certificate)
+		}
+		return
 	}
 	if cfg.Template == Portal {
 		i.portal = newPortal(cfg, i.token)
@@ -259,6 +268,7 @@ func (i *Instance) take(s step) {
 	}
 	if s.tell != nil {
 		i.c.mu.Lock()
+		i.pay()
 		s.tell(&i.v)
 		i.c.mu.Unlock()
 	}

@@ -45,7 +45,7 @@ func invalidKey(format string, args ...any) error {
 	return &badQuery{"invalid_request", "Error in query parameters: " + fmt.Sprintf(format, args...)}
 }
 
-func parseQuery(v url.Values, most int) (*query, error) {
+func parseQuery(v url.Values, most int, searchable []string) (*query, error) {
 	q := &query{limit: most}
 	if text := v.Get("limit"); text != "" {
 		n, err := strconv.Atoi(text)
@@ -73,12 +73,12 @@ func parseQuery(v url.Values, most int) (*query, error) {
 		q.cols = nil
 	}
 	for _, o := range q.order {
-		if !slices.Contains(stored, o.Col) {
+		if !slices.Contains(searchable, o.Col) {
 			return nil, invalidKey("%s is not a valid sort key", o.Col)
 		}
 	}
 	for col, ops := range q.filters {
-		if !slices.Contains(stored, col) {
+		if !slices.Contains(searchable, col) {
 			return nil, invalidKey("%s is not a valid search key", col)
 		}
 		for op := range ops {
@@ -180,6 +180,11 @@ func equal(a, b any) bool {
 func compare(a, b any) (n int, ok bool) {
 	if x, ok := number(a); ok {
 		y, ok := number(b)
+		if text, isText := b.(string); isText { // the vendor's client sends what was typed
+			var err error
+			y, err = strconv.ParseFloat(text, 64)
+			ok = err == nil
+		}
 		return cmp.Compare(x, y), ok
 	}
 	x, okX := a.(string)
@@ -232,7 +237,7 @@ func project(row map[string]any, cols []string) map[string]any {
 
 // listInstances is GET /api/v1/instances/.
 func (c *Cloud) listInstances(a *asked) {
-	q, err := parseQuery(a.r.URL.Query(), 25)
+	q, err := parseQuery(a.r.URL.Query(), 25, stored)
 	if err != nil {
 		refuseQuery(a, err)
 		return

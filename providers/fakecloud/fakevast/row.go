@@ -169,18 +169,7 @@ func (i *Instance) ports(list bool) any {
 
 // dress makes a row odd in the ways that its hazards say.
 func (i *Instance) dress(row map[string]any) map[string]any {
-	for name, v := range row {
-		switch v := v.(type) {
-		case float64:
-			if v == math.Trunc(v) && math.Abs(v) < 1e15 && !i.has(IntFloats) { // as Python writes it
-				row[name] = json.Number(strconv.FormatFloat(v, 'f', 1, 64))
-			}
-		case int:
-			if i.has(FloatInts) {
-				row[name] = json.Number(strconv.Itoa(v) + ".0")
-			}
-		}
-	}
+	i.figures(row)
 	if i.has(StringNumbers) {
 		for name, v := range row {
 			if f, ok := v.(float64); ok && (strings.HasPrefix(name, "dph") || strings.HasSuffix(name, "cost")) {
@@ -192,4 +181,22 @@ func (i *Instance) dress(row map[string]any) map[string]any {
 		row["entirely_new"] = map[string]any{"of": []any{1, "two", nil}}
 	}
 	return row
+}
+
+// figures writes numbers as Python does, with a fraction for each float, or as the hazards say.
+func (i *Instance) figures(row map[string]any) {
+	for name, v := range row {
+		switch v := v.(type) {
+		case map[string]any:
+			i.figures(v)
+		case float64:
+			if v == math.Trunc(v) && math.Abs(v) < 1e15 && !i.has(IntFloats) {
+				row[name] = json.Number(strconv.FormatFloat(v, 'f', 1, 64))
+			}
+		case int:
+			if i.has(FloatInts) {
+				row[name] = json.Number(strconv.Itoa(v) + ".0")
+			}
+		}
+	}
 }
