@@ -105,8 +105,8 @@ func TestLostRunIsCounted(t *testing.T) {
 	if a := f.ask(chatBody); a.status != 502 {
 		t.Errorf("%+v", a)
 	}
-	if f.Stats().RunsLost != 1 || !strings.Contains(f.log.String(), "id is unknown") || !strings.Contains(s.bodies[0], `"ttl":60000`) || len(s.bodies) != 1 {
-		t.Errorf("%+v, sent %q, log %s", f.Stats(), s.bodies, f.log)
+	if f.Stats().RunsLost != 1 || !strings.Contains(f.log.String(), "id is unknown") || !strings.Contains(s.sent()[0], `"ttl":60000`) || len(s.sent()) != 1 {
+		t.Errorf("%+v, sent %q, log %s", f.Stats(), s.sent(), f.log)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -157,7 +158,8 @@ type front struct {
 	srv *httptest.Server
 	log *syncBuffer
 
-	mu      sync.Mutex
+	busy    sync.WaitGroup // handlers
+	mu      sync.Mutex     // guards all below
 	reports []endpoint.WorkerReport
 }
 
@@ -190,8 +192,10 @@ func newFront(t *testing.T, queueURL string, o Options) *front {
 	f.Translator = New(o)
 	h := f.Handler(endpoint.Endpoint{ID: "runpod:ep1", BaseURL: queueURL + "/ep1/openai/v1", APIKey: testKey})
 	f.srv = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		f.busy.Add(1)
 		rep := &endpoint.Report{}
 		defer func() {
+			defer f.busy.Done()
 			if got, ok := rep.Take(); ok {
 				f.mu.Lock()
 				f.reports = append(f.reports, got)
@@ -216,9 +220,10 @@ func newFront(t *testing.T, queueURL string, o Options) *front {
 	return f
 }
 
+// report is what the gateway was told of the last request.
 func (f *front) report() endpoint.WorkerReport {
 	f.t.Helper()
-	f.srv.CloseClientConnections()
+	f.busy.Wait()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if len(f.reports) == 0 {
@@ -282,4 +287,11 @@ func listen(t *testing.T) net.Listener {
 		t.Fatal(err)
 	}
 	return ln
+}
+
+// sent are the bodies of /run so far.
+func (s *script) sent() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.bodies)
 }

@@ -36,7 +36,7 @@ func TestStreamThroughJob(t *testing.T) {
 	if got := f.report(); got != want {
 		t.Errorf("report %+v, want %+v", got, want)
 	}
-	if got := s.bodies[0]; got != `{"input":{"openai_route":"/v1/chat/completions","openai_input":`+streamBody+`},"policy":{"ttl":3600000}}` {
+	if got := s.sent()[0]; got != `{"input":{"openai_route":"/v1/chat/completions","openai_input":`+streamBody+`},"policy":{"ttl":3600000}}` {
 		t.Errorf("sent %s", got)
 	}
 	st := f.Stats()
@@ -408,7 +408,7 @@ func TestEmptyInputIsNeverSent(t *testing.T) {
 			t.Errorf("%q: %+v", body, a)
 		}
 	}
-	for _, b := range s.bodies {
+	for _, b := range s.sent() {
 		if strings.HasPrefix(b, `{"input":{}`) || !strings.Contains(b, `"openai_route"`) {
 			t.Errorf("sent %s", b)
 		}
@@ -454,8 +454,8 @@ func TestNativeForm(t *testing.T) {
 	if a := f.ask(chatBody); a.status != 200 || !strings.Contains(a.body, `"content":"Hi"`) {
 		t.Errorf("%+v", a)
 	}
-	if !strings.HasPrefix(s.bodies[0], `{"input":{"messages":[{"role":"user","content":"hi"}],"stream":false,"sampling_params":{}},`) {
-		t.Errorf("sent %s", s.bodies[0])
+	if !strings.HasPrefix(s.sent()[0], `{"input":{"messages":[{"role":"user","content":"hi"}],"stream":false,"sampling_params":{}},`) {
+		t.Errorf("sent %s", s.sent()[0])
 	}
 }
 
