@@ -90,8 +90,6 @@ func Classify(ep *endpoint.Endpoint, status int, _ string, body []byte) (class o
 		switch string(m.Error.Code) {
 		case failures[noWorker].code: // nobody's fault: a big model takes longer to load than a request can wait
 			return outcome.NotReady, true
-		case failures[unreachable].code: // a host that vanished; the endpoint's others may live, but they were tried
-			return outcome.UpstreamFault, true
 		case failures[opaque].code: // a worker's bare 500 hides what its model said, the caller's own fault included
 			return outcome.Opaque, true
 		}
