@@ -16,18 +16,19 @@ func TestOutages(t *testing.T) {
 		return func(w http.ResponseWriter) bool { w.WriteHeader(status); fmt.Fprint(w, body); return true }
 	}
 	for name, fail := range map[string]func(http.ResponseWriter) bool{
-		"vast_7.1_410_retired":        say(410, `{"success":false,"error":"deprecated_endpoint","msg":"gone"}`),
-		"vast_7.12_429_text":          say(429, "API requests too frequent"),
-		"vast_7.12_429_json":          say(429, `{"detail":"API requests too frequent endpoint threshold=2.0"}`),
-		"vast_8.6_404_auth_error":     say(404, `{"success":false,"error":"auth_error","msg":"Invalid user key `+accountKey+`"}`),
-		"vast_8.6_403_auth_error":     say(403, `{"success":false,"error":"auth_error","msg":"This action requires login."}`),
-		"vast_8.7_200_success_false":  say(200, `{"success":false,"error":"`+accountKey+`","msg":"x"}`),
-		"vast_8.7_502_html":           say(502, "<html>bad gateway</html>"),
-		"vast_8.7_empty_body":         say(200, ""),
-		"vast_8.7_truncated_json":     say(200, `{"success":true,"results":[{"id":1`),
-		"vast_7.16_list_is_an_object": say(200, `{"success":true,"results":{"1":{}}}`),
-		"vast_7.16_list_is_missing":   say(200, `{"success":true}`),
-		"connection reset":            func(http.ResponseWriter) bool { panic(http.ErrAbortHandler) },
+		"vast_7.1_410_retired":                          say(410, `{"success":false,"error":"deprecated_endpoint","msg":"gone"}`),
+		"vast_7.12_429_text":                            say(429, "API requests too frequent"),
+		"vast_7.12_429_json":                            say(429, `{"detail":"API requests too frequent endpoint threshold=2.0"}`),
+		"vast_8.6_404_auth_error":                       say(404, `{"success":false,"error":"auth_error","msg":"Invalid user key `+accountKey+`"}`),
+		"vast_8.6_403_auth_error":                       say(403, `{"success":false,"error":"auth_error","msg":"This action requires login."}`),
+		"vast_8.7_200_success_false":                    say(200, `{"success":false,"error":"`+accountKey+`","msg":"x"}`),
+		"vast_8.7_200_success_false_with_an_empty_list": say(200, `{"success":false,"error":"try_later","results":[]}`),
+		"vast_8.7_502_html":                             say(502, "<html>bad gateway</html>"),
+		"vast_8.7_empty_body":                           say(200, ""),
+		"vast_8.7_truncated_json":                       say(200, `{"success":true,"results":[{"id":1`),
+		"vast_7.16_list_is_an_object":                   say(200, `{"success":true,"results":{"1":{}}}`),
+		"vast_7.16_list_is_missing":                     say(200, `{"success":true}`),
+		"connection reset":                              func(http.ResponseWriter) bool { panic(http.ErrAbortHandler) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFake(t)

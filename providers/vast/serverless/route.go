@@ -21,7 +21,7 @@ type worker struct {
 const (
 	routeTimeout  = 10 * time.Second
 	replayTimeout = 60 // s
-	routeFaults   = 3  // answers in a row that may fail
+	routeFaults   = 3  // answers in a row that may fail; the next worker may be a better one
 )
 
 // route asks for a worker until there is one or ctx is done. While it asks, the engine knows the request by
@@ -56,7 +56,7 @@ func (c *call) route(ctx context.Context, cost int64) (*worker, fault) {
 		}
 		if err == nil {
 			faults = 0
-		} else if faults++; faults > routeFaults || errors.Is(err, errPlain) {
+		} else if faults++; faults > routeFaults {
 			return nil, c.routeFailed(err)
 		}
 		if c.pause(n) != nil {
