@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
@@ -57,7 +56,7 @@ func said(t *testing.T, body string, stream bool) (content, finish string) {
 		return a.Choices[0].Message.Content, a.Choices[0].Finish
 	}
 	var b strings.Builder
-	for _, ev := range strings.Split(strings.TrimSuffix(body, "\n\n"), "\n\n") {
+	for ev := range strings.SplitSeq(strings.TrimSuffix(body, "\n\n"), "\n\n") {
 		d := data([]byte(ev))
 		if string(d) == "[DONE]" {
 			continue
@@ -78,7 +77,6 @@ func said(t *testing.T, body string, stream bool) (content, finish string) {
 // where the worker passes text on, token for token where it rewrites it.
 func TestFakeWorkers(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
-	rng := rand.New(rand.NewPCG(seed, 7))
 	for name, tc := range map[string]struct {
 		gen    fakerunpod.Generation
 		cut    int
@@ -100,7 +98,7 @@ func TestFakeWorkers(t *testing.T) {
 			e, f := cloud(t, fakerunpod.Config{Seed: seed}, fakerunpod.EndpointConfig{Generation: tc.gen, CutMax: tc.cut}, Options{Native: func(*endpoint.Endpoint) bool { return tc.native }})
 			for round := range 3 {
 				for _, stream := range []bool{true, false} {
-					prompt := fmt.Sprintf("%s %d %v %d", name, round, stream, rng.Uint32())
+					prompt := fmt.Sprintf("%s %d %v %d", name, round, stream, seed)
 					a := f.ask(chatRequest(prompt, 120, stream))
 					if a.status != 200 || a.broken {
 						t.Fatalf("seed %d: %+v", seed, a)
