@@ -112,7 +112,7 @@ func (b *budget) gap(now time.Time) time.Duration {
 		}
 		gap = max(gap, rest)
 	}
-	return min(max(gap, b.blocked.Sub(now)), maxBudgetGap)
+	return min(gap, maxBudgetGap)
 }
 
 // next is when a poll of so many calls may follow the last one. It leaves a half of our share for the calls about workers.
@@ -140,7 +140,7 @@ func (b *budget) urgent(at, now time.Time) time.Time {
 
 // take lets a call about workers through, or says how long it has to wait.
 func (b *budget) take(now time.Time) (wait time.Duration, ok bool) {
-	if d := b.blocked.Sub(now); d > 0 {
+	if d := b.urgent(now, now).Sub(now); d > 0 {
 		return d, false
 	}
 	per := 2 * b.gap(now).Seconds()

@@ -23,7 +23,6 @@ func (p *Provider) look(ctx context.Context, s *service) {
 		a, err := p.health.Do(ctx, api.Call{Name: "GET /health", URL: base + "/health"})
 		return func() {
 			p.looks--
-			s.look.busy = false
 			if p.services[s.desc.id] == s {
 				p.gotHealth(s, a, err)
 			}
@@ -36,7 +35,7 @@ func (p *Provider) gotHealth(s *service, a *api.Answer, err error) {
 	now := p.opt.Now()
 	var h healthJSON
 	if err == nil {
-		if err = p.decode(a.Body, &h, "health"); err == nil && h.Workers == nil {
+		if err = p.decode(a.Body, &h, "health"); err == nil && !h.tells() {
 			err = errShape
 		}
 		if err != nil {
@@ -58,7 +57,7 @@ func (p *Provider) gotHealth(s *service, a *api.Answer, err error) {
 		s.state, s.reason = s.seen.look(g, now, &s.desc, p.opt.Settle)
 		p.planAsk(s, now)
 	}
-	s.look.next = s.look.begun.Add(p.lookAgain(s))
+	s.look.ended(p.lookAgain(s), p.nudgeGap())
 	if p.build(s) {
 		p.changed()
 	}
@@ -70,9 +69,10 @@ func (p *Provider) blind(s *service, err error, now time.Time) {
 	switch {
 	case ok && e.Status == http.StatusNotFound:
 		s.state, s.reason = endpoint.Gone, "RunPod does not know it any more (404 at /health)"
-		s.seen.up = false
-		p.listAt = earlier(p.listAt, p.soon(p.listedAt, now))
-	case ok && e.Denied():
+		if s.seen.up = false; s.look.failing == 1 { // the list knows whether it was deleted
+			p.listAt = earlier(p.listAt, p.soon(p.listedAt, now))
+		}
+	case ok && e.Denied() && s.look.failing >= 2:
 		s.state, s.reason = endpoint.Gone, "RunPod refuses the key for it"
 	case s.look.failing >= 3 && (s.goodAt.IsZero() || now.Sub(s.goodAt) >= idleLook*p.opt.HealthPoll):
 		s.state, s.reason = endpoint.StateUnknown, "its /health does not answer"
@@ -119,7 +119,7 @@ func (p *Provider) askWorkers(ctx context.Context, now time.Time, s *service) {
 		}
 		var entries []json.RawMessage
 		if err == nil {
-			if entries, err = p.list(a, "workers"); err != nil {
+			if entries, err = list(a, "workers", workersOf); err != nil {
 				p.odd("workers: no list in the answer")
 			}
 		}

@@ -2,9 +2,7 @@ package runpod
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"hash/maphash"
 	"maps"
 	"net/http"
 	"slices"
@@ -85,25 +83,25 @@ func (p *Provider) rebuildAll() {
 // attend takes in what other goroutines have told.
 func (p *Provider) attend(now time.Time) {
 	p.mu.Lock()
-	nudged, learned, delays := p.nudged, p.learned, p.delays
-	if len(nudged)+len(learned)+len(delays) == 0 {
+	nudged, learned, waits := p.nudged, p.learned, p.waits
+	if len(nudged)+len(learned)+len(waits) == 0 {
 		p.mu.Unlock()
 		return
 	}
-	p.nudged, p.learned, p.delays = map[endpoint.ID]struct{}{}, map[endpoint.ID]string{}, map[endpoint.ID]time.Duration{}
+	p.nudged, p.learned, p.waits = map[endpoint.ID]struct{}{}, map[endpoint.ID]string{}, map[endpoint.ID]wait{}
 	p.mu.Unlock()
 	for _, s := range p.order {
 		id := serviceID(s.desc.id)
 		if _, ok := nudged[id]; ok {
-			s.look.next = earlier(s.look.next, s.look.begun.Add(p.nudgeGap()))
+			s.look.soon(p.nudgeGap())
 		}
 		model, told := learned[id]
 		if told && model != s.learned {
 			s.learned = model
 		}
-		delay, delayed := delays[id]
-		if delayed && !s.seen.up { // a worker that was up had a queue, not a cold start
-			s.seen.learn(delay)
+		wait, delayed := waits[id]
+		if delayed && wait.begun.Before(s.seen.down) { // else a worker was up, and what the job waited for was its turn
+			s.seen.learn(wait.took)
 		}
 		if (told || delayed) && p.build(s) {
 			p.changed()
@@ -111,7 +109,7 @@ func (p *Provider) attend(now time.Time) {
 	}
 	for _, pd := range p.pods {
 		if _, ok := nudged[podID(pd.desc.id)]; ok {
-			pd.look.next = earlier(pd.look.next, pd.look.begun.Add(p.nudgeGap()))
+			pd.look.soon(p.nudgeGap())
 			p.podsAt = earlier(p.podsAt, p.soon(p.podsReadAt, now))
 		}
 	}
@@ -206,6 +204,12 @@ func (p *Provider) scheduleLooks(ctx context.Context, now time.Time) (next time.
 	p.lookTokens = min(rate, p.lookTokens+now.Sub(p.lookFilled).Seconds()*rate)
 	p.lookFilled = now
 	for {
+		switch {
+		case p.looks >= maxLooks:
+			return time.Time{} // the end of one of them wakes Run
+		case p.lookTokens < 1:
+			return now.Add(seconds((1-p.lookTokens)/rate) + time.Millisecond)
+		}
 		var of *service
 		var in *pod
 		var w *watch // of the one or the other
@@ -220,11 +224,8 @@ func (p *Provider) scheduleLooks(ctx context.Context, now time.Time) (next time.
 				w, of, in = &pd.look, nil, pd
 			}
 		}
-		if w == nil || p.looks >= maxLooks {
+		if w == nil {
 			return next
-		}
-		if p.lookTokens < 1 {
-			return earlier(next, now.Add(seconds((1-p.lookTokens)/rate)+time.Millisecond))
 		}
 		p.lookTokens--
 		p.looks++
@@ -235,6 +236,21 @@ func (p *Provider) scheduleLooks(ctx context.Context, now time.Time) (next time.
 			p.lookInside(ctx, in)
 		}
 	}
+}
+
+// soon brings the next look forward. One that is under way may have been answered before what it is asked for.
+func (w *watch) soon(gap time.Duration) {
+	w.again = w.busy
+	w.next = earlier(w.next, w.begun.Add(gap))
+}
+
+// ended plans the look after one that has ended.
+func (w *watch) ended(again, gap time.Duration) {
+	if w.again {
+		again = min(again, gap)
+	}
+	w.busy, w.again = false, false
+	w.next = w.begun.Add(again)
 }
 
 // before tells whether w is due, and longer so than other, which may be nil. It notes in next when it will be due.
@@ -281,184 +297,4 @@ func (p *Provider) scheduleAsks(ctx context.Context, now time.Time) (next time.T
 		}
 	}
 	return next
-}
-
-// gotList takes the account's endpoints in.
-func (p *Provider) gotList(a *api.Answer, err error) {
-	p.listing = false
-	now := p.opt.Now()
-	var entries []json.RawMessage
-	if err == nil {
-		entries, err = p.list(a, "endpoints")
-	}
-	p.update(func(s *api.Status) { s.Polls++ })
-	if err != nil {
-		if errors.Is(err, errShape) {
-			p.odd("endpoints: no list in the answer")
-		}
-		p.listFails++
-		p.listAt = p.budget.urgent(now.Add(retry(p.listFails, p.opt.Poll)), now)
-		p.failed("endpoints cannot be listed; those known stay in use", p.listFails, err)
-		return
-	}
-	p.listAt = p.budget.next(p.listedAt, now, p.fixedCalls(), p.opt.Poll)
-	if len(entries) == 0 && len(p.services) > 0 && !p.emptied {
-		p.emptied = true
-		p.odd("endpoints: the list is suddenly empty")
-		p.listAt = earlier(p.listAt, p.budget.urgent(now.Add(confirmWait), now))
-		return
-	}
-	p.emptied = false
-	p.good(p.listFails)
-	p.listFails = 0
-	p.takeList(entries, now)
-	if p.firstBy.IsZero() {
-		p.firstBy = now.Add(firstWait)
-		p.changed() // an empty account is news too
-	}
-}
-
-// takeList compares the list with what is known.
-func (p *Provider) takeList(entries []json.RawMessage, now time.Time) {
-	var skipped []api.Skipped
-	listed := make(map[string]bool, len(entries))
-	for _, raw := range entries {
-		id, sum := idOf(raw), maphash.Bytes(hashSeed, raw)
-		if s := p.services[id]; s != nil && s.sum == sum {
-			listed[id] = true
-			continue
-		}
-		d, ok := p.describe(raw)
-		if !ok {
-			if p.services[id] != nil {
-				listed[id] = true // as it was
-			}
-			continue
-		}
-		if why := p.unwanted(&d); why != "" {
-			skipped = append(skipped, api.Skipped{ID: d.id, Name: d.name, Why: why})
-			continue
-		}
-		listed[d.id] = true
-		p.takeEndpoint(d, sum, now)
-	}
-	for id, s := range p.services {
-		if !listed[id] {
-			delete(p.services, id)
-			p.opt.Log.Info("endpoint is gone from the account", "endpoint", s.ep.ID, "name", s.desc.name)
-			p.changed()
-		}
-	}
-	p.order = p.order[:0]
-	for _, id := range slices.Sorted(maps.Keys(p.services)) {
-		p.order = append(p.order, p.services[id])
-	}
-	p.update(func(s *api.Status) {
-		s.Skipped = slices.DeleteFunc(s.Skipped, func(k api.Skipped) bool { return !isPod(k) })
-		s.Skipped = append(s.Skipped, skipped...)
-	})
-}
-
-func (p *Provider) takeEndpoint(d description, sum uint64, now time.Time) {
-	s := p.services[d.id]
-	if s == nil {
-		s = &service{reason: "not looked at yet"}
-		s.look.next = now
-		p.services[d.id] = s
-	}
-	if !d.told {
-		d.engine = s.desc.engine
-		s.detailAt = now
-	} else {
-		s.detailAt = time.Time{}
-	}
-	if d.image != s.desc.image && s.desc.image != "" {
-		s.learned = "" // another image may call its model otherwise
-	}
-	s.desc, s.sum = d, sum
-	if p.build(s) {
-		p.changed()
-	}
-}
-
-// unwanted says why an endpoint is none of ours, "" when it is.
-func (p *Provider) unwanted(d *description) string {
-	named := slices.ContainsFunc(p.opt.Endpoints, func(pattern string) bool { return pattern != "*" && fits(pattern, d.id, d.name) })
-	switch {
-	case named:
-		return ""
-	case p.opt.Endpoints != nil && !slices.Contains(p.opt.Endpoints, "*"):
-		return "it is not among the endpoints to use"
-	case d.cpu:
-		return "its workers have no GPU: name it among the endpoints to use it"
-	}
-	return ""
-}
-
-var hashSeed = maphash.MakeSeed()
-
-func idOf(raw json.RawMessage) string {
-	var e struct {
-		ID string `json:"id"`
-	}
-	_ = json.Unmarshal(raw, &e) // describe complains
-	return e.ID
-}
-
-// gotPrices takes the price list in. Without one the last one counts, then the table.
-func (p *Provider) gotPrices(a *api.Answer, err error) {
-	p.pricing, p.priced = false, true
-	now := p.opt.Now()
-	var entries []json.RawMessage
-	if err == nil {
-		entries, err = p.list(a, "gpus")
-	}
-	if err != nil {
-		p.priceFails++
-		p.priceAt = p.budget.urgent(now.Add(retry(p.priceFails, p.opt.CatalogPoll)), now)
-		if p.priceFails == 1 {
-			p.opt.Log.Warn("price list cannot be read; the last known prices count", "error", err)
-		}
-		return
-	}
-	if p.priceFails > 0 {
-		p.opt.Log.Info("price list can be read again")
-	}
-	p.priceFails = 0
-	p.priceAt = p.budget.next(now, now, 1, p.opt.CatalogPoll)
-	p.gotCatalog(entries, a.At)
-}
-
-func retry(fails int, limit time.Duration) time.Duration {
-	return min(firstRetry<<min(fails-1, 10), limit)
-}
-
-// fixedCalls is how many calls a poll makes whatever the size of the fleet.
-func (p *Provider) fixedCalls() int {
-	if len(p.opt.Pods) > 0 {
-		return 2
-	}
-	return 1
-}
-
-// failed notes a poll that told nothing.
-func (p *Provider) failed(what string, fails int, err error) {
-	p.update(func(s *api.Status) { s.Failing, s.LastError = fails, err.Error() })
-	e, ok := errors.AsType[*api.Error](err)
-	switch {
-	case fails > 1:
-	case ok && e.Denied():
-		p.opt.Log.Error("RunPod refuses the key", "what", what, "error", err)
-	default:
-		p.opt.Log.Warn(what, "error", err)
-	}
-}
-
-// good notes that the fleet was read whole.
-func (p *Provider) good(fails int) {
-	now := p.opt.Now()
-	p.update(func(s *api.Status) { s.LastGood, s.Failing, s.LastError = now, 0, "" })
-	if fails > 0 {
-		p.opt.Log.Info("RunPod answers again", "failed_polls", fails)
-	}
 }

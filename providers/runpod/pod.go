@@ -63,7 +63,7 @@ func (p *Provider) gotPods(a *api.Answer, err error) {
 	now := p.opt.Now()
 	var entries []json.RawMessage
 	if err == nil {
-		if entries, err = p.list(a, "pods"); err != nil {
+		if entries, err = list(a, "pods", podsOf); err != nil {
 			p.odd("pods: no list in the answer")
 		}
 	}
@@ -164,7 +164,7 @@ func (p *Provider) takePod(j *podJSON, o *PodOptions, sum uint64, at time.Time) 
 			pd.state, pd.why = endpoint.Starting, "its TCP port is not published yet"
 		case moved || restarted || pd.state != endpoint.Ready: // another server may answer there
 			pd.state, pd.why = endpoint.Starting, "its server has not answered yet"
-			pd.look.next = p.opt.Now()
+			pd.look.soon(0)
 		}
 	case "PROVISIONING", "STARTING":
 		pd.base = ""
@@ -183,7 +183,7 @@ func (p *Provider) takePod(j *podJSON, o *PodOptions, sum uint64, at time.Time) 
 		pd.base = pd.desc.base // whether it answers will show
 		if pd.state != endpoint.Ready || moved {
 			pd.state, pd.why = endpoint.Starting, "RunPod gives a status that is not known: "+word(j.Status)
-			pd.look.next = p.opt.Now()
+			pd.look.soon(0)
 		}
 	}
 	p.buildPod(pd)
@@ -212,9 +212,10 @@ func (p *Provider) lookInside(ctx context.Context, pd *pod) {
 		a, err := p.inside.Do(ctx, api.Call{Name: "GET /v1/models of pods", URL: base + "/models", Key: pd.opt.Key})
 		return func() {
 			p.looks--
-			pd.look.busy = false
 			if p.pods[pd.desc.id] == pd && pd.base == base {
 				p.gotInside(pd, a, err)
+			} else {
+				pd.look.ended(0, 0) // what has answered is no longer where the pod is
 			}
 		}
 	})
@@ -227,13 +228,13 @@ func (p *Provider) gotInside(pd *pod, a *api.Answer, err error) {
 			pd.served = served
 			pd.state, pd.why = endpoint.Ready, ""
 			pd.look.failing = 0
-			pd.look.next = pd.look.begun.Add(p.opt.Poll)
+			pd.look.ended(p.opt.Poll, p.nudgeGap())
 			p.buildPod(pd)
 			return
 		}
 	}
 	pd.look.failing++
-	pd.look.next = pd.look.begun.Add(p.opt.HealthPoll)
+	pd.look.ended(p.opt.HealthPoll, p.nudgeGap())
 	if pd.state == endpoint.Ready && pd.look.failing == 1 {
 		return // one lost answer is no news
 	}

@@ -36,7 +36,7 @@ type Options struct {
 	BalancerURL   string // load-balancing endpoints; {id} stands for theirs
 	PodURL        string // pods behind RunPod's proxy; {id} and {port} stand for theirs
 
-	Endpoints []string            // patterns; nil for all that have GPUs
+	Endpoints []string            // patterns; none for all that have GPUs
 	Models    map[string][]string // ids that an endpoint serves, by pattern; in place of what its settings say
 	Native    map[string]bool     // endpoints whose handler has no OpenAI route, by pattern
 	Pods      []PodOptions        // the first that fits a pod counts
@@ -79,7 +79,8 @@ type Provider struct {
 
 	// Run's own, as long as it runs.
 	services map[string]*service
-	order    []*service // by id
+	order    []*service          // by id
+	bySum    map[uint64]*service // by their entry's hash
 	pods     map[string]*pod
 	catalog  catalog
 	budget   *budget
@@ -108,7 +109,7 @@ type Provider struct {
 	mu      sync.Mutex // guards all below
 	nudged  map[endpoint.ID]struct{}
 	learned map[endpoint.ID]string
-	delays  map[endpoint.ID]time.Duration
+	waits   map[endpoint.ID]wait
 	status  api.Status
 }
 
@@ -148,9 +149,9 @@ func New(o Options) *Provider {
 	now := o.Now()
 	return &Provider{
 		opt: o, began: now, manage: client(o.Key), health: client(o.Key), inside: client(""),
-		services: map[string]*service{}, pods: map[string]*pod{}, budget: newBudget(now),
+		services: map[string]*service{}, bySum: map[uint64]*service{}, pods: map[string]*pod{}, budget: newBudget(now),
 		done: make(chan func()), wake: make(chan struct{}, 1),
-		nudged: map[endpoint.ID]struct{}{}, learned: map[endpoint.ID]string{}, delays: map[endpoint.ID]time.Duration{},
+		nudged: map[endpoint.ID]struct{}{}, learned: map[endpoint.ID]string{}, waits: map[endpoint.ID]wait{},
 		status: api.Status{Provider: provider, Oddities: map[string]int64{}},
 	}
 }
@@ -186,10 +187,17 @@ func (p *Provider) Report(id endpoint.ID, r endpoint.WorkerReport) {
 	if r.Delayed <= 0 {
 		return
 	}
+	w := wait{begun: p.opt.Now().Add(-r.Executed - r.Delayed), took: r.Delayed}
 	p.mu.Lock()
-	p.delays[id] = r.Delayed
+	p.waits[id] = w
 	p.mu.Unlock()
 	p.signal()
+}
+
+// wait is a job's wait for its worker.
+type wait struct {
+	begun time.Time
+	took  time.Duration
 }
 
 // Native tells whether an endpoint's handler has no OpenAI route, as Options say.

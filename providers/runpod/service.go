@@ -3,6 +3,7 @@ package runpod
 import (
 	"cmp"
 	"encoding/json"
+	"math"
 	"net/url"
 	"reflect"
 	"slices"
@@ -50,8 +51,9 @@ type service struct {
 	asking   bool
 	detailAt time.Time // when GET /v2/serverless/{id} is due, zero for never: the list has told
 
-	ep    endpoint.Endpoint // as it was built last
-	price priceKey
+	ep        endpoint.Endpoint // as it was built last
+	announced bool              // in the log
+	price     priceKey          // as it was logged last
 }
 
 // watch is when a thing is looked at.
@@ -59,6 +61,7 @@ type watch struct {
 	next, begun time.Time
 	failing     int // looks in a row that told nothing
 	busy        bool
+	again       bool // asked for while busy
 }
 
 // priceKey is what makes a price news worth a line in the log.
@@ -268,17 +271,25 @@ func shared(centers []string) string {
 
 // note logs what an operator wants to know of a change.
 func (p *Provider) note(s *service, ep *endpoint.Endpoint) {
-	if s.ep.ID == "" {
-		p.opt.Log.Info("endpoint found", "endpoint", ep.ID, "name", s.desc.name, "type", kindOf(&s.desc), "state", ep.State, "reason", ep.StateReason,
-			"model", ep.Served[0].Name, "usd_per_worker_second", ep.Price.USDPerWorkerSecond, "price_source", ep.Price.Source)
-		s.price = priceKey{ep.Price.USDPerWorkerSecond, ep.Price.Source}
+	if !s.announced {
+		if s.announced = p.priced && (s.seen.any || s.look.failing > 0); s.announced {
+			p.opt.Log.Info("endpoint found", "endpoint", ep.ID, "name", s.desc.name, "type", kindOf(&s.desc), "state", ep.State, "reason", ep.StateReason,
+				"model", ep.Served[0].Name, "usd_per_worker_second", ep.Price.USDPerWorkerSecond, "price_source", ep.Price.Source)
+			s.price = keyOf(&ep.Price)
+		}
 		return
 	}
 	if ep.State != s.ep.State {
 		p.opt.Log.Info("endpoint's state changed", "endpoint", ep.ID, "from", s.ep.State, "to", ep.State, "reason", ep.StateReason)
 	}
-	if k := (priceKey{ep.Price.USDPerWorkerSecond, ep.Price.Source}); k != s.price {
-		p.opt.Log.Info("endpoint's price changed", "endpoint", ep.ID, "from_usd_per_worker_second", s.price.usd, "to_usd_per_worker_second", k.usd, "price_source", k.source)
+	if k := keyOf(&ep.Price); k != s.price {
+		p.opt.Log.Info("endpoint's price changed", "endpoint", ep.ID, "from_usd_per_worker_second", s.price.usd, "to_usd_per_worker_second", k.usd, "price_source", ep.Price.Source)
 		s.price = k
 	}
+}
+
+// keyOf leaves out what a mean may differ by in its last bits, and on which GPUs the source rests.
+func keyOf(pr *endpoint.Price) priceKey {
+	from, _, _ := strings.Cut(pr.Source, ",")
+	return priceKey{math.Round(pr.USDPerWorkerSecond*1e9) / 1e9, from}
 }

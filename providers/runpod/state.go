@@ -30,6 +30,7 @@ type sight struct {
 	last gauges
 	up   bool
 
+	down      time.Time // last look at which nobody was up
 	starting  time.Time // first look at which a start was under way
 	queued    time.Time // first look at which jobs waited and nobody was up or starting
 	throttled time.Time // first look at which workers were throttled
@@ -82,6 +83,9 @@ func (v *sight) look(g gauges, now time.Time, d *description, settle time.Durati
 	}
 	before, was, looked := v.last, v.up, v.any
 	v.last, v.up, v.any = g, up, true
+	if !up {
+		v.down = now
+	}
 
 	switch {
 	case up && !v.starting.IsZero():

@@ -1,7 +1,6 @@
 package runpod
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"math"
@@ -64,6 +63,12 @@ type healthJSON struct {
 		Throttled    number `json:"throttled"`
 		Unhealthy    number `json:"unhealthy"`
 	} `json:"workers"`
+}
+
+// tells whether any of the counters is there.
+func (h *healthJSON) tells() bool {
+	w := h.Workers
+	return w != nil && (w.Idle.set || w.Initializing.set || w.Ready.set || w.Running.set || w.Throttled.set || w.Unhealthy.set)
 }
 
 type workerJSON struct {
@@ -254,19 +259,31 @@ func (p *Provider) numbers(what string, ns ...number) {
 	}
 }
 
-// list reads the entries of a wrapped list; null is an empty one.
-func (p *Provider) list(a *api.Answer, key string) ([]json.RawMessage, error) {
-	var m map[string]json.RawMessage
-	if err := a.JSON(&m); err != nil {
-		return nil, err
-	}
-	raw, ok := m[key]
-	var entries []json.RawMessage
-	if !ok || json.Unmarshal(raw, &entries) != nil {
+// wrapped is a list as REST v2 wraps it.
+type wrapped struct {
+	Endpoints []json.RawMessage `json:"endpoints"`
+	Pods      []json.RawMessage `json:"pods"`
+	GPUs      []json.RawMessage `json:"gpus"`
+	Workers   []json.RawMessage `json:"workers"`
+}
+
+// list reads the entries of a wrapped list, of which there is the one that pick picks; null is an empty one.
+func list(a *api.Answer, key string, pick func(*wrapped) []json.RawMessage) ([]json.RawMessage, error) {
+	var w wrapped
+	if err := json.Unmarshal(a.Body, &w); err != nil {
 		return nil, errShape
 	}
-	for i := range entries {
-		entries[i] = bytes.TrimSpace(entries[i])
+	entries := pick(&w)
+	if entries == nil {
+		var m map[string]json.RawMessage
+		if json.Unmarshal(a.Body, &m) != nil || m[key] == nil {
+			return nil, errShape
+		}
 	}
 	return entries, nil
 }
+
+func endpointsOf(w *wrapped) []json.RawMessage { return w.Endpoints }
+func podsOf(w *wrapped) []json.RawMessage      { return w.Pods }
+func gpusOf(w *wrapped) []json.RawMessage      { return w.GPUs }
+func workersOf(w *wrapped) []json.RawMessage   { return w.Workers }

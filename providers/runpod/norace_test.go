@@ -1,0 +1,5 @@
+//go:build !race
+
+package runpod
+
+const raceEnabled = false
