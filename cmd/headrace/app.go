@@ -21,6 +21,7 @@ import (
 	"headrace/gateway/forward"
 	"headrace/gateway/ledger"
 	"headrace/gateway/listen"
+	"headrace/gateway/state"
 	"headrace/providers"
 	"headrace/providers/static"
 	"headrace/router"
@@ -46,6 +47,7 @@ type app struct {
 	ring    *ledger.Ring
 	rented  atomic.Pointer[clouds]
 	speak   *translators
+	redis   *state.Redis // nil when replicas share nothing
 	access  atomic.Bool
 	json    bool // log.format
 	certs   []*listen.Certificate
@@ -75,7 +77,13 @@ func newApp(cfg *config.Config, logTo io.Writer) (*app, error) {
 		Breaker: health.Options{Failures: cfg.Breaker.Failures, OpenFor: cfg.Breaker.OpenFor},
 		Retry:   router.BudgetOptions{PerRequest: cfg.Retries.Budget, Cap: cfg.Retries.BudgetCap},
 	})
-	a.rented.Store(newClouds(cfg, a.log))
+	if cfg.State.Redis != "" {
+		var err error
+		if a.redis, err = state.Open(state.Options{URL: cfg.State.Redis.Reveal(), Log: a.log}); err != nil {
+			return nil, err
+		}
+	}
+	a.rented.Store(newClouds(cfg, a.redis, a.log))
 	a.speak = newTranslators(cfg, a.log, a.rented.Load)
 	a.forward = forward.New(forward.Options{Connect: cfg.Timeouts.Connect, UpstreamIdle: cfg.Timeouts.UpstreamIdle, Translate: a.speak.handler})
 	a.server = gateway.New(gateway.Options{
@@ -193,6 +201,9 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 	}
 	a.forward.Close()
 	a.speak.close(a.log)
+	if a.redis != nil {
+		_ = a.redis.Close()
+	}
 	a.log.Info("stopped", "requests", a.ring.Total())
 	return err
 }
@@ -285,7 +296,7 @@ func (a *app) reconfigure(r reading) bool {
 		a.log.Warn("changes that take effect at the next start only", "keys", later)
 	}
 	a.cfg, a.rules = r.cfg, rules(r.cfg)
-	a.rented.Store(newClouds(r.cfg, a.log)) // the old ones end with their round
+	a.rented.Store(newClouds(r.cfg, a.redis, a.log)) // the old ones end with their round
 	a.level.Set(r.cfg.Log.Level)
 	a.access.Store(r.cfg.Log.Access)
 	a.server.Configure(settings(r.cfg))
@@ -308,6 +319,7 @@ func needRestart(old, cur *config.Config) []string {
 		{"timeouts.upstream_idle", old.Timeouts.UpstreamIdle == cur.Timeouts.UpstreamIdle},
 		{"retries.budget", old.Retries.Budget == cur.Retries.Budget && old.Retries.BudgetCap == cur.Retries.BudgetCap},
 		{"breaker", old.Breaker == cur.Breaker},
+		{"state.redis", old.State.Redis == cur.State.Redis},
 		{"log.format", old.Log.Format == cur.Log.Format},
 	} {
 		if !k.same {

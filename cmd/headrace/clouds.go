@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"headrace/gateway/config"
+	"headrace/gateway/state"
 	"headrace/providers"
 	"headrace/providers/api"
 	"headrace/providers/runpod"
@@ -32,13 +33,18 @@ type clouds struct {
 	serverless *serverless.Provider
 }
 
-func newClouds(cfg *config.Config, log *slog.Logger) *clouds {
+// newClouds sets the accounts up. shared may be nil: then each replica polls for itself.
+func newClouds(cfg *config.Config, shared *state.Redis, log *slog.Logger) *clouds {
 	c := &clouds{}
 	if r := cfg.Providers.RunPod; r != nil {
 		c.runpod = runpod.New(runpodOptions(r, log))
 	}
 	if v := cfg.Providers.Vast; v != nil {
-		c.vast = vast.New(vastOptions(v, log))
+		o := vastOptions(v, log)
+		if shared != nil {
+			o.Share = shared
+		}
+		c.vast = vast.New(o)
 		if len(v.Serverless) > 0 {
 			c.serverless = serverless.New(serverlessOptions(v, log))
 		}

@@ -70,7 +70,7 @@ func checkLive(ctx context.Context, cfg *config.Config, out io.Writer, output st
 	ctx, cancel := context.WithTimeout(ctx, times.all)
 	defer cancel()
 	quiet := slog.New(slog.DiscardHandler)
-	sources := newClouds(cfg, quiet).all()
+	sources := newClouds(cfg, nil, quiet).all()
 	if len(cfg.Providers.Static) > 0 {
 		sources = append(sources, account{"static", "static", static.New(cfg.StaticEndpoints(time.Now()), static.Options{Log: quiet}), nil})
 	}

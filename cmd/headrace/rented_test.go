@@ -80,8 +80,8 @@ func (r *rented) until(what string, ok func([]router.HostView) bool) {
 	}
 }
 
-// state is a host's state, "" when there is no such host.
-func state(hosts []router.HostView, id string) string {
+// stateOf is a host's state, "" when there is no such host.
+func stateOf(hosts []router.HostView, id string) string {
 	for _, h := range hosts {
 		if string(h.ID) == id {
 			return h.State
@@ -92,7 +92,7 @@ func state(hosts []router.HostView, id string) string {
 
 func ready(ids ...string) func([]router.HostView) bool {
 	return func(hosts []router.HostView) bool {
-		return !slices.ContainsFunc(ids, func(id string) bool { return state(hosts, id) != "ready" })
+		return !slices.ContainsFunc(ids, func(id string) bool { return stateOf(hosts, id) != "ready" })
 	}
 }
 
@@ -211,7 +211,7 @@ func TestZeroConfigVast(t *testing.T) {
 	if c := r.chat(model, "hello", 8, false); c.status != 200 || c.endpoint != dearID {
 		t.Errorf("after the preemption: %+v", c)
 	}
-	r.until("preempted", func(hs []router.HostView) bool { return state(hs, cheapID) == "preempted" })
+	r.until("preempted", func(hs []router.HostView) bool { return stateOf(hs, cheapID) == "preempted" })
 	cheap.Resume()
 	r.until("back", ready(cheapID))
 	if cheap.URL() == before {

@@ -102,6 +102,7 @@ const (
 	EnvVastServerless   = "VAST_SERVERLESS"
 	EnvVastPoll         = "VAST_POLL"
 	EnvVastWebhook      = "VAST_WEBHOOK_SECRET"
+	EnvRedis            = "REDIS_URL"
 )
 
 // clouds applies the environment to the providers that are rented from. A file that has a providers section says
@@ -141,6 +142,9 @@ func (c *Config) clouds(getenv func(string) (string, bool)) []Problem {
 		if e.flag(EnvVastServerless) && len(v.Serverless) == 0 {
 			v.Serverless = []VastServerless{{Match: "*", Way: "proxy", Payload: "auto"}}
 		}
+	}
+	if s := e.text(EnvRedis); s != "" && !c.given("state.redis") {
+		c.State.Redis = endpoint.Secret(s)
 	}
 	return append(e.problems, c.checkClouds()...)
 }

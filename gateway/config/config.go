@@ -34,6 +34,7 @@ type Config struct {
 	Timeouts             Timeouts         `yaml:"timeouts" doc:"How long each phase of a request may last." aka:"timeout|deadlines"`
 	Retries              Retries          `yaml:"retries" doc:"Second attempts at another host, before the first content byte has been sent on." aka:"retry"`
 	Breaker              Breaker          `yaml:"breaker" doc:"When a failing host is left alone, and for how long." aka:"circuit_breaker"`
+	State                State            `yaml:"state" doc:"What replicas of the gateway share."`
 	Log                  Log              `yaml:"log" doc:"What is logged." aka:"logging|logs"`
 
 	source string            // file name for messages, "" without a file
@@ -153,6 +154,11 @@ type Retries struct {
 type Breaker struct {
 	Failures int           `yaml:"failures" min:"1" max:"10000" default:"5" doc:"Consecutive failures that open it." aka:"threshold|max_failures"`
 	OpenFor  time.Duration `yaml:"open_for" above:"0" default:"10s" doc:"Until the host is tried again." aka:"cooldown|reset|open|timeout"`
+}
+
+// State says where replicas share what they know.
+type State struct {
+	Redis endpoint.Secret `yaml:"redis" otherwise:"nothing is shared: one replica, or each for itself" eg:"${REDIS_URL}" doc:"Address of a Redis, redis://[user:password@]host:port[/db] or rediss://: one replica at a time polls Vast.ai, for all." aka:"url|redis_url"`
 }
 
 // Log says what is logged.

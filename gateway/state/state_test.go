@@ -1,0 +1,184 @@
+package state
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// server is a real redis-server on a Unix socket.
+type server struct {
+	t    *testing.T
+	dir  string
+	sock string
+	cmd  *exec.Cmd
+}
+
+func startRedis(t *testing.T) *server {
+	t.Helper()
+	path, err := exec.LookPath("redis-server")
+	if err != nil {
+		t.Skip("no redis-server in PATH (Debian: apt-get install redis-server)")
+	}
+	dir, err := os.MkdirTemp("", "redis") // a socket's path is short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	s := &server{t: t, dir: dir, sock: filepath.Join(dir, "s")}
+	s.start(path)
+	t.Cleanup(s.stop)
+	return s
+}
+
+func (s *server) start(path string) {
+	s.t.Helper()
+	s.cmd = exec.Command(path, "--port", "0", "--unixsocket", s.sock, "--save", "", "--appendonly", "no", "--dir", s.dir)
+	if err := s.cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		if c, err := net.Dial("unix", s.sock); err == nil {
+			_ = c.Close()
+			return
+		}
+		if time.Now().After(deadline) {
+			s.t.Fatal("redis-server did not come up")
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+}
+
+func (s *server) stop() {
+	if s.cmd != nil {
+		_ = s.cmd.Process.Kill()
+		_ = s.cmd.Wait()
+		s.cmd = nil
+		_ = os.Remove(s.sock)
+	}
+}
+
+func (s *server) open(now func() time.Time) *Redis {
+	s.t.Helper()
+	r, err := Open(Options{URL: "unix://" + s.sock, Now: now, Timeout: 2 * time.Second})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { _ = r.Close() })
+	return r
+}
+
+// TestOnePoller has many replicas ask at once, again and again: one of them fetches each time.
+func TestOnePoller(t *testing.T) {
+	s := startRedis(t)
+	var clock atomic.Int64
+	clock.Store(1_800_000_000_000)
+	now := func() time.Time { return time.UnixMilli(clock.Load()) }
+	replicas := make([]*Redis, 8)
+	for i := range replicas {
+		replicas[i] = s.open(now)
+	}
+	var fetches atomic.Int64
+	for round := range 5 {
+		var wg sync.WaitGroup
+		for _, r := range replicas {
+			wg.Go(func() {
+				b, err := r.Poll(t.Context(), "k", time.Minute, func(context.Context) ([]byte, error) {
+					return fmt.Appendf(nil, "answer %d", fetches.Add(1)), nil
+				})
+				if want := fmt.Sprintf("answer %d", round+1); err != nil || string(b) != want {
+					t.Errorf("round %d: %q, %v", round, b, err)
+				}
+			})
+		}
+		wg.Wait()
+		clock.Add(time.Minute.Milliseconds())
+	}
+	if n := fetches.Load(); n != 5 {
+		t.Errorf("%d fetches in 5 rounds", n)
+	}
+	st := replicas[0].Stats()
+	if st.Alone != 0 || st.Down || st.Shared+st.Fetched != 5 {
+		t.Errorf("counts %+v", st)
+	}
+}
+
+// TestFailedFetch leaves the next try to whoever asks next, and is nobody else's answer.
+func TestFailedFetch(t *testing.T) {
+	s := startRedis(t)
+	a, b := s.open(nil), s.open(nil)
+	boom := errors.New("boom")
+	if _, err := a.Poll(t.Context(), "k", time.Minute, func(context.Context) ([]byte, error) { return nil, boom }); !errors.Is(err, boom) {
+		t.Errorf("got %v", err)
+	}
+	got, err := b.Poll(t.Context(), "k", time.Minute, func(context.Context) ([]byte, error) { return []byte("x"), nil })
+	if err != nil || string(got) != "x" {
+		t.Errorf("the next one got %q, %v", got, err)
+	}
+}
+
+// TestHolderDies lets another replica fetch when the one that held the lease is gone.
+func TestHolderDies(t *testing.T) {
+	s := startRedis(t)
+	dead, alive := s.open(nil), s.open(nil)
+	if ok, err := dead.acquire(t.Context(), "headrace:lease:k"); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if _, err := alive.Poll(ctx, "k", time.Minute, func(context.Context) ([]byte, error) { return []byte("x"), nil }); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("while the lease is held: %v", err)
+	}
+	if err := dead.client.PExpire(t.Context(), "headrace:lease:k", time.Millisecond).Err(); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := alive.Poll(t.Context(), "k", time.Minute, func(context.Context) ([]byte, error) { return []byte("x"), nil }); err != nil || string(b) != "x" {
+		t.Errorf("after it ran out: %q, %v", b, err)
+	}
+}
+
+// TestRedisGone polls alone while Redis is away, and shares again when it is back.
+func TestRedisGone(t *testing.T) {
+	s := startRedis(t)
+	path := s.cmd.Path
+	r := s.open(nil)
+	fetch := func(context.Context) ([]byte, error) { return []byte("x"), nil }
+	s.stop()
+	for range 2 {
+		began := time.Now()
+		if b, err := r.Poll(t.Context(), "k", time.Minute, fetch); err != nil || string(b) != "x" {
+			t.Errorf("without Redis: %q, %v", b, err)
+		}
+		if d := time.Since(began); d > 3*time.Second {
+			t.Errorf("took %s", d)
+		}
+	}
+	if st := r.Stats(); st.Alone != 2 || !st.Down {
+		t.Errorf("counts %+v", st)
+	}
+	s.start(path)
+	if _, err := r.Poll(t.Context(), "k", time.Minute, fetch); err != nil {
+		t.Error(err)
+	}
+	if st := r.Stats(); st.Down || st.Fetched != 1 {
+		t.Errorf("counts after it came back %+v", st)
+	}
+}
+
+func TestOpen(t *testing.T) {
+	for _, url := range []string{"", "127.0.0.1:6379", "http://:s3cret@x"} {
+		if _, err := Open(Options{URL: url}); err == nil || strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("%q: %v", url, err)
+		}
+	}
+}
