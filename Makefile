@@ -24,11 +24,11 @@ build: ## build bin/headrace, bin/fakecloud and bin/loadgen
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
 
 .PHONY: test
-test: sdks ## run all tests; those of an SDK whose language is not installed are skipped and say so
+test: sdks services ## run all tests; those of an SDK whose language, or of a server that, is not installed are skipped and say so
 	$(GO) test -shuffle=on $(GOTESTFLAGS) $(PKG)
 
 .PHONY: race
-race: sdks ## run all tests under the race detector (needs a C compiler)
+race: sdks services ## run all tests under the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -shuffle=on $(GOTESTFLAGS) $(PKG)
 
 .PHONY: e2e
@@ -38,6 +38,10 @@ e2e: sdks ## run the official OpenAI SDKs (Go, Node, Python) against a gateway; 
 .PHONY: sdks
 sdks:
 	@cmd/headrace/e2e/install
+
+.PHONY: services
+services:
+	@.ci/services redis-server=redis-server
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (5s)
