@@ -110,15 +110,16 @@ func (p *Provider) Run(ctx context.Context, out chan<- []endpoint.Endpoint) erro
 		f.heed(ctx, now, nudged, look)
 		timer.Reset(f.begin(ctx, now))
 		var to chan<- []endpoint.Endpoint
-		var set []endpoint.Endpoint
+		var set, kept []endpoint.Endpoint
 		if f.maySend(now) {
-			to, set = out, f.set(now)
+			set = f.set(now)
+			to, kept = out, slices.Clone(set) // what was sent is the receiver's
 		}
 		select {
 		case to <- set:
 			f.changed, f.sentAt = false, now
-			for i := range set {
-				f.hosts[idOf(&set[i])].sent = set[i]
+			for i := range kept {
+				f.hosts[idOf(&kept[i])].sent = kept[i]
 			}
 		case event := <-f.events:
 			event()

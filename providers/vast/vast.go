@@ -186,11 +186,10 @@ func (p *Provider) rouse() {
 func (p *Provider) asked() (nudged map[int64]struct{}, look bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	nudged, look = p.nudged, p.pollNow
-	if len(nudged) > 0 {
-		p.nudged = map[int64]struct{}{}
+	if len(p.nudged) > 0 {
+		nudged, p.nudged = p.nudged, map[int64]struct{}{}
 	}
-	p.pollNow = false
+	look, p.pollNow = p.pollNow, false
 	return nudged, look
 }
 
