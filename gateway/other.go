@@ -50,7 +50,7 @@ const (
 
 // webhook hands what a provider tells of its own accord to its adapter. Senders get a status and nothing else.
 func (s *Server) webhook(ctx *fasthttp.RequestCtx, name string) {
-	status := fasthttp.StatusNotFound
+	var status int
 	switch body := ctx.Request.Body(); {
 	case !ctx.IsPost():
 		ctx.Response.Header.Set(fasthttp.HeaderAllow, "POST")

@@ -147,7 +147,9 @@ func TestContract(t *testing.T) {
 			first[0] = endpoint.Endpoint{ID: "spoiled"} // the receiver owns the slice
 
 			s.change()
-			second := next(t, out, func(eps []endpoint.Endpoint) bool { return len(eps) == 2 || s.outage == nil && len(eps) == 1 && len(eps[0].Served) > 0 })
+			second := next(t, out, func(eps []endpoint.Endpoint) bool {
+				return len(eps) == 2 || s.outage == nil && len(eps) == 1 && len(eps[0].Served) > 0
+			})
 			checkSet(t, second, s.rented)
 			if !slices.ContainsFunc(second, func(ep endpoint.Endpoint) bool { return ep.ID == id }) {
 				t.Errorf("%s is gone, or the receiver's slice is the provider's own: %v", id, second)

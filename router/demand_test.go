@@ -16,10 +16,22 @@ func TestInRegion(t *testing.T) {
 		region, want string
 		in           bool
 	}{
-		{"US-KS-2", "US", true}, {"us-ks-2", "US-KS", true}, {"US-KS-2", "US-KS-2", true}, {"US", "us", true},
-		{"USA", "US", false}, {"US", "US-KS-2", false}, {"", "US", false}, {"US", "", false},
-		{"DE", "EU", true}, {"EU-RO-1", "EU", true}, {"GB", "EU", false}, {"US", "EU", false}, {"de", "eu", true}, {"DE-FRA", "EU", true},
-		{"eu-west", "eu-west", true}, {"E ", "EU", false},
+		{"US-KS-2", "US", true},
+		{"us-ks-2", "US-KS", true},
+		{"US-KS-2", "US-KS-2", true},
+		{"US", "us", true},
+		{"USA", "US", false},
+		{"US", "US-KS-2", false},
+		{"", "US", false},
+		{"US", "", false},
+		{"DE", "EU", true},
+		{"EU-RO-1", "EU", true},
+		{"GB", "EU", false},
+		{"US", "EU", false},
+		{"de", "eu", true},
+		{"DE-FRA", "EU", true},
+		{"eu-west", "eu-west", true},
+		{"E ", "EU", false},
 	} {
 		if got := InRegion(tc.region, tc.want); got != tc.in {
 			t.Errorf("%q in %q: %v, want %v", tc.region, tc.want, got, tc.in)

@@ -89,8 +89,8 @@ const (
 	keepFor  = 10 // times every: how long an answer stays in Redis
 )
 
-// release gives a lease back, unless it has run out and is another's.
-var release = redis.NewScript(`if redis.call("GET", KEYS[1]) == ARGV[1] then return redis.call("DEL", KEYS[1]) end return 0`)
+// releaseScript deletes a lease that is still ours: one that has run out may be another's by now.
+const releaseScript = `if redis.call("GET", KEYS[1]) == ARGV[1] then return redis.call("DEL", KEYS[1]) end return 0`
 
 // Poll returns what fetch returns, at most every old, whichever replica has called it: one of them does, under a lease, and
 // the others get its answer. A fetch that fails is told to the replica that made it only; the next one to ask tries. When
@@ -173,7 +173,7 @@ func (r *Redis) fetch(ctx context.Context, value, lease string, every time.Durat
 func (r *Redis) drop(ctx context.Context, lease string) {
 	c, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.opt.Timeout)
 	defer cancel()
-	_ = release.Run(c, r.client, []string{lease}, r.me).Err()
+	_ = r.client.Eval(c, releaseScript, []string{lease}, r.me).Err()
 }
 
 // fresh returns the shared answer if it is young enough, nil if there is none.

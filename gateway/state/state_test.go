@@ -29,7 +29,7 @@ func startRedis(t *testing.T) *server {
 	if err != nil {
 		t.Skip("no redis-server in PATH (Debian: apt-get install redis-server)")
 	}
-	dir, err := os.MkdirTemp("", "redis") // a socket's path is short
+	dir, err := os.MkdirTemp("", "redis") //nolint:usetesting // a socket's path must be short
 	if err != nil {
 		t.Fatal(err)
 	}
