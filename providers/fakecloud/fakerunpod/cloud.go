@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -28,6 +29,7 @@ type Cloud struct {
 	ended  chan struct{} // closed when Stop is done
 	once   sync.Once
 	quota  quota
+	rays   atomic.Uint64 // requests, for cf-ray
 
 	mu        sync.Mutex  // guards all below; an Endpoint's or a Pod's mu is taken before it, never behind it
 	closing   bool        // nothing new may begin
@@ -98,6 +100,9 @@ func (c *Cloud) Stop() {
 		_ = c.srv.Close()
 		for _, p := range c.podList() {
 			p.end()
+		}
+		for _, e := range c.endpointList() {
+			e.end()
 		}
 		c.wg.Wait()
 		c.client.CloseIdleConnections()
@@ -259,7 +264,7 @@ func (c *Cloud) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	defer c.wg.Done()
 	w.Header().Set("Server", "cloudflare")
-	w.Header().Set("Cf-Ray", c.draw(16)+"-FRA")
+	w.Header().Set("Cf-Ray", fmt.Sprintf("%016x-FRA", c.rays.Add(1)))
 	w.Header().Set("Date", time.Now().Add(c.cfg.ClockSkew).UTC().Format(http.TimeFormat))
 	path := r.URL.Path
 	switch {

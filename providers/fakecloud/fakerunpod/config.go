@@ -2,6 +2,7 @@ package fakerunpod
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"time"
 
@@ -129,6 +130,7 @@ type EndpointConfig struct {
 
 	GPUTypes    []string // ids of the catalogue, given to workers in turn; default one that fits Class
 	GPUCount    int      // of a worker; default the class's
+	Pools       []string // as the management API shows them; default those of GPUTypes
 	DataCenters []string // given to workers in turn; default "US-KS-2"
 
 	WorkersMin   int
@@ -143,6 +145,8 @@ type EndpointConfig struct {
 
 	// CutMax makes V24 workers read between 1 and CutMax bytes at a time, drawn from Seed, instead of what has arrived.
 	CutMax int
+	// PostTime is what each yield takes until the worker reads on: tokens that come meanwhile travel together.
+	PostTime time.Duration
 	// NoAggregate leaves the yields out of the output that /status shows.
 	NoAggregate bool
 	// OldSDK is a worker with runpod-python before 1.10: /cancel, timeouts and ttl do not reach it.
@@ -190,9 +194,7 @@ func (c *EndpointConfig) fill() {
 // fillModels makes Models and the names in Env agree.
 func (c *EndpointConfig) fillModels() {
 	env := map[string]string{}
-	for k, v := range c.Env {
-		env[k] = v
-	}
+	maps.Copy(env, c.Env)
 	if len(c.Models) == 0 {
 		switch {
 		case env["OPENAI_SERVED_MODEL_NAME_OVERRIDE"] != "":
@@ -228,7 +230,7 @@ type PodConfig struct {
 	GPUType   string // default one that fits Class
 	GPUCount  int
 	Community bool // community cloud, else secure
-	Spot      bool
+	Spot      bool // the management API does not start it again; it shows no other sign of it
 	Image     string
 	Args      string
 	Env       map[string]string

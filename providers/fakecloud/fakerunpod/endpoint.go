@@ -35,6 +35,10 @@ type Endpoint struct {
 	faults                 []Failure
 	crashing, throttled    bool
 	noOpenAI, funnel       bool
+	stuck                  bool
+	broken                 string // a route
+	losing                 int    // answers of /stream that are to be lost
+	models                 []string
 	badPorts, sick         bool
 	gone                   bool
 }
@@ -80,7 +84,7 @@ func (c *Cloud) AddEndpoint(cfg EndpointConfig) *Endpoint {
 	}
 	e := &Endpoint{
 		c: c, cfg: cfg, created: time.Now(), jobs: map[string]*job{}, workersMin: cfg.WorkersMin, workersMax: cfg.WorkersMax,
-		version: 1, image: cfg.Image, timeout: cfg.Timeout, coldStart: cfg.ColdStart,
+		version: 1, image: cfg.Image, models: cfg.Models, timeout: cfg.Timeout, coldStart: cfg.ColdStart,
 	}
 	e.stats.Requests = map[string]int{}
 	if e.timeout == 0 {
@@ -100,8 +104,11 @@ func (e *Endpoint) ID() string { return e.cfg.ID }
 func (e *Endpoint) Config() EndpointConfig { return e.cfg }
 
 func (e *Endpoint) hostConfig(name string, n int) fakecloud.HostConfig {
+	e.mu.Lock()
+	models := e.models
+	e.mu.Unlock()
 	return fakecloud.HostConfig{
-		Name: name, Models: e.cfg.Models, Class: e.cfg.Class, TPS: e.cfg.TPS, TTFT: e.cfg.TTFT, TimeScale: e.c.cfg.TimeScale,
+		Name: name, Models: models, Class: e.cfg.Class, TPS: e.cfg.TPS, TTFT: e.cfg.TTFT, TimeScale: e.c.cfg.TimeScale,
 		Seed: e.c.cfg.Seed + uint64(n), MaxModelLen: e.cfg.MaxModelLen, Legacy: e.cfg.Legacy, Chunking: e.cfg.Chunking, //nolint:gosec // a count
 	}
 }
@@ -124,7 +131,7 @@ func (e *Endpoint) move() {
 	}
 	e.moving = true // what is called here may want to move again
 	defer func() { e.moving = false }()
-	for len(e.queue) > 0 {
+	for len(e.queue) > 0 && !e.stuck {
 		w := e.pick()
 		if w == nil {
 			break

@@ -26,6 +26,7 @@ const (
 	MidStreamError // the job fails after its first yield
 	TimedOutJob    // the job ends as TIMED_OUT
 	WorkerExit     // a CUDA error ends the worker
+	ExitTwice      // the same in both attempts
 	ExitMidStream  // the same after the first yield
 	EngineDead     // vLLM has ended, the worker has not: the job fails
 )
@@ -133,11 +134,28 @@ func (e *Endpoint) Release(image string) {
 	})
 }
 
+// SetModels makes workers that start from now on serve other model ids.
+func (e *Endpoint) SetModels(models ...string) { e.with(func() { e.models = slices.Clone(models) }) }
+
+// Stick leaves all jobs in the queue, whatever workers there are.
+func (e *Endpoint) Stick(on bool) { e.with(func() { e.stuck = on }) }
+
+// BreakRoute makes the handler fail on one route, such as "/v1/completions"; "" on none.
+func (e *Endpoint) BreakRoute(route string) { e.with(func() { e.broken = route }) }
+
+// LoseNextStreams resets the connection of the next n answers of /stream that hold yields, which are lost.
+func (e *Endpoint) LoseNextStreams(n int) { e.with(func() { e.losing = n }) }
+
 // Delete takes the endpoint away: 404 from now on.
 func (e *Endpoint) Delete() {
 	e.c.mu.Lock()
 	e.c.endpoints = slices.DeleteFunc(e.c.endpoints, func(o *Endpoint) bool { return o == e })
 	e.c.mu.Unlock()
+	e.end()
+}
+
+// end ends all jobs and workers.
+func (e *Endpoint) end() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.gone = true

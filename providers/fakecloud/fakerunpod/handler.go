@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"maps"
 	"net/http"
 	"strings"
 
@@ -31,7 +32,12 @@ func handlerError(text string) string {
 
 // workerError is an error of the worker's own, as worker-vllm since 2.24 yields it.
 func workerError(text string) json.RawMessage {
-	return encode(map[string]any{"error": map[string]any{"message": text, "type": "worker_error", "code": nil}})
+	type inner struct {
+		Message string  `json:"message"`
+		Type    string  `json:"type"`
+		Code    *string `json:"code"`
+	}
+	return encode(map[string]inner{"error": {Message: text, Type: "worker_error"}})
 }
 
 // handle carries the job out, as the worker's handler does below runpod-python. It returns the job's error, or gone when
@@ -42,11 +48,11 @@ func (a *attempt) handle() (errText string, gone bool) {
 	}
 	y := &yielder{a: a}
 	fault := NoFailure
-	if a.j.retries == 0 {
+	if a.j.retries == 0 || a.j.fault == ExitTwice {
 		fault = a.j.fault
 	}
 	switch fault {
-	case WorkerExit:
+	case WorkerExit, ExitTwice:
 		return "", true
 	case ExitMidStream, MidStreamError:
 		y.limit = 1
@@ -70,6 +76,7 @@ func (a *attempt) handle() (errText string, gone bool) {
 		return "", false
 	case RefusedJob:
 		return y.refuse(http.StatusBadRequest, []byte(`{"error":{"message":"This model's maximum context length is 4096 tokens. However, your request has 5000 input tokens. Please reduce the length of the input messages.","type":"BadRequestError","param":"input_tokens","code":400}}`)), false
+	default: // the platform's were carried out when the request came, those in the middle come below
 	}
 	q, errText := a.ask()
 	if errText != "" {
@@ -97,7 +104,7 @@ func (a *attempt) handle() (errText string, gone bool) {
 func (a *attempt) ask() (q *ask, errText string) {
 	e := a.j.e
 	e.mu.Lock()
-	noOpenAI := e.noOpenAI
+	noOpenAI, broken, model := e.noOpenAI, e.broken, e.models[0]
 	e.mu.Unlock()
 	gen := e.cfg.Generation
 	var in map[string]json.RawMessage
@@ -123,7 +130,7 @@ func (a *attempt) ask() (q *ask, errText string) {
 			q.method = m
 		}
 	case in["prompt"] != nil || in["messages"] != nil:
-		q = e.native(in)
+		q = e.native(in, model)
 	default:
 		return nil, handlerError("'prompt'")
 	}
@@ -132,26 +139,27 @@ func (a *attempt) ask() (q *ask, errText string) {
 		Model  *string `json:"model"`
 	}
 	if json.Unmarshal(q.body, &body) == nil && q.body != nil {
-		q.stream = q.stream || body.Stream
+		q.stream = q.stream || body.Stream && !q.native
 		if body.Model == nil && gen == V24 {
-			q.body = with(q.body, "model", encode(e.cfg.Models[0]))
+			q.body = with(q.body, "model", encode(model))
 		}
+	}
+	if q.path == broken {
+		return nil, handlerError("list index out of range")
 	}
 	return q, ""
 }
 
 // native makes the handler's own form of a request into one for the engine.
-func (e *Endpoint) native(in map[string]json.RawMessage) *ask {
+func (e *Endpoint) native(in map[string]json.RawMessage, model string) *ask {
 	tokens := e.cfg.Generation == V23 || e.cfg.Generation == V23Lists || e.cfg.Generation == V23Native
-	out := map[string]json.RawMessage{"model": encode(e.cfg.Models[0])}
+	out := map[string]json.RawMessage{"model": encode(model)}
 	if tokens {
 		out["max_tokens"] = []byte("100")
 	}
 	var params map[string]json.RawMessage
 	_ = json.Unmarshal(in["sampling_params"], &params)
-	for k, v := range params {
-		out[k] = v
-	}
+	maps.Copy(out, params)
 	q := &ask{method: http.MethodPost, path: "/v1/completions", native: tokens}
 	if in["messages"] != nil {
 		q.path, out["messages"] = "/v1/chat/completions", in["messages"]

@@ -99,8 +99,11 @@ func (c *Cloud) isOdd() bool {
 // describe is the endpoint, or its workers, as the management API shows them.
 func (e *Endpoint) describe(workers bool) map[string]any {
 	odd := e.c.isOdd()
-	var pools []string
+	pools := slices.Clone(e.cfg.Pools)
 	for _, id := range e.cfg.GPUTypes {
+		if e.cfg.Pools != nil {
+			break
+		}
 		if p := e.c.gpu(id).pool; p != "" && !slices.Contains(pools, p) {
 			pools = append(pools, p)
 		}

@@ -189,6 +189,12 @@ func (p *Pod) settle() {
 	p.charge()
 }
 
+func (p *Pod) spot() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.cfg.Spot
+}
+
 func portOf(h *fakecloud.Host) int {
 	_, port, _ := net.SplitHostPort(h.URL()[strings.Index(h.URL(), "//")+2:])
 	return number(port)
@@ -206,7 +212,8 @@ func (c *Cloud) podByID(id string) *Pod {
 // servePod answers what stands for https://ID-PORT.proxy.runpod.net/….
 func (c *Cloud) servePod(w http.ResponseWriter, r *http.Request, path string) {
 	name, rest, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
-	id, port, _ := strings.Cut(name, "-")
+	i := max(strings.LastIndexByte(name, '-'), 0)
+	id, port := name[:i], strings.TrimPrefix(name[i:], "-")
 	p := c.podByID(id)
 	if p == nil {
 		html(w, c.cfg.PodGoneCode, strconv.Itoa(c.cfg.PodGoneCode)+" "+http.StatusText(c.cfg.PodGoneCode))
@@ -251,6 +258,10 @@ func (p *Pod) serve(w http.ResponseWriter, r *http.Request, action bool) {
 		err := decode(r, &in)
 		switch in.Action {
 		case "start":
+			if p.spot() {
+				problem(w, http.StatusConflict, "Cannot resume a spot pod as an on demand pod.")
+				return
+			}
 			err = p.Start()
 		case "stop":
 			p.Stop()

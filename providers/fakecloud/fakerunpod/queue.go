@@ -282,7 +282,14 @@ func (q *call) stream() {
 	}
 	q.e.mu.Lock()
 	v, got, ok := j.view(), j.drain(), known()
+	lose := len(got) > 0 && q.e.losing > 0
+	if lose {
+		q.e.losing--
+	}
 	q.e.mu.Unlock()
+	if lose {
+		reset(q.r)
+	}
 	if !ok {
 		envelope(q.w, http.StatusNotFound, "job not found")
 		return

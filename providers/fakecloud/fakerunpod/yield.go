@@ -35,6 +35,9 @@ func (y *yielder) send(v json.RawMessage) bool {
 	if y.struck || !y.a.yield(v) {
 		return false
 	}
+	if d := y.a.j.e.c.delay(y.a.j.e.cfg.PostTime); d > 0 && pause(y.a.ctx, d) != nil {
+		return false
+	}
 	y.sent++
 	y.struck = y.limit > 0 && y.sent >= y.limit
 	return !y.struck
