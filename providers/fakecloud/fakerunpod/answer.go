@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -87,6 +88,12 @@ func problem(w http.ResponseWriter, status int, detail string) {
 		Status int    `json:"status"`
 		Detail string `json:"detail"`
 	}{http.StatusText(status), status, detail}))
+}
+
+// tooLarge answers 413 once the client has said all, or very much: it might not see the answer before.
+func tooLarge(w http.ResponseWriter, r *http.Request) {
+	_, _ = io.CopyN(io.Discard, r.Body, 4*maxBalancer)
+	envelope(w, http.StatusRequestEntityTooLarge, "request body too large")
 }
 
 // html is a page of the edge.

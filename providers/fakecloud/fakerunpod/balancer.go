@@ -24,7 +24,7 @@ func (c *Cloud) serveBalancer(w http.ResponseWriter, r *http.Request, path strin
 		writeJSON(w, c.cfg.WrongTypeCode, map[string]string{"error": "not allowed for QB API"})
 		return
 	case r.ContentLength > maxBalancer:
-		envelope(w, http.StatusRequestEntityTooLarge, "request body too large")
+		tooLarge(w, r)
 		return
 	}
 	e.counted("balancer", false)

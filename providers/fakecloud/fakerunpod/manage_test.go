@@ -185,7 +185,7 @@ func TestPods(t *testing.T) {
 		}
 	})
 	t.Run("runpod_9.15_proxy", func(t *testing.T) {
-		c, _, url := pod(t, fakerunpod.Config{TimeScale: 100}, fakerunpod.PodConfig{WarmUp: 30 * time.Second, TTFT: 200 * time.Second})
+		c, _, url := pod(t, fakerunpod.Config{TimeScale: 200}, fakerunpod.PodConfig{WarmUp: 30 * time.Second, TTFT: 400 * time.Second})
 		if a := do(t, c, "GET", url("8000")+"/health", ""); a.status != 502 || !strings.HasPrefix(string(a.body), "<!DOCTYPE html>") {
 			t.Errorf("warming up: %d %s", a.status, a.body)
 		}

@@ -126,7 +126,7 @@ func (q *call) body(most int64) ([]byte, bool) {
 		return b, true
 	}
 	if _, large := errors.AsType[*http.MaxBytesError](err); large {
-		envelope(q.w, http.StatusRequestEntityTooLarge, "request body too large")
+		tooLarge(q.w, q.r)
 		return nil, false
 	}
 	panic(http.ErrAbortHandler) // the client left before it had said all
