@@ -6,7 +6,7 @@ import (
 	"unicode/utf8"
 )
 
-// TestDecodeReplace holds what CPython 3.12 answers.
+// TestDecodeReplace holds what CPython 3.11 answers.
 func TestDecodeReplace(t *testing.T) {
 	for in, want := range map[string]string{
 		"plain":                    "plain",
