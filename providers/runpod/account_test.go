@@ -192,7 +192,7 @@ func inBubble(t *testing.T, a *account, o Options, f func(t *testing.T, w *watch
 
 // after lets virtual time pass and returns what was sent last.
 func (w *watched) after(d time.Duration) []endpoint.Endpoint {
-	time.Sleep(d)
+	<-time.After(d)
 	synctest.Wait()
 	w.mu.Lock()
 	defer w.mu.Unlock()

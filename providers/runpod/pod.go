@@ -81,7 +81,7 @@ func (p *Provider) gotPods(a *api.Answer, err error) {
 	var skipped []api.Skipped
 	listed := map[string]bool{}
 	for _, raw := range entries {
-		id, sum := idOf(raw), maphash.Bytes(hashSeed, raw)
+		id, sum := idOf(raw), maphash.Bytes(p.seed, raw)
 		if pd := p.pods[id]; pd != nil && pd.sum == sum {
 			listed[id] = true
 			continue

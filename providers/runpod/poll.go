@@ -26,7 +26,7 @@ func (p *Provider) gotList(a *api.Answer, err error) {
 		}
 		p.listFails++
 		p.listAt = p.budget.urgent(now.Add(retry(p.listFails, p.opt.Poll)), now)
-		p.failed("endpoints cannot be listed; those known stay in use", p.listFails, err)
+		p.failed(p.listFails, err)
 		return
 	}
 	p.listAt = p.budget.next(p.listedAt, now, p.fixedCalls(), p.opt.Poll)
@@ -51,7 +51,7 @@ func (p *Provider) takeList(entries []json.RawMessage, now time.Time) {
 	var skipped []api.Skipped
 	listed := make(map[string]bool, len(entries))
 	for _, raw := range entries {
-		sum := maphash.Bytes(hashSeed, raw)
+		sum := maphash.Bytes(p.seed, raw)
 		if s := p.bySum[sum]; s != nil { // the very entry of the last list
 			listed[s.desc.id] = true
 			continue
@@ -124,8 +124,6 @@ func (p *Provider) unwanted(d *description) string {
 	return ""
 }
 
-var hashSeed = maphash.MakeSeed()
-
 func idOf(raw json.RawMessage) string {
 	var e struct {
 		ID string `json:"id"`
@@ -171,15 +169,15 @@ func (p *Provider) fixedCalls() int {
 }
 
 // failed notes a poll that told nothing.
-func (p *Provider) failed(what string, fails int, err error) {
+func (p *Provider) failed(fails int, err error) {
 	p.update(func(s *api.Status) { s.Failing, s.LastError = fails, err.Error() })
 	e, ok := errors.AsType[*api.Error](err)
 	switch {
 	case fails > 1:
 	case ok && e.Denied():
-		p.opt.Log.Error("RunPod refuses the key", "what", what, "error", err)
+		p.opt.Log.Error("RunPod refuses the key; the endpoints known stay in use", "error", err)
 	default:
-		p.opt.Log.Warn(what, "error", err)
+		p.opt.Log.Warn("endpoints cannot be listed; those known stay in use", "error", err)
 	}
 }
 

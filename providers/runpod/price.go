@@ -27,8 +27,10 @@ type gpu struct {
 }
 
 // tableDate is when the prices of table were RunPod's (docs.runpod.io/serverless/endpoints/endpoint-configurations,
-// last changed then). Pool names of the last rows: runpod/flash, resources/gpu.py.
-var tableDate = time.Date(2026, 6, 8, 0, 0, 0, 0, time.UTC)
+// last changed then), and tableTime the same. Pool names of the last rows: runpod/flash, resources/gpu.py.
+const tableDate = "2026-06-08"
+
+func tableTime() time.Time { return time.Date(2026, 6, 8, 0, 0, 0, 0, time.UTC) }
 
 // table is used where the catalogue cannot be read. A pool's price is for one GPU and one second.
 var table = []struct {
@@ -180,7 +182,7 @@ func (p *Provider) price(s *service) endpoint.Price {
 	case fromCatalog:
 		price.AsOf, price.Source = p.catalog.at, fmt.Sprintf("runpod catalog, %s %s", of, names)
 	case fromTable, fromNobody:
-		price.AsOf, price.Source = tableDate, fmt.Sprintf("built-in table of %s, %s %s", tableDate.Format(time.DateOnly), of, names)
+		price.AsOf, price.Source = tableTime(), fmt.Sprintf("built-in table of %s, %s %s", tableDate, of, names)
 	}
 	return price
 }

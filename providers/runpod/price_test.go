@@ -51,9 +51,9 @@ func TestPrice(t *testing.T) {
 		"config by pool, a worker": {
 			up(worker{gpuType: id4090, gpus: 1}), map[string]float64{"ADA_24": 0.0003}, nil, 0.0003, "config", time.Time{},
 		},
-		"no catalogue":       {up(worker{gpuType: idL4, gpus: 1}), nil, nil, 0.00019, "built-in table of 2026-06-08, workers L4", tableDate},
-		"no catalogue, pool": {pools(nil, 1, "HOPPER_141"), nil, nil, 0.00155, "built-in table of 2026-06-08", tableDate},
-		"A100 in the table":  {up(worker{gpuType: "NVIDIA A100-SXM4-80GB", gpus: 1}), nil, nil, 0.00076, "built-in table", tableDate},
+		"no catalogue":       {up(worker{gpuType: idL4, gpus: 1}), nil, nil, 0.00019, "built-in table of 2026-06-08, workers L4", tableTime()},
+		"no catalogue, pool": {pools(nil, 1, "HOPPER_141"), nil, nil, 0.00155, "built-in table of 2026-06-08", tableTime()},
+		"A100 in the table":  {up(worker{gpuType: "NVIDIA A100-SXM4-80GB", gpus: 1}), nil, nil, 0.00076, "built-in table", tableTime()},
 		"a GPU of no price":  {up(worker{gpuType: "NVIDIA X1", gpus: 1}), nil, sampleCatalog, 0, "unknown", time.Time{}},
 		"one of two has no price": {
 			up(worker{gpuType: "NVIDIA X1", gpus: 1}, worker{gpuType: id4090, gpus: 1}), nil, sampleCatalog, 1.08 / 3600, "runpod catalog", at,
@@ -100,6 +100,9 @@ func TestCatalogOddities(t *testing.T) {
 }
 
 func TestTableHasEveryPoolOnce(t *testing.T) {
+	if got := tableTime().Format(time.DateOnly); got != tableDate {
+		t.Errorf("the table is of %s and of %s", tableDate, got)
+	}
 	seen := map[string]bool{}
 	for _, row := range table {
 		if seen[row.pool] || row.usdPerSecond < 0.0001 || row.usdPerSecond > 0.01 {

@@ -6,7 +6,9 @@ package runpod
 import (
 	"cmp"
 	"context"
+	"hash/maphash"
 	"log/slog"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -81,6 +83,7 @@ type Provider struct {
 	services map[string]*service
 	order    []*service          // by id
 	bySum    map[uint64]*service // by their entry's hash
+	seed     maphash.Seed
 	pods     map[string]*pod
 	catalog  catalog
 	budget   *budget
@@ -149,7 +152,7 @@ func New(o Options) *Provider {
 	now := o.Now()
 	return &Provider{
 		opt: o, began: now, manage: client(o.Key), health: client(o.Key), inside: client(""),
-		services: map[string]*service{}, bySum: map[uint64]*service{}, pods: map[string]*pod{}, budget: newBudget(now),
+		services: map[string]*service{}, bySum: map[uint64]*service{}, seed: maphash.MakeSeed(), pods: map[string]*pod{}, budget: newBudget(now),
 		done: make(chan func()), wake: make(chan struct{}, 1),
 		nudged: map[endpoint.ID]struct{}{}, learned: map[endpoint.ID]string{}, waits: map[endpoint.ID]wait{},
 		status: api.Status{Provider: provider, Oddities: map[string]int64{}},
@@ -219,9 +222,7 @@ func (p *Provider) Status() api.Status {
 	s := p.status
 	s.Skipped = slices.Clone(s.Skipped)
 	s.Oddities = make(map[string]int64, len(p.status.Oddities))
-	for k, v := range p.status.Oddities {
-		s.Oddities[k] = v
-	}
+	maps.Copy(s.Oddities, p.status.Oddities)
 	p.mu.Unlock()
 	s.Calls = slices.Concat(p.manage.Stats(), p.health.Stats(), p.inside.Stats())
 	return s

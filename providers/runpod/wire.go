@@ -160,10 +160,9 @@ func (e *environment) UnmarshalJSON(b []byte) error {
 		return nil
 	}
 	var list []json.RawMessage
-	if json.Unmarshal(b, &list) != nil {
-		return nil
+	if json.Unmarshal(b, &list) == nil {
+		*e = environment{}
 	}
-	*e = environment{}
 	for _, item := range list {
 		var kv struct {
 			Key   string          `json:"key"`

@@ -84,12 +84,11 @@ func (p *Provider) filters() map[string]any {
 
 // reply is what all lists answer with.
 type reply struct {
-	Success   *bool            `json:"success"`
-	Error     text             `json:"error"`
-	Msg       text             `json:"msg"`
-	Instances *json.RawMessage `json:"instances"`
-	Total     number           `json:"total_instances"`
-	NextToken json.RawMessage  `json:"next_token"`
+	Success   *bool           `json:"success"`
+	Error     text            `json:"error"`
+	Msg       text            `json:"msg"`
+	Total     number          `json:"total_instances"`
+	NextToken json.RawMessage `json:"next_token"`
 }
 
 // next returns the token of the next page, "" behind the last one.
@@ -135,10 +134,13 @@ func (p *Provider) pages(ctx context.Context, filters map[string]any) (*listing,
 		}
 		l.Pages = append(l.Pages, page{asked, list})
 		if rows += len(list); next == "" {
+			if q.Has("select_filters") || !r.Total.set { // sources differ on whether filters count in the total
+				return l, nil
+			}
 			if rows == 0 && r.Total.v > 0 {
 				return nil, fmt.Errorf("the list says that there are %.0f instances, and names none", r.Total.v)
 			}
-			if r.Total.set && int(r.Total.v) != rows {
+			if int(r.Total.v) != rows {
 				p.odd("list whose total_instances is another") // or one was rented meanwhile
 			}
 			return l, nil
@@ -153,24 +155,23 @@ func (p *Provider) pages(ctx context.Context, filters map[string]any) (*listing,
 
 // parsePage reads one page. "instances": null is an empty one; no such member is a reply that means something else.
 func parsePage(a *api.Answer) (*reply, []json.RawMessage, error) {
-	var r reply
+	var r struct {
+		reply
+		Instances *[]json.RawMessage `json:"instances"`
+	}
 	if err := a.JSON(&r); err != nil {
-		return nil, nil, errors.New("the list of instances is no JSON object") // json's own words may quote a key
+		return nil, nil, errors.New("the list of instances is no JSON of the form that is known") // json's own words may quote a key
 	}
 	if r.Success != nil && !*r.Success {
 		return nil, nil, fmt.Errorf("the list of instances failed with status %d: %s %s", a.Status, clip(string(r.Error), 64), clip(string(r.Msg), 200))
 	}
-	var list []json.RawMessage
-	if r.Instances == nil {
-		if !bytes.Contains(a.Body, []byte(`"instances"`)) || r.Success == nil {
-			return nil, nil, errors.New("the list of instances has no instances in it")
-		}
-		return &r, nil, nil
+	if r.Instances != nil {
+		return &r.reply, *r.Instances, nil
 	}
-	if json.Unmarshal(*r.Instances, &list) != nil {
-		return nil, nil, errors.New("the list of instances is no list")
+	if r.Success == nil || !bytes.Contains(a.Body, []byte(`"instances"`)) {
+		return nil, nil, errors.New("the list of instances has no instances in it")
 	}
-	return &r, list, nil
+	return &r.reply, nil, nil
 }
 
 func asJSON(v any) string {
@@ -266,14 +267,17 @@ func (p *Provider) one(ctx context.Context, id int64) (*row, error) {
 	if err != nil {
 		return nil, p.explain(err)
 	}
-	var r reply
+	var r struct {
+		reply
+		Instances json.RawMessage `json:"instances"`
+	}
 	if a.JSON(&r) != nil || r.Success != nil && !*r.Success {
 		return nil, errors.New("an instance's own reply is no instance")
 	}
-	if r.Instances == nil {
+	raw := r.Instances
+	if len(raw) == 0 || string(raw) == "null" {
 		return nil, nil //nolint:nilnil // the account has none of that id
 	}
-	raw := bytes.TrimSpace(*r.Instances)
 	var list []json.RawMessage // it comes as a list of one as well
 	if json.Unmarshal(raw, &list) == nil {
 		if len(list) == 0 {
