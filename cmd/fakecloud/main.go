@@ -1,5 +1,5 @@
-// Command fakecloud runs fake GPU hosts that answer as vLLM does, for trying Headrace out and for tests in
-// other languages.
+// Command fakecloud runs fake GPU hosts that answer as vLLM does, alone or rented at a fake RunPod and a fake Vast.ai,
+// for trying Headrace out and for tests in other languages.
 package main
 
 import (
@@ -15,9 +15,11 @@ import (
 	"time"
 
 	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/jedib0t/go-pretty/v6/text"
 	"github.com/spf13/cobra"
 
 	"headrace/providers/fakecloud"
+	"headrace/providers/fakecloud/script"
 )
 
 func main() {
@@ -45,13 +47,16 @@ type flags struct {
 	tls     string
 	ragged  bool
 	legacy  bool
+
+	runpod, vast bool
+	script       string
 }
 
 func root() *cobra.Command {
 	var f flags
 	c := &cobra.Command{
 		Use:   "fakecloud",
-		Short: "Fake GPU hosts that answer as vLLM does",
+		Short: "Fake GPU hosts that answer as vLLM does, and the clouds that rent them out",
 		Long: `Run fake GPU hosts on loopback until SIGINT or SIGTERM. Each answers OpenAI's API as vLLM does, at the
 speed of its hardware times --time-scale, and breaks as --fault says.
 
@@ -63,16 +68,48 @@ it HOST: to mean one host only, by its name or its number from 1. Kinds:
 The table of hosts goes to standard error, a config for headrace to standard output:
 
   fakecloud > headrace.yaml &
-  headrace serve -c headrace.yaml`,
+  headrace serve -c headrace.yaml
+
+With --runpod, --vast or --script it runs those clouds instead, with their APIs: a small fleet, or that of the
+script. The fleet goes to standard error, and what happens to it; the environment in which headrace and the
+vendors' own clients find the clouds to standard output:
+
+  fakecloud --runpod --vast > clouds.env &
+  set -a; . ./clouds.env; headrace serve
+
+A script is YAML:
+
+` + indent(example) + `
+
+Its durations are those of life. time_scale divides those of the clouds (boots, cold starts, bid wars, when
+events come); runpod and vast may have their own. What can be written of hosts, where it is left out above:
+endpoints have workers_max and a handler (v24, v23, v23_lists, v23_native, sglang, fake_stream); pods have
+key, usd_per_hour, community, spot and tcp; instances have id, key, region, booting and trust (community,
+verified, datacenter); vast has serverless endpoints with name, class, models, ready and workers_max; both
+clouds have key and rate_limits. An event has at, with "for" it is undone after that time, and one of:
+
+` + text.WrapSoft(script.Words(), 100),
 		Example: `  fakecloud --hosts 2 --class a100-mixtral,h100-mixtral --port 9101
   fakecloud --time-scale 50 --seed 7 --fault 1:reset_stream,after=20,p=0.1 --fault 2:throttle,times=5
-  fakecloud --time-scale 0 --header-faults   # no waiting; requests ask for faults: x-fake-fault: stall,after=3`,
+  fakecloud --time-scale 0 --header-faults   # no waiting; requests ask for faults: x-fake-fault: stall,after=3
+  fakecloud --script fleet.yaml > clouds.env`,
 		Args:          cobra.NoArgs,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !cmd.Flags().Changed("seed") {
 				f.seed = rand.Uint64N(1_000_000)
+			}
+			clouds, err := f.wantsClouds(cmd.Flags())
+			if err != nil {
+				return err
+			}
+			if clouds {
+				s, err := f.read(cmd.Flags())
+				if err != nil {
+					return err
+				}
+				return runClouds(cmd.Context(), s, cmd.OutOrStdout(), cmd.ErrOrStderr())
 			}
 			return run(cmd.Context(), &f, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
@@ -91,6 +128,9 @@ The table of hosts goes to standard error, a config for headrace to standard out
 	fs.StringVar(&f.tls, "tls", "", "serve https; the CA of each host is written to this directory")
 	fs.BoolVar(&f.ragged, "ragged", false, "cut streams into writes at any byte")
 	fs.BoolVar(&f.legacy, "legacy", false, "answer as old vLLM versions did: flat errors, vllm:gpu_cache_usage_perc")
+	fs.BoolVar(&f.runpod, "runpod", false, "run a fake RunPod with a small fleet")
+	fs.BoolVar(&f.vast, "vast", false, "run a fake Vast.ai with a small fleet")
+	fs.StringVar(&f.script, "script", "", "run the clouds, fleet and events of this file")
 	_ = c.RegisterFlagCompletionFunc("class", cobra.FixedCompletions(classNames(), cobra.ShellCompDirectiveNoFileComp))
 	return c
 }

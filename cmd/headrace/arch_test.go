@@ -41,6 +41,7 @@ var rooms = []room{
 	{pattern: "router/sim", imports: []string{"router", "router/..."}, pure: true},
 	{pattern: "router/...", imports: []string{"router/*"}, pure: true},
 	{pattern: "providers/api", imports: []string{"router/endpoint"}},
+	{pattern: "providers/fakecloud/script", imports: []string{"providers/fakecloud/..."}},
 	{pattern: "providers/fakecloud/...", imports: []string{"router/endpoint", "router/outcome", "providers/fakecloud"}, tests: []string{"providers/..."}},
 	{pattern: "providers/...", imports: []string{"router/endpoint", "router/outcome", "providers/api"}, tests: []string{"providers/..."}},
 	{pattern: "telemetry", imports: []string{"router/endpoint", "router/outcome"}},

@@ -54,6 +54,7 @@ func newPoller() *poller {
 }
 
 func (p *poller) poll(tb testing.TB, pages [][]byte, now time.Time) []endpoint.Endpoint {
+	tb.Helper()
 	l := &listing{}
 	for _, b := range pages {
 		r, rows, err := parsePage(&api.Answer{Status: 200, Body: b})

@@ -3,6 +3,7 @@ package vast_test
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -144,9 +145,7 @@ func (d *double) rowAt(id int, more map[string]any) map[string]any {
 		"public_ipaddr": ip, "ports": map[string]any{"8000/tcp": []any{map[string]any{"HostIp": "0.0.0.0", "HostPort": port}}},
 		"dph_total": 0.4, "start_date": 1787722703.2, "jupyter_token": "jupyter-token-" + strconv.Itoa(id),
 	}
-	for k, v := range more {
-		m[k] = v
-	}
+	maps.Copy(m, more)
 	return m
 }
 

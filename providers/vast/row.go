@@ -176,7 +176,7 @@ func (w *words) UnmarshalJSON(b []byte) error {
 		list = []text{one}
 	}
 	for _, s := range list {
-		for _, f := range strings.Fields(string(s)) {
+		for f := range strings.FieldsSeq(string(s)) {
 			*w = append(*w, strings.Trim(f, `"';`))
 		}
 	}

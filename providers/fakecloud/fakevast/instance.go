@@ -54,7 +54,7 @@ type view struct {
 	gpu      bool // the GPU is held, and paid for
 }
 
-var serving = view{actual: "running", intended: "running", cur: "running", next: "running", mapped: true, gpu: true}
+var serving = view{actual: "running", intended: "running", cur: "running", next: "running", mapped: true, gpu: true} //nolint:gochecknoglobals // a constant, if structs could be
 
 // AddInstance adds an instance. It panics when there is no address for it, or when its id is taken.
 func (c *Cloud) AddInstance(cfg InstanceConfig) *Instance {

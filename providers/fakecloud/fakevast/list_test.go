@@ -126,7 +126,7 @@ func TestColumns(t *testing.T) {
 		t.Errorf("chosen columns: %s", got)
 	}
 	r := row(t, c)
-	for _, name := range strings.Fields(`id machine_id host_id bundle_id label is_bid actual_status intended_status cur_state next_state
+	for name := range strings.FieldsSeq(`id machine_id host_id bundle_id label is_bid actual_status intended_status cur_state next_state
 		status_msg image_uuid image_runtype image_args onstart extra_env jupyter_token template_id template_hash_id template_name public_ipaddr
 		local_ipaddrs static_ip ports direct_port_count direct_port_start direct_port_end ssh_host ssh_idx ssh_port machine_dir_ssh_port
 		gpu_name num_gpus gpu_ram gpu_totalram gpu_util gpu_temp gpu_frac dlperf total_flops compute_cap cuda_max_good cpu_cores_effective
