@@ -152,6 +152,8 @@ func (v *sight) lookUp(g, before gauges, was, looked bool, now time.Time, d *des
 	}
 	v.cameUp = time.Time{}
 	switch {
+	case d.maxWorkers == 0:
+		return endpoint.Draining, "it may run no workers any more (max is 0); those that are up finish"
 	case stuck > stuckTooLong:
 		return endpoint.NoCapacity, "jobs stay in the queue although workers say they are ready"
 	case stuck > 0:

@@ -91,7 +91,7 @@ func TestState(t *testing.T) {
 		"unhealthy without a queue": {queue, []reading{{0, gauges{unhealthy: 1}, endpoint.Cold, "unhealthy"}}},
 		"runpod_8_idle_decay_to_no_workers": {description{maxWorkers: 0}, []reading{
 			{0, gauges{queued: 3}, endpoint.NoCapacity, "7 days without requests"},
-			{5 * s, gauges{ready: 1, running: 1}, endpoint.Ready, ""},
+			{5 * s, gauges{ready: 1, running: 1}, endpoint.Draining, "max is 0"},
 		}},
 		"how many workers there may be is unknown":      {description{maxWorkers: -1}, []reading{{0, gauges{}, endpoint.Cold, ""}}},
 		"runpod_9.14_balancer_runs_without_being_ready": {balancer, []reading{{0, gauges{running: 1}, endpoint.Starting, "health check"}}},
