@@ -66,7 +66,8 @@ func (r *row) addresses(ports portMap, want, last int) []address {
 		return 4
 	}
 	var out []address
-	for inner, bound := range ports.tcp {
+	for _, m := range ports.tcp {
+		inner, bound := m.inner, m.bound
 		if want != 0 && inner != want || inner == 22 && want != 22 {
 			continue
 		}

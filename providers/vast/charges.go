@@ -80,7 +80,7 @@ func (p *Provider) Charges(ctx context.Context, from, to time.Time) ([]Charge, e
 			}
 			out = append(out, c)
 		}
-		next, err := (&reply{NextToken: r.Next}).next()
+		next, err := nextPage(r.Next)
 		if err != nil || next == "" {
 			return out, err
 		}

@@ -1,7 +1,6 @@
 package vast
 
 import (
-	"bytes"
 	"context"
 	"crypto/aes"
 	"crypto/cipher"
@@ -84,21 +83,37 @@ func (p *Provider) filters() map[string]any {
 
 // reply is what all lists answer with.
 type reply struct {
-	Success   *bool           `json:"success"`
-	Error     text            `json:"error"`
-	Msg       text            `json:"msg"`
-	Total     number          `json:"total_instances"`
-	NextToken json.RawMessage `json:"next_token"`
+	success    truth
+	error, msg text
+	total      number
+	token      []byte // next_token as written
+	items      []byte // instances as written, nil without such a member
 }
 
-// next returns the token of the next page, "" behind the last one.
-func (r *reply) next() (string, error) {
+func parseReply(body []byte) (r reply, ok bool) {
+	return r, members(body, func(key, v []byte) {
+		switch string(key) {
+		case "success":
+			r.success.read(v)
+		case "error":
+			r.error.read(v)
+		case "msg":
+			r.msg.read(v)
+		case "total_instances":
+			r.total.read(v)
+		case "next_token":
+			r.token = v
+		case "instances":
+			r.items = v
+		}
+	})
+}
+
+// nextPage reads next_token: the token of the next page, "" behind the last one.
+func nextPage(raw []byte) (string, error) {
 	var token text
-	if len(r.NextToken) == 0 || string(r.NextToken) == "null" {
-		return "", nil
-	}
-	if _ = token.UnmarshalJSON(r.NextToken); token == "" && string(r.NextToken) != `""` {
-		return "", errors.New("the list of instances goes on with a token that is none") // half a list must not pass for all
+	if token.read(raw); token == "" && len(raw) > 0 && string(raw) != "null" && string(raw) != `""` {
+		return "", errors.New("the list goes on with a token that is none") // half a list must not pass for all
 	}
 	return string(token), nil
 }
@@ -128,19 +143,19 @@ func (p *Provider) pages(ctx context.Context, filters map[string]any) (*listing,
 		if err != nil {
 			return nil, err
 		}
-		next, err := r.next()
+		next, err := nextPage(r.token)
 		if err != nil {
 			return nil, err
 		}
 		l.Pages = append(l.Pages, page{asked, list})
 		if rows += len(list); next == "" {
-			if q.Has("select_filters") || !r.Total.set { // sources differ on whether filters count in the total
+			if q.Has("select_filters") || !r.total.set { // sources differ on whether filters count in the total
 				return l, nil
 			}
-			if rows == 0 && r.Total.v > 0 {
-				return nil, fmt.Errorf("the list says that there are %.0f instances, and names none", r.Total.v)
+			if rows == 0 && r.total.v > 0 {
+				return nil, fmt.Errorf("the list says that there are %.0f instances, and names none", r.total.v)
 			}
-			if int(r.Total.v) != rows {
+			if int(r.total.v) != rows {
 				p.odd("list whose total_instances is another") // or one was rented meanwhile
 			}
 			return l, nil
@@ -155,23 +170,19 @@ func (p *Provider) pages(ctx context.Context, filters map[string]any) (*listing,
 
 // parsePage reads one page. "instances": null is an empty one; no such member is a reply that means something else.
 func parsePage(a *api.Answer) (*reply, []json.RawMessage, error) {
-	var r struct {
-		reply
-		Instances *[]json.RawMessage `json:"instances"`
-	}
-	if err := a.JSON(&r); err != nil {
-		return nil, nil, errors.New("the list of instances is no JSON of the form that is known") // json's own words may quote a key
-	}
-	if r.Success != nil && !*r.Success {
-		return nil, nil, fmt.Errorf("the list of instances failed with status %d: %s %s", a.Status, clip(string(r.Error), 64), clip(string(r.Msg), 200))
-	}
-	if r.Instances != nil {
-		return &r.reply, *r.Instances, nil
-	}
-	if r.Success == nil || !bytes.Contains(a.Body, []byte(`"instances"`)) {
+	r, ok := parseReply(a.Body)
+	var list []json.RawMessage
+	switch {
+	case !ok:
+		return nil, nil, errors.New("the list of instances is no JSON object, or breaks off")
+	case r.success.set && !r.success.yes:
+		return nil, nil, fmt.Errorf("the list of instances failed with status %d: %s %s", a.Status, clip(string(r.error), 64), clip(string(r.msg), 200))
+	case string(r.items) == "null" && r.success.set:
+		return &r, nil, nil
+	case !elements(r.items, func(v []byte) { list = append(list, v) }):
 		return nil, nil, errors.New("the list of instances has no instances in it")
 	}
-	return &r.reply, nil, nil
+	return &r, list, nil
 }
 
 func asJSON(v any) string {
@@ -267,23 +278,16 @@ func (p *Provider) one(ctx context.Context, id int64) (*row, error) {
 	if err != nil {
 		return nil, p.explain(err)
 	}
-	var r struct {
-		reply
-		Instances json.RawMessage `json:"instances"`
-	}
-	if a.JSON(&r) != nil || r.Success != nil && !*r.Success {
+	r, ok := parseReply(a.Body)
+	if !ok || r.success.set && !r.success.yes || r.items == nil {
 		return nil, errors.New("an instance's own reply is no instance")
 	}
-	raw := r.Instances
-	if len(raw) == 0 || string(raw) == "null" {
-		return nil, nil //nolint:nilnil // the account has none of that id
+	raw, empty := r.items, string(r.items) == "null"
+	if elements(raw, func(v []byte) { raw = v }) { // it comes as a list of one as well
+		empty = string(raw) == string(r.items)
 	}
-	var list []json.RawMessage // it comes as a list of one as well
-	if json.Unmarshal(raw, &list) == nil {
-		if len(list) == 0 {
-			return nil, nil //nolint:nilnil // as above
-		}
-		raw = list[0]
+	if empty {
+		return nil, nil //nolint:nilnil // the account has none of that id
 	}
 	return parseRow(raw)
 }

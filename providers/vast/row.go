@@ -2,9 +2,7 @@ package vast
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
-	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -28,78 +26,131 @@ var columns = [...]string{
 // row is an instance as the API shows it. Fields take whatever shape they come in: one that is odd is left empty and
 // never hides the others.
 type row struct {
-	ID           number   `json:"id"`
-	Machine      number   `json:"machine_id"`
-	HostID       number   `json:"host_id"`
-	Label        text     `json:"label"`
-	IsBid        truth    `json:"is_bid"`
-	Actual       text     `json:"actual_status"`
-	Intended     text     `json:"intended_status"`
-	Cur          text     `json:"cur_state"`
-	Next         text     `json:"next_state"`
-	Msg          text     `json:"status_msg"`
-	Image        text     `json:"image_uuid"`
-	Args         words    `json:"image_args"`
-	Env          env      `json:"extra_env"`
-	Token        text     `json:"jupyter_token"`
-	TemplateID   text     `json:"template_id"`
-	TemplateHash text     `json:"template_hash_id"`
-	TemplateName text     `json:"template_name"`
-	IP           text     `json:"public_ipaddr"`
-	StaticIP     truth    `json:"static_ip"`
-	Ports        portMap  `json:"ports"`
-	GPU          text     `json:"gpu_name"`
-	GPUs         number   `json:"num_gpus"`
-	GPUFrac      number   `json:"gpu_frac"`
-	DiskSpace    number   `json:"disk_space"` // GB
-	DiskUsage    number   `json:"disk_usage"` // GB, -1 until running
-	DPHTotal     number   `json:"dph_total"`  // USD per hour while running, storage included
-	StorageTotal number   `json:"storage_total_cost"`
-	Search       hourCost `json:"search"`   // what it costs when it runs
-	Accrues      hourCost `json:"instance"` // what it costs now
-	Discount     number   `json:"credit_discount"`
-	UpPerTB      number   `json:"internet_up_cost_per_tb"`
-	DownPerTB    number   `json:"internet_down_cost_per_tb"`
-	UpPerGB      number   `json:"inet_up_cost"`
-	DownPerGB    number   `json:"inet_down_cost"`
-	Reliability  number   `json:"reliability2"`
-	Verification text     `json:"verification"`
-	HostingType  text     `json:"hosting_type"`
-	Geolocation  text     `json:"geolocation"`
-	Country      text     `json:"country_code"`
-	Start        number   `json:"start_date"` // Unix seconds
-	End          number   `json:"end_date"`   // Unix seconds
-}
-
-// hourCost is a breakdown of prices, in USD per hour.
-type hourCost struct {
-	DiskHour   number `json:"diskHour"`
-	Total      number `json:"totalHour"`
-	Discount   number `json:"discountTotalHour"`
-	Discounted number `json:"discountedTotalPerHour"`
-}
-
-// UnmarshalJSON takes anything; only an object says something.
-func (h *hourCost) UnmarshalJSON(b []byte) error {
-	type plain hourCost
-	var p plain
-	if json.Unmarshal(b, &p) == nil {
-		*h = hourCost(p)
-	}
-	return nil
+	ID, Machine, HostID                    number
+	Label                                  text
+	IsBid                                  truth
+	Actual, Intended, Cur, Next, Msg       text
+	Image                                  text
+	Args                                   words
+	Env                                    env
+	Token                                  text // jupyter_token
+	TemplateID, TemplateHash, TemplateName text
+	IP                                     text
+	StaticIP                               truth
+	Ports                                  portMap
+	GPU                                    text
+	GPUs, GPUFrac                          number
+	DiskSpace, DiskUsage                   number // GB; -1 used until running
+	DPHTotal                               number // USD per hour while running, storage included
+	StorageTotal                           number // USD per hour
+	Search                                 hourCost
+	Accrues                                hourCost // "instance": what it costs now
+	Discount                               number
+	UpPerTB, DownPerTB, UpPerGB, DownPerGB number
+	Reliability                            number
+	Verification, HostingType              text
+	Geolocation, Country                   text
+	Start, End                             number // Unix seconds
 }
 
 var errNoID = errors.New("an instance without an id")
 
 func parseRow(raw []byte) (*row, error) {
 	r := new(row)
-	if err := json.Unmarshal(raw, r); err != nil {
-		return nil, errors.New("an instance that is no object") // json's own words may quote a key
+	if !members(raw, r.set) {
+		return nil, errors.New("an instance that is no object")
 	}
 	if r.id() <= 0 {
 		return nil, errNoID
 	}
 	return r, nil
+}
+
+func (r *row) set(key, v []byte) {
+	switch string(key) {
+	case "id":
+		r.ID.read(v)
+	case "machine_id":
+		r.Machine.read(v)
+	case "host_id":
+		r.HostID.read(v)
+	case "label":
+		r.Label.read(v)
+	case "is_bid":
+		r.IsBid.read(v)
+	case "actual_status":
+		r.Actual.read(v)
+	case "intended_status":
+		r.Intended.read(v)
+	case "cur_state":
+		r.Cur.read(v)
+	case "next_state":
+		r.Next.read(v)
+	case "status_msg":
+		r.Msg.read(v)
+	case "image_uuid":
+		r.Image.read(v)
+	case "image_args":
+		r.Args.read(v)
+	case "extra_env":
+		r.Env.read(v)
+	case "jupyter_token":
+		r.Token.read(v)
+	case "template_id":
+		r.TemplateID.read(v)
+	case "template_hash_id":
+		r.TemplateHash.read(v)
+	case "template_name":
+		r.TemplateName.read(v)
+	case "public_ipaddr":
+		r.IP.read(v)
+	case "static_ip":
+		r.StaticIP.read(v)
+	case "ports":
+		r.Ports.read(v)
+	case "gpu_name":
+		r.GPU.read(v)
+	case "num_gpus":
+		r.GPUs.read(v)
+	case "gpu_frac":
+		r.GPUFrac.read(v)
+	case "disk_space":
+		r.DiskSpace.read(v)
+	case "disk_usage":
+		r.DiskUsage.read(v)
+	case "dph_total":
+		r.DPHTotal.read(v)
+	case "storage_total_cost":
+		r.StorageTotal.read(v)
+	case "search":
+		r.Search.read(v)
+	case "instance":
+		r.Accrues.read(v)
+	case "credit_discount":
+		r.Discount.read(v)
+	case "internet_up_cost_per_tb":
+		r.UpPerTB.read(v)
+	case "internet_down_cost_per_tb":
+		r.DownPerTB.read(v)
+	case "inet_up_cost":
+		r.UpPerGB.read(v)
+	case "inet_down_cost":
+		r.DownPerGB.read(v)
+	case "reliability2":
+		r.Reliability.read(v)
+	case "verification":
+		r.Verification.read(v)
+	case "hosting_type":
+		r.HostingType.read(v)
+	case "geolocation":
+		r.Geolocation.read(v)
+	case "country_code":
+		r.Country.read(v)
+	case "start_date":
+		r.Start.read(v)
+	case "end_date":
+		r.End.read(v)
+	}
 }
 
 func (r *row) id() int64 {
@@ -109,18 +160,40 @@ func (r *row) id() int64 {
 	return int64(r.ID.v)
 }
 
+// hourCost is a breakdown of prices, in USD per hour.
+type hourCost struct{ DiskHour, Total, Discount, Discounted number }
+
+func (h *hourCost) read(b []byte) {
+	members(b, func(key, v []byte) {
+		switch string(key) {
+		case "diskHour":
+			h.DiskHour.read(v)
+		case "totalHour":
+			h.Total.read(v)
+		case "discountTotalHour":
+			h.Discount.read(v)
+		case "discountedTotalPerHour":
+			h.Discounted.read(v)
+		}
+	})
+}
+
 // number is a JSON number, also one in quotes; set is false for anything else.
 type number struct {
 	v   float64
 	set bool
 }
 
-// UnmarshalJSON never fails.
-func (n *number) UnmarshalJSON(b []byte) error {
+func (n *number) read(b []byte) {
 	v, err := strconv.ParseFloat(string(bytes.Trim(b, `"`)), 64)
 	if *n = (number{}); err == nil && !math.IsNaN(v) && !math.IsInf(v, 0) {
 		*n = number{v, true}
 	}
+}
+
+// UnmarshalJSON never fails.
+func (n *number) UnmarshalJSON(b []byte) error {
+	n.read(b)
 	return nil
 }
 
@@ -135,18 +208,18 @@ func (n number) time() time.Time {
 // text is a string without blanks around it; numbers are taken as written, anything else is "".
 type text string
 
-// UnmarshalJSON never fails.
-func (t *text) UnmarshalJSON(b []byte) error {
+func (t *text) read(b []byte) {
 	*t = ""
-	switch {
-	case b[0] == '"':
-		var s string
-		if json.Unmarshal(b, &s) == nil {
-			*t = text(strings.TrimSpace(s))
-		}
-	case b[0] == '-' || b[0] >= '0' && b[0] <= '9':
+	if s, ok := unquoted(b); ok {
+		*t = text(strings.TrimSpace(s))
+	} else if len(b) > 0 && (b[0] == '-' || b[0] >= '0' && b[0] <= '9') {
 		*t = text(b)
 	}
+}
+
+// UnmarshalJSON never fails.
+func (t *text) UnmarshalJSON(b []byte) error {
+	t.read(b)
 	return nil
 }
 
@@ -156,31 +229,27 @@ func (t text) word() string { return strings.ToLower(string(t)) }
 // truth is a boolean, also as a number or in quotes.
 type truth struct{ yes, set bool }
 
-// UnmarshalJSON never fails.
-func (t *truth) UnmarshalJSON(b []byte) error {
+func (t *truth) read(b []byte) {
 	v, err := strconv.ParseBool(strings.ToLower(string(bytes.Trim(b, `"`))))
 	*t = truth{v, err == nil}
-	return nil
 }
 
 // words are the arguments of a command line, split at blanks: an argument may be a whole script for a shell.
 type words []string
 
-// UnmarshalJSON never fails.
-func (w *words) UnmarshalJSON(b []byte) error {
+func (w *words) read(b []byte) {
 	*w = nil
-	var list []text
-	if json.Unmarshal(b, &list) != nil {
-		var one text
-		_ = one.UnmarshalJSON(b) // never fails
-		list = []text{one}
-	}
-	for _, s := range list {
-		for f := range strings.FieldsSeq(string(s)) {
+	add := func(v []byte) {
+		var s text
+		s.read(v)
+		for _, f := range strings.Fields(string(s)) {
 			*w = append(*w, strings.Trim(f, `"';`))
 		}
 	}
-	return nil
+	if !elements(b, add) {
+		*w = nil
+		add(b)
+	}
 }
 
 // flag returns the value of "--name value" or "--name=value", "" without one.
@@ -199,31 +268,37 @@ func (w words) flag(name string) string {
 // env is a container's environment, in which Vast.ai also keeps its docker options such as "-p 8000:8000".
 type env [][2]string
 
-// UnmarshalJSON takes a list of pairs, an object or a list of "NAME=value", and never fails: the shape has changed before.
-func (e *env) UnmarshalJSON(b []byte) error {
+// read takes a list of pairs, an object, or a list of "NAME=value": the shape has changed before.
+func (e *env) read(b []byte) {
 	*e = nil
-	var items []json.RawMessage
-	if json.Unmarshal(b, &items) == nil {
-		for _, it := range items {
-			var pair []text
-			var line text
-			switch {
-			case json.Unmarshal(it, &pair) == nil && len(pair) == 2:
-				*e = append(*e, [2]string{string(pair[0]), string(pair[1])})
-			case line.UnmarshalJSON(it) == nil && line != "":
-				k, v, _ := strings.Cut(string(line), "=")
-				*e = append(*e, [2]string{k, v})
+	list := elements(b, func(v []byte) {
+		var pair [2]text
+		n := 0
+		if elements(v, func(w []byte) {
+			if n < 2 {
+				pair[n].read(w)
 			}
+			n++
+		}) {
+			if n == 2 {
+				*e = append(*e, [2]string{string(pair[0]), string(pair[1])})
+			}
+			return
 		}
-		return nil
-	}
-	var m map[string]text
-	if json.Unmarshal(b, &m) == nil {
-		for _, k := range slices.Sorted(maps.Keys(m)) {
-			*e = append(*e, [2]string{strings.TrimSpace(k), string(m[k])})
+		if pair[0].read(v); pair[0] != "" {
+			name, value, _ := strings.Cut(string(pair[0]), "=")
+			*e = append(*e, [2]string{name, value})
 		}
+	})
+	if list {
+		return
 	}
-	return nil
+	*e = nil
+	members(b, func(key, v []byte) {
+		var t text
+		t.read(v)
+		*e = append(*e, [2]string{strings.TrimSpace(string(key)), string(t)})
+	})
 }
 
 func (e env) get(name string) string {
@@ -237,8 +312,14 @@ func (e env) get(name string) string {
 
 // portMap is docker's map of a container's TCP ports to those of its machine.
 type portMap struct {
-	tcp map[int][]binding
-	odd bool // it came in a shape that says nothing of the mapping
+	tcp []mapped // by container port
+	odd bool     // it came in a shape that says nothing of the mapping
+}
+
+// mapped is one port of a container.
+type mapped struct {
+	inner int
+	bound []binding
 }
 
 type binding struct {
@@ -246,39 +327,46 @@ type binding struct {
 	port   int
 }
 
-// UnmarshalJSON takes docker's object, and anything else as no map; it never fails.
-func (p *portMap) UnmarshalJSON(b []byte) error {
+// read takes docker's object, and anything else as no map.
+func (p *portMap) read(b []byte) {
 	*p = portMap{}
-	var m map[string]json.RawMessage
-	if json.Unmarshal(b, &m) != nil {
-		p.odd = string(b) != "null" && string(b) != "[]" // both are ordinary before an instance runs
-		return nil
+	if s := string(bytes.TrimSpace(b)); s == "null" || s == "[]" { // both are ordinary before an instance runs
+		return
 	}
-	for k, raw := range m {
-		inner, proto, _ := strings.Cut(k, "/")
-		port, err := strconv.Atoi(inner)
-		if err != nil || port <= 0 || proto != "" && proto != "tcp" {
+	ok := members(b, func(key, v []byte) {
+		name, proto, _ := strings.Cut(string(key), "/")
+		inner, err := strconv.Atoi(name)
+		if err != nil || inner <= 0 || proto != "" && proto != "tcp" {
 			p.odd = p.odd || err != nil
-			continue
+			return
 		}
-		type published struct {
-			HostIP   text   `json:"HostIp"`
-			HostPort number `json:"HostPort"`
+		m := mapped{inner: inner}
+		if !elements(v, m.bind) {
+			m.bind(v)
 		}
-		var list []published
-		var one published
-		if json.Unmarshal(raw, &list) != nil && json.Unmarshal(raw, &one) == nil {
-			list = []published{one}
+		if len(m.bound) > 0 {
+			p.tcp = append(p.tcp, m)
 		}
-		for _, l := range list {
-			if l.HostPort.v < 1 || l.HostPort.v > 65535 {
-				continue
-			}
-			if p.tcp == nil {
-				p.tcp = map[int][]binding{}
-			}
-			p.tcp[port] = append(p.tcp[port], binding{string(l.HostIP), int(l.HostPort.v)})
-		}
+	})
+	if p.odd = p.odd || !ok; !ok {
+		p.tcp = nil
 	}
-	return nil
+	slices.SortStableFunc(p.tcp, func(a, b mapped) int { return a.inner - b.inner })
+	p.tcp = slices.CompactFunc(p.tcp, func(a, b mapped) bool { return a.inner == b.inner })
+}
+
+func (m *mapped) bind(v []byte) {
+	var ip text
+	var port number
+	members(v, func(key, w []byte) {
+		switch string(key) {
+		case "HostIp":
+			ip.read(w)
+		case "HostPort":
+			port.read(w)
+		}
+	})
+	if port.v >= 1 && port.v <= 65535 {
+		m.bound = append(m.bound, binding{string(ip), int(port.v)})
+	}
 }

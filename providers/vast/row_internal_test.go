@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"headrace/router/endpoint"
 )
@@ -304,4 +305,58 @@ func FuzzModels(f *testing.F) {
 			}
 		}
 	})
+}
+
+// FuzzScan compares the cutting of objects and arrays with encoding/json.
+func FuzzScan(f *testing.F) {
+	for _, s := range []string{
+		`{"a":1,"b":[1,{"c":"]}"}],"d":"x\"y\\","e":null}`, ` [ 1 , "a" , {} , [ ] ] `, `{}`, `[]`, `{"a":1,}`, `[1,]`, `{"a" 1}`, `[1 2]`, `{"a":[1,2}`, `"`, `{"a":"\\"}`, `[[[`, `{"a":1} x`,
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var keys, values []string
+		isObject := members(b, func(k, v []byte) { keys, values = append(keys, string(k)), append(values, string(v)) })
+		var items []string
+		isArray := elements(b, func(v []byte) { items = append(items, string(v)) })
+		if isObject && isArray {
+			t.Fatalf("%q is both object and array", b)
+		}
+		if !json.Valid(b) {
+			return // anything may be read of it, but for a panic
+		}
+		var object map[string]json.RawMessage
+		var array []json.RawMessage
+		trimmed := strings.TrimLeft(string(b), " \t\r\n")
+		if (trimmed[0] == '{') != isObject || (trimmed[0] == '[') != isArray {
+			t.Fatalf("%q: object %v, array %v", b, isObject, isArray)
+		}
+		switch {
+		case isObject && json.Unmarshal(b, &object) == nil:
+			for i, k := range keys {
+				var name string
+				if json.Unmarshal([]byte(`"`+k+`"`), &name) != nil || i == lastIndex(keys, k) && !strings.Contains(k, `\`) && string(object[name]) != values[i] && utf8.ValidString(k) {
+					t.Fatalf("%q: member %q is %q, and %q for encoding/json", b, k, values[i], object[name])
+				}
+			}
+		case isArray && json.Unmarshal(b, &array) == nil:
+			if len(array) != len(items) {
+				t.Fatalf("%q: %d elements, and %d for encoding/json", b, len(items), len(array))
+			}
+			for i := range items {
+				if items[i] != string(array[i]) {
+					t.Fatalf("%q: element %d is %q, and %q for encoding/json", b, i, items[i], array[i])
+				}
+			}
+		}
+	})
+}
+
+func lastIndex(s []string, v string) int {
+	for i := len(s) - 1; i >= 0; i-- {
+		if s[i] == v {
+			return i
+		}
+	}
+	return -1
 }
