@@ -92,14 +92,12 @@ func BenchmarkPoll(b *testing.B) {
 	}
 }
 
-// TestPollCost holds 1,000 instances to 50 ms per poll that changes nothing, which nearly every one is, to 250 ms for one that
-// changes all of them, and to flat memory.
+// TestPollCost holds 1,000 instances to 50 ms per poll, even one that changes all of them, and to flat memory.
 func TestPollCost(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector's own time and memory would be measured")
 	}
-	const n = 1000
-	within := map[string]time.Duration{"nothing changed": 50 * time.Millisecond, "everything changed": 250 * time.Millisecond}
+	const n, within = 1000, 50 * time.Millisecond
 	a, b := bodies(n, ""), bodies(n, " again")
 	p := newPoller()
 	if set := p.poll(t, a, testNow); len(set) != n {
@@ -121,9 +119,10 @@ func TestPollCost(t *testing.T) {
 		p.poll(t, [][][]byte{a, b}[k%2], testNow.Add(time.Duration(100+k)*time.Minute))
 	}
 	grown := live() - before
+	runtime.KeepAlive(p) // or what it holds is not counted at the end
 	t.Logf("1,000 instances: %v per poll; %d KiB live, %d bytes more after 60 polls", best, before>>10, grown)
 	for what, d := range best {
-		if d > within[what] {
+		if d > within {
 			t.Errorf("a poll of %d instances takes %s when %s", n, d, what)
 		}
 	}

@@ -242,7 +242,7 @@ func (w *words) read(b []byte) {
 	add := func(v []byte) {
 		var s text
 		s.read(v)
-		for _, f := range strings.Fields(string(s)) {
+		for f := range strings.FieldsSeq(string(s)) {
 			*w = append(*w, strings.Trim(f, `"';`))
 		}
 	}
