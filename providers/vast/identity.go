@@ -188,7 +188,7 @@ func (c *checker) askAs(ctx context.Context, q *question, a address, base string
 
 // offer keeps the models that are to be offered.
 func (f finding) offer(q *question) finding {
-	if q.models == nil {
+	if len(q.models) == 0 {
 		return f
 	}
 	all := f.served

@@ -270,6 +270,27 @@ func TestOneAddressTwice(t *testing.T) {
 	}
 }
 
+// TestOneAddressThrice is the same with a key that is the first's and the third's, but not the second's.
+func TestOneAddressThrice(t *testing.T) {
+	d := newDouble(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "Bearer key-of-two" {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		_, _ = w.Write([]byte(`{"data":[{"id":"m"}]}`))
+	})
+	for k, key := range []string{"key-of-two", "key-of-one", "key-of-two"} {
+		d.rows = append(d.rows, d.rowAt(k+1, map[string]any{"extra_env": map[string]any{"WEB_PASSWORD": key}}))
+	}
+	r := d.provider(t, nil)
+	polls := r.p.Status().Polls
+	r.until("all to be told so", func(eps []endpoint.Endpoint) bool {
+		return len(eps) == 3 && !slices.ContainsFunc(eps, func(ep endpoint.Endpoint) bool {
+			return ep.State != endpoint.Starting || !strings.Contains(ep.StateReason, "claims the same address")
+		}) && r.p.Status().Polls > polls
+	})
+}
+
 // TestPortIsLearned finds the model among an instance's ports.
 func TestPortIsLearned(t *testing.T) {
 	for name, tc := range map[string]struct {

@@ -49,13 +49,13 @@ type Options struct {
 	ConsoleURL  string          // default https://console.vast.ai
 	InstanceURL string          // where a mapped port is reached; default "http://{ip}:{port}"
 
-	Labels    []string // of the instances to use, "" for those without; nil for all
-	Templates []string // ids, hashes or names of templates; nil for all
-	IDs       []int64  // nil for all
+	Labels    []string // of the instances to use, "" for those without; none for all
+	Templates []string // ids, hashes or names of templates; none for all
+	IDs       []int64  // none for all
 
 	Port     int             // of the container on which models are served; 0 finds out
 	Bearer   endpoint.Secret // key that model servers ask for; "" for what each instance's own settings say
-	Models   []string        // ids to offer of those that are served; nil for all
+	Models   []string        // ids to offer of those that are served; none for all
 	TLS      TLSMode
 	VastRoot string // Vast.ai's root certificate as PEM; "" fetches it from ConsoleURL/static/jvastai_root.cer when it is needed
 
