@@ -208,7 +208,7 @@ func TestFailures(t *testing.T) {
 			t.Errorf("reason %q", ep.StateReason)
 		}
 	})
-	t.Run("runpod_9.7_throttled", func(t *testing.T) {
+	t.Run("runpod_9.10_queued_while_throttled", func(t *testing.T) {
 		r := rent(t, fakerunpod.Config{}, runpod.Options{}, queue(nil))
 		r.state(t, id, endpoint.Cold)
 		r.Endpoint("e1").Throttle(true)

@@ -84,6 +84,8 @@ func TestErrorsNeverEmptyTheFleet(t *testing.T) {
 		"a list of words":  `{"endpoints":"none"}`,
 		"entries of words": `{"endpoints":["a","b"]}`,
 		"no answer":        "broken",
+		// GraphQL's way of failing, should REST v2 ever take it up.
+		"runpod_9.18_something_went_wrong_in_a_200": `{"errors":[{"message":"Something went wrong. Please try again later or contact support."}],"data":null}`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := newAccount()

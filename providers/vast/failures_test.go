@@ -327,6 +327,20 @@ func TestFailures(t *testing.T) {
 		r.until("an empty fleet", func(eps []endpoint.Endpoint) bool { return len(eps) == 0 })
 	})
 
+	for name, h := range map[string]fakevast.Hazard{"list only": fakevast.ByIDPortsList, "by id only": fakevast.ListPortsNull, "IPv6 only": fakevast.IPv6Only} {
+		t.Run("vast_7.17_port_found/"+name, func(t *testing.T) {
+			t.Parallel()
+			r := start(t, fakevast.Config{}, nil, fakevast.InstanceConfig{Hazards: h, ContainerPort: 9123, NoPortInEnv: true})
+			i := r.cloud.Instances()[0]
+			if ep := r.state(i, endpoint.Ready, ""); ep.BaseURL != i.URL()+"/v1" {
+				t.Errorf("it is at %s, and is looked for at %s", i.URL(), ep.BaseURL)
+			}
+			if by := r.cloud.Stats().Calls["GET /api/v0/instances/{id}/"]; (by > 0) != (h == fakevast.ListPortsNull) {
+				t.Errorf("%d reads by id", by)
+			}
+		})
+	}
+
 	t.Run("vast_7.19_slow_boot_is_waited_for", func(t *testing.T) {
 		t.Parallel()
 		r, i := one(t, fakevast.Config{TimeScale: 10000}, nil, fakevast.InstanceConfig{Boot: &fakevast.Boot{Pull: 25 * time.Minute, Model: 10 * time.Minute}})

@@ -94,6 +94,7 @@ const (
 	NullInstances                     // an empty list of instances is null; of the Cloud only
 	NewStates                         // states are words that are not documented: "restarting" for loading
 	NullLabel                         // no label is null instead of ""
+	ListPortsNull                     // ports is null in lists only
 )
 
 // Template is what stands in front of the model.

@@ -173,6 +173,7 @@ func TestHazards(t *testing.T) {
 		"list of ports":             {fakevast.PortsList, `"ports":[` + port + `]`, `"ports":[` + port + `]`},
 		"empty list":                {fakevast.PortsEmptyList, `"ports":[]`, `"ports":[]`},
 		"null":                      {fakevast.PortsNull, `"ports":null`, `"ports":null`},
+		"null in lists":             {fakevast.ListPortsNull, `"ports":null`, `"ports":{`},
 		"list by id":                {fakevast.ByIDPortsList, `"ports":{`, `"ports":[` + port + `]`},
 		"list of one":               {fakevast.ByIDArray, `"instances":[{`, `{"instances":[{`},
 		"floats as Python has them": {0, `"gpu_util":88.0`, `"num_gpus":1,`},

@@ -141,7 +141,7 @@ type mapping struct {
 // ports are in the shape of docker inspect, or in one of the others that were seen.
 func (i *Instance) ports(list bool) any {
 	switch {
-	case i.has(PortsNull):
+	case i.has(PortsNull), i.has(ListPortsNull) && list:
 		return nil
 	case i.has(PortsEmptyList):
 		return []int{}
