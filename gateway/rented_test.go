@@ -119,6 +119,27 @@ func TestProvidersReading(t *testing.T) {
 	}
 }
 
+// TestNoCapacity tells the caller why no worker can start.
+func TestNoCapacity(t *testing.T) {
+	up := newUpstream(t, answering)
+	g := newRig(t, []string{up.url()}, func(o *rigOptions) {
+		o.edit = func(eps []endpoint.Endpoint) {
+			eps[0].State, eps[0].Tenure, eps[0].StateReason = endpoint.NoCapacity, endpoint.Serverless, "its workers crash while jobs wait"
+		}
+	})
+	res, body, err := g.do(chat(false))
+	if err != nil || res.StatusCode != 503 || res.Header.Get("Retry-After") != "15" {
+		t.Fatalf("status %d, Retry-After %q, %v: %s", res.StatusCode, res.Header.Get("Retry-After"), err, body)
+	}
+	code, _, message := errorOf(t, body)
+	if code != "no_capacity" || !strings.Contains(message, "now: its workers crash while jobs wait. Try again") || strings.Contains(message, "GPU") {
+		t.Errorf("code %q: %s", code, message)
+	}
+	if _, n := up.counts(); n != 0 {
+		t.Errorf("the host saw %d requests", n)
+	}
+}
+
 // TestUnnamedModel asks a host without a model, and learns from its first answer what it calls its own.
 func TestUnnamedModel(t *testing.T) {
 	for _, stream := range []bool{false, true} {

@@ -1,6 +1,7 @@
 package router
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"testing"
@@ -176,6 +177,35 @@ func TestSleepingHosts(t *testing.T) {
 	err := newRouter(serverless("none", 1, endpoint.NoCapacity)).Pick(&Request{Model: "m"}, new(Lease))
 	if ue, ok := err.(*UnavailableError); !ok || ue.Cause != NoCapacity || ue.RetryAfter < 10*time.Second { //nolint:errorlint // as it is
 		t.Errorf("without capacity: %+v", err)
+	}
+}
+
+// TestNoCapacityTellsWhy gives the endpoints' own reasons, each once.
+func TestNoCapacityTellsWhy(t *testing.T) {
+	const crash, gpus = "its workers crash", "no free GPU"
+	at := func(id string, s endpoint.State, why string) endpoint.Endpoint {
+		ep := serverless(id, 1, s)
+		ep.StateReason = why
+		return ep
+	}
+	for name, tc := range map[string]struct {
+		eps   []endpoint.Endpoint
+		cause Cause
+		want  string
+	}{
+		"crash loop":     {[]endpoint.Endpoint{at("a", endpoint.NoCapacity, crash)}, NoCapacity, crash},
+		"no GPU":         {[]endpoint.Endpoint{at("a", endpoint.NoCapacity, gpus)}, NoCapacity, gpus},
+		"both":           {[]endpoint.Endpoint{at("a", endpoint.NoCapacity, gpus), at("b", endpoint.NoCapacity, crash), at("c", endpoint.NoCapacity, gpus)}, NoCapacity, crash + "; or " + gpus},
+		"nobody says":    {[]endpoint.Endpoint{at("a", endpoint.NoCapacity, "")}, NoCapacity, "its provider can start no worker"},
+		"another is out": {[]endpoint.Endpoint{at("a", endpoint.NoCapacity, crash), at("b", endpoint.Preempted, "secret text")}, Failing, "every host that serves it is failing"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := newRouter(tc.eps...).Pick(&Request{Model: "m"}, new(Lease))
+			ue, ok := errors.AsType[*UnavailableError](err)
+			if !ok || ue.Cause != tc.cause || ue.Reason != tc.want {
+				t.Errorf("%+v, want %q", err, tc.want)
+			}
+		})
 	}
 }
 

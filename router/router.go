@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -331,12 +332,28 @@ func (r *Router) unavailable(m *Model, q *Request, now time.Time) error {
 	case fits > 0 && throttled == fits:
 		e.Cause, e.Reason = Throttled, "every host that serves it is at its rate limit"
 	case fits > 0 && noCapacity == fits:
-		e.Cause, e.Reason, e.RetryAfter = NoCapacity, "the provider has no free GPU to start it on", max(e.RetryAfter, noCapacityRetry)
+		e.Cause, e.Reason, e.RetryAfter = NoCapacity, m.noCapacity(q), max(e.RetryAfter, noCapacityRetry)
 	}
 	if e.RetryAfter == 0 {
 		e.RetryAfter = time.Second
 	}
 	return e
+}
+
+// noCapacity says in the providers' words why none of the fitting endpoints can start a worker: there may be no free GPU,
+// but workers that crash, or a limit of none, as well.
+func (m *Model) noCapacity(q *Request) string {
+	var why []string
+	for _, c := range m.cands {
+		if s := c.ep.StateReason; c.fitness(m, q) == fit && s != "" && !slices.Contains(why, s) {
+			why = append(why, s)
+		}
+	}
+	if len(why) == 0 {
+		return "its provider can start no worker"
+	}
+	slices.Sort(why)
+	return strings.Join(why, "; or ")
 }
 
 const noCapacityRetry = 15 * time.Second // throttled workers often clear in about 30 s (facts of RunPod's /health)

@@ -152,7 +152,7 @@ const (
 	Preempted
 	Draining
 	Gone
-	NoCapacity // Serverless: nobody is up and the provider can start nobody now
+	NoCapacity // Serverless: nobody is up and the provider can start nobody now; callers are told the StateReason, so it is one of a closed set
 )
 
 // Secret is text that must never be printed. Its fmt and JSON forms are "[redacted]"; Reveal is the one way out.
