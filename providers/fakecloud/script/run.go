@@ -29,9 +29,7 @@ func (c *Clouds) Run(ctx context.Context, say func(News)) {
 		}
 		for i, h := range bidders {
 			rng := rand.New(rand.NewPCG(c.script.Seed, uint64(i))) //nolint:gosec // wars are to be repeatable
-			// The first strikes are spread over Every, so that never all hosts are away at once.
-			first := time.Duration((float64(i) + 0.25) / float64(len(bidders)) * float64(v.BidWar.Every))
-			wg.Go(func() { c.war(ctx, h, rng, first) })
+			wg.Go(func() { c.war(ctx, h, rng) })
 		}
 	}
 	wg.Wait()
@@ -64,13 +62,17 @@ func (c *Clouds) play(ctx context.Context, e *Event) {
 	c.tell(h, e.what, a.after, true)
 }
 
+// strike draws how long an instance is left alone: rivals come whenever they like, so that the times between are
+// exponential with the mean every, and no instance is safer for having been spared so far.
+func strike(rng *rand.Rand, every Duration) Duration { return Duration(rng.ExpFloat64() * float64(every)) }
+
 // war outbids one instance again and again. Its owner bids again, higher, and lowers the bid when it is calm.
-func (c *Clouds) war(ctx context.Context, h *host, rng *rand.Rand, first time.Duration) {
+func (c *Clouds) war(ctx context.Context, h *host, rng *rand.Rand) {
 	w, scale := c.script.Vast.BidWar, c.script.vastScale()
 	calm := h.instance.Config().DPHBase // USD per hour
 	// Between half as long and half as long again; the mean is d.
 	about := func(d Duration) time.Duration { return scaled(Duration(float64(d)*(0.5+rng.Float64())), scale) }
-	next := scaled(Duration(first), scale)
+	next := scaled(strike(rng, w.Every), scale)
 	for wait(ctx, next) == nil {
 		bid := h.instance.Config().DPHBase
 		rival := bid * (1.08 + 0.3*rng.Float64())
@@ -85,7 +87,7 @@ func (c *Clouds) war(ctx context.Context, h *host, rng *rand.Rand, first time.Du
 		h.instance.Update(func(k *fakevast.InstanceConfig) { k.DPHBase, k.MinBid = raised, raised*0.9 })
 		h.instance.Resume()
 		c.tell(h, "outbid", fmt.Sprintf("gets its GPU again for a bid of $%.2f/h, and boots", raised), true)
-		rest := about(w.Every)
+		rest := scaled(strike(rng, w.Every), scale)
 		if wait(ctx, rest/2) != nil {
 			return
 		}

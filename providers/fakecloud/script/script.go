@@ -78,8 +78,8 @@ type Vast struct {
 
 // BidWar is other people's bidding: it takes each interruptible instance away now and then.
 type BidWar struct {
-	Every Duration `yaml:"every"` // how often each instance is outbid; 6h in life
-	Away  Duration `yaml:"away"`  // until it serves again; 10m in life
+	Every Duration `yaml:"every"` // how often each instance is outbid, on average; 6h in life
+	Away  Duration `yaml:"away"`  // until it serves again, give or take half of it; 10m in life
 }
 
 // Instance is a rented instance at Vast.ai.
