@@ -41,7 +41,7 @@ type Client struct {
 
 	mu    sync.Mutex // guards all below
 	calls map[string]*calls
-	next  map[string]time.Time // by Call.Name: the earliest begin of the next call
+	lines map[string]chan time.Time // by Call.Name: holds the earliest begin of the next call, and is empty during one
 }
 
 type calls struct {
@@ -73,7 +73,7 @@ func New(o Options) *Client {
 		}
 	}
 	return &Client{
-		opt: o, calls: map[string]*calls{}, next: map[string]time.Time{},
+		opt: o, calls: map[string]*calls{}, lines: map[string]chan time.Time{},
 		http: &http.Client{Transport: o.Transport, CheckRedirect: func(*http.Request, []*http.Request) error {
 			return http.ErrUseLastResponse // the key goes where it was sent and nowhere else
 		}},
@@ -87,8 +87,9 @@ type Call struct {
 	URL    string
 	Body   any             // sent as JSON; nil for none
 	Key    endpoint.Secret // default the client's
-	// MinInterval is the least time between the begins of two calls of this Name, whoever makes them. A call that comes
-	// sooner waits.
+	// MinInterval is the least time between the end of a call of this Name and the begin of the next, whoever makes
+	// them: a server counts from when a call reached it, and that may be as late as its answer. A call that comes sooner
+	// waits, and so does one while another of its Name is under way.
 	MinInterval time.Duration
 	Timeout     time.Duration // default the client's
 	// Repeat lets a call that changes nothing be tried again after 429, 5xx and network errors. GET calls always are.
@@ -165,10 +166,12 @@ func (c *Client) Do(ctx context.Context, call Call) (*Answer, error) {
 	repeat := call.Repeat || call.Method == http.MethodGet
 	wait := c.opt.Backoff
 	for try := 1; ; try++ {
-		if err := c.turn(ctx, &call); err != nil {
+		done, err := c.turn(ctx, &call)
+		if err != nil {
 			return nil, err
 		}
 		a, err := c.once(ctx, &call, body)
+		done()
 		if err == nil {
 			return a, nil
 		}
@@ -201,20 +204,30 @@ func transient(e *Error) bool {
 	return e.Status >= 520 && e.Status <= 527 // Cloudflare's
 }
 
-// turn waits for the call's place behind others of its name.
-func (c *Client) turn(ctx context.Context, call *Call) error {
+// turn waits for the call's place behind others of its name. done ends it; it is to be called if err is nil.
+func (c *Client) turn(ctx context.Context, call *Call) (done func(), err error) {
 	if call.MinInterval <= 0 {
-		return ctx.Err()
+		return func() {}, ctx.Err()
 	}
 	c.mu.Lock()
-	now := c.opt.Now()
-	at := c.next[call.Name]
-	if at.Before(now) {
-		at = now
+	line, ok := c.lines[call.Name]
+	if !ok {
+		line = make(chan time.Time, 1)
+		line <- time.Time{}
+		c.lines[call.Name] = line
 	}
-	c.next[call.Name] = at.Add(call.MinInterval)
 	c.mu.Unlock()
-	return sleep(ctx, at.Sub(now))
+	var at time.Time
+	select {
+	case at = <-line:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if err := sleep(ctx, at.Sub(c.opt.Now())); err != nil {
+		line <- at
+		return nil, err
+	}
+	return func() { line <- c.opt.Now().Add(call.MinInterval) }, nil
 }
 
 func sleep(ctx context.Context, d time.Duration) error {
