@@ -427,15 +427,42 @@ func (x *exchange) judgeError(class outcome.Class) {
 		x.attemptFailed(oe)
 		return
 	}
-	if asIs && a.Ended() {
+	if asIs && a.Ended() && outcome.OfStatus(a.Status) == outcome.CallerFault {
 		x.verbatim = true
 		x.rec.Code = ne.Code
 		x.phase, x.began = ready, time.Now()
 		x.rec.Class = outcome.CallerFault
 		return
 	}
+	refusal := x.refusal(ne, a.Unread())
 	x.endAttempt(*oe, time.Now())
-	x.fail(&ne)
+	x.fail(&refusal)
+}
+
+// refusal is what the caller gets for a fault of his. The host's status stays where it says so; where the provider put another
+// in its place, the engine's own words are looked for in body.
+func (x *exchange) refusal(e openai.Error, body []byte) openai.Error {
+	if outcome.OfStatus(e.Status) == outcome.CallerFault {
+		return e
+	}
+	e.Status, e.Type, e.Code = fasthttp.StatusBadRequest, openai.TypeInvalidRequest, ""
+	if x.s.opt.Refusal == nil || !x.leased {
+		return e
+	}
+	if r, ok := x.s.opt.Refusal(x.lease.Endpoint, body); ok {
+		e.Status, e.Message, e.Param, e.Code = r.Status, r.Message, r.Param, r.Code
+	}
+	return e
+}
+
+// plainError tells whether what came as an event stream is one JSON error instead: RunPod relays so what SGLang's worker yields.
+func (x *exchange) plainError() bool {
+	body := bytes.TrimSpace(x.attempt.Unread())
+	if len(body) == 0 || body[0] != '{' {
+		return false
+	}
+	x.chunk.ParseBody(body)
+	return x.chunk.Error && !x.chunk.Malformed
 }
 
 // awaitContent reads events until the first that carries content. false means that until has come.
@@ -455,6 +482,8 @@ func (x *exchange) awaitContent(until time.Time) bool {
 		x.phase, x.began = ready, time.Now()
 	case errors.Is(err, io.EOF) && len(a.Unread()) == 0:
 		x.attemptFailed(x.upstreamFault(errNoEvents))
+	case errors.Is(err, io.EOF) && x.plainError():
+		x.judgeBody()
 	case errors.Is(err, io.EOF):
 		x.takeLast(time.Now())
 		if x.phase == awaitingContent {
@@ -559,8 +588,9 @@ func (x *exchange) errorEvent(ev sse.Event, c *openai.Chunk) {
 	ne, _ := openai.NormalizeError(status, jsonType, ev.Data)
 	oe := &outcome.Error{Class: class, Endpoint: x.endpointID(), Status: status, Err: errEvent}
 	if class == outcome.CallerFault {
+		refusal := x.refusal(ne, ev.Data)
 		x.endAttempt(*oe, time.Now())
-		x.fail(&ne)
+		x.fail(&refusal)
 		return
 	}
 	x.attemptFailed(oe)
@@ -609,8 +639,9 @@ func (x *exchange) judgeBody() {
 			return
 		}
 		ne, _ := openai.NormalizeError(status, jsonType, x.attempt.Unread())
+		refusal := x.refusal(ne, x.attempt.Unread())
 		x.endAttempt(outcome.Error{Class: class, Endpoint: x.endpointID(), Status: status, Err: errErrorBody}, time.Now())
-		x.fail(&ne)
+		x.fail(&refusal)
 		return
 	}
 	x.m.see(c, now)

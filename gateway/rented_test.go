@@ -119,6 +119,72 @@ func TestProvidersReading(t *testing.T) {
 	}
 }
 
+// TestRefusalInsideAnotherStatus gives the caller the engine's 400 where the provider says 500 or 502, and asks nobody else.
+func TestRefusalInsideAnotherStatus(t *testing.T) {
+	const wrapped = `{"error":{"message":"vLLM returned HTTP 400: {\"error\":{\"message\":\"temperature must be 0 or more\",\"param\":\"temperature\"}}","type":"worker_error","code":null}}`
+	event := func(data string) func(c *upConn) {
+		return func(c *upConn) { c.sendStream("data: " + data + "\n\n") }
+	}
+	for name, tc := range map[string]struct {
+		stream  bool
+		send    func(c *upConn)
+		said    bool // the provider finds the engine's words
+		status  int
+		message string
+	}{
+		"500":                  {false, func(c *upConn) { c.send(jsonAnswer(500, wrapped)) }, true, 422, "temperature is bad"},
+		"500, stream":          {true, func(c *upConn) { c.send(jsonAnswer(500, wrapped)) }, true, 422, "temperature is bad"},
+		"502":                  {false, func(c *upConn) { c.send(jsonAnswer(502, wrapped)) }, true, 422, "temperature is bad"},
+		"200":                  {false, func(c *upConn) { c.send(jsonAnswer(200, wrapped)) }, true, 422, "temperature is bad"},
+		"event":                {true, event(wrapped), true, 422, "temperature is bad"},
+		"no event":             {true, func(c *upConn) { c.sendStream(wrapped) }, true, 422, "temperature is bad"},
+		"nothing found":        {false, func(c *upConn) { c.send(jsonAnswer(500, wrapped)) }, false, 400, "vLLM returned HTTP 400"},
+		"event, nothing":       {true, event(wrapped), false, 400, "vLLM returned HTTP 400"},
+		"a 400 stays as it is": {false, func(c *upConn) { c.send(jsonAnswer(400, `{"error":{"message":"no","type":"BadRequestError"}}`)) }, true, 400, "no"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			up := newUpstream(t, func(c *upConn, _ *upRequest) bool {
+				tc.send(c)
+				return false
+			})
+			other := newUpstream(t, answering)
+			g := newRig(t, []string{up.url(), other.url()}, func(o *rigOptions) {
+				o.edit = func(eps []endpoint.Endpoint) { eps[1].Price.USDPerHour *= 100 }
+				o.before = func(s *Server) {
+					s.opt.Classify = func(_ *endpoint.Endpoint, _ int, _ string, _ []byte) (outcome.Class, bool) {
+						return outcome.CallerFault, true
+					}
+					s.opt.Refusal = func(ep *endpoint.Endpoint, body []byte) (outcome.Refusal, bool) {
+						if ep.ID != "static:h0" || string(body) != wrapped {
+							t.Errorf("asked about %s, %s", ep.ID, body)
+						}
+						return outcome.Refusal{Status: 422, Message: tc.message, Param: "temperature"}, tc.said
+					}
+					s.opt.Failed = func(id endpoint.ID, c outcome.Class) { t.Errorf("%s was told of: %s", id, c) }
+				}
+			})
+			res, body, err := g.do(chat(tc.stream))
+			if err != nil || res.StatusCode != tc.status || !strings.HasPrefix(res.Header.Get("Content-Type"), "application/json") {
+				t.Fatalf("status %d, %v: %s", res.StatusCode, err, body)
+			}
+			_, param, message := errorOf(t, body)
+			if !strings.Contains(message, tc.message) || tc.status == 422 && param != "temperature" {
+				t.Errorf("%s", body)
+			}
+			if tc.message != "no" && !strings.Contains(body, `"type":"invalid_request_error"`) {
+				t.Errorf("type: %s", body)
+			}
+			if _, n := other.counts(); n != 0 {
+				t.Error("it was tried elsewhere")
+			}
+			rec := g.recordN(0)
+			if rec.Tries != 1 || rec.Class != outcome.CallerFault || rec.Status != tc.status {
+				t.Errorf("record: %d attempts, %s, status %d", rec.Tries, rec.Class, rec.Status)
+			}
+		})
+	}
+}
+
 // TestNoCapacity tells the caller why no worker can start.
 func TestNoCapacity(t *testing.T) {
 	up := newUpstream(t, answering)

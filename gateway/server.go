@@ -47,6 +47,9 @@ type Options struct {
 	// Classify knows what a provider's hosts mean by an answer that is no 2xx, or that is an HTML page; known is false where the
 	// status says it all. body may be empty. Nil knows nothing.
 	Classify func(ep *endpoint.Endpoint, status int, contentType string, body []byte) (class outcome.Class, known bool)
+	// Refusal finds the engine's own words in an answer of class CallerFault whose status is another's: RunPod wraps vLLM's 400 in
+	// a 500. ok is false where there are none. Nil finds nothing.
+	Refusal func(ep *endpoint.Endpoint, body []byte) (r outcome.Refusal, ok bool)
 	// Failed is told of attempts that speak against a host, so that its provider can be asked; Learned of the id under which a
 	// host has answered that was known without one. Neither may block. Nil is told nothing.
 	Failed  func(id endpoint.ID, class outcome.Class)

@@ -88,7 +88,7 @@ func newApp(cfg *config.Config, logTo io.Writer) (*app, error) {
 	a.forward = forward.New(forward.Options{Connect: cfg.Timeouts.Connect, UpstreamIdle: cfg.Timeouts.UpstreamIdle, Translate: a.speak.handler})
 	a.server = gateway.New(gateway.Options{
 		Router: a.router, Forward: a.forward, Log: a.log, Settled: a.settled,
-		MaxHead: int(cfg.Limits.MaxHead), Idle: cfg.Timeouts.Idle, Classify: classify,
+		MaxHead: int(cfg.Limits.MaxHead), Idle: cfg.Timeouts.Idle, Classify: classify, Refusal: refusal,
 		Failed:  func(id endpoint.ID, c outcome.Class) { a.rented.Load().failed(id, c) },
 		Learned: func(id endpoint.ID, model string) { a.rented.Load().learned(id, model) },
 		Worked:  func(id endpoint.ID, w endpoint.WorkerReport) { a.rented.Load().worked(id, w) },

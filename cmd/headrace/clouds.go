@@ -175,6 +175,14 @@ func classify(ep *endpoint.Endpoint, status int, contentType string, body []byte
 	return 0, false
 }
 
+// refusal finds the engine's own words in an answer that speaks against the request.
+func refusal(ep *endpoint.Endpoint, body []byte) (outcome.Refusal, bool) {
+	if ep.Provider == "runpod" {
+		return jobs.Refusal(body)
+	}
+	return outcome.Refusal{}, false
+}
+
 // translators stand for endpoints that do not speak plain OpenAI HTTP.
 type translators struct {
 	clouds func() *clouds

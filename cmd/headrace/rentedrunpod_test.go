@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"maps"
 	"strings"
 	"testing"
@@ -10,6 +11,7 @@ import (
 	"headrace/providers/fakecloud/fakerunpod"
 	"headrace/providers/fakecloud/fakevast"
 	"headrace/router"
+	"headrace/router/outcome"
 )
 
 func startRunPod(t *testing.T, cfg fakerunpod.Config) *fakerunpod.Cloud {
@@ -73,6 +75,43 @@ func TestZeroConfigRunPod(t *testing.T) {
 			}
 			if strings.Contains(r.log.String(), cloud.Key()) {
 				t.Error("the key is in the log")
+			}
+		})
+	}
+}
+
+// TestRefusalOfRunPod gives the caller vLLM's 400 out of what RunPod wraps around it, cold and warm.
+func TestRefusalOfRunPod(t *testing.T) {
+	for name, generation := range map[string]fakerunpod.Generation{"v2.24": fakerunpod.V24, "v2.23": fakerunpod.V23, "SGLang": fakerunpod.SGLang} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cloud := startRunPod(t, fakerunpod.Config{TimeScale: 100, Seed: 1, QuoteError: true})
+			e := cloud.AddEndpoint(fakerunpod.EndpointConfig{ID: "e", Generation: generation, WorkersMin: 1, Env: map[string]string{"MODEL_NAME": "org/llama"}})
+			r := startRented(t, runpodEnv(cloud))
+			const id = "runpod:e"
+			for _, dialect := range []string{"runpod_jobs", "openai"} {
+				if dialect == "openai" {
+					r.chat("org/llama", "hello", 12, false) // an answer shows that the worker works
+					r.until("warm", func(hs []router.HostView) bool { return stateOf(hs, id) == "ready" && hs[0].Dialect == dialect })
+				} else {
+					r.until("found", func(hs []router.HostView) bool { return stateOf(hs, id) != "" })
+				}
+				for _, stream := range []bool{false, true} {
+					e.FailNextJobs(1, fakerunpod.RefusedJob)
+					c := r.chat("org/llama", "hello", 12, stream)
+					var got struct {
+						Error struct{ Message, Type string }
+					}
+					if err := json.Unmarshal([]byte(c.body), &got); err != nil || c.status != 400 || !strings.HasPrefix(got.Error.Message, "This model's maximum context length is 4096 tokens.") {
+						t.Errorf("%s, stream %v: %d %s", dialect, stream, c.status, c.body)
+					}
+					if dialect == "openai" && generation != fakerunpod.SGLang && got.Error.Type != "invalid_request_error" {
+						t.Errorf("%s, stream %v: type %q", dialect, stream, got.Error.Type)
+					}
+					if rec := r.lastRecord(id); rec.Tries != 1 || rec.Class != outcome.CallerFault {
+						t.Errorf("%s, stream %v: %d attempts, %s", dialect, stream, rec.Tries, rec.Class)
+					}
+				}
 			}
 		})
 	}

@@ -106,6 +106,14 @@ func OfStatus(status int) Class {
 	}
 }
 
+// Refusal is what an engine said against the request itself, freed of what its provider wrapped around it. It is for the caller.
+type Refusal struct {
+	Status  int // of class CallerFault: 400, 413, 422 and the like
+	Message string
+	Param   string // the request's member at fault, "" for none
+	Code    string // "" for none
+}
+
 // Error is a failed attempt. Its message may hold upstream text: log it, never send it to a caller.
 type Error struct {
 	Class      Class

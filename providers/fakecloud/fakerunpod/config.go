@@ -37,6 +37,8 @@ type Config struct {
 	// AbruptEnd cuts the connection of the OpenAI route when a job fails after its first chunk; without it the body ends
 	// as if it were complete. Not known.
 	AbruptEnd bool
+	// QuoteError has the 500 of the OpenAI route say what the job says, instead of nothing. Both were reported.
+	QuoteError bool
 	// CancelOnDisconnect cancels the job of an OpenAI request whose client leaves; not known, assumed not.
 	CancelOnDisconnect bool
 	// NoReplay keeps what a job that was given to a second worker yields again out of its stream; not known.

@@ -69,6 +69,13 @@ func TestErrorForms(t *testing.T) {
 			}
 		})
 	}
+	t.Run("quoted", func(t *testing.T) {
+		c, e := one(t, fakerunpod.Config{QuoteError: true}, fakerunpod.EndpointConfig{Generation: fakerunpod.V24})
+		e.FailNextJobs(1, fakerunpod.RefusedJob)
+		if a := api(t, c, e, "POST", openAI, chat(true, 20)); a.status != 500 || !strings.HasPrefix(string(a.body), `{"error":"{'message': 'vLLM returned HTTP 400: `) {
+			t.Errorf("%d %s", a.status, a.body)
+		}
+	})
 	t.Run("abrupt end", func(t *testing.T) {
 		c, e := one(t, fakerunpod.Config{AbruptEnd: true}, fakerunpod.EndpointConfig{Generation: fakerunpod.V23})
 		e.FailNextJobs(1, fakerunpod.MidStreamError)

@@ -72,7 +72,7 @@ func (q *call) relay(j *job, stream bool) {
 	flush := http.NewResponseController(q.w)
 	for {
 		q.e.mu.Lock()
-		got, status, changed := j.drain(), j.status, j.changed.wait()
+		got, status, errText, changed := j.drain(), j.status, j.errText, j.changed.wait()
 		_, known := q.e.jobs[j.id]
 		q.e.mu.Unlock()
 		for _, y := range got {
@@ -92,6 +92,9 @@ func (q *call) relay(j *job, stream bool) {
 		case !terminal(status) && known:
 		case !began && status == completed:
 			q.head(stream, []byte("{}"))
+			return
+		case !began && q.c.cfg.QuoteError && errText != "":
+			writeJSON(q.w, http.StatusInternalServerError, map[string]string{"error": errText})
 			return
 		case !began:
 			envelope(q.w, http.StatusInternalServerError, "internal server error")

@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"headrace/providers/api"
+	"headrace/router/outcome"
 )
 
 // failure is a job without an answer. What the caller is told is of this package's own words, unless the engine judged
@@ -158,6 +159,19 @@ func ofWorker(text string) *failure {
 		}
 	}
 	return f
+}
+
+// Refusal finds what the engine said against the request itself in an answer of the OpenAI route, where it comes as a 500, a 502 or a
+// 200: the worker quotes it, as JSON or as Python prints a dict, and RunPod wraps the quotation. ok is false where nothing is said.
+func Refusal(body []byte) (r outcome.Refusal, ok bool) {
+	v := (&reader{}).read(string(body), 0)
+	if v.message == "" {
+		return r, false
+	}
+	if outcome.OfStatus(v.status) != outcome.CallerFault {
+		v.status = http.StatusBadRequest
+	}
+	return outcome.Refusal{Status: v.status, Message: v.message, Param: v.param, Code: v.code}, true
 }
 
 // verdict is what an error object says.

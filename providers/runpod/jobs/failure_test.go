@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"headrace/router/outcome"
 )
 
 // TestJobErrors reads what jobs say when they fail.
@@ -173,4 +175,34 @@ func FuzzNews(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestRefusal reads the same errors in answers of the OpenAI route.
+func TestRefusal(t *testing.T) {
+	const long = "This model's maximum context length is 100 tokens."
+	vllm := `{"error":{"message":"` + long + `","type":"BadRequestError","param":"input_tokens","code":400}}`
+	repr := `{'error': {'message': "` + long + `", 'type': 'BadRequestError', 'param': 'input_tokens', 'code': 400}}`
+	want := outcome.Refusal{Status: 400, Message: long, Param: "input_tokens"}
+	for name, tc := range map[string]struct {
+		body string
+		want outcome.Refusal // zero for none
+	}{
+		"quoted by worker-vllm":       {`{"error":{"message":` + string(quoted("vLLM returned HTTP 400: "+vllm)) + `,"type":"worker_error","code":null}}`, want},
+		"a text that quotes":          {`{"error":` + string(quoted("vLLM returned HTTP 400: "+vllm)) + `}`, want},
+		"a Python dict in a text":     {`{"error":` + string(quoted(repr)) + `}`, want},
+		"as vLLM says it":             {vllm, want},
+		"flat":                        {`{"object":"error","message":"` + long + `","param":"input_tokens","code":400}`, want},
+		"422":                         {`{"error":"vLLM returned HTTP 422: what is this"}`, outcome.Refusal{Status: 422, Message: "what is this"}},
+		"no status":                   {`{"error":"` + long + `"}`, outcome.Refusal{Status: 400, Message: long}},
+		"a status that is no refusal": {`{"error":"vLLM returned HTTP 503: ` + long + `"}`, outcome.Refusal{Status: 400, Message: long}},
+		"nothing said":                {`{"error":{"code":400}}`, outcome.Refusal{}},
+		"no body":                     {``, outcome.Refusal{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, ok := Refusal([]byte(tc.body))
+			if got != tc.want || ok != (tc.want.Status != 0) {
+				t.Errorf("%+v, %v; want %+v", got, ok, tc.want)
+			}
+		})
+	}
 }
