@@ -296,7 +296,7 @@ func (a *app) reconfigure(r reading) bool {
 		a.log.Warn("changes that take effect at the next start only", "keys", later)
 	}
 	a.cfg, a.rules = r.cfg, rules(r.cfg)
-	a.rented.Store(newClouds(r.cfg, a.redis, a.log)) // the old ones end with their round
+	a.rented.Store(a.rented.Load().next(r.cfg, a.redis, a.log)) // the old ones end with their round
 	a.level.Set(r.cfg.Log.Level)
 	a.access.Store(r.cfg.Log.Access)
 	a.server.Configure(settings(r.cfg))

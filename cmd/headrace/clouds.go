@@ -31,22 +31,46 @@ type clouds struct {
 	runpod     *runpod.Provider
 	vast       *vast.Provider
 	serverless *serverless.Provider
+
+	console *api.Client // asks Vast.ai for both of its providers: what must lie between two calls is counted by the key
+	asks    consoleKey
+}
+
+// consoleKey is what one client of Vast.ai's console is for.
+type consoleKey struct {
+	url string
+	key endpoint.Secret
 }
 
 // newClouds sets the accounts up. shared may be nil: then each replica polls for itself.
 func newClouds(cfg *config.Config, shared *state.Redis, log *slog.Logger) *clouds {
-	c := &clouds{}
+	return (*clouds)(nil).next(cfg, shared, log)
+}
+
+// next sets the accounts of another config up. What c counts of calls to an account that stays goes on. c may be nil.
+func (c *clouds) next(cfg *config.Config, shared *state.Redis, log *slog.Logger) *clouds {
+	old := c
+	c = &clouds{}
 	if r := cfg.Providers.RunPod; r != nil {
 		c.runpod = runpod.New(runpodOptions(r, log))
 	}
 	if v := cfg.Providers.Vast; v != nil {
+		c.asks = consoleKey{v.ConsoleURL, v.APIKey}
+		if old != nil && old.console != nil && old.asks == c.asks {
+			c.console = old.console
+		} else {
+			c.console = api.New(api.Options{Provider: "vast", Key: v.APIKey})
+		}
 		o := vastOptions(v, log)
+		o.Client = c.console
 		if shared != nil {
 			o.Share = shared
 		}
 		c.vast = vast.New(o)
 		if len(v.Serverless) > 0 {
-			c.serverless = serverless.New(serverlessOptions(v, log))
+			o := serverlessOptions(v, log)
+			o.Client = c.console
+			c.serverless = serverless.New(o)
 		}
 	}
 	return c

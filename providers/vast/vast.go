@@ -67,12 +67,14 @@ type Options struct {
 	LeaveBefore   time.Duration // an instance whose contract ends within that time gets nothing new; default 10 min, below 0 for never
 	WebhookSecret endpoint.Secret
 	Share         Share // nil: this replica polls alone
+	// Client asks the console, so that the intervals are kept together with the account's other users; default one of its own.
+	Client *api.Client
 
 	// Pace multiplies the least times between calls and before a repeated one; default 1. Below 1 is for fakes.
 	Pace      float64
 	Log       *slog.Logger
 	Now       func() time.Time
-	Transport http.RoundTripper // to the console
+	Transport http.RoundTripper // to the console, where there is no Client
 }
 
 const (
@@ -139,7 +141,9 @@ func New(o Options) *Provider {
 		status: api.Status{Provider: "vast", Oddities: map[string]int64{}},
 		hooks:  hooks{secret: o.WebhookSecret},
 	}
-	p.client = api.New(api.Options{Provider: "vast", Key: o.Key, Transport: o.Transport, Now: o.Now, Backoff: p.paced(backoff)})
+	if p.client = o.Client; p.client == nil {
+		p.client = api.New(api.Options{Provider: "vast", Key: o.Key, Transport: o.Transport, Now: o.Now, Backoff: p.paced(backoff)})
+	}
 	p.check = checker{pattern: o.InstanceURL, mode: o.TLS, timeout: o.ProbeTimeout, root: p.vastRoot}
 	return p
 }

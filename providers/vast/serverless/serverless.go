@@ -65,7 +65,8 @@ type Options struct {
 
 	Log *slog.Logger
 	Now func() time.Time // default time.Now
-	// Client asks the console, so that its limits are kept together with the account's other users; default one of its own.
+	// Client asks the console, so that its limits are kept together with the account's other users, who count its calls;
+	// default one of its own.
 	Client *api.Client
 	// Transport carries calls to the console and to the serverless engine, not those to workers.
 	Transport http.RoundTripper
@@ -128,11 +129,12 @@ func New(o Options) *Provider {
 	client := func() *api.Client {
 		return api.New(api.Options{Provider: "vast", Key: o.Key, Transport: o.Transport, Now: o.Now, Backoff: o.Wait / 2})
 	}
-	if o.Client == nil {
-		o.Client = client()
+	console := o.Client
+	if console == nil {
+		console = client()
 	}
 	return &Provider{
-		opt: o, console: o.Client, engine: client(), nudged: make(chan struct{}, 1),
+		opt: o, console: console, engine: client(), nudged: make(chan struct{}, 1),
 		known: map[string]*job{}, rates: map[int64]rate{}, root: o.TLS.Roots,
 		status: api.Status{Provider: "vast serverless", Oddities: map[string]int64{}},
 		forms:  map[string]PayloadForm{}, ways: map[endpoint.TLS]*http.Transport{},
@@ -181,7 +183,10 @@ func (p *Provider) Status() api.Status {
 	s := p.status
 	s.Skipped, s.Oddities = slices.Clone(s.Skipped), maps.Clone(s.Oddities)
 	p.mu.Unlock()
-	s.Calls = slices.Concat(p.console.Stats(), p.engine.Stats())
+	s.Calls = p.engine.Stats()
+	if p.opt.Client == nil {
+		s.Calls = append(p.console.Stats(), s.Calls...)
+	}
 	return s
 }
 
