@@ -336,7 +336,7 @@ func TestBinary(t *testing.T) {
 		"not ready":        {[]string{"check", "--ready", "--admin", "127.0.0.1:1"}, 1, []string{"not ready"}},
 		"unknown command":  {[]string{"serv"}, 1, []string{"Did you mean", "serve"}},
 		"schema":           {[]string{"schema"}, 0, []string{`"$schema"`, "usd_per_hour"}},
-		"demo":             {[]string{"demo", "--for", "4s", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"}, 0, []string{"first token after", "static:vast-a100", "curl -N", "Stopped after"}},
+		"demo":             {[]string{"demo", "--for", "4s", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"}, 0, []string{"first token after", "vast:20000001", "curl -N", "Stopped after"}},
 		"completion":       {[]string{"completion", "bash"}, 0, []string{"headrace"}},
 	} {
 		t.Run(name, func(t *testing.T) {

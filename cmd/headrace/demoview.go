@@ -1,53 +1,80 @@
 package main
 
 import (
-	"bufio"
-	"bytes"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net/http"
+	"os"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
+	"golang.org/x/term"
 
-	"headrace/gateway/ledger"
 	"headrace/router"
 	"headrace/router/endpoint"
-	"headrace/router/outcome"
 )
 
 // view is what the demo prints, and the load it prints about.
 type view struct {
 	app    *app
+	market *market
 	out    io.Writer
 	client *http.Client
 	began  time.Time
 	screen bool // out is a terminal: paint over
 
+	opened time.Time // the market; zero before
+
 	mu       sync.Mutex // guards all below
 	news     []string   // last events, oldest first
-	requests int
+	requests int        // settled, of these:
+	answered int
 	moved    int // answered by another host than the first one tried
-	broken   int // ended with an error
+	broken   int // cut after their first token
+	failed   int // ended with an error before it
+	refused  int // the caller's fault
+	gone     int // whose caller left
+	unended  int // of these, those of the load that were under way at the stop
 	tokens   int64
 	usd      float64
-	down     map[endpoint.ID]time.Time
+	spent    map[endpoint.ID]float64 // USD
+	struck   map[endpoint.ID]*strike
+	cut      map[endpoint.ID]cuts
+
+	strikes            int
+	leaving, returning []time.Duration // from the strike until out of rotation, and until back in
 }
 
-func newView(a *app, out io.Writer) *view {
+func newView(a *app, m *market, out io.Writer) *view {
 	return &view{
-		app: a, out: out, began: time.Now(), screen: isTerminal(out), down: map[endpoint.ID]time.Time{},
+		app: a, market: m, out: out, began: time.Now(), screen: isTerminal(out),
+		spent: map[endpoint.ID]float64{}, struck: map[endpoint.ID]*strike{}, cut: map[endpoint.ID]cuts{},
 		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 16}},
 	}
 }
 
-const newsKept = 8
+// isTerminal tells whether w is a screen that can be painted over.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && os.Getenv("TERM") != "dumb" && term.IsTerminal(int(f.Fd())) //nolint:gosec // a handful
+}
+
+// size is that of the screen; 0 by 0 when there is none, or it does not tell.
+func (v *view) size() (width, height int) {
+	if f, ok := v.out.(*os.File); ok && v.screen {
+		if w, h, err := term.GetSize(int(f.Fd())); err == nil { //nolint:gosec // a handful
+			return w, h
+		}
+	}
+	return 0, 0
+}
+
+const newsKept = 16
 
 func (v *view) tell(format string, args ...any) {
 	line := fmt.Sprintf("%6.1fs  ", time.Since(v.began).Seconds()) + fmt.Sprintf(format, args...)
@@ -61,202 +88,55 @@ func (v *view) tell(format string, args ...any) {
 	}
 }
 
-// settled counts one request of the gateway.
-func (v *view) settled(r *ledger.Record) {
-	v.mu.Lock()
-	v.requests++
-	v.tokens += max(0, r.Output)
-	v.usd += r.USD
-	ok := r.Class == outcome.Success
-	hosts := !ok && r.Class != outcome.ClientGone && r.Class != outcome.CallerFault // what the caller did is no fault of theirs
-	if hosts {
-		v.broken++
+// prose prints text, broken between words where the screen ends.
+func (v *view) prose(format string, args ...any) {
+	width, _ := v.size()
+	if width = min(width, proseWidth); width < 40 {
+		width = proseWidth
 	}
-	if ok && r.Tries > 1 {
-		v.moved++
-	}
-	v.mu.Unlock()
-	switch {
-	case ok && r.Tries > 1:
-		v.tell("a request moved from %s (%s) to %s before its first token; its caller saw nothing", r.Attempts[0].Endpoint, r.Attempts[0].Class, r.Endpoint)
-	case r.Class == outcome.Truncated:
-		v.tell("a stream broke off on %s after %d tokens; its caller got an error event", r.Endpoint, max(0, r.Output))
-	case r.Class == outcome.CallerFault:
-		v.tell("a request was refused: %s", r.Code)
-	case hosts && r.Endpoint == "":
-		v.tell("a request found no host: %s", r.Code)
-	case hosts:
-		v.tell("a request failed on %s: %s", r.Endpoint, r.Class)
+	for par := range strings.SplitSeq(fmt.Sprintf(format, args...), "\n") { // WrapSoft would join them
+		for line := range strings.SplitSeq(text.WrapSoft(par, width), "\n") {
+			_, _ = io.WriteString(v.out, strings.TrimRight(line, " ")+"\n") // a closed output ends the demo by its next table
+		}
 	}
 }
 
-type chatChunk struct {
-	Choices []struct {
-		Delta struct {
-			Content string `json:"content"`
-		} `json:"delta"`
-	} `json:"choices"`
-	Error *struct {
-		Message string `json:"message"`
-	} `json:"error"`
-}
+const proseWidth = 110
 
-// ask streams one answer and hands each piece of text to each.
-func (v *view) ask(ctx context.Context, base, model, prompt string, tokens int, each func(string)) (requestID string, err error) {
-	body, _ := json.Marshal(map[string]any{
-		"model": model, "stream": true, "max_tokens": tokens,
-		"messages": []map[string]string{{"role": "user", "content": prompt}},
-	}) // strings and numbers always encode
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, base+"/chat/completions", bytes.NewReader(body))
-	if err != nil {
-		return "", err
+// intro says what is shown, and what of it is made up.
+func (v *view) intro(base string, o *demoOptions) {
+	v.prose("Headrace demo, all of it on this machine: a fake RunPod and a fake Vast.ai with %d rented hosts, and the gateway at %s/v1, "+
+		"which was given nothing but their keys.\n", len(v.market.Fleet()), base)
+	bids := fmt.Sprintf("others outbid each of the interruptible instances every 6 h (%s) on average, at random; it is back at another port after about 10 min (%s)",
+		brief(brought(outbidEvery, v.market.scale)), brief(brought(awayFor, v.market.scale)))
+	if o.calm {
+		bids = "nobody bids against you (--calm)"
 	}
-	req.Header.Set("Content-Type", "application/json")
-	res, err := v.client.Do(req)
-	if err != nil {
-		return "", err
-	}
-	defer func() { _ = res.Body.Close() }()
-	requestID = res.Header.Get("X-Request-Id")
-	sc := bufio.NewScanner(res.Body)
-	for sc.Scan() {
-		var c chatChunk
-		d := sseData(sc.Bytes())
-		if res.StatusCode != http.StatusOK {
-			d = sc.Bytes() // an error in one piece
-		}
-		if d == nil || json.Unmarshal(d, &c) != nil {
-			continue
-		}
-		if c.Error != nil {
-			return requestID, errors.New(c.Error.Message)
-		}
-		for _, ch := range c.Choices {
-			each(ch.Delta.Content)
-		}
-	}
-	if res.StatusCode != http.StatusOK {
-		return requestID, fmt.Errorf("status %d", res.StatusCode)
-	}
-	return requestID, sc.Err()
-}
-
-// firstAnswer streams one answer to the screen and says what it took.
-func (v *view) firstAnswer(ctx context.Context, base string) error {
-	_, _ = fmt.Fprintf(v.out, "A streamed answer (the fake model says odd words on purpose: each is known beforehand, so a lost or doubled one is found):\n\n> %s\n\n", demoPrompt)
-	var recs []ledger.Record
-	id, err := v.ask(ctx, base, demoModel, demoPrompt, 60, func(s string) { _, _ = io.WriteString(v.out, s) })
-	if err != nil {
-		return fmt.Errorf("the first answer failed: %w", err)
-	}
-	for len(recs) == 0 { // the record follows the last byte
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		wait(ctx, 5*time.Millisecond)
-		recs = v.app.ring.Newest(1, func(r *ledger.Record) bool { return r.ID == id })
-	}
-	r := recs[0]
-	_, _ = fmt.Fprintf(v.out, "\n\n%s answered: first token after %d ms, %.1f tokens per second, %d tokens for $%.6f (its share of the host's rent);\nthe gateway's own part was %d µs.\n\n",
-		r.Endpoint, r.TTFT.Milliseconds(), r.TPS, r.Output, r.USD, r.Overhead.Microseconds())
-	if v.screen {
-		wait(ctx, 3*time.Second) // to be read, before the table paints over it
-	}
-	return nil
-}
-
-func wait(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
-}
-
-// load sends requests at random moments, rate a second on average, until ctx is done.
-func (v *view) load(ctx context.Context, base string, rate float64, rng *rand.Rand) {
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	for n := 1; rate > 0; n++ {
-		wait(ctx, min(10*time.Second, time.Duration(rng.ExpFloat64()/rate*float64(time.Second))))
-		if ctx.Err() != nil {
-			return
-		}
-		model, tokens := demoModel, 20+rng.IntN(120)
-		if rng.IntN(3) == 0 {
-			model = "mixtral"
-		}
-		prompt := fmt.Sprintf("Question %d: what did the %s say?", n, [...]string{"miller", "river", "wheel", "heron"}[rng.IntN(4)])
-		wg.Go(func() {
-			_, _ = v.ask(ctx, base, model, prompt, tokens, func(string) {}) // settled tells of failures
-		})
-	}
-}
-
-// preempt kills a cheap host again and again and brings it back: outbid every few hours, in fast motion.
-func (v *view) preempt(ctx context.Context, c *cloud, every time.Duration) {
-	var cheap []endpoint.ID
-	for _, h := range c.hosts {
-		if h.Endpoint().Tenure == endpoint.Interruptible {
-			cheap = append(cheap, h.Endpoint().ID)
-		}
-	}
-	for i := 0; ; i++ {
-		wait(ctx, every*2/3)
-		if ctx.Err() != nil {
-			return
-		}
-		id := cheap[i%len(cheap)]
-		v.tell("%s is outbid: its connections are reset, new ones refused", id)
-		v.mark(id, true)
-		c.byID[id].Kill()
-		wait(ctx, every/3)
-		if err := c.byID[id].Revive(); err != nil {
-			v.tell("%s cannot come back: %v", id, err)
-			return
-		}
-		v.mark(id, false)
-		v.tell("%s is back", id)
-	}
-}
-
-func (v *view) mark(id endpoint.ID, down bool) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if down {
-		v.down[id] = time.Now()
-		return
-	}
-	delete(v.down, id)
+	v.prose("The market is in fast motion, 1 h of market = %s: %s. RunPod's cold starts are %.3g times as fast as in life, and the gateway "+
+		"looks at both clouds that much more often; hosts answer at the speed of life. Seed %d.\n", brief(o.hour), bids, v.market.runpodScale, o.seed)
+	v.prose("Prices and speeds come from the fakes' built-in tables and are not today's: Vast.ai's are illustrative figures of late 2023 " +
+		"and early 2024, RunPod's serverless prices those of June 2026.\n")
 }
 
 // show prints the table until ctx is done: each second on a screen, each five in a file.
 func (v *view) show(ctx context.Context, base string) {
+	if !v.screen {
+		_, _ = fmt.Fprintf(v.out, "%s", v.hints(base))
+	}
 	every := 5 * time.Second
 	if v.screen {
 		every = time.Second
 	}
 	for ctx.Err() == nil {
+		hosts := v.app.router.Hosts()
 		v.mu.Lock()
-		var b bytes.Buffer
+		var page string
 		if v.screen {
-			b.WriteString("\x1b[H\x1b[2J")
+			page = v.paint(hosts, base)
+		} else {
+			page = "\n" + v.table(hosts, 0) + "\n" + v.totals() + "\n\n"
 		}
-		fmt.Fprintf(&b, "\n%s\n", v.table())
-		fmt.Fprintf(&b, "%d requests, %d moved to another host, %d broken · %d tokens · $%.5f\n", v.requests, v.moved, v.broken, v.tokens, v.usd)
-		if v.screen {
-			b.WriteByte('\n')
-			for _, n := range v.news {
-				fmt.Fprintln(&b, n)
-			}
-		}
-		fmt.Fprintf(&b, "\nTry it:  curl -N %s/chat/completions -H 'Content-Type: application/json' -d '{\"model\":\"llama-70b\",\"stream\":true,\"messages\":[{\"role\":\"user\",\"content\":\"Hello\"}]}'\n", base)
-		if v.app.admin != nil {
-			fmt.Fprintf(&b, "Look in: curl http://%s/admin/v1/requests?n=3\n", reachable(v.app.admin.Addr()))
-		}
-		b.WriteString("Ctrl-C stops.\n")
-		_, err := v.out.Write(b.Bytes())
+		_, err := io.WriteString(v.out, page)
 		v.mu.Unlock()
 		if err != nil {
 			return
@@ -265,36 +145,148 @@ func (v *view) show(ctx context.Context, base string) {
 	}
 }
 
-// table renders the hosts. The caller holds mu.
-func (v *view) table() string {
-	t := table.NewWriter()
-	t.SetStyle(table.StyleLight)
-	t.AppendHeader(table.Row{"host", "GPU", "model", "$/h", "$/Mtok full", "$/Mtok one stream", "TTFT ms", "TPS", "in flight", "requests", "state"})
-	for _, h := range v.app.router.Hosts() {
-		t.AppendRow(table.Row{
-			h.ID, h.Endpoint.Hardware.GPU, firstOf(h.Models), fmt.Sprintf("%.2f", h.Endpoint.Price.USDPerHour),
-			figure(h.FullLoadUSDPerMTok, "%.2f"), figure(h.StreamUSDPerMTok, "%.2f"), figure(h.TTFTMillis, "%.0f"), figure(h.TPS, "%.1f"),
-			h.InFlight, h.Requests, v.state(&h),
-		})
+func (v *view) hints(base string) string {
+	s := fmt.Sprintf("Try it:  curl -N %s/v1/chat/completions -H 'Content-Type: application/json' -d '{\"model\":\"%s\",\"stream\":true,\"messages\":[{\"role\":\"user\",\"content\":\"Hello\"}]}'\n", base, demoLlama)
+	if v.app.admin != nil {
+		s += fmt.Sprintf("Look in: curl http://%s/admin/v1/requests?n=3\n", reachable(v.app.admin.Addr()))
 	}
-	var right []table.ColumnConfig
-	for n := 4; n <= 10; n++ {
-		right = append(right, table.ColumnConfig{Number: n, Align: text.AlignRight, AlignHeader: text.AlignRight})
-	}
-	t.SetColumnConfigs(right)
-	return t.Render()
+	return s + "Ctrl-C stops.\n"
 }
 
-func (v *view) state(h *router.HostView) string {
-	_, down := v.down[h.ID]
-	switch {
-	case h.Breaker != "closed":
-		return "breaker " + h.Breaker
-	case down:
-		return "dead, not noticed yet"
-	default:
-		return "up"
+// paint renders a screen over the last one. The caller holds mu.
+func (v *view) paint(hosts []router.HostView, base string) string {
+	width, height := v.size()
+	head := strings.Split(v.table(hosts, width)+"\n"+v.totals()+"\n", "\n")
+	foot := strings.Split(strings.TrimSuffix("\n"+v.hints(base), "\n"), "\n")
+	var news []string
+	for _, n := range v.news {
+		news = append(news, folded(n, width)...)
 	}
+	room := newsKept
+	if height > 0 {
+		room = height - 1 - rows(head, width) - rows(foot, width)
+	}
+	if room = max(room, 3); len(news) > room {
+		news = news[len(news)-room:]
+	}
+	var b strings.Builder
+	b.WriteString("\x1b[H")
+	for _, part := range [][]string{head, news, foot} {
+		for _, line := range part {
+			b.WriteString(line + "\x1b[K\n")
+		}
+	}
+	b.WriteString("\x1b[J") // what the last screen had below
+	return b.String()
+}
+
+// rows is how many rows of a screen lines take.
+func rows(lines []string, width int) (n int) {
+	for _, l := range lines {
+		n++
+		if w := text.StringWidthWithoutEscSequences(l); width > 0 && w > width {
+			n += (w - 1) / width
+		}
+	}
+	return n
+}
+
+// folded breaks a line of news between words, further lines below its text.
+func folded(line string, width int) []string {
+	const indent = 9 // of the time
+	if width < 40 || text.StringWidthWithoutEscSequences(line) <= width {
+		return []string{line}
+	}
+	lines := strings.Split(text.WrapSoft(strings.TrimSpace(line[indent:]), width-indent), "\n")
+	for i := range lines {
+		lines[i] = strings.Repeat(" ", indent) + strings.TrimRight(lines[i], " ")
+	}
+	lines[0] = line[:indent] + strings.TrimSpace(lines[0])
+	return lines
+}
+
+// column is one of the table.
+type column struct {
+	name  string
+	right bool
+	spare int // where there is no room, the highest goes first; 0 stays
+	least int // width, so that the columns behind it stay where they are
+	cell  func(v *view, h *router.HostView) string
+}
+
+func columns() []column {
+	return []column{
+		{"endpoint", false, 0, 0, func(_ *view, h *router.HostView) string { return string(h.ID) }},
+		{"provider", false, 4, 0, func(_ *view, h *router.HostView) string { return h.Provider }},
+		{"GPU", false, 2, 11, func(_ *view, h *router.HostView) string {
+			if h.GPUCount > 1 {
+				return fmt.Sprintf("%dx %s", h.GPUCount, h.GPU)
+			}
+			return h.GPU
+		}},
+		{"tenure", false, 5, 0, func(_ *view, h *router.HostView) string { return strings.ReplaceAll(h.Tenure, "_", " ") }},
+		{"model", false, 1, 0, func(_ *view, h *router.HostView) string { return firstOf(h.Models) }},
+		{"state", false, 0, 9, func(v *view, h *router.HostView) string { return v.state(h) }},
+		{"$/h", true, 0, 0, func(_ *view, h *router.HostView) string { return figure(h.USDPerHour, "%.2f") }},
+		{"$/Mtok", true, 3, 0, func(_ *view, h *router.HostView) string { return figure(h.FullLoadUSDPerMTok, "%.2f") }},
+		{"TTFT ms", true, 0, 7, func(_ *view, h *router.HostView) string { return figure(h.TTFTMillis, "%.0f") }},
+		{"TPS", true, 0, 5, func(_ *view, h *router.HostView) string { return figure(h.TPS, "%.1f") }},
+		{"in flight", true, 0, 0, func(_ *view, h *router.HostView) string { return strconv.FormatInt(h.InFlight, 10) }},
+		{"requests", true, 0, 0, func(_ *view, h *router.HostView) string { return strconv.FormatInt(h.Requests, 10) }},
+		{"cost", true, 0, 0, func(v *view, h *router.HostView) string { return fmt.Sprintf("$%.5f", v.spent[h.ID]) }},
+	}
+}
+
+// table renders the hosts, within width if it is above 0. The caller holds mu.
+func (v *view) table(hosts []router.HostView, width int) string {
+	cols := columns()
+	for spare := 6; ; spare-- { // columns that are spared go one after the other
+		t := table.NewWriter()
+		style := table.StyleLight
+		style.Options = table.OptionsNoBordersAndSeparators
+		style.Options.SeparateHeader = true
+		style.Format.Header = text.FormatDefault
+		style.Box.PaddingLeft = ""
+		t.SetStyle(style)
+		var head table.Row
+		var configs []table.ColumnConfig
+		for _, c := range cols {
+			if c.spare < spare {
+				head = append(head, c.name)
+				cc := table.ColumnConfig{Number: len(head), WidthMin: c.least}
+				if c.right {
+					cc.Align, cc.AlignHeader = text.AlignRight, text.AlignRight
+				}
+				configs = append(configs, cc)
+			}
+		}
+		t.AppendHeader(head)
+		t.SetColumnConfigs(configs)
+		for i := range hosts {
+			var row table.Row
+			for _, c := range cols {
+				if c.spare < spare {
+					row = append(row, c.cell(v, &hosts[i]))
+				}
+			}
+			t.AppendRow(row)
+		}
+		s := t.Render()
+		if width <= 0 || spare == 1 || text.LongestLineLen(s) <= width {
+			return s
+		}
+	}
+}
+
+// state is how a host is, for people. The caller holds mu.
+func (v *view) state(h *router.HostView) string {
+	switch s := v.struck[h.ID]; {
+	case h.State == "ready" && h.Breaker != "closed":
+		return "breaker " + strings.ReplaceAll(h.Breaker, "_", " ")
+	case s != nil && !s.left && !s.again:
+		return "outbid"
+	}
+	return h.State
 }
 
 func figure(f *float64, format string) string {
@@ -311,9 +303,54 @@ func firstOf(s []string) string {
 	return s[0]
 }
 
+// totals is the line below the table. The caller holds mu.
+func (v *view) totals() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s: %d answered, %d of them after a move before the first token, %d cut in mid-sentence", count(int64(v.requests), "request"), v.answered, v.moved, v.broken)
+	for _, p := range []struct {
+		n    int
+		what string
+	}{{v.failed, "failed"}, {v.refused, "refused"}, {max(0, v.gone-v.unended), "left by their callers"}, {v.unended, "under way at the stop"}} {
+		if p.n > 0 {
+			fmt.Fprintf(&b, ", %d %s", p.n, p.what)
+		}
+	}
+	fmt.Fprintf(&b, "\n%d tokens for $%.5f · market time %s", v.tokens, v.usd, brief(v.marketTime()))
+	return b.String()
+}
+
+func times(n int) string {
+	if n == 1 {
+		return "once"
+	}
+	return fmt.Sprintf("%d times", n)
+}
+
+func (v *view) marketTime() time.Duration {
+	if v.opened.IsZero() {
+		return 0
+	}
+	return time.Duration(float64(time.Since(v.opened)) * v.market.scale)
+}
+
+// summary is what remains.
 func (v *view) summary() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	_, _ = fmt.Fprintf(v.out, "\nStopped after %.0f s: %d requests, %d moved to another host, %d broken; %d tokens for $%.5f.\n",
-		time.Since(v.began).Seconds(), v.requests, v.moved, v.broken, v.tokens, v.usd)
+	v.prose("\nStopped after %s.\n%s", brief(time.Since(v.began)), v.totals())
+	if v.strikes > 0 {
+		s := fmt.Sprintf("Instances were outbid %s.", times(v.strikes))
+		if len(v.leaving) > 0 {
+			s += fmt.Sprintf(" Each was out of rotation after %s", brief(median(v.leaving)))
+			if len(v.returning) > 0 {
+				s += fmt.Sprintf(" and back in it after %s", brief(median(v.returning)))
+			}
+			s += " (median)."
+		}
+		v.prose("%s", s)
+	}
+	if v.broken > 0 {
+		v.prose("%s %s cut in mid-sentence and ended with an error event: going on with them on another host is not built yet.",
+			count(int64(v.broken), "answer"), were(v.broken))
+	}
 }

@@ -64,7 +64,9 @@ func (c *Clouds) play(ctx context.Context, e *Event) {
 
 // strike draws how long an instance is left alone: rivals come whenever they like, so that the times between are
 // exponential with the mean every, and no instance is safer for having been spared so far.
-func strike(rng *rand.Rand, every Duration) Duration { return Duration(rng.ExpFloat64() * float64(every)) }
+func strike(rng *rand.Rand, every Duration) Duration {
+	return Duration(rng.ExpFloat64() * float64(every))
+}
 
 // war outbids one instance again and again. Its owner bids again, higher, and lowers the bid when it is calm.
 func (c *Clouds) war(ctx context.Context, h *host, rng *rand.Rand) {
