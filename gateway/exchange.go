@@ -51,9 +51,7 @@ type exchange struct {
 	watch *watch
 
 	scan       openai.Request
-	demand     router.Demand
-	size       int64 // bytes of the body, 0 when it does not say
-	media      bool  // the prompt holds images, audio or files; looked for where a host takes text only
+	ask        router.Request // what the router is asked
 	model      string
 	wantStream bool
 	noInject   endpoint.ID // refused our stream_options, as it seems: this request goes there without
@@ -92,11 +90,12 @@ type exchange struct {
 	writeArm  time.Time
 	broken    error // why the stream ended early
 
-	m       meter
-	rec     ledger.Record
-	own     time.Duration // our own time so far
-	began   time.Time     // an own stretch began
-	settled bool
+	m          meter
+	progressed bool // the router was told of the stream's speed under way
+	rec        ledger.Record
+	own        time.Duration // our own time so far
+	began      time.Time     // an own stretch began
+	settled    bool
 }
 
 // phase is where an exchange stands. advance moves it on; ready and failed are final.
@@ -183,10 +182,8 @@ func (x *exchange) endpointID() endpoint.ID {
 func (x *exchange) pick() {
 	now := time.Now()
 	if x.pinned == "" {
-		err := x.s.router.Pick(&router.Request{
-			Model: x.model, Now: now, Tried: x.tried[:min(x.rec.Tries, len(x.tried))],
-			Route: x.route.below(), BodyBytes: x.size, Media: x.media, Demand: x.demand,
-		}, &x.lease)
+		x.ask.Now, x.ask.Tried = now, x.tried[:min(x.rec.Tries, len(x.tried))]
+		err := x.s.router.Pick(&x.ask, &x.lease)
 		switch {
 		case err != nil && x.last != nil: // nobody is left to retry with: how the last one failed tells more
 			x.s.router.Budget.Refund()
@@ -287,7 +284,7 @@ func (x *exchange) failAttempt(oe *outcome.Error) {
 
 // again goes back to picking. Nothing of the attempt that ended may show in the next one's answer.
 func (x *exchange) again() {
-	x.isStream, x.bodyEnd, x.m = false, false, meter{}
+	x.isStream, x.bodyEnd, x.m, x.progressed = false, false, meter{}, false
 	x.phase, x.began = picking, time.Now()
 }
 
@@ -328,7 +325,7 @@ func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
 			x.rec.USD += usd
 			x.rec.USDKnown = true
 		}
-		x.lease.Done(router.Result{Class: verdict, RetryAfter: oe.RetryAfter, TPS: x.m.tps()})
+		x.lease.Done(x.result(verdict, oe.RetryAfter))
 		x.leased = false
 	}
 	if oe.Class != outcome.Success {
@@ -342,6 +339,16 @@ func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
 	}
 	x.held = 0
 	x.events.Reset()
+}
+
+// result is what the router learns of the attempt.
+func (x *exchange) result(class outcome.Class, retryAfter time.Duration) router.Result {
+	r := router.Result{Class: class, RetryAfter: retryAfter, Cached: -1, Streamed: x.m.lastAt.Sub(x.m.firstAt)}
+	r.OutputTokens, _ = x.m.output()
+	if x.m.hasUsage {
+		r.PromptTokens, r.Cached = max(0, x.m.usage.Prompt), x.m.usage.Cached
+	}
+	return r
 }
 
 func (x *exchange) fail(e *openai.Error) {

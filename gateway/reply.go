@@ -11,6 +11,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"headrace/gateway/openai"
+	"headrace/router"
 	"headrace/router/outcome"
 )
 
@@ -264,6 +265,10 @@ func (x *exchange) deliver(d *down) error {
 		if x.leased {
 			x.lease.FirstContent(x.m.firstAt.Sub(x.beginAt))
 		}
+	}
+	if since := x.m.lastAt.Sub(x.m.firstAt); since >= router.ProgressAfter && !x.progressed && x.leased {
+		x.progressed = true
+		x.lease.Progress(x.m.outputs, since)
 	}
 	return nil
 }

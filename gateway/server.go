@@ -14,7 +14,9 @@ import (
 	"encoding/base32"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
+	"math"
 	"net"
 	"runtime/debug"
 	"strings"
@@ -87,6 +89,7 @@ type Server struct {
 	set     atomic.Pointer[Settings]
 	first   Settings // what the fasthttp servers were set up with
 	router  *router.Router
+	seed    maphash.Seed // of session names
 	forward *forward.Client
 	log     *slog.Logger
 	settled func(*ledger.Record)
@@ -112,7 +115,7 @@ var (
 
 // New returns a Server that serves nothing yet.
 func New(o Options, set Settings) *Server {
-	s := &Server{opt: o, router: o.Router, forward: o.Forward, log: o.Log, settled: o.Settled, created: time.Now().Unix()}
+	s := &Server{opt: o, router: o.Router, seed: maphash.MakeSeed(), forward: o.Forward, log: o.Log, settled: o.Settled, created: time.Now().Unix()}
 	if s.settled == nil {
 		s.settled = func(*ledger.Record) {}
 	}
@@ -434,8 +437,8 @@ func (x *exchange) admit() *openai.Error {
 		return e
 	}
 	body := ctx.Request.Body()
-	x.size = int64(len(body))
-	x.rec.BytesIn = x.size
+	x.ask.BodyBytes = int64(len(body))
+	x.rec.BytesIn = x.ask.BodyBytes
 	if enc := ctx.Request.Header.ContentEncoding(); len(enc) > 0 && string(enc) != "identity" {
 		return errEncoding(string(enc))
 	}
@@ -454,7 +457,11 @@ func (x *exchange) admit() *openai.Error {
 	x.wantStream = x.scan.Stream
 	x.rec.Stream = x.wantStream
 	if x.s.router.Snapshot().TextOnly(x.model) {
-		x.media = holdsMedia(body)
+		x.ask.Media = holdsMedia(body)
+	}
+	x.ask.PromptTokens = x.scan.PromptBytes / bytesPerToken
+	if x.scan.MaxTokens > 0 {
+		x.ask.MaxTokens = int(min(x.scan.MaxTokens, math.MaxInt32))
 	}
 	if e := x.demands(); e != nil {
 		return e
@@ -462,6 +469,9 @@ func (x *exchange) admit() *openai.Error {
 	x.prepare(forwarded)
 	return nil
 }
+
+// bytesPerToken is about what a token of a prompt takes in JSON, where nobody has counted.
+const bytesPerToken = 4
 
 // mayEnter keeps requests out that the gateway has no room for.
 func (s *Server) mayEnter() *openai.Error {
@@ -483,6 +493,7 @@ func (x *exchange) setModel(name []byte) *openai.Error {
 		return errModelUnknown(string(name), snap.Models())
 	}
 	x.model, x.rec.Model = known, known
+	x.ask.Model, x.ask.Route, x.ask.Came, x.ask.Tokenless = known, x.route.below(), x.rec.At, x.route.proto == protoOpaque
 	return nil
 }
 

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"math/big"
 	"net"
 	"net/http"
@@ -247,7 +248,7 @@ func newRig(t testing.TB, urls []string, change ...func(*rigOptions)) *rig {
 		eps = append(eps, endpoint.Endpoint{
 			ID: endpoint.ID(fmt.Sprintf("static:h%d", i)), Provider: "static", BaseURL: u, State: endpoint.Ready, APIKey: "upstream-key",
 			Served: []endpoint.Served{{Name: model}}, MaxNumSeqs: 1000,
-			Price: endpoint.Price{Basis: endpoint.PerHour, USDPerHour: float64(1 + i)},
+			Price: endpoint.Price{Basis: endpoint.PerHour, USDPerHour: math.Pow(100, float64(i))},
 		})
 	}
 	if o.edit != nil {

@@ -171,7 +171,7 @@ func TestSleepingHosts(t *testing.T) {
 	if err := newRouter(starting).Pick(&Request{Model: "m"}, new(Lease)); err == nil {
 		t.Error("an instance that is still starting was picked")
 	}
-	if got := mustPick(t, newRouter(serverless("starting", 1, endpoint.Starting))); got.Decision.Why != "no other has room: wakes a worker" {
+	if got := mustPick(t, newRouter(serverless("starting", 1, endpoint.Starting))); got.Decision.Why != whyColdStart {
 		t.Errorf("why %q", got.Decision.Why)
 	}
 	err := newRouter(serverless("none", 1, endpoint.NoCapacity)).Pick(&Request{Model: "m"}, new(Lease))

@@ -4,9 +4,8 @@
 // A request goes Pick -> Lease -> Done over one immutable snapshot, read once and without a lock.
 // What is learned of an endpoint is kept by its ID and outlives snapshots.
 //
-// The choice made here is the static spill: the endpoint that is cheapest at full load, until it is
-// half full, then the next; when all are half full, the least used. It never looks at the measured
-// average price per token: the busiest host looks cheapest by that figure until it collapses.
+// Of the endpoints that keep the SLO, the one that costs the least more for this request serves it: see Policy. The choice
+// never looks at the measured average price per token: the busiest host looks cheapest by that figure until it collapses.
 package router
 
 import (
@@ -19,9 +18,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"headrace/router/affinity"
+	"headrace/router/capacity"
 	"headrace/router/endpoint"
 	"headrace/router/health"
-	"headrace/router/outcome"
 )
 
 // Options set up a Router; zero values but Now mean defaults.
@@ -29,6 +29,10 @@ type Options struct {
 	Breaker health.Options
 	Retry   BudgetOptions
 	Now     func() time.Time // the clock; required
+	// Prior is what to expect of an endpoint before it was measured; default capacity.Lookup.
+	Prior    func(*endpoint.Endpoint) capacity.Prior
+	Affinity affinity.Options
+	Seed     uint64 // of the jitter; the same seed makes the same choices
 }
 
 // Router holds the current snapshot and the state of every endpoint.
@@ -37,35 +41,52 @@ type Router struct {
 	now    func() time.Time
 	Budget *Budget // of retries, shared by all requests
 
-	mu    sync.Mutex // guards hosts; held in Update only
-	hosts map[endpoint.ID]*host
-	snap  atomic.Pointer[Snapshot]
+	mu     sync.Mutex // guards hosts and stats; held in Update only
+	hosts  map[endpoint.ID]*host
+	stats  map[string]*modelStats
+	caches uint32 // affinity hosts given out
+
+	snap     atomic.Pointer[Snapshot]
+	affinity *affinity.Table
+	dice     atomic.Uint64
+	origin   time.Time // second 0 of the learners
+}
+
+// modelStats is what is learned of a model's requests, wherever they went; it outlives snapshots.
+type modelStats struct {
+	output ewma // tokens of an answer
 }
 
 // New returns a Router without endpoints.
 func New(o Options) *Router {
-	r := &Router{opt: o, now: o.Now, Budget: NewBudget(o.Retry), hosts: map[endpoint.ID]*host{}}
-	if r.now == nil {
+	if o.Now == nil {
 		panic("BUG: router.New without a clock")
 	}
+	if o.Prior == nil {
+		o.Prior = func(ep *endpoint.Endpoint) capacity.Prior { return capacity.Lookup(ep) }
+	}
+	r := &Router{
+		opt: o, now: o.Now, Budget: NewBudget(o.Retry), hosts: map[endpoint.ID]*host{}, stats: map[string]*modelStats{},
+		affinity: affinity.New(o.Affinity), origin: o.Now(),
+	}
+	r.dice.Store(o.Seed)
 	r.snap.Store(&Snapshot{models: map[string]*Model{}, byID: map[endpoint.ID]*candidate{}})
 	return r
 }
 
+// seconds turns a time into the learners' seconds.
+func (r *Router) seconds(t time.Time) float64 { return t.Sub(r.origin).Seconds() }
+
+// random returns a number in [0,1): splitmix64 over a counter, so that no lock is needed (Steele, Lea and Flood 2014).
+func (r *Router) random() float64 {
+	z := r.dice.Add(0x9e3779b97f4a7c15)
+	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
+	z = (z ^ z>>27) * 0x94d049bb133111eb
+	return float64((z^z>>31)>>11) / (1 << 53)
+}
+
 // Snapshot returns the current view.
 func (r *Router) Snapshot() *Snapshot { return r.snap.Load() }
-
-// Request is what Pick needs to know.
-type Request struct {
-	Model string
-	Now   time.Time     // when it is asked, by the Router's clock; zero asks the clock
-	Tried []endpoint.ID // endpoints that failed this request already: not picked while another lives
-
-	Route     string // path below /v1, such as "/chat/completions"; "" for any
-	BodyBytes int64
-	Media     bool // the prompt holds images, audio or files
-	Demand    Demand
-}
 
 // ErrUnknownModel says that no endpoint serves the model, now or as far as is known.
 var ErrUnknownModel = errors.New("unknown model")
@@ -98,12 +119,21 @@ func (e *UnavailableError) Error() string {
 	return fmt.Sprintf("no endpoint for model %q: %s", e.Model, e.Reason)
 }
 
-// Decision says why a lease went where it went.
+// Decision says why a lease went where it went, with what was expected of it.
 type Decision struct {
-	Candidates int     // endpoints that serve the model
-	Eligible   int     // of these, those that could have been picked
-	USDPerMTok float64 // the winner's full-load price per million output tokens; NaN when unknown
-	Why        string
+	Candidates  int     // endpoints that serve the model
+	Eligible    int     // of these, those that could have been picked
+	Feasible    int     // of these, those that were expected to keep the SLO
+	Policy      Policy  // by which it was picked
+	USDPerMTok  float64 // the winner's full-load price per million output tokens; NaN when unknown
+	MarginalUSD float64 // what the request was expected to cost in addition to what is paid anyway; NaN when unknown
+	TTFT        float64 // seconds to the first token, expected
+	TPS         float64 // tokens per second of the stream, expected
+	PTTFT, PTPS float64 // probability that each promise is kept, as expected
+	Use         float64 // share of the endpoint's safe concurrency in use with the request
+	Cached      float64 // tokens of the prompt that it was expected to hold
+	Cold        bool    // a worker had to start
+	Why         string
 }
 
 // Lease is a slot on an endpoint, from Pick to Done.
@@ -118,16 +148,24 @@ type Lease struct {
 
 	host   *host
 	ticket health.Ticket
-	now    func() time.Time
+	r      *Router
+	stats  *modelStats
 	held   bool
+	ramped bool // taken while the host was in slow start
 
-	inFlightAtPick int64
+	pickedAt float64 // seconds by the learners' clock, as are all below
+	firstAt  float64
+	expected float64 // time to the first token, before correction
+	target   float64 // promised time to the first token
+	engines  float64 // that share the endpoint's requests
+	limit    float64 // sequences of one of them
+	pending  int64   // prompt tokens counted in host.pending
+	integral float64 // of the requests in flight, when picked
+	sinceTok float64 // likewise, when the first token came
+	key      affinity.Key
 }
 
 const (
-	spillAt        = 0.5 // share of an engine's sequences up to which the cheapest is preferred
-	defaultSeqs    = 32  // sequences of an engine that told nothing
-	priorTPS       = 30  // tokens per second of one stream before anything was measured
 	deniedCoolDown = time.Minute
 	notReadyCool   = 3 * time.Second  // nobody is up there: what a health poll takes to tell more
 	doubtsInRow    = 10               // opaque failures of different requests that together speak against the host
@@ -141,113 +179,70 @@ func (r *Router) Pick(q *Request, l *Lease) error {
 	if m == nil {
 		return ErrUnknownModel
 	}
-	now := q.Now
-	if now.IsZero() {
-		now = r.now()
-	}
-	tried := q.Tried
-	var busy []endpoint.ID // their half-open trial is another request's
-	for {
-		best, eligible := r.choose(m, q, tried, busy, now)
-		if best == nil && len(tried) > 0 {
-			tried = nil // all that live were tried: the least bad one again
-			continue
-		}
-		if best == nil {
-			return r.unavailable(m, q, now)
-		}
-		ticket, ok := best.host.breaker.Allow()
-		if !ok {
-			busy = append(busy, best.ep.ID)
-			continue
-		}
-		crowded, price := best.load() > spillAt, best.fullLoadUSDPerMTok()
-		n := best.host.inflight.Add(1)
-		if !best.host.admit(&best.ep.Limits, n, now) { // others took the last place meanwhile
-			best.host.inflight.Add(-1)
-			ticket.Release()
-			busy = append(busy, best.ep.ID)
-			continue
-		}
-		*l = Lease{
-			Endpoint: best.ep, Served: best.served, ServedJSON: best.servedJSON, Unnamed: best.unnamed,
-			Decision: Decision{Candidates: len(m.cands), Eligible: eligible, USDPerMTok: price, Why: "cheapest under half load"},
-			host:     best.host, ticket: ticket, now: r.now, held: true, inFlightAtPick: n,
-		}
+	s := scratches.Get().(*scratch)
+	defer scratches.Put(s)
+	s.prepare(r, m, q)
+	again := len(q.Tried) > 0
+	for s.survey(); ; {
+		v, why := s.choose(r)
 		switch {
-		case best.asleep():
-			l.Decision.Why = "no other has room: wakes a worker"
-		case crowded:
-			l.Decision.Why = "least used"
-		}
-		return nil
-	}
-}
-
-// choose returns the best candidate outside tried and busy, nil when there is none, and how many there were.
-func (r *Router) choose(m *Model, q *Request, tried, busy []endpoint.ID, now time.Time) (best *candidate, eligible int) {
-	var bestRank rank
-	for _, c := range m.cands {
-		if !c.usable() || slices.Contains(tried, c.ep.ID) || slices.Contains(busy, c.ep.ID) || c.fitness(m, q) != fit {
+		case v == nil && again: // all that live were tried: the least bad one again
+			again = false
+			s.forgive()
 			continue
+		case v == nil:
+			return r.unavailable(m, q, s.now)
 		}
-		if d, _ := c.host.breaker.Wait(now); d > 0 {
-			continue
+		if s.lease(r, v, why, l) {
+			return nil
 		}
-		if c.host.limited(&c.ep.Limits, now) > 0 {
-			continue
-		}
-		eligible++
-		if rk := c.rank(); best == nil || rk.before(bestRank) {
-			best, bestRank = c, rk
-		}
-	}
-	return best, eligible
-}
-
-// rank orders candidates: the lower tier first.
-type rank struct {
-	tier        tier
-	load, price float64
-}
-
-type tier uint8
-
-const (
-	roomy   tier = iota // under half load: the cheapest first
-	filling             // up to full: the least used first
-	asleep              // nobody is up there, and the request would wake a worker: the cheapest first
-	overfull
-)
-
-func (c *candidate) rank() rank {
-	rk := rank{load: c.load(), price: c.fullLoadUSDPerMTok()}
-	if math.IsNaN(rk.price) {
-		rk.price = math.MaxFloat64 // unknown is never taken for free
-	}
-	switch {
-	case c.asleep():
-		rk.tier = asleep
-	case rk.load <= spillAt:
-		rk.tier = roomy
-	case rk.load <= 1:
-		rk.tier = filling
-	default:
-		rk.tier = overfull
-	}
-	return rk
-}
-
-func (a rank) before(b rank) bool {
-	switch {
-	case a.tier != b.tier:
-		return a.tier < b.tier
-	case (a.tier == roomy || a.tier == asleep) && a.price != b.price, a.load == b.load:
-		return a.price < b.price
-	default:
-		return a.load < b.load
+		v.verdict = tried // another request was faster
 	}
 }
+
+// lease takes the slot; false when somebody else has taken the last one this moment.
+func (s *scratch) lease(r *Router, v *view, why string, l *Lease) bool {
+	h, ep := v.c.host, v.c.ep
+	ticket, ok := h.breaker.Allow()
+	if !ok {
+		return false
+	}
+	n := h.enter(s.at)
+	if !h.admit(&ep.Limits, n, s.now) {
+		h.leave(s.at, s.now)
+		ticket.Release()
+		return false
+	}
+	pending := int64(v.prompt)
+	h.pending.Add(pending)
+	engines := 1.0
+	if ep.Tenure == endpoint.Serverless {
+		engines = float64(max(1, ep.Workers))
+	}
+	*l = Lease{
+		Endpoint: ep, Served: v.c.served, ServedJSON: v.c.servedJSON, Unnamed: v.c.unnamed,
+		host: h, ticket: ticket, r: r, stats: s.m.stats, held: true,
+		pickedAt: s.at, firstAt: math.NaN(), expected: v.expected, target: s.slo.TTFT.Seconds(), engines: engines, limit: v.limit, pending: pending,
+		integral: h.reading(s.at), key: s.q.Affinity,
+	}
+	d := &l.Decision
+	d.Policy, d.Candidates, d.Why = s.policy, len(s.views), why
+	for i := range s.views {
+		if w := s.views[i].verdict; w < limited {
+			d.Eligible++
+			if w == serves {
+				d.Feasible++
+			}
+		}
+	}
+	d.USDPerMTok, d.MarginalUSD, d.TTFT, d.TPS = v.full*1e6, v.usd, v.ttft, 1/v.itl
+	d.PTTFT, d.PTPS = normal((s.ttftLog-v.ttftLog)/v.ttftSigma), normal((s.itlLog-math.Log(v.itl))/v.itlSigma)
+	d.Use, d.Cached, d.Cold = v.use(), v.cached, v.coldSeconds > 0
+	return true
+}
+
+// normal is the probability that a standard normal variable is at most z.
+func normal(z float64) float64 { return 0.5 * math.Erfc(-z/math.Sqrt2) }
 
 func (c *candidate) usable() bool { return Usable(c.ep) }
 
@@ -378,77 +373,3 @@ const (
 	whyNotReady  = "not ready"
 	whyDoubtful  = "failing without a reason"
 )
-
-// FirstContent tells that the first content token has come: the breaker's verdict is due now, and
-// ttft is learned. Further calls do nothing.
-func (l *Lease) FirstContent(ttft time.Duration) {
-	l.host.ttft.add(ttft.Seconds())
-	l.ticket.Succeeded()
-}
-
-// Result is how a lease ended.
-type Result struct {
-	Class      outcome.Class
-	RetryAfter time.Duration // with Throttled
-	TPS        float64       // output tokens per second of the stream, 0 when not measured
-}
-
-// Done gives the slot back and judges the endpoint. Only the first call counts.
-func (l *Lease) Done(res Result) {
-	if !l.held {
-		return
-	}
-	l.held = false
-	h := l.host
-	h.inflight.Add(-1)
-	h.requests.Add(1)
-	switch res.Class.Policy().Verdict {
-	case outcome.Healthy:
-		l.ticket.Succeeded()
-		if h.doubts.Load() > 0 {
-			h.doubts.Store(0)
-		}
-		if res.Class == outcome.Success {
-			l.ticket.Completed()
-		}
-		if res.TPS > 0 {
-			h.tps.add(res.TPS)
-		}
-	case outcome.Faulty:
-		h.failures.Add(1)
-		l.ticket.Failed()
-	case outcome.Unrelated:
-		l.ticket.Release()
-	case outcome.Doubtful:
-		h.failures.Add(1)
-		l.ticket.Release()
-		if h.doubts.Add(1) >= doubtsInRow {
-			h.doubts.Store(0)
-			h.breaker.CoolDown(l.now().Add(doubtCoolDown), whyDoubtful)
-		}
-	}
-	switch res.Class {
-	case outcome.NotReady:
-		d := res.RetryAfter
-		if d <= 0 {
-			d = notReadyCool
-		}
-		h.breaker.CoolDown(l.now().Add(min(d, maxCoolDown)), whyNotReady)
-	case outcome.Throttled:
-		d := res.RetryAfter
-		if d <= 0 {
-			d = time.Second
-		}
-		h.breaker.CoolDown(l.now().Add(min(d, maxCoolDown)), whyThrottled)
-	case outcome.UpstreamDenied:
-		h.breaker.CoolDown(l.now().Add(deniedCoolDown), whyDenied)
-	case outcome.Success, outcome.DialFailed, outcome.UpstreamFault, outcome.FirstByteTimeout,
-		outcome.CallerFault, outcome.Truncated, outcome.ClientGone, outcome.Unserved, outcome.Opaque:
-	}
-}
-
-// MeanInFlight estimates how many requests the endpoint served at once during the lease: the mean
-// of the numbers at its begin and now.
-func (l *Lease) MeanInFlight() float64 {
-	return (float64(l.inFlightAtPick) + float64(max(1, l.host.inflight.Load()))) / 2
-}

@@ -47,17 +47,17 @@ func TestPickOrder(t *testing.T) {
 		eps  []endpoint.Endpoint
 		want []endpoint.ID // of picks one after another, none given back
 	}{
-		"cheapest until half full, then the next, then the least used": {
-			[]endpoint.Endpoint{hourly("dear", 2, 4, "m"), hourly("cheap", 1, 4, "m")},
-			[]endpoint.ID{"cheap", "cheap", "dear", "dear", "cheap", "dear", "cheap", "dear"},
+		"an engine that is paid anyway before one that is not": {
+			[]endpoint.Endpoint{serverless("worker", 0.0007, endpoint.Ready), hourly("host", 1, 2, "m")},
+			[]endpoint.ID{"host", "host", "worker"},
 		},
-		"price counts per token of a full engine, not per hour": {
-			[]endpoint.Endpoint{hourly("small", 1, 4, "m"), hourly("big", 2, 40, "m")},
-			[]endpoint.ID{"big", "big", "big"},
+		"the cheaper worker until it is full, then the other": {
+			[]endpoint.Endpoint{serverless("dear", 0.001, endpoint.Ready), serverless("cheap", 0.0005, endpoint.Ready)},
+			[]endpoint.ID{"cheap", "cheap", "cheap", "cheap", "dear", "dear"},
 		},
-		"a price per token":                   {[]endpoint.Endpoint{hourly("host", 1, 10, "m"), perToken}, []endpoint.ID{"api", "api"}},
+		"a price per token":                   {[]endpoint.Endpoint{serverless("worker", 0.001, endpoint.Ready), perToken}, []endpoint.ID{"api", "api"}},
 		"unknown price is never free":         {[]endpoint.Endpoint{unknown, hourly("known", 99, 10, "m")}, []endpoint.ID{"known", "known"}},
-		"unknown price when all else is full": {[]endpoint.Endpoint{unknown, hourly("known", 99, 2, "m")}, []endpoint.ID{"known", "unknown"}},
+		"unknown price when all else is full": {[]endpoint.Endpoint{unknown, hourly("known", 99, 2, "m")}, []endpoint.ID{"known", "known", "unknown"}},
 		"a host that is gone is none":         {[]endpoint.Endpoint{gone, hourly("up", 5, 10, "m")}, []endpoint.ID{"up"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -93,7 +93,7 @@ func TestRules(t *testing.T) {
 	r.Update([]endpoint.Endpoint{hourly("a", 1, 10, "org/llama-70b"), hourly("b", 2, 10, "llama-awq")},
 		[]ModelRule{{Name: "llama", Serves: []string{"org/*", "llama-awq"}}, {Name: "nobody", Serves: []string{"x"}}})
 	var l Lease
-	if err := r.Pick(&Request{Model: "llama"}, &l); err != nil || l.Served != "org/llama-70b" || string(l.ServedJSON) != `"org/llama-70b"` {
+	if err := r.Pick(&Request{Model: "llama", Tried: []endpoint.ID{"b"}}, &l); err != nil || l.Served != "org/llama-70b" || string(l.ServedJSON) != `"org/llama-70b"` {
 		t.Errorf("pick by rule: %v, served %q as %s", err, l.Served, l.ServedJSON)
 	}
 	if err := r.Pick(&Request{Model: "org/llama-70b"}, new(Lease)); !errors.Is(err, ErrUnknownModel) {
@@ -240,7 +240,7 @@ func TestPickAllocatesNothing(t *testing.T) {
 	q := Request{Model: "m", Now: time.Now()}
 	if n := testing.AllocsPerRun(200, func() {
 		if r.Pick(&q, &l) == nil {
-			l.Done(Result{Class: outcome.Success, TPS: 30})
+			l.Done(Result{Class: outcome.Success, OutputTokens: 200, Streamed: 6 * time.Second})
 		}
 	}); n != 0 {
 		t.Errorf("%v allocations", n)

@@ -2,12 +2,15 @@ package router
 
 import (
 	"encoding/json"
+	"maps"
 	"math"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
 
+	"headrace/router/capacity"
+	"headrace/router/cost"
 	"headrace/router/endpoint"
 	"headrace/router/health"
 )
@@ -17,6 +20,8 @@ type ModelRule struct {
 	Name   string
 	Serves []string // ids that endpoints serve, exact or with * at the end
 	Demand Demand   // of every host that gets its requests
+	SLO    SLO      // zero fields are DefaultSLO's
+	Policy Policy   // PolicyDefault is PolicyCost
 }
 
 // Snapshot is an immutable view of endpoints and models.
@@ -31,6 +36,10 @@ type Snapshot struct {
 type Model struct {
 	Name   string
 	demand Demand
+	slo    SLO
+	policy Policy
+	strict bool // the operator has set an SLO
+	stats  *modelStats
 	cands  []*candidate
 	// textOnly says that one of them takes no images, audio or files.
 	textOnly bool
@@ -44,18 +53,6 @@ type candidate struct {
 	servedJSON []byte
 	unnamed    bool
 	card       json.RawMessage
-}
-
-// host is what is known of an endpoint beyond what discovery says; it outlives snapshots.
-type host struct {
-	breaker  *health.Breaker
-	inflight atomic.Int64
-	requests atomic.Int64
-	failures atomic.Int64
-	doubts   atomic.Int32 // opaque failures since the last success
-	begun    window       // requests, where the endpoint's provider limits them
-	ttft     ewma         // seconds to the first content token
-	tps      ewma         // output tokens per second of one stream
 }
 
 // ewma is an exponentially weighted mean, weight 0.1 for the newest; NaN bits unset mean no sample.
@@ -92,12 +89,18 @@ func (r *Router) Update(eps []endpoint.Endpoint, rules []ModelRule) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := &Snapshot{models: map[string]*Model{}, byID: make(map[endpoint.ID]*candidate, len(eps))}
+	at := r.seconds(r.now())
+	before := r.snap.Load()
 	known := make(map[endpoint.ID]*host, len(eps))
 	for i := range eps {
 		ep := &eps[i]
 		h := r.hosts[ep.ID]
 		if h == nil {
 			h = &host{breaker: health.NewBreaker(string(ep.ID), r.opt.Breaker, r.now)}
+		}
+		if h.follow(before.Endpoint(ep.ID), ep, r.opt.Prior(ep), at) || h.cache.Load() == 0 {
+			r.caches++
+			h.cache.Store(r.caches)
 		}
 		known[ep.ID] = h
 		c := &candidate{ep: ep, host: h}
@@ -117,8 +120,20 @@ func (r *Router) Update(eps []endpoint.Endpoint, rules []ModelRule) {
 			s.models[rule.Name] = &Model{Name: rule.Name}
 			s.names = append(s.names, rule.Name)
 		}
-		s.models[rule.Name].demand = rule.Demand
+		m := s.models[rule.Name]
+		m.demand, m.slo, m.policy = rule.Demand, rule.SLO, rule.Policy
+		m.strict = rule.SLO.TTFT > 0 || rule.SLO.TPS > 0
 	}
+	for name, m := range s.models {
+		if m.stats = r.stats[name]; m.stats == nil {
+			m.stats = &modelStats{}
+			r.stats[name] = m.stats
+		}
+		if m.slo = m.slo.or(DefaultSLO()); m.policy == PolicyDefault {
+			m.policy = PolicyCost
+		}
+	}
+	maps.DeleteFunc(r.stats, func(name string, _ *modelStats) bool { return s.models[name] == nil })
 	slices.Sort(s.names)
 	slices.SortFunc(s.list, func(a, b *candidate) int { return strings.Compare(string(a.ep.ID), string(b.ep.ID)) })
 	r.snap.Store(s)
@@ -216,34 +231,14 @@ func (s *Snapshot) Endpoint(id endpoint.ID) *endpoint.Endpoint {
 	return nil
 }
 
-// load is the share of the engine's sequences in use if one more came.
-func (c *candidate) load() float64 {
-	return float64(c.host.inflight.Load()+1) / c.seqs()
-}
-
-func (c *candidate) seqs() float64 {
-	if c.ep.MaxNumSeqs > 0 {
-		return float64(c.ep.MaxNumSeqs)
-	}
-	return defaultSeqs
-}
-
-// fullLoadUSDPerMTok is what a million output tokens cost when the engine is full and every stream
-// keeps the speed measured so far; NaN when the price is unknown. It plans and orders; what a
-// request costs is another figure.
-func (c *candidate) fullLoadUSDPerMTok() float64 {
-	p := &c.ep.Price
-	perSecond := c.host.tps.mean(priorTPS) * c.seqs()
-	switch p.Basis {
-	case endpoint.PerHour:
-		return p.USDPerHour / 3600 / perSecond * 1e6
-	case endpoint.PerWorkerSecond:
-		return p.USDPerWorkerSecond / perSecond * 1e6
-	case endpoint.PerToken:
-		return p.USDPerMTokOut
-	case endpoint.BasisUnknown:
-	}
-	return math.NaN()
+// fullLoadUSDPerMTok is what a million output tokens cost when the engine runs as many streams as keep the model's SLO, or
+// the default one; NaN when the price is unknown. It plans and orders; what a request costs is another figure.
+func (c *candidate) fullLoadUSDPerMTok(at float64) float64 {
+	var s capacity.State
+	c.host.pub.load(&s, at)
+	_, sigma := s.ITL(1)
+	safe := s.SafeConcurrency(DefaultSLO().TPS, zUsual, sigma)
+	return cost.FullLoad(&c.ep.Price, s.Throughput(safe)) * 1e6
 }
 
 // HostView is what the admin API and the demo show of an endpoint.
@@ -294,7 +289,7 @@ func (r *Router) Hosts() []HostView {
 			StateReason: ep.StateReason, Dialect: ep.Dialect.String(), Trust: ep.Trust.String(), Encrypted: ep.Encrypted(), Region: ep.Region,
 			GPU: ep.Hardware.GPU, GPUCount: ep.Hardware.GPUCount, Workers: ep.Workers, USDPerHour: known(usdPerHour(&ep.Price)),
 			TTFTMillis: known(h.ttft.mean(math.NaN()) * 1e3), TPS: known(h.tps.mean(math.NaN())),
-			FullLoadUSDPerMTok: known(c.fullLoadUSDPerMTok()), StreamUSDPerMTok: known(c.streamUSDPerMTok()),
+			FullLoadUSDPerMTok: known(c.fullLoadUSDPerMTok(r.seconds(now))), StreamUSDPerMTok: known(c.streamUSDPerMTok()),
 		}
 		if !ep.Price.AsOf.IsZero() {
 			v.PriceAgeSeconds = known(now.Sub(ep.Price.AsOf).Round(time.Second).Seconds())

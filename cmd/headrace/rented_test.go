@@ -181,13 +181,13 @@ func vastEnv(c *fakevast.Cloud) map[string]string {
 func TestZeroConfigVast(t *testing.T) {
 	cloud := startVast(t, fakevast.Config{TimeScale: 1000, EngineScale: -1, Seed: 1})
 	cheap := cloud.AddInstance(fakevast.InstanceConfig{IsBid: true, DPHBase: 0.2, UpPerTB: 5, DownPerTB: 2})
-	dear := cloud.AddInstance(fakevast.InstanceConfig{DPHBase: 0.9})
+	dear := cloud.AddInstance(fakevast.InstanceConfig{DPHBase: 90})
 	r := startRented(t, vastEnv(cloud))
 	cheapID, dearID := fmt.Sprint("vast:", cheap.ID()), fmt.Sprint("vast:", dear.ID())
 	r.until("both found", ready(cheapID, dearID))
 	hosts := r.app.router.Hosts()
 	for _, h := range hosts {
-		if h.PriceBasis != "per_hour" || h.USDPerHour == nil || *h.USDPerHour < 0.2 || *h.USDPerHour > 1 || h.PriceSource == "" || h.GPU != "RTX 4090" || len(h.Models) != 1 {
+		if h.PriceBasis != "per_hour" || h.USDPerHour == nil || *h.USDPerHour < 0.2 || *h.USDPerHour > 91 || h.PriceSource == "" || h.GPU != "RTX 4090" || len(h.Models) != 1 {
 			t.Errorf("host %+v", h)
 		}
 	}

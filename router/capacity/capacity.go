@@ -154,7 +154,7 @@ func (l *Learner) ObserveDecode(at, meanInFlight, itl float64, outputTokens int)
 		return
 	}
 	s := &l.s
-	s.advance(at)
+	s.Advance(at)
 	s.ObservedAt = max(s.ObservedAt, at)
 	n := max(1, meanInFlight)
 	y := itl / s.A0
@@ -211,9 +211,9 @@ func (l *Learner) guard() {
 	}
 }
 
-// advance lets time pass: doubt grows, and what nobody has measured for long goes back to what the catalogue says.
+// Advance lets time pass: doubt grows, and what nobody has measured for long goes back to what the catalogue says.
 // A clock that goes back changes nothing.
-func (s *State) advance(at float64) {
+func (s *State) Advance(at float64) {
 	dt := at - s.At
 	if !isTime(at) || dt <= 0 {
 		return
@@ -235,7 +235,7 @@ func (s *State) advance(at float64) {
 
 // Now returns the state as of a later time, for predictions.
 func (s State) Now(at float64) State {
-	s.advance(at)
+	s.Advance(at)
 	return s
 }
 

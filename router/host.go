@@ -1,0 +1,205 @@
+package router
+
+import (
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"headrace/router/capacity"
+	"headrace/router/endpoint"
+	"headrace/router/health"
+)
+
+// host is what is known of an endpoint beyond what discovery says; it outlives snapshots.
+type host struct {
+	breaker  *health.Breaker
+	cache    atomic.Uint32 // its affinity.Host
+	hits     ewma          // tokens read from its prefix cache, as a share of those that were expected
+	inflight atomic.Int64
+	others   atomic.Int64 // in flight from other replicas, as last heard
+	pending  atomic.Int64 // prompt tokens sent there that have no first token yet
+	requests atomic.Int64
+	failures atomic.Int64
+	doubts   atomic.Int32 // opaque failures since the last success
+	begun    window       // requests, where the endpoint's provider limits them
+	ttft     ewma         // seconds to the first content token
+	tps      ewma         // output tokens per second of one stream
+	idleAt   atomic.Int64 // Unix nanoseconds when the last request ended, 0 for never
+	paid     atomic.Bool  // workers are committed: see Advise
+
+	mu       sync.Mutex // guards what follows; picks read pub instead
+	learner  *capacity.Learner
+	integral float64 // of requests in flight over time, in request seconds
+	counted  float64 // up to this time
+	upAt     float64 // up since, NaN while it is not
+	upFor    float64 // seconds up before that
+	losses   float64 // times it was taken away
+	pub      published
+}
+
+// published is a host's learned state for readers without a lock. Each word is whole; readers may see a mix of two
+// states that follow each other, which predicts as well as either.
+type published struct {
+	priorITL, slope, priorTTFT, prefill, seqs               number
+	a, b, a0, saa, sab, sbb, residual                       number
+	ttftLog, ttftVar, ttftCount, limit, observed, at, count number
+	hazard                                                  number
+	ramp                                                    number // most in flight while it comes back to use, 0 for no such limit; set without mu
+}
+
+type number struct{ bits atomic.Uint64 }
+
+func (n *number) set(v float64) { n.bits.Store(math.Float64bits(v)) }
+func (n *number) get() float64  { return math.Float64frombits(n.bits.Load()) }
+
+// publish makes what was learned visible to picks. The caller holds mu.
+func (h *host) publish() {
+	s, p := h.learner.State(), &h.pub
+	p.priorITL.set(s.ITLSeconds)
+	p.slope.set(s.Slope)
+	p.priorTTFT.set(s.TTFTSeconds)
+	p.prefill.set(s.PrefillTokensPerSecond)
+	p.seqs.set(float64(s.MaxNumSeqs))
+	p.a.set(s.A)
+	p.b.set(s.B)
+	p.a0.set(s.A0)
+	p.saa.set(s.SAA)
+	p.sab.set(s.SAB)
+	p.sbb.set(s.SBB)
+	p.residual.set(s.Residual)
+	p.ttftLog.set(s.TTFTLog)
+	p.ttftVar.set(s.TTFTVar)
+	p.ttftCount.set(float64(s.TTFTCount))
+	p.limit.set(s.Limit)
+	p.observed.set(s.ObservedAt)
+	p.at.set(s.At)
+	p.count.set(float64(h.learner.Count))
+}
+
+// load reads the state as of a time into s.
+func (p *published) load(s *capacity.State, at float64) {
+	s.ITLSeconds, s.Slope, s.TTFTSeconds = p.priorITL.get(), p.slope.get(), p.priorTTFT.get()
+	s.PrefillTokensPerSecond, s.MaxNumSeqs = p.prefill.get(), int(p.seqs.get())
+	s.A, s.B, s.A0 = p.a.get(), p.b.get(), p.a0.get()
+	s.SAA, s.SAB, s.SBB, s.Residual = p.saa.get(), p.sab.get(), p.sbb.get(), p.residual.get()
+	s.TTFTLog, s.TTFTVar, s.TTFTCount = p.ttftLog.get(), p.ttftVar.get(), int(p.ttftCount.get())
+	s.Limit, s.ObservedAt, s.At = p.limit.get(), p.observed.get(), p.at.get()
+	s.Advance(at)
+}
+
+// enter counts one more request in flight from now on; at is the same moment in the learner's seconds.
+func (h *host) enter(at float64) int64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.integrate(at)
+	return h.inflight.Add(1)
+}
+
+func (h *host) leave(at float64, now time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.integrate(at)
+	if h.inflight.Add(-1) == 0 {
+		h.idleAt.Store(now.UnixNano())
+	}
+}
+
+// integrate brings the integral up to a time. The caller holds mu.
+func (h *host) integrate(at float64) {
+	if d := at - h.counted; d > 0 {
+		h.integral += d * float64(h.inflight.Load()+h.others.Load())
+		h.counted = at
+	}
+}
+
+// reading returns the integral as of a time, to take means of requests in flight between two of them.
+func (h *host) reading(at float64) float64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.integrate(at)
+	return h.integral
+}
+
+// Slow start: a host that comes back gets few requests at first.
+const (
+	rampFrom = 4
+	rampBy   = 1.25
+	rampOver = 60
+)
+
+// comesBack begins a slow start.
+func (h *host) comesBack() { h.pub.ramp.set(rampFrom) }
+
+// wentWell lets a host in slow start have more.
+func (h *host) wentWell() {
+	switch ramp := h.pub.ramp.get() * rampBy; {
+	case ramp == 0:
+	case ramp > rampOver:
+		h.pub.ramp.set(0)
+	default:
+		h.pub.ramp.set(ramp)
+	}
+}
+
+// Prior rates of being taken away, as the time to one such event in seconds.
+const (
+	interruptibleStay = 6 * 3600
+	onDemandStay      = 30 * 24 * 3600
+)
+
+// hazard is how often the endpoint is taken away, in 1/s: a Gamma prior of one event in its tenure's usual stay, and
+// what was seen since. The caller holds mu.
+func (h *host) hazard(ep *endpoint.Endpoint, at float64) float64 {
+	stay := 0.0
+	switch ep.Tenure {
+	case endpoint.Interruptible:
+		stay = interruptibleStay
+	case endpoint.OnDemand:
+		stay = onDemandStay
+	case endpoint.TenureUnknown, endpoint.Serverless, endpoint.TenurePerToken:
+		return 0
+	}
+	up := h.upFor
+	if !math.IsNaN(h.upAt) {
+		up += max(0, at-h.upAt)
+	}
+	return (1 + h.losses) / (stay + up)
+}
+
+// follow takes in what discovery says of the endpoint: was is what it said before, nil for a new one.
+func (h *host) follow(was, ep *endpoint.Endpoint, prior capacity.Prior, at float64) (forget bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	up := Usable(ep)
+	switch {
+	case h.learner == nil:
+		h.learner = capacity.New(prior, ep.MaxNumSeqs)
+		h.upAt = math.NaN()
+	case was != nil && (was.Hardware.Machine != ep.Hardware.Machine || was.Hardware.GPU != ep.Hardware.GPU || was.Hardware.GPUCount != ep.Hardware.GPUCount):
+		h.learner.Reset(prior, ep.MaxNumSeqs) // on another machine it is another host
+		forget = true
+	default:
+		h.learner.SetMaxNumSeqs(ep.MaxNumSeqs)
+	}
+	if was != nil && was.State != ep.State {
+		if ep.State == endpoint.Preempted && Usable(was) {
+			h.losses++
+		}
+		if up && (was.State == endpoint.Preempted || was.State == endpoint.Gone || was.State == endpoint.Starting && was.Tenure != endpoint.Serverless) {
+			h.learner.Restarted()
+			h.comesBack()
+			forget = true
+		}
+	}
+	switch {
+	case up && math.IsNaN(h.upAt):
+		h.upAt = at
+	case !up && !math.IsNaN(h.upAt):
+		h.upFor += max(0, at-h.upAt)
+		h.upAt = math.NaN()
+	}
+	h.pub.hazard.set(h.hazard(ep, at))
+	h.publish()
+	return forget
+}

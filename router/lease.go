@@ -1,0 +1,162 @@
+package router
+
+import (
+	"math"
+	"time"
+
+	"headrace/router/affinity"
+	"headrace/router/outcome"
+)
+
+// FirstContent tells that the first content token has come, ttft after the attempt began: the breaker's verdict is due
+// now, and the time is learned. Further calls do nothing.
+func (l *Lease) FirstContent(ttft time.Duration) {
+	if !l.held || !math.IsNaN(l.firstAt) {
+		return
+	}
+	h := l.host
+	l.ticket.Succeeded()
+	h.ttft.add(ttft.Seconds())
+	h.pending.Add(-l.pending)
+	l.pending = 0
+	l.firstAt = l.pickedAt + ttft.Seconds()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.integrate(l.firstAt)
+	l.sinceTok = h.integral
+	if !l.Decision.Cold {
+		h.learner.ObserveTTFT(l.firstAt, ttft.Seconds(), l.expected, h.perEngine(l), l.target)
+		h.publish()
+	}
+	l.r.affinity.Learn(&l.key, affinity.Host(h.cache.Load()), l.r.origin.Add(seconds(l.firstAt)))
+}
+
+func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
+
+// perEngine is how many sequences run on the engine that the lease is on, as far as can be told. The caller holds mu.
+func (h *host) perEngine(l *Lease) float64 {
+	return max(1, min(l.limit, float64(h.inflight.Load()+h.others.Load())/l.engines))
+}
+
+// ProgressAfter is when after its first token a stream's speed is worth telling, so that a slow host is known before its
+// answers end.
+const ProgressAfter = 4 * time.Second
+
+// Progress tells how many output tokens have come up to now, where the newest came since after the first.
+func (l *Lease) Progress(outputTokens int64, since time.Duration) { l.learnSpeed(outputTokens, since) }
+
+func (l *Lease) learnSpeed(outputTokens int64, since time.Duration) {
+	if math.IsNaN(l.firstAt) || outputTokens < 2 || since <= 0 {
+		return
+	}
+	h, last := l.host, l.firstAt+since.Seconds()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.integrate(last)
+	mean := (h.integral - l.sinceTok) / since.Seconds() / l.engines
+	h.learner.ObserveDecode(last, max(1, min(mean, max(l.limit, 1))), since.Seconds()/float64(outputTokens-1), int(min(outputTokens, math.MaxInt32)))
+	h.publish()
+}
+
+// Result is how a lease ended. Of tokens, those that were not counted are 0, or -1 for Cached.
+type Result struct {
+	Class        outcome.Class
+	RetryAfter   time.Duration // with Throttled
+	OutputTokens int64
+	PromptTokens int64
+	Cached       int64         // prompt tokens that the host read from its prefix cache; -1 when it does not say
+	Streamed     time.Duration // from the first output token to the last
+}
+
+// Done gives the slot back, judges the endpoint and learns from the answer. Only the first call counts.
+func (l *Lease) Done(res Result) {
+	if !l.held {
+		return
+	}
+	h := l.host
+	now := l.r.now()
+	at := l.r.seconds(now)
+	if res.Class == outcome.Success || res.Class == outcome.Truncated || res.Class == outcome.ClientGone {
+		l.learnSpeed(res.OutputTokens, res.Streamed)
+	}
+	l.held = false
+	h.leave(at, now)
+	if l.pending != 0 {
+		h.pending.Add(-l.pending)
+	}
+	h.requests.Add(1)
+	if res.Class == outcome.Success {
+		if res.OutputTokens > 0 {
+			l.stats.output.add(float64(res.OutputTokens))
+		}
+		if c := l.Decision.Cached; c >= 1 && res.Cached >= 0 {
+			h.hits.add(min(2, float64(res.Cached)/c))
+		}
+		if s := res.Streamed.Seconds(); s > 0 && res.OutputTokens > 1 {
+			h.tps.add(float64(res.OutputTokens-1) / s)
+		}
+	}
+	switch res.Class.Policy().Verdict {
+	case outcome.Healthy:
+		l.ticket.Succeeded()
+		if h.doubts.Load() > 0 {
+			h.doubts.Store(0)
+		}
+		if res.Class == outcome.Success {
+			l.ticket.Completed()
+			h.wentWell()
+		}
+	case outcome.Faulty:
+		h.failures.Add(1)
+		l.ticket.Failed()
+		if d, _ := h.breaker.Wait(now); d > 0 {
+			h.comesBack() // when it does
+		}
+	case outcome.Unrelated:
+		l.ticket.Release()
+	case outcome.Doubtful:
+		h.failures.Add(1)
+		l.ticket.Release()
+		if h.doubts.Add(1) >= doubtsInRow {
+			h.doubts.Store(0)
+			h.breaker.CoolDown(now.Add(doubtCoolDown), whyDoubtful)
+		}
+	}
+	switch res.Class {
+	case outcome.NotReady:
+		d := res.RetryAfter
+		if d <= 0 {
+			d = notReadyCool
+		}
+		h.breaker.CoolDown(now.Add(min(d, maxCoolDown)), whyNotReady)
+	case outcome.Throttled:
+		d := res.RetryAfter
+		if d <= 0 {
+			d = time.Second
+		}
+		h.refused(l, at)
+		h.breaker.CoolDown(now.Add(min(d, maxCoolDown)), whyThrottled)
+	case outcome.UpstreamDenied:
+		h.breaker.CoolDown(now.Add(deniedCoolDown), whyDenied)
+	case outcome.Success, outcome.DialFailed, outcome.UpstreamFault, outcome.FirstByteTimeout,
+		outcome.CallerFault, outcome.Truncated, outcome.ClientGone, outcome.Unserved, outcome.Opaque:
+	}
+}
+
+// refused learns that the endpoint takes no more than it has.
+func (h *host) refused(l *Lease, at float64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.learner.ObserveFull(at, h.perEngine(l))
+	h.publish()
+}
+
+// MeanInFlight is how many requests the endpoint served at once during the lease, on average; this one counts.
+func (l *Lease) MeanInFlight() float64 {
+	at := l.r.seconds(l.r.now())
+	d := at - l.pickedAt
+	if d <= 0 {
+		return float64(max(1, l.host.inflight.Load()))
+	}
+	return max(1, (l.host.reading(at)-l.integral)/d)
+}

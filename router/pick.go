@@ -1,0 +1,435 @@
+package router
+
+import (
+	"math"
+	"slices"
+	"sync"
+	"time"
+
+	"headrace/router/affinity"
+	"headrace/router/capacity"
+	"headrace/router/cost"
+	"headrace/router/endpoint"
+)
+
+// view is one candidate as one request sees it: what it would cost there, and how fast the answer would be.
+type view struct {
+	c       *candidate
+	verdict verdict
+
+	inFlight    float64 // sequences on the engine that the request would join
+	limit       float64 // that may run there
+	itl         float64 // seconds between tokens, with it
+	itlSigma    float64 // relative
+	expected    float64 // seconds to the first token before correction
+	ttft        float64 // seconds to the first token, a cold start included
+	ttftLog     float64
+	ttftSigma   float64 // of the logarithm
+	safe        float64 // sequences at once that keep the SLO
+	full        float64 // USD per output token at safe; NaN when the price is unknown
+	usd         float64 // marginal cost; NaN when unknown
+	prompt      float64 // tokens to compute
+	cached      float64 // tokens that it holds already
+	coldSeconds float64 // until a worker is up; 0 when one is
+	session     bool    // it served the session last
+	metered     bool
+}
+
+// use is the share of the safe concurrency in use with this request.
+func (v *view) use() float64 { return (v.inFlight + 1) / v.safe }
+
+// verdict is what keeps a candidate from a request, or lets it in.
+type verdict uint8
+
+const (
+	serves verdict = iota
+	slowFirst
+	slowStream
+	noRoom  // no sequence is free
+	ramping // slow start
+	// From here on a candidate is out of the question, and nothing is predicted of it.
+	limited // a rate or number of requests that its provider sets
+	barred  // breaker, or a cool-down
+	away    // by its state
+	misfit  // see fitness
+	tried   // failed this request already, or lost it to another one this moment
+	numVerdicts
+)
+
+var verdictWords = [numVerdicts]string{
+	"serves", "first token too late", "stream too slow", "full", "in slow start", "at its provider's limit", "breaker open or cooling down",
+	"not usable in its state", "cannot or must not take this request", "tried already",
+}
+
+func (v verdict) String() string { return verdictWords[v] }
+
+// plan is what a request asks, in the numbers that scoring needs.
+type plan struct {
+	q       *Request
+	m       *Model
+	now     time.Time
+	at      float64 // now in the learners' seconds
+	slo     SLO
+	policy  Policy
+	strict  bool    // somebody asked for the SLO: sooner refuse a request than break everyone's
+	ttftLog float64 // of the seconds left for the first token; +Inf without a promise
+	itlLog  float64 // of the most seconds between tokens; +Inf without a promise
+	z       float64 // standard deviations to spare
+	zSafe   float64 // likewise, for the safe concurrency
+	output  float64 // expected tokens
+	prompt  float64 // tokens
+	metered float64 // USD per output token of the cheapest metered candidate at full load; +Inf without one
+}
+
+// scratch is the memory of one Pick.
+type scratch struct {
+	plan
+	matches affinity.Matches
+	views   []view
+	state   capacity.State
+	load    cost.Load
+}
+
+var scratches = sync.Pool{New: func() any { return new(scratch) }} //nolint:gochecknoglobals // a pool of buffers
+
+const (
+	priorOutput   = 250.0 // tokens of an answer before any was seen
+	meteredUSD    = 5e-6  // USD per output token where nothing metered is there
+	bandShare     = 1.10  // candidates that cost up to this times the least are alike
+	bandMetered   = 0.02  // and up to this share of the metered price of the answer above it
+	jitter        = 0.1   // of the use, so that replicas do not all choose the same
+	affinityBonus = 0.15  // of the use, for a host that holds the whole prompt
+	coldStart     = 30.0  // seconds, where nobody says
+	startingShare = 0.5   // of a cold start that is left when a worker is on its way
+	crowdedBy     = 1.5   // times the safe concurrency, and one more, that are put up with when nothing is feasible
+	beyondLimit   = 1.2   // times the limit likewise
+	coldQueue     = 2.0   // workers' worth of requests that may wait for a cold start
+	sooner        = 1.10  // times the earliest first token that PolicyLatency takes for alike
+	zUsual        = 1.28  // up to a confidence of 0.95
+	zHigh         = 2.0   // above
+)
+
+// prepare reads the request.
+func (s *scratch) prepare(r *Router, m *Model, q *Request) {
+	now := q.Now
+	if now.IsZero() {
+		now = r.now()
+	}
+	s.plan = plan{q: q, m: m, now: now, at: r.seconds(now), policy: q.Policy}
+	s.strict = m.strict || q.SLO.TTFT > 0 || q.SLO.TPS > 0
+	s.slo = q.SLO.or(m.slo)
+	if s.policy == PolicyDefault {
+		s.policy = m.policy
+	}
+	waited := 0.0
+	if !q.Came.IsZero() {
+		waited = max(0, now.Sub(q.Came).Seconds())
+	}
+	s.ttftLog = math.Log(max(0.01, s.slo.TTFT.Seconds()-waited))
+	if q.Resumed {
+		s.ttftLog = math.Inf(1)
+	}
+	s.itlLog = -math.Log(s.slo.TPS)
+	s.z = math.Sqrt2 * math.Erfinv(2*s.slo.Confidence-1)
+	s.zSafe = zUsual
+	if s.slo.Confidence > 0.95 {
+		s.zSafe = zHigh
+	}
+	s.output = m.stats.output.mean(priorOutput)
+	if q.MaxTokens > 0 {
+		s.output = min(s.output, float64(q.MaxTokens))
+	}
+	if s.output = max(1, s.output); q.Tokenless {
+		s.output, s.itlLog = 1, math.Inf(1)
+	}
+	if s.prompt = float64(q.PromptTokens); q.PromptTokens <= 0 {
+		s.prompt = float64(q.BodyBytes) / 4
+	}
+	r.affinity.Lookup(&q.Affinity, now, &s.matches)
+}
+
+// survey looks at every candidate of the model.
+func (s *scratch) survey() {
+	s.metered = math.Inf(1)
+	s.views = slices.Grow(s.views[:0], len(s.m.cands))[:len(s.m.cands)]
+	for i, c := range s.m.cands {
+		s.look(c, &s.views[i])
+	}
+	if math.IsInf(s.metered, 1) {
+		s.metered = meteredUSD
+	}
+	for i := range s.views {
+		if v := &s.views[i]; v.verdict < limited && v.coldSeconds == 0 && v.c.host.paid.Load() { // paid for while demand justifies it
+			v.usd = cost.Paid(s.output, s.metered, v.use())
+			v.metered = false
+		}
+	}
+}
+
+// forgive lets those in that failed the request before.
+func (s *scratch) forgive() {
+	q := *s.q
+	q.Tried = nil
+	s.q = &q
+	s.survey()
+}
+
+// admission is whether the candidate may be used at all, whatever it would cost.
+func (s *scratch) admission(c *candidate) verdict {
+	switch {
+	case slices.Contains(s.q.Tried, c.ep.ID):
+		return tried
+	case c.fitness(s.m, s.q) != fit:
+		return misfit
+	case !c.usable():
+		return away
+	}
+	if d, _ := c.host.breaker.Wait(s.now); d > 0 {
+		return barred
+	}
+	if c.host.limited(&c.ep.Limits, s.now) > 0 {
+		return limited
+	}
+	return serves
+}
+
+// look fills v with what c would be for the request.
+func (s *scratch) look(c *candidate, v *view) {
+	*v = view{c: c, usd: math.NaN(), full: math.NaN()}
+	h, ep := c.host, c.ep
+	if v.verdict = s.admission(c); v.verdict != serves {
+		return
+	}
+	h.pub.load(&s.state, s.at)
+	n := float64(h.inflight.Load() + h.others.Load())
+	v.limit = s.state.Limit
+	held, session := s.matches.Tokens(affinity.Host(h.cache.Load()))
+	v.cached, v.session = min(float64(held)*h.hits.mean(1), s.prompt), session
+	v.prompt = s.prompt - v.cached
+	pending, idle := float64(h.pending.Load()), 0.0
+	ramp := h.pub.ramp.get()
+	if ramp > 0 && n >= ramp {
+		v.verdict = ramping
+	}
+	cold := c.asleep()
+	if ep.Tenure == endpoint.Serverless {
+		workers := float64(max(1, ep.Workers))
+		cold = cold || n >= v.limit*workers // those that are up are full: another one has to start
+		if at := h.idleAt.Load(); n == 0 && at > 0 {
+			idle = min(max(0, s.now.Sub(time.Unix(0, at)).Seconds()), ep.Price.IdleTimeout.Seconds())
+		}
+		if n = math.Mod(n, v.limit); cold { // those that are up are filled one by one
+			n = 0
+		}
+		pending /= workers
+	}
+	v.inFlight = n
+	v.itl, v.itlSigma = s.state.ITL(n + 1)
+	v.expected = s.state.ExpectedTTFT(v.prompt, pending)
+	v.ttftLog, v.ttftSigma = s.state.LogTTFT(v.expected)
+	v.ttft = math.Exp(v.ttftLog)
+	if cold {
+		if v.coldSeconds = ep.Price.ColdStart.Seconds(); v.coldSeconds <= 0 {
+			v.coldSeconds = coldStart
+		}
+		if ep.State == endpoint.Starting {
+			v.coldSeconds *= startingShare
+		}
+		v.ttft += v.coldSeconds
+		v.ttftLog = math.Log(v.ttft)
+	}
+	v.safe = s.state.SafeConcurrency(s.slo.TPS, s.zSafe, v.itlSigma)
+	v.full = cost.FullLoad(&ep.Price, s.state.Throughput(v.safe))
+	s.load = cost.Load{
+		OutputTokens: s.output, PromptTokens: v.prompt, CachedTokens: v.cached, BodyBytes: float64(s.q.BodyBytes),
+		Concurrency: n + 1, ITLSeconds: v.itl, PrefillPerSec: s.state.PrefillTokensPerSecond,
+		Cold: cold, ColdSeconds: v.coldSeconds, IdleSeconds: idle,
+		FullLoadUSDPerToken: v.full, LossPerSecond: h.pub.hazard.get(),
+	}
+	v.usd, _ = cost.Marginal(&ep.Price, &s.load)
+	if v.metered = cost.Metered(&ep.Price); v.metered && v.full < s.metered {
+		s.metered = v.full
+	}
+	switch {
+	case v.verdict != serves:
+	case n+1 > v.limit:
+		v.verdict = noRoom
+	case s.q.Resumed && cold, s.ttftLog-v.ttftLog < s.z*v.ttftSigma:
+		v.verdict = slowFirst
+	case s.itlLog-math.Log(v.itl) < s.z*v.itlSigma:
+		v.verdict = slowStream
+	}
+}
+
+// Reasons of a decision.
+const (
+	whyCheapest  = "the least marginal cost among those that keep the SLO"
+	whyOnly      = "the only one that keeps the SLO"
+	whySooner    = "the earliest first token among those that keep the SLO"
+	whyBalanced  = "the least cost and time together among those that keep the SLO"
+	whyDrawn     = "drawn by price among those that keep the SLO"
+	whyUnpriced  = "keeps the SLO; nobody that does has a known price"
+	whyCrowded   = "nobody keeps the SLO: the one that misses it least"
+	whyColdStart = "no other has room: waits for a worker to start"
+	whyOverfull  = "all are full: the least crowded"
+	whyResumed   = "the fastest that is up, for a stream that its caller is reading"
+)
+
+// choose returns the best of the views, nil when none may be used, and why it is the best.
+func (s *scratch) choose(r *Router) (best *view, why string) {
+	least, feasible, priced := math.Inf(1), 0, 0
+	for i := range s.views {
+		if v := &s.views[i]; v.verdict == serves {
+			feasible++
+			if !math.IsNaN(v.usd) {
+				priced++
+				least = min(least, v.usd)
+			}
+		}
+	}
+	if feasible == 0 {
+		return s.degrade()
+	}
+	switch s.policy {
+	case PolicyLatency:
+		return s.soonest(r), whySooner
+	case PolicyBalanced:
+		return s.least(func(v *view) float64 {
+			return (v.usd + USDPerSecond*(v.ttft+s.output*v.itl)) * (1 + jitter*r.random())
+		}), whyBalanced
+	case PolicyWeighted:
+		if priced > 0 {
+			return s.draw(r), whyDrawn
+		}
+	case PolicyDefault, PolicyCost, numPolicies:
+	}
+	band := least*bandShare + bandMetered*s.metered*s.output
+	best = s.least(func(v *view) float64 {
+		switch {
+		case priced > 0 && !(v.usd <= band): //nolint:staticcheck // NaN is out as well
+			return math.Inf(1)
+		case v.metered: // pack, so that others scale to zero
+			return 0.5 - v.inFlight/1000
+		}
+		return v.use()*(1+jitter*r.random()) - affinityBonus*v.held(s.prompt)
+	})
+	switch {
+	case priced == 0:
+		return best, whyUnpriced
+	case feasible == 1:
+		return best, whyOnly
+	}
+	return best, whyCheapest
+}
+
+// held is the share of the prompt that the candidate holds already; one that served the session last is taken to hold all.
+func (v *view) held(prompt float64) float64 {
+	if v.session {
+		return 1
+	}
+	if v.cached <= 0 {
+		return 0
+	}
+	return v.cached / prompt
+}
+
+// least returns the view that serves with the least score; unknown scores come last.
+func (s *scratch) least(score func(*view) float64) (best *view) {
+	least := math.Inf(1)
+	for i := range s.views {
+		v := &s.views[i]
+		if v.verdict != serves {
+			continue
+		}
+		if x := score(v); best == nil || x < least {
+			best, least = v, x
+		}
+	}
+	return best
+}
+
+// soonest returns the fastest stream of those whose first token comes about as early as the earliest.
+func (s *scratch) soonest(r *Router) *view {
+	earliest := math.Inf(1)
+	for i := range s.views {
+		if v := &s.views[i]; v.verdict == serves {
+			earliest = min(earliest, v.ttft)
+		}
+	}
+	return s.least(func(v *view) float64 {
+		if v.ttft > earliest*sooner+0.02 {
+			return math.Inf(1)
+		}
+		return v.itl * (1 + jitter*r.random())
+	})
+}
+
+// draw returns one at random, by the inverse square of its full-load price. Free ones count as a tenth of a cent a million.
+func (s *scratch) draw(r *Router) (best *view) {
+	weight := func(v *view) float64 {
+		if v.verdict != serves || math.IsNaN(v.full) {
+			return 0
+		}
+		return 1 / math.Pow(max(v.full, 1e-9), 2)
+	}
+	sum := 0.0
+	for i := range s.views {
+		sum += weight(&s.views[i])
+	}
+	x := r.random() * sum
+	for i := range s.views {
+		v := &s.views[i]
+		if w := weight(v); w > 0 {
+			if best = v; x < w {
+				return v
+			}
+			x -= w
+		}
+	}
+	return best
+}
+
+// degrade returns whom to ask when nobody keeps the SLO: the one that misses it least among those that are not hopelessly
+// crowded; a cold start; for a stream that is being read, whoever is up. If nobody asked for an SLO, any that is up.
+func (s *scratch) degrade() (best *view, why string) {
+	pick := func(score func(*view) float64) (v *view) {
+		least := math.Inf(1)
+		for i := range s.views {
+			if c := &s.views[i]; c.verdict < limited {
+				if x := score(c); x < least {
+					v, least = c, x
+				}
+			}
+		}
+		return v
+	}
+	if best = pick(func(v *view) float64 {
+		if v.coldSeconds > 0 || v.verdict == ramping || v.inFlight+1 > crowdedBy*v.safe+1 || v.inFlight+1 > beyondLimit*v.limit {
+			return math.Inf(1)
+		}
+		missTTFT := 0.0
+		if !s.q.Resumed {
+			missTTFT = math.Exp(v.ttftLog - s.ttftLog)
+		}
+		return max(v.itl*s.slo.TPS, missTTFT)
+	}); best != nil {
+		return best, whyCrowded
+	}
+	if !s.q.Resumed {
+		if best = pick(func(v *view) float64 {
+			if v.coldSeconds == 0 || float64(v.c.host.inflight.Load()) >= coldQueue*v.limit*float64(max(1, v.c.ep.Workers)) {
+				return math.Inf(1)
+			}
+			return v.coldSeconds
+		}); best != nil {
+			return best, whyColdStart
+		}
+	}
+	if s.q.Resumed {
+		return pick(func(v *view) float64 { return v.itl + v.coldSeconds }), whyResumed
+	}
+	if !s.strict {
+		return pick(func(v *view) float64 { return (float64(v.c.host.inflight.Load()) + 1) / v.limit }), whyOverfull
+	}
+	return nil, ""
+}
