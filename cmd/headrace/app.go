@@ -213,7 +213,8 @@ func (a *app) discover(ctx context.Context, reloads <-chan reading) error {
 	for {
 		roundCtx, cancel := context.WithCancel(ctx)
 		done := make(chan error, 1)
-		go func() { done <- providers.Run(roundCtx, a.sources(), a.discovered) }()
+		asked, sources := a.rented.Load(), a.sources() // before a reload can put others in their place
+		go func() { done <- providers.Run(roundCtx, sources, a.discovered) }()
 		again := false
 		for !again {
 			select {
@@ -232,6 +233,7 @@ func (a *app) discover(ctx context.Context, reloads <-chan reading) error {
 		if err := <-done; err != nil {
 			return err
 		}
+		a.rented.Load().inherit(asked)
 	}
 }
 

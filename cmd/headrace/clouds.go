@@ -76,6 +76,19 @@ func (c *clouds) next(cfg *config.Config, shared *state.Redis, log *slog.Logger)
 	return c
 }
 
+// inherit takes over what old has learned of accounts that are the same. old's rounds must have ended, and c's not begun.
+func (c *clouds) inherit(old *clouds) {
+	if c.runpod != nil && old.runpod != nil {
+		c.runpod.Inherit(old.runpod)
+	}
+	if c.vast != nil && old.vast != nil {
+		c.vast.Inherit(old.vast)
+	}
+	if c.serverless != nil && old.serverless != nil {
+		c.serverless.Inherit(old.serverless)
+	}
+}
+
 func runpodOptions(r *config.RunPod, log *slog.Logger) runpod.Options {
 	o := runpod.Options{
 		Key: r.APIKey, ManagementURL: r.ManagementURL, QueueURL: r.QueueURL, BalancerURL: r.BalancerURL, PodURL: r.PodURL,

@@ -1,10 +1,15 @@
 package main
 
 import (
+	"fmt"
 	"log/slog"
+	"os"
+	"slices"
 	"testing"
+	"time"
 
 	"headrace/gateway/config"
+	"headrace/providers/fakecloud/fakerunpod"
 	"headrace/providers/fakecloud/fakevast"
 	"headrace/router"
 )
@@ -57,5 +62,55 @@ func TestClientOutlivesReload(t *testing.T) {
 		if other := first.next(cloudsConfig(t, changed), nil, slog.New(slog.DiscardHandler)); other.console == first.console {
 			t.Errorf("another %s, and the same client", name)
 		}
+	}
+}
+
+const rentedYAML = `
+listen: "127.0.0.1:0"
+admin: "127.0.0.1:0"
+providers:
+  runpod: {api_key: %q, management_url: %q, queue_url: %q}
+`
+
+// TestReloadKeepsWhatWasLearned reloads the config behind an answer that has told the model's name and what a cold start takes.
+func TestReloadKeepsWhatWasLearned(t *testing.T) {
+	t.Parallel() // some of it waits for looks at /health
+	cloud := startRunPod(t, fakerunpod.Config{TimeScale: 10, Seed: 1})
+	cloud.AddEndpoint(fakerunpod.EndpointConfig{ID: "e1", Name: "chat", Models: []string{"org/told"}, NoModelEnv: true, ColdStart: 30 * time.Second, IdleTimeout: time.Hour})
+	hup := make(chan os.Signal)
+	yaml := fmt.Sprintf(rentedYAML, cloud.Key(), cloud.ManagementURL(), cloud.QueueURL())
+	running := startApp(t, t.TempDir(), yaml, hup)
+	r := &rented{t: t, app: running.app, log: running.log, base: running.base}
+	model := func(id, want string) func([]router.HostView) bool {
+		return func(hs []router.HostView) bool {
+			return slices.ContainsFunc(hs, func(h router.HostView) bool { return string(h.ID) == id && slices.Equal(h.Models, []string{want}) })
+		}
+	}
+	r.until("found without its model", model("runpod:e1", "chat"))
+	answered := make(chan chatted, 1)
+	go func() {
+		defer close(answered)
+		answered <- r.chat("chat", "hello", 8, false)
+	}()
+	r.until("the job is there", func([]router.HostView) bool { return len(cloud.Endpoint("e1").Jobs()) == 1 })
+	r.app.rented.Load().runpod.Nudge("runpod:e1") // so that it is seen asleep while the job waits
+	if c := <-answered; c.status != 200 {
+		t.Fatalf("%+v", c)
+	}
+	r.until("the model is learned", model("runpod:e1", "org/told"))
+	coldStart := func() time.Duration { return r.app.router.Snapshot().Endpoint("runpod:e1").Price.ColdStart }
+	const assumed = 45 * time.Second // providers/runpod's, where nothing is known
+	r.until("the cold start is learned", func([]router.HostView) bool { return coldStart() != assumed })
+	before := coldStart()
+
+	cloud.AddEndpoint(fakerunpod.EndpointConfig{ID: "e2", Name: "second", Env: map[string]string{"MODEL_NAME": "org/second"}})
+	running.write(t, yaml+"log: {level: debug}\n")
+	running.log.await(t, "config reloaded", 1)
+	r.until("the account was read anew", model("runpod:e2", "org/second"))
+	if hs := r.app.router.Hosts(); !model("runpod:e1", "org/told")(hs) {
+		t.Errorf("the model's name is forgotten: %+v", hs)
+	}
+	if after := coldStart(); after != before {
+		t.Errorf("a cold start takes %v, before the reload it took %v", after, before)
 	}
 }

@@ -154,10 +154,19 @@ type watched struct {
 // inBubble runs f with a Provider in a bubble of virtual time.
 func inBubble(t *testing.T, a *account, o Options, f func(t *testing.T, w *watched)) {
 	t.Helper()
+	inBubbleAfter(t, nil, a, o, f)
+}
+
+// inBubbleAfter does so with the heir of another Provider, which may be nil.
+func inBubbleAfter(t *testing.T, old *Provider, a *account, o Options, f func(t *testing.T, w *watched)) {
+	t.Helper()
 	log := &bytes.Buffer{}
 	synctest.Test(t, func(t *testing.T) {
 		o.Key, o.Transport, o.Log = testKey, a, slog.New(slog.NewJSONHandler(log, nil))
 		w := &watched{Provider: New(o), log: log}
+		if old != nil {
+			w.Inherit(old)
+		}
 		ctx, cancel := context.WithCancel(t.Context())
 		out := make(chan []endpoint.Endpoint)
 		ended := make(chan error, 1)

@@ -88,7 +88,10 @@ func (p *Provider) attend(now time.Time) {
 		p.mu.Unlock()
 		return
 	}
-	p.nudged, p.learned, p.waits = map[endpoint.ID]struct{}{}, map[endpoint.ID]string{}, map[endpoint.ID]wait{}
+	p.nudged = map[endpoint.ID]struct{}{}
+	if !p.firstBy.IsZero() { // before the first list it is kept for the endpoints that this will name
+		p.learned, p.waits = map[endpoint.ID]string{}, map[endpoint.ID]wait{}
+	}
 	p.mu.Unlock()
 	for _, s := range p.order {
 		id := serviceID(s.desc.id)

@@ -75,6 +75,7 @@ func (p *Provider) takeList(entries []json.RawMessage, now time.Time) {
 			p.changed()
 		}
 	}
+	p.heritage = nil
 	p.order = p.order[:0]
 	clear(p.bySum)
 	for _, id := range slices.Sorted(maps.Keys(p.services)) {
@@ -92,6 +93,9 @@ func (p *Provider) takeEndpoint(d description, sum uint64, now time.Time) {
 	s := p.services[d.id]
 	if s == nil {
 		s = &service{reason: "not looked at yet"}
+		if o := p.heritage[d.id]; o != nil {
+			s.desc, s.learned, s.seen.cold = o.desc, o.learned, o.seen.cold
+		}
 		s.look.next = now
 		p.services[d.id] = s
 	}

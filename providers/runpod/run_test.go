@@ -275,6 +275,61 @@ func TestLearnedAndReport(t *testing.T) {
 	})
 }
 
+// TestInherit lets a new Provider, as after a reload of the config, know what the last one has learned.
+func TestInherit(t *testing.T) {
+	a := newAccount()
+	plain := strings.Replace(entry("a"), `"MODEL_NAME":"org/model",`, "", 1)
+	a.set("/v2/serverless", listOf(plain))
+	var old *Provider
+	inBubble(t, a, Options{}, func(t *testing.T, w *watched) {
+		w.after(time.Second)
+		w.Learned("runpod:a", "org/told")
+		w.after(time.Second)
+		a.set("/v2/a/health", `{"jobs":{"inQueue":1},"workers":{"initializing":1}}`)
+		w.after(31 * time.Second)
+		w.after(60 * time.Second)
+		a.set("/v2/a/health", readyHealth)
+		ep := w.after(31 * time.Second)[0]
+		if p := ep.Price; ep.Served[0].Name != "org/told" || p.ColdStart < 60*time.Second || p.ColdStart > 100*time.Second {
+			t.Fatalf("learned nothing: %+v", ep)
+		}
+		old = w.Provider
+	})
+	wantCold := old.services["a"].seen.coldStart()
+	late := New(Options{Key: testKey}) // one that another reload ended before its first list
+	late.Inherit(old)
+	late.Learned("runpod:a", "org/late")
+	for name, tc := range map[string]struct {
+		old   *Provider
+		list  string
+		o     Options
+		told  string // to the new one before its first list
+		model string
+		cold  time.Duration
+	}{
+		"nothing has changed": {old, plain, Options{}, "", "org/told", wantCold},
+		"told early":          {old, plain, Options{}, "org/new", "org/new", wantCold},
+		"two reloads":         {late, plain, Options{}, "", "org/late", wantCold},
+		"another image":       {old, strings.Replace(plain, "v2.25.2", "v2.26", 1), Options{}, "", "name-a", wantCold},
+		"configured":          {old, plain, Options{Models: map[string][]string{"a": {"mine"}}}, "", "mine", wantCold},
+		"another account":     {New(Options{Key: "rpa_other"}), plain, Options{}, "", "name-a", assumedCold},
+		"asked elsewhere":     {old, plain, Options{ManagementURL: "https://other.example.com/v2"}, "", "name-a", assumedCold},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a.set("/v2/serverless", listOf(tc.list))
+			inBubbleAfter(t, tc.old, a, tc.o, func(t *testing.T, w *watched) {
+				if tc.told != "" {
+					w.Learned("runpod:a", tc.told)
+				}
+				ep := w.after(3 * time.Second)[0]
+				if ep.Served[0].Name != tc.model || ep.Price.ColdStart != tc.cold {
+					t.Errorf("served %+v, cold start %v; want %s, %v", ep.Served, ep.Price.ColdStart, tc.model, tc.cold)
+				}
+			})
+		})
+	}
+}
+
 func TestOptions(t *testing.T) {
 	a := newAccount()
 	cpu := strings.Replace(entry("cpu"), `"gpu":{"pools":["ADA_24"],"excludedTypes":[],"count":1}`, `"gpu":null,"cpu":[{"id":"cpu5c","vcpuCount":4,"memory":8}]`, 1)

@@ -83,6 +83,7 @@ type Provider struct {
 	services map[string]*service
 	order    []*service          // by id
 	bySum    map[uint64]*service // by their entry's hash
+	heritage map[string]*service // what an earlier Provider knew, until the first list
 	seed     maphash.Seed
 	pods     map[string]*pod
 	catalog  catalog
@@ -201,6 +202,27 @@ func (p *Provider) Report(id endpoint.ID, r endpoint.WorkerReport) {
 type wait struct {
 	begun time.Time
 	took  time.Duration
+}
+
+// Inherit takes over what old has learned of endpoints: names of models, and how long cold starts take. It does nothing if old asks
+// another account, or asks it elsewhere. old's Run must have ended, and p's not begun.
+func (p *Provider) Inherit(old *Provider) {
+	if old.opt.Key != p.opt.Key || old.opt.ManagementURL != p.opt.ManagementURL {
+		return
+	}
+	p.heritage = maps.Clone(old.heritage)
+	if p.heritage == nil {
+		p.heritage = map[string]*service{}
+	}
+	maps.Copy(p.heritage, old.services)
+	old.mu.Lock()
+	learned, waits := maps.Clone(old.learned), maps.Clone(old.waits) // told too late for old
+	old.mu.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	maps.Copy(learned, p.learned)
+	maps.Copy(waits, p.waits)
+	p.learned, p.waits = learned, waits
 }
 
 // Native tells whether an endpoint's handler has no OpenAI route, as Options say.

@@ -95,6 +95,7 @@ func (p *Provider) Run(ctx context.Context, out chan<- []endpoint.Endpoint) erro
 		p: p, events: make(chan func()), seed: maphash.MakeSeed(),
 		hosts: map[int64]*host{}, byHash: map[uint64]*host{}, pollAt: p.now(),
 	}
+	defer func() { p.hosts = f.hosts }()
 	defer p.client.CloseIdle()
 	defer f.wg.Wait()
 	defer cancel()

@@ -22,6 +22,7 @@ func (f *fleet) take(ctx context.Context, l *listing, now time.Time) {
 			f.changed = true
 		}
 	}
+	f.p.heritage = nil
 	f.pages = len(l.Pages)
 	f.review(now)
 	if !f.listed {
@@ -72,7 +73,7 @@ func (f *fleet) merge(l *listing, seen map[int64]bool) (skipped []api.Skipped) {
 func (f *fleet) put(r *row, hash uint64, asked time.Time) {
 	h := f.hosts[r.id()]
 	if h == nil {
-		h = &host{id: r.id()}
+		h = f.p.heir(r)
 		f.hosts[h.id] = h
 	} else if asked.Before(h.readAt) {
 		return
@@ -83,6 +84,18 @@ func (f *fleet) put(r *row, hash uint64, asked time.Time) {
 	for _, o := range r.oddities() {
 		f.p.odd(o)
 	}
+}
+
+// heir is a new host, with what an earlier Provider has learned of the instance. A pin is for as long as it has not started anew.
+func (p *Provider) heir(r *row) *host {
+	h := &host{id: r.id()}
+	if o := p.heritage[h.id]; o != nil {
+		h.port, h.keyed, h.served, h.base = o.port, o.keyed, o.served, o.base
+		if o.row.Start == r.Start {
+			h.pin = o.pin
+		}
+	}
+	return h
 }
 
 // unwanted says why an instance is none of those to be used, "" when it is.

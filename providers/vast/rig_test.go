@@ -23,6 +23,7 @@ type rig struct {
 	cloud *fakevast.Cloud
 	p     *vast.Provider
 	log   *logs
+	stop  func() // ends Run; may be called again
 
 	mu      sync.Mutex // guards all below
 	sets    int
@@ -66,6 +67,12 @@ func start(t *testing.T, cfg fakevast.Config, change func(*vast.Options), instan
 // attach starts one more Provider on a cloud.
 func attach(t *testing.T, c *fakevast.Cloud, change func(*vast.Options)) *rig {
 	t.Helper()
+	return attachAfter(t, nil, c, change)
+}
+
+// attachAfter does so with the heir of another Provider, which may be nil.
+func attachAfter(t *testing.T, old *vast.Provider, c *fakevast.Cloud, change func(*vast.Options)) *rig {
+	t.Helper()
 	r := &rig{t: t, cloud: c, log: &logs{}, changed: make(chan struct{})}
 	o := vast.Options{
 		Key: "vast-key", ConsoleURL: c.ConsoleURL(), Poll: 30 * time.Millisecond, ProbeTimeout: 2 * time.Second, Pace: 0.001,
@@ -75,6 +82,9 @@ func attach(t *testing.T, c *fakevast.Cloud, change func(*vast.Options)) *rig {
 		change(&o)
 	}
 	r.p = vast.New(o)
+	if old != nil {
+		r.p.Inherit(old)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	out := make(chan []endpoint.Endpoint)
 	var wg sync.WaitGroup
@@ -94,9 +104,12 @@ func attach(t *testing.T, c *fakevast.Cloud, change func(*vast.Options)) *rig {
 			}
 		}
 	})
-	t.Cleanup(func() {
+	r.stop = func() {
 		cancel()
 		wg.Wait()
+	}
+	t.Cleanup(func() {
+		r.stop()
 		if t.Failed() {
 			t.Logf("log:\n%s", r.log)
 		}

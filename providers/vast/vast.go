@@ -96,6 +96,9 @@ type Provider struct {
 	wake   chan struct{} // holds one: something below asks Run to look
 	hooks  hooks
 
+	hosts    map[int64]*host // what Run knew at its end
+	heritage map[int64]*host // what an earlier Provider knew; Run's, until its first list
+
 	rootMu sync.Mutex // held while the root is fetched; guards root
 	root   string
 
@@ -169,6 +172,24 @@ func (p *Provider) Nudge(id endpoint.ID) {
 	p.nudged[n] = struct{}{}
 	p.mu.Unlock()
 	p.rouse()
+}
+
+// Inherit takes over what old has learned of instances: which port serves what, who asks for a key, pins of certificates. It does
+// nothing if old asks another account, or asks it elsewhere. old's Run must have ended, and p's not begun.
+func (p *Provider) Inherit(old *Provider) {
+	if old.opt.Key != p.opt.Key || old.opt.ConsoleURL != p.opt.ConsoleURL {
+		return
+	}
+	p.heritage = map[int64]*host{}
+	maps.Copy(p.heritage, old.heritage)
+	maps.Copy(p.heritage, old.hosts)
+	if !slices.Equal(old.opt.Models, p.opt.Models) {
+		for id, h := range p.heritage { // which of its models are offered has changed
+			c := *h
+			c.served = nil
+			p.heritage[id] = &c
+		}
+	}
 }
 
 // look asks for a look at the whole account.

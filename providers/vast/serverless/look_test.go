@@ -26,7 +26,12 @@ type running struct {
 
 func run(t *testing.T, o serverless.Options) *running {
 	t.Helper()
-	r := &running{serverless.New(o), t, make(chan []endpoint.Endpoint)}
+	return runs(t, serverless.New(o))
+}
+
+func runs(t *testing.T, p *serverless.Provider) *running {
+	t.Helper()
+	r := &running{p, t, make(chan []endpoint.Endpoint)}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx, r.out) }()

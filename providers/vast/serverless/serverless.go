@@ -79,7 +79,7 @@ type Provider struct {
 	engine  *api.Client // run.vast.ai
 	nudged  chan struct{}
 
-	known map[string]*job // by name; Run's goroutine alone reads and writes it
+	known map[string]*job // by name; Run's goroutine alone reads and writes it, and Inherit while there is none
 	rates map[int64]rate  // of workers, by instance id; Run's as well
 	root  string          // Vast.ai's root certificate as PEM; Run's as well
 
@@ -139,6 +139,26 @@ func New(o Options) *Provider {
 		status: api.Status{Provider: "vast serverless", Oddities: map[string]int64{}},
 		forms:  map[string]PayloadForm{}, ways: map[endpoint.TLS]*http.Transport{},
 	}
+}
+
+// Inherit takes over what old has learned: models and prices of endpoints, and which payload their workers understand. It does nothing
+// if old asks another account, or asks it elsewhere. old's Run must have ended, and p's not begun.
+func (p *Provider) Inherit(old *Provider) {
+	if old.opt.Key != p.opt.Key || old.opt.ConsoleURL != p.opt.ConsoleURL || old.opt.RunURL != p.opt.RunURL {
+		return
+	}
+	maps.Copy(p.known, old.known)
+	maps.Copy(p.rates, old.rates)
+	if old.opt.TLS == p.opt.TLS {
+		p.root = old.root
+	}
+	old.mu.Lock()
+	forms := maps.Clone(old.forms)
+	old.mu.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	maps.Copy(forms, p.forms)
+	p.forms = forms
 }
 
 // Run sends the endpoints, then again after every change, until ctx is done. A look that fails sends nothing.
