@@ -92,7 +92,7 @@ const (
 	StaleUtil                         // gpu_util of an instance that does not run is what it was
 	ExtraFields                       // fields that no one has heard of
 	NullInstances                     // an empty list of instances is null; of the Cloud only
-	NewStates                         // states are words that are not documented: "restarting" for loading
+	NewStates                         // states are words that are not documented: "restarting" while it starts, the first time or again
 	NullLabel                         // no label is null instead of ""
 	ListPortsNull                     // ports is null in lists only
 )

@@ -328,7 +328,7 @@ func (i *Instance) Update(change func(c *InstanceConfig)) {
 func (i *Instance) States() (actual, cur, next, intended string) {
 	i.c.mu.Lock()
 	defer i.c.mu.Unlock()
-	return i.v.shown(), i.v.cur, i.v.next, i.v.intended
+	return i.word(), i.v.cur, i.v.next, i.v.intended
 }
 
 func (v *view) shown() string {

@@ -271,6 +271,33 @@ func TestStates(t *testing.T) {
 			t.Errorf("what leaves still serves: %v", err)
 		}
 	})
+	for name, tc := range map[string]struct {
+		hazards fakevast.Hazard
+		event   func(i *fakevast.Instance)
+		want    string
+	}{
+		"starting again":     {0, func(i *fakevast.Instance) { i.Restart(0, "") }, "exited/running/running/running"},
+		"restarting":         {fakevast.NewStates, func(i *fakevast.Instance) { i.Restart(0, "") }, "restarting/running/running/running"},
+		"restarting, loads":  {fakevast.NewStates, func(i *fakevast.Instance) { i.Stall("x") }, "restarting/running/running/running"},
+		"died, not starting": {fakevast.NewStates, func(i *fakevast.Instance) { i.Died() }, "exited/exited/running/running"},
+		"outbid and queued":  {fakevast.NewStates, func(i *fakevast.Instance) { i.Outbid(fakevast.ExitedQueued) }, "exited/stopped/running/running"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := start(t, fakevast.Config{TimeScale: 1, Boot: fakevast.Boot{Provision: 1000 * time.Hour}}) // it stays at the first step
+			i := c.AddInstance(fakevast.InstanceConfig{ID: 7, Hazards: tc.hazards})
+			if tuple(i) != "running/running/running/running" {
+				t.Fatalf("at first %s", tuple(i))
+			}
+			tc.event(i)
+			actual, _, _ := strings.Cut(tc.want, "/")
+			if got := tuple(i); got != tc.want || row(t, c)["actual_status"] != actual {
+				t.Errorf("%s, and %v in the list; want %s", got, row(t, c)["actual_status"], tc.want)
+			}
+			if a := call(t, "GET", list(c, "select_filters", `{"actual_status":{"eq":"`+actual+`"}}`), ""); ids(a) != "7" {
+				t.Errorf("found by %s: %s", actual, a.body)
+			}
+		})
+	}
 	t.Run("a later event makes void what was planned", func(t *testing.T) {
 		c := start(t, fakevast.Config{TimeScale: 100, DetectionLag: 5 * time.Second})
 		i := c.AddInstance(fakevast.InstanceConfig{})

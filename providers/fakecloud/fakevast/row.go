@@ -19,7 +19,7 @@ func (i *Instance) has(h Hazard) bool { return (i.hazards|i.c.cfg.Hazards)&h != 
 func (i *Instance) keys() map[string]any {
 	k := &i.cfg
 	return map[string]any{
-		"id": k.ID, "label": orNull(k.Label), "actual_status": orNull(i.v.actual), "intended_status": orNull(i.v.intended),
+		"id": k.ID, "label": orNull(k.Label), "actual_status": orNull(i.stored()), "intended_status": orNull(i.v.intended),
 		"cur_state": orNull(i.v.cur), "next_state": orNull(i.v.next), "gpu_name": k.GPUName, "verification": k.Verification,
 		"machine_id": k.Machine, "host_id": k.HostOwner, "is_bid": k.IsBid, "image_uuid": k.Image, "template_id": nil,
 		"template_hash_id": orNull(k.TemplateHash), "template_name": orNull(k.TemplateName), "start_date": unix(i.started),
@@ -99,13 +99,21 @@ func (i *Instance) row(now time.Time, list bool) map[string]any {
 	return row
 }
 
-// word is the status as it is shown.
+// word is the status as it is shown: offline is computed.
 func (i *Instance) word() string {
-	w := i.v.shown()
-	if w == "loading" && i.has(NewStates) {
+	if i.v.offline {
+		return "offline"
+	}
+	return i.stored()
+}
+
+// stored is the status as rows are found by it.
+func (i *Instance) stored() string {
+	v := &i.v
+	if i.has(NewStates) && (v.actual == "loading" || v.actual == "exited" && v.cur == "running") {
 		return "restarting"
 	}
-	return w
+	return v.actual
 }
 
 func (i *Instance) publicIP() any {
