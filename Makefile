@@ -17,14 +17,14 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: build
 build: ## build bin/headrace, bin/fakecloud and bin/loadgen
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
 
 .PHONY: test
-test: sdks services ## run all tests; those of an SDK whose language, or of a server that, is not installed are skipped and say so
+test: sdks services ## run all tests; those of a client whose language, or of a server that, is not installed are skipped and say so
 	$(GO) test -shuffle=on $(GOTESTFLAGS) $(PKG)
 
 .PHONY: race
@@ -32,7 +32,7 @@ race: sdks services ## run all tests under the race detector (needs a C compiler
 	CGO_ENABLED=1 $(GO) test -race -shuffle=on $(GOTESTFLAGS) $(PKG)
 
 .PHONY: e2e
-e2e: sdks ## run the official OpenAI SDKs (Go, Node, Python) against a gateway; all three must be there
+e2e: sdks ## run the OpenAI SDKs against a gateway and the vendors' clients against the fake clouds; needs Node and Python
 	HEADRACE_E2E_REQUIRE=node,python $(GO) test -count=1 -v ./cmd/headrace/e2e
 
 .PHONY: sdks

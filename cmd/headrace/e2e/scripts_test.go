@@ -15,16 +15,18 @@ import (
 	"time"
 )
 
-// script is an SDK of another language: a program that runs the checks and prints a line for each.
+// script is a client in another language: a program that runs the checks and prints a line for each.
 type script struct {
+	name     string
 	language string
-	lock     string   // file that pins the packages; its sum names the folder they are installed in
+	lock     string   // file that pins the packages; its sum and the name are those of the folder they are installed in
 	command  []string // {dir} is that folder, {plan} the plan's file
 }
 
+// scripts run the OpenAI SDKs.
 var scripts = []script{
-	{"node", "node/package-lock.json", []string{"node", "node/sdk.cjs", "{dir}/node_modules", "{plan}"}},
-	{"python", "python/requirements.txt", []string{"{dir}/bin/python", "-I", "python/sdk.py", "{plan}"}},
+	{"node", "node", "node/package-lock.json", []string{"node", "node/sdk.cjs", "{dir}/node_modules", "{plan}"}},
+	{"python", "python", "python/requirements.txt", []string{"{dir}/bin/python", "-I", "python/sdk.py", "{plan}"}},
 }
 
 // languages are all those that there is an SDK for.
@@ -62,18 +64,19 @@ func (s script) installed(t *testing.T) string {
 		cache = filepath.Join(user, "headrace")
 	}
 	sum := sha256.Sum256(lock)
-	dir := filepath.Join(cache, "e2e", s.language+"-"+hex.EncodeToString(sum[:])[:12])
+	dir := filepath.Join(cache, "e2e", s.name+"-"+hex.EncodeToString(sum[:])[:12])
 	if _, err := os.Stat(dir); err != nil {
 		if slices.Contains(strings.Split(os.Getenv("HEADRACE_E2E_REQUIRE"), ","), s.language) {
-			t.Fatalf("the %s SDK is required and not installed (make sdks): %v", s.language, err)
+			t.Fatalf("the client %s is required and not installed (make sdks): %v", s.name, err)
 		}
-		t.Skipf("the %s SDK is not installed; make sdks installs it where %s is: %v", s.language, s.language, err)
+		t.Skipf("the client %s is not installed; make sdks installs it where %s is: %v", s.name, s.language, err)
 	}
 	return dir
 }
 
-// run starts s with p and makes a subtest of each check it prints; after runs behind each line, while the script goes on.
-func (s script) run(t *testing.T, p plan, names []string, after func(t *testing.T, check string)) {
+// run starts s with p, its plan, and makes a subtest of each check it prints, which must be names; after runs behind each
+// line, while the script goes on. No key and no settings of whoever runs the tests reach the script.
+func (s script) run(t *testing.T, p any, names []string, after func(t *testing.T, check string)) {
 	dir := s.installed(t)
 	data, err := json.Marshal(p)
 	if err != nil {
@@ -90,7 +93,9 @@ func (s script) run(t *testing.T, p plan, names []string, after func(t *testing.
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
-	cmd.Env = append(os.Environ(), "OPENAI_API_KEY=", "OPENAI_BASE_URL=", "OPENAI_LOG=", "PYTHONDONTWRITEBYTECODE=1", "NO_PROXY=127.0.0.1")
+	cmd.Env = append(os.Environ(), "OPENAI_API_KEY=", "OPENAI_BASE_URL=", "OPENAI_LOG=", "RUNPOD_API_KEY=", "RUNPOD_AI_API_KEY=", "VAST_API_KEY=",
+		"PYTHONDONTWRITEBYTECODE=1", "NO_PROXY=127.0.0.1", "HOME="+filepath.Dir(planFile), "XDG_CONFIG_HOME=", "XDG_CACHE_HOME=",
+		"XDG_STATE_HOME=", "VASTAI_NO_UPDATE_CHECK=1")
 	stderr := new(logBuffer)
 	cmd.Stderr = stderr
 	out, err := cmd.StdoutPipe()
@@ -106,7 +111,7 @@ func (s script) run(t *testing.T, p plan, names []string, after func(t *testing.
 	for lines.Scan() {
 		var l line
 		if err := json.Unmarshal(lines.Bytes(), &l); err != nil || l.Check == "" {
-			t.Errorf("%s printed what is no result: %q", s.language, lines.Text())
+			t.Errorf("%s printed what is no result: %q", s.name, lines.Text())
 			continue
 		}
 		seen = append(seen, l.Check)
@@ -124,9 +129,9 @@ func (s script) run(t *testing.T, p plan, names []string, after func(t *testing.
 		t.Errorf("%s: %v", strings.Join(args, " "), err)
 	}
 	if stderr.String() != "" {
-		t.Errorf("%s wrote to stderr:\n%s", s.language, stderr)
+		t.Errorf("%s wrote to stderr:\n%s", s.name, stderr)
 	}
 	if !slices.Equal(seen, names) {
-		t.Errorf("%s ran the checks %q, want %q", s.language, seen, names)
+		t.Errorf("%s ran the checks %q, want %q", s.name, seen, names)
 	}
 }

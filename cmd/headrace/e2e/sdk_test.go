@@ -1,8 +1,10 @@
 // Package e2e_test runs the official OpenAI SDKs for Go, Node and Python as clients of a headrace process in front of fake
-// GPU hosts. Each SDK is put through the same checks; what it must be told comes from the hosts' oracle.
+// GPU hosts. Each SDK is put through the same checks; what it must be told comes from the hosts' oracle. It also runs the
+// clients of RunPod and Vast.ai at the fake clouds (vendors_test.go).
 //
-//	make e2e                                    all three SDKs, required
+//	make e2e                                    all of them, required
 //	go test ./cmd/headrace/e2e -run SDKs/go/chat one check of one SDK
+//	go test ./cmd/headrace/e2e -run Vendors/vast one vendor's client
 //	HEADRACE_E2E_BINARY=/usr/local/bin/headrace  tests that binary instead of one built from the tree
 package e2e_test
 

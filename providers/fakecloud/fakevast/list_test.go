@@ -217,3 +217,57 @@ func TestClock(t *testing.T) {
 		t.Errorf("Date: %s", got)
 	}
 }
+
+// TestInstanceFilters checks the list of what there is to filter by, which the vendor's command line shows above its table.
+func TestInstanceFilters(t *testing.T) {
+	c := start(t, fakevast.Config{})
+	for i, gpu := range []string{"RTX 4090", "H100 SXM", "RTX 4090"} {
+		c.AddInstance(fakevast.InstanceConfig{ID: int64(100 + i), GPUName: gpu})
+	}
+	c.Instance(100).Outbid(fakevast.ExitedStopped)
+	want := `{"filters":[` +
+		`{"actual_status":"exited","gpu_name":"RTX 4090","verification":"verified"},` +
+		`{"actual_status":"running","gpu_name":"H100 SXM","verification":"verified"},` +
+		`{"actual_status":"running","gpu_name":"RTX 4090","verification":"verified"}],"success":true}`
+	if a := call(t, "GET", c.ConsoleURL()+"/api/v0/instances/filters/", ""); a.status != 200 || a.body != want {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+	if a := call(t, "GET", c.ConsoleURL()+"/api/v0/instances/filters/", "", "Authorization", "Bearer x"); a.status != 404 {
+		t.Errorf("with another key: %d %s", a.status, a.body)
+	}
+}
+
+func TestGPUNames(t *testing.T) {
+	c := start(t, fakevast.Config{})
+	names := func() string {
+		return call(t, "GET", c.ConsoleURL()+"/api/v0/gpu_names/unique/", "", "Authorization", "").body
+	}
+	if got := names(); got != `{"gpu_names":[],"success":true}` {
+		t.Errorf("without offers: %s", got)
+	}
+	for _, gpu := range []string{"RTX 4090", "H100 SXM", "RTX 4090"} {
+		c.AddOffer(fakevast.InstanceConfig{GPUName: gpu})
+	}
+	if got := names(); got != `{"gpu_names":["H100 SXM","RTX 4090"],"success":true}` {
+		t.Errorf("%s", got)
+	}
+}
+
+// TestOfferColumns checks that an offer has all that the vendor's command line shows of it.
+func TestOfferColumns(t *testing.T) {
+	c := start(t, fakevast.Config{})
+	c.AddOffer(fakevast.InstanceConfig{})
+	a := call(t, "POST", c.ConsoleURL()+"/api/v0/bundles/", `{}`)
+	list, _ := a.v["offers"].([]any)
+	if len(list) != 1 {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	o, _ := list[0].(map[string]any)
+	for name := range strings.FieldsSeq(`id cuda_max_good num_gpus gpu_name pcie_bw cpu_ghz cpu_cores_effective cpu_ram gpu_ram disk_space dph_total
+		dlperf dlperf_per_dphtotal score driver_version inet_up inet_down reliability duration machine_id verification host_id direct_port_count
+		geolocation discounted_dph_total`) {
+		if o[name] == nil {
+			t.Errorf("no %s", name)
+		}
+	}
+}

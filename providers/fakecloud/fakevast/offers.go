@@ -71,7 +71,7 @@ func (o *offer) row(c *Cloud, id int64, bid bool, diskGB float64) map[string]any
 		"id": id, "ask_contract_id": id, "is_bid": bid, "external": nil, "rentable": true, "rented": false,
 		"reliability": k.Reliability, "discounted_dph_total": total, "gpu_ids": []int{0}, "geolocode": 1, "driver_version": "570.86.16",
 		"duration": k.EndDate.Sub(now).Seconds(), "webpage": nil, "score": 106.6 / total, "dlperf_per_dphtotal": 106.6 / total,
-		"flops_per_dphtotal": 82.9 / total, "cpu_name": "AMD EPYC 7763", "cpu_cores": 128, "gpu_arch": "nvidia", "gpu_mem_bw": 1008.0,
+		"flops_per_dphtotal": 82.9 / total, "cpu_name": "AMD EPYC 7763", "cpu_cores": 128, "cpu_ghz": 3.5, "gpu_arch": "nvidia", "gpu_mem_bw": 1008.0,
 		"pcie_bw": 24.2, "disk_bw": 3000.0, "disk_name": "nvme", "mobo_name": "ROMED8-2T", "has_avx": 1, "gpu_lanes": 16,
 		"pci_gen": 4.0, "gpu_display_active": false, "gpu_max_power": 450.0, "gpu_max_temp": 90.0, "os_version": "22.04",
 		"logo": "/static/logos/vastai_small2.png", "time_remaining": "", "time_remaining_isbid": "", "public_ipaddr": "127.0.0.1",
@@ -155,6 +155,17 @@ func (c *Cloud) search(a *asked, q map[string]any) {
 		dressed = append(dressed, (&Instance{c: c}).dress(r))
 	}
 	a.json(map[string]any{"offers": dressed})
+}
+
+// gpuNames is GET /api/v0/gpu_names/unique/, which the vendor's command line asks at each start, without a key.
+func (c *Cloud) gpuNames(a *asked) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	names := map[string]bool{}
+	for _, o := range c.offers {
+		names[o.cfg.GPUName] = true
+	}
+	a.json(map[string]any{"gpu_names": append([]string{}, slices.Sorted(maps.Keys(names))...), "success": true})
 }
 
 // creation is the body of PUT /api/v0/asks/{id}/.

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -280,6 +281,21 @@ func (c *Cloud) listInstances(a *asked) {
 		answer["next_token"] = token(after{last, int64(end)})
 	}
 	a.json(answer)
+}
+
+// instanceFilters is GET /api/v0/instances/filters/: what there is to filter the list by, each combination once. Of its rows
+// the members that the vendor's client reads are known.
+func (c *Cloud) instanceFilters(a *asked) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	rows := []map[string]any{}
+	for _, i := range c.all() {
+		row := project(i.keys(), []string{"actual_status", "gpu_name", "verification"})
+		if !slices.ContainsFunc(rows, func(r map[string]any) bool { return maps.Equal(r, row) }) {
+			rows = append(rows, row)
+		}
+	}
+	a.json(map[string]any{"success": true, "filters": rows})
 }
 
 func refuseQuery(a *asked, err error) {
