@@ -50,7 +50,7 @@ Hosts, prices and speeds are made up: they come from the fake clouds' built-in t
 	f.StringVar(&o.admin, "admin", "127.0.0.1:9090", `address of the admin API or "off"`)
 	f.DurationVar(&o.duration, "for", 0, "stop by itself after that long (0: on Ctrl-C)")
 	f.Uint64Var(&o.seed, "seed", 7, "seed of hosts, prices, load and bid war")
-	f.Float64Var(&o.rate, "rate", 3, "requests per second of the load, on average")
+	f.Float64Var(&o.rate, "rate", 4, "requests per second of the load, on average")
 	f.DurationVar(&o.hour, "hour", 5*time.Second, "how long an hour of the market takes")
 	f.BoolVar(&o.calm, "calm", false, "nobody bids for the cheap instances")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "print the gateway's log too")

@@ -80,7 +80,7 @@ func TestDemo(t *testing.T) {
 		`found all of them`, `vast:\d+ answered: first token after \d+ ms`,
 		`curl -N http://127\.0\.0\.1:\d+/v1/chat/completions`, `curl http://127\.0\.0\.1:\d+/admin/v1/requests`,
 		`runpod:coder +runpod +.*serverless +coder-32b +cold`, `runpod:pod-mixtral +runpod .*ready`, `vast:20000001 +vast +2x RTX 4090 +interruptible +llama-70b +ready`,
-		`vast:\d+ is outbid: somebody pays \$[\d.]+/h for its GPU, we \$[\d.]+; left rotation after \d+ ms: `,
+		`vast:\d+ is outbid: somebody pays \$[\d.]+/h for its GPU, we \$[\d.]+; left rotation after \d+ ms \(`,
 		`vast:\d+ is back at another port after [\d.]+ m?s, with its history`,
 		`\d+ answers? w(as|ere) cut in mid-sentence on vast:\d+`,
 		`a request waited [\d.]+ m?s for a worker of runpod:coder`,
@@ -271,13 +271,13 @@ func TestDemoTellsOfStrikes(t *testing.T) {
 	if s := v.state(&host("ready", "closed", "http://h:1")[0]); s != "outbid" {
 		t.Errorf("before it is noticed its state is %q", s)
 	}
-	step(12*time.Millisecond, host("ready", "open", "http://h:1"), "vast:1 is outbid: somebody pays $2; left rotation after 12 ms: its answers failed")
+	step(12*time.Millisecond, host("ready", "open", "http://h:1"), "vast:1 is outbid: somebody pays $2; left rotation after 12 ms (its answers failed)")
 	step(20*time.Millisecond, host("preempted", "open", "http://h:1"), "")
 	step(30*time.Millisecond, host("ready", "closed", "http://h:1"), "") // nobody has given it its GPU back
 	v.heard(script.News{ID: "vast:1", What: "outbid", Undo: true, Text: "gets its GPU again"})
 	step(900*time.Millisecond, host("starting", "open", "http://h:2"), "")
 	step(1100*time.Millisecond, host("ready", "open", "http://h:2"), "")
-	step(1200*time.Millisecond, host("ready", "closed", "http://h:2"), "vast:1 is back at another port after 1.2 s, with its history (17 requests)")
+	step(1200*time.Millisecond, host("ready", "half_open", "http://h:2"), "vast:1 is back at another port after 1.2 s, with its history (17 requests)")
 	step(1300*time.Millisecond, host("ready", "closed", "http://h:2"), "")
 	v.heard(script.News{ID: "vast:1", What: "price", Text: "costs less"})
 	v.heard(script.News{ID: "vast:1", What: "outbid", Text: "is outbid: a"})

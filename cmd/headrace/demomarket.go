@@ -37,7 +37,8 @@ type market struct {
 	env         map[string]string
 }
 
-// demoScript is the fleet. Bids are drawn from the fake's figures for each class of hosts.
+// demoScript is the fleet: hosts of a model differ in price more than in kind, so that a load of a few requests a second keeps
+// more than one busy. Bids are drawn from the fake's figures for each class of hosts.
 func demoScript(o *demoOptions) *script.Script {
 	scale, one := o.scale(), 1.0
 	cold := min(scale, 15)
@@ -65,11 +66,11 @@ func demoScript(o *demoOptions) *script.Script {
 			Key: "vast-demo",
 			Instances: []script.Instance{
 				bid("llama-a", "2x4090-llama-70b", demoLlama, 1),
-				bid("llama-b", "a100-llama-70b", demoLlama, 2),
+				bid("llama-b", "2x4090-llama-70b", demoLlama, 2),
 				bid("llama-c", "2x4090-llama-70b", demoLlama, 3),
 				bid("mixtral-a", "h100-mixtral", demoMixtral, 4),
 				bid("mixtral-b", "a100-mixtral", demoMixtral, 5),
-				{Name: "llama-steady", Class: "a100-llama-70b", Models: []string{demoLlama}}, // on demand
+				{Name: "llama-steady", Class: "2x4090-llama-70b", Models: []string{demoLlama}}, // on demand
 			},
 		},
 	}

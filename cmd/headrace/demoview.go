@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -148,7 +149,7 @@ func (v *view) show(ctx context.Context, base string) {
 func (v *view) hints(base string) string {
 	s := fmt.Sprintf("Try it:  curl -N %s/v1/chat/completions -H 'Content-Type: application/json' -d '{\"model\":\"%s\",\"stream\":true,\"messages\":[{\"role\":\"user\",\"content\":\"Hello\"}]}'\n", base, demoLlama)
 	if v.app.admin != nil {
-		s += fmt.Sprintf("Look in: curl http://%s/admin/v1/requests?n=3\n", reachable(v.app.admin.Addr()))
+		s += fmt.Sprintf("Look in: curl http://%s/admin/v1/requests?n=3   ", reachable(v.app.admin.Addr()))
 	}
 	return s + "Ctrl-C stops.\n"
 }
@@ -158,16 +159,17 @@ func (v *view) paint(hosts []router.HostView, base string) string {
 	width, height := v.size()
 	head := strings.Split(v.table(hosts, width)+"\n"+v.totals()+"\n", "\n")
 	foot := strings.Split(strings.TrimSuffix("\n"+v.hints(base), "\n"), "\n")
-	var news []string
-	for _, n := range v.news {
-		news = append(news, folded(n, width)...)
-	}
 	room := newsKept
 	if height > 0 {
-		room = height - 1 - rows(head, width) - rows(foot, width)
+		room = max(3, height-1-rows(head, width)-rows(foot, width))
 	}
-	if room = max(room, 3); len(news) > room {
-		news = news[len(news)-room:]
+	var news []string
+	for _, n := range slices.Backward(v.news) { // the newest, as far as they fit
+		if lines := folded(n, width); len(lines)+len(news) <= room {
+			news = append(lines, news...)
+			continue
+		}
+		break
 	}
 	var b strings.Builder
 	b.WriteString("\x1b[H")
@@ -281,8 +283,10 @@ func (v *view) table(hosts []router.HostView, width int) string {
 // state is how a host is, for people. The caller holds mu.
 func (v *view) state(h *router.HostView) string {
 	switch s := v.struck[h.ID]; {
+	case h.State == "ready" && !rotates(h):
+		return "breaker " + h.Breaker
 	case h.State == "ready" && h.Breaker != "closed":
-		return "breaker " + strings.ReplaceAll(h.Breaker, "_", " ")
+		return "on trial"
 	case s != nil && !s.left && !s.again:
 		return "outbid"
 	}

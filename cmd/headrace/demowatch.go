@@ -109,7 +109,7 @@ func (v *view) noticed(now time.Time, hosts []router.HostView) (lines []string) 
 		case !in && !s.left:
 			s.left = true
 			v.leaving = append(v.leaving, after)
-			lines = append(lines, fmt.Sprintf("%s %s; left rotation after %s: %s", h.ID, s.why, brief(after), howNoticed(h)))
+			lines = append(lines, fmt.Sprintf("%s %s; left rotation after %s (%s)", h.ID, s.why, brief(after), howNoticed(h)))
 		case in && s.again && (s.left || h.URL != s.url):
 			delete(v.struck, h.ID)
 			v.returning = append(v.returning, after)
@@ -129,9 +129,9 @@ func (v *view) noticed(now time.Time, hosts []router.HostView) (lines []string) 
 	return lines
 }
 
-// rotates tells whether the router would pick the host.
+// rotates tells whether the router may pick the host; one whose breaker is half open may get a request, as a trial.
 func rotates(h *router.HostView) bool {
-	return (h.State == "ready" || h.State == "cold") && h.Breaker == "closed"
+	return h.State == "ready" && (h.Breaker == "closed" || h.Breaker == "half_open")
 }
 
 // howNoticed says in plain words what took a host out of rotation.
@@ -140,11 +140,9 @@ func howNoticed(h *router.HostView) string {
 	case h.State == "preempted" || h.State == "draining":
 		return "Vast.ai said so"
 	case h.State == "starting":
-		return "asked who it is, it did not answer"
-	case h.Breaker != "closed":
-		return "its answers failed"
+		return "it no longer answered"
 	}
-	return h.State
+	return "its answers failed"
 }
 
 // settled counts one request of the gateway.

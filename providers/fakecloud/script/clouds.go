@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -171,6 +172,7 @@ func (c *Clouds) startVast(ctx context.Context) error {
 		cfg := fakevast.InstanceConfig{
 			ID: i.ID, Label: i.Name, IsBid: i.Bid > 0, DPHBase: cmp.Or(i.Bid, i.Price, k.Vast.USDPerHour.High), Geolocation: i.Region,
 			APIKey: i.Key, Class: k, Models: i.Models, GPUName: vastGPU(k.GPU), NumGPUs: k.GPUCount, GPURAMMB: 81920,
+			Args: []string{"--max-num-seqs", strconv.Itoa(k.MaxNumSeqs)}, // as the engine keeps it
 		}
 		if cfg.GPUName == "RTX 4090" {
 			cfg.GPURAMMB = 24564

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 )
@@ -55,6 +56,9 @@ func TestBidWar(t *testing.T) {
 	ports := map[string]string{}
 	for _, h := range clouds.hosts {
 		names[h.id], ports[h.id] = h.name, h.instance.URL()
+		if args := h.instance.Config().Args; !slices.Equal(args, []string{"--max-num-seqs", "48"}) { // of the default class
+			t.Errorf("%s was started with %q: it does not tell how many sequences its engine runs at once", h.name, args)
+		}
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
