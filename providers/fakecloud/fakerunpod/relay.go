@@ -30,6 +30,9 @@ var hop = []string{"Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Auth
 var errLate = errors.New("too late")
 
 func (p relay) run() {
+	// The host may answer before the end of the body was read here. Without this the server would then read the rest itself, and
+	// sending it on would fail in the middle of the answer.
+	_ = http.NewResponseController(p.w).EnableFullDuplex() // what cannot, need not
 	ctx, cancel := context.WithCancelCause(p.r.Context())
 	defer cancel(nil)
 	body := p.r.Body
