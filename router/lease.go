@@ -108,7 +108,11 @@ func (l *Lease) Done(res Result) {
 		}
 	case outcome.Faulty:
 		h.failures.Add(1)
-		l.ticket.Failed()
+		if res.Class == outcome.DialFailed {
+			l.ticket.Gone()
+		} else {
+			l.ticket.Failed()
+		}
 		if d, _ := h.breaker.Wait(now); d > 0 {
 			h.comesBack() // when it does
 		}

@@ -123,7 +123,7 @@ func TestBreakerOpensAndHeals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRouter(hourly("a", 1, 10, "m"))
 		for range 3 {
-			mustPick(t, r).Done(Result{Class: outcome.DialFailed})
+			mustPick(t, r).Done(Result{Class: outcome.UpstreamFault})
 		}
 		var ue *UnavailableError
 		if err := r.Pick(&Request{Model: "m"}, new(Lease)); !errors.As(err, &ue) || ue.Cause == Throttled || ue.RetryAfter > 10*time.Second {

@@ -159,7 +159,12 @@ func rules(c *config.Config) []router.ModelRule {
 	var rs []router.ModelRule
 	for name, m := range c.Models {
 		q := m.Require
-		rs = append(rs, router.ModelRule{Name: name, Serves: m.Serves, Demand: router.Demand{Trust: q.Trust, Encrypted: q.Encrypted, Regions: q.Regions}})
+		policy, _ := router.ParsePolicy(m.Policy) // the config knows its words
+		rs = append(rs, router.ModelRule{
+			Name: name, Serves: m.Serves, Policy: policy,
+			Demand: router.Demand{Trust: q.Trust, Encrypted: q.Encrypted, Regions: q.Regions},
+			SLO:    router.SLO{TTFT: m.SLO.TTFT, TPS: m.SLO.TPS, Confidence: m.SLO.Confidence},
+		})
 	}
 	return rs
 }

@@ -118,6 +118,15 @@ type HostTLS struct {
 type Model struct {
 	Serves  []string `yaml:"serves" required:"true" eg:"meta-llama/Llama-3.1-70B-Instruct" doc:"Ids that hosts serve: exact, or the beginning of one with \"*\" at the end." aka:"hosts|ids|models|served|targets"`
 	Require Require  `yaml:"require" doc:"What every host must be that gets its requests." aka:"requires|demand"`
+	SLO     SLO      `yaml:"slo" otherwise:"2s, 15 tokens per second, for 9 of 10 requests, and no request is refused for it" doc:"What callers are promised. Hosts that are not expected to keep it come last; with ttft or tps set here, requests are refused with 429 rather than break it for all."`
+	Policy  string   `yaml:"policy" words:"cost|latency|balanced|weighted" default:"cost" doc:"What is looked for among the hosts that keep the slo: the least marginal cost; the earliest first token, then the fastest stream; cost and time together at $0.001 a second; drawn at random by the inverse square of the price." aka:"strategy|routing"`
+}
+
+// SLO is what the callers of a model are promised; zero values are the router's defaults.
+type SLO struct {
+	TTFT       time.Duration `yaml:"ttft" above:"0" otherwise:"2s" eg:"2s" doc:"From the request to the first token, at most." aka:"first_token"`
+	TPS        float64       `yaml:"tps" min:"0" max:"1000000" otherwise:"15" eg:"15" doc:"Tokens per second of one stream, at least." aka:"tokens_per_second"`
+	Confidence float64       `yaml:"confidence" min:"0.5" max:"0.9999" otherwise:"0.9" eg:"0.95" doc:"Share of requests that must keep each of the two." aka:"probability|p"`
 }
 
 // Limits bound what one process and one request may take up. Sizes are in bytes.

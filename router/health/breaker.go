@@ -14,19 +14,27 @@ import (
 // Options set up breakers; zero values mean the defaults named here.
 type Options struct {
 	Failures int           // failures in a row that open it; default 5
-	OpenFor  time.Duration // how long it stays open before one request may try; default 10 s
+	OpenFor  time.Duration // how long it stays open before one request may try; default 10 s. Twice that the next time, up to a minute
 }
+
+const (
+	goneFor = 2 * time.Second // like OpenFor, where nobody answered at all: a host that restarts is back soon
+	maxOpen = time.Minute
+)
 
 // Breaker guards one endpoint. gobreaker counts; failures are judged in a row with no interval,
 // since it drops results that come later than one, and a stream may last longer than any.
 type Breaker struct {
 	cb      *gobreaker.TwoStepCircuitBreaker[struct{}]
+	now     func() time.Time
 	openFor time.Duration
+	gone    atomic.Bool  // nobody answered: it opens for a shorter time
+	again   atomic.Int32 // times it opened since an answer was completed
 	shut    atomic.Bool  // not closed, as of the last change of state
 	row     atomic.Int32 // failures since the last success that gobreaker was told of
 	late    atomic.Int32 // streams that began well and broke off, since one was completed
 	most    int32        // failures in a row that open it
-	opened  atomic.Int64 // Unix nanoseconds when it last opened, 0 for never
+	until   atomic.Int64 // Unix nanoseconds when a trial may begin
 	opens   atomic.Int64
 	cool    atomic.Int64 // Unix nanoseconds until which the endpoint wants no requests
 	coolWhy atomic.Pointer[string]
@@ -37,7 +45,8 @@ var errExcluded = errors.New("says nothing about the endpoint")
 
 var errFailed = errors.New("attempt failed")
 
-// NewBreaker returns a closed breaker. now is asked when it opens.
+// NewBreaker returns a closed breaker that goes by the clock now. gobreaker has no clock but the wall's: it would try again
+// at once, and how long it stays open is kept here.
 func NewBreaker(name string, o Options, now func() time.Time) *Breaker {
 	if o.Failures <= 0 {
 		o.Failures = 5
@@ -45,18 +54,18 @@ func NewBreaker(name string, o Options, now func() time.Time) *Breaker {
 	if o.OpenFor <= 0 {
 		o.OpenFor = 10 * time.Second
 	}
-	b := &Breaker{openFor: o.OpenFor, most: int32(o.Failures)} //nolint:gosec // a handful
+	b := &Breaker{now: now, openFor: o.OpenFor, most: int32(o.Failures)} //nolint:gosec // a handful
 	b.cb = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
 		Name:        name,
 		MaxRequests: 1,
-		Timeout:     o.OpenFor,
+		Timeout:     time.Nanosecond,
 		ReadyToTrip: func(c gobreaker.Counts) bool { return int(c.ConsecutiveFailures) >= o.Failures },
 		IsExcluded:  func(err error) bool { return errors.Is(err, errExcluded) },
 		OnStateChange: func(_ string, _, to gobreaker.State) { // runs under gobreaker's lock: atomics only
 			b.shut.Store(to != gobreaker.StateClosed)
 			if to == gobreaker.StateOpen {
 				b.late.Store(0)
-				b.opened.Store(now().UnixNano())
+				b.until.Store(b.now().Add(b.pause()).UnixNano())
 				b.opens.Add(1)
 			}
 		},
@@ -79,11 +88,24 @@ func (b *Breaker) Allow() (t Ticket, ok bool) {
 	if !b.shut.Load() {
 		return Ticket{b: b}, true
 	}
+	if b.now().UnixNano() < b.until.Load() {
+		return Ticket{}, false
+	}
 	done, err := b.cb.Allow()
 	if err != nil {
 		return Ticket{}, false
 	}
 	return Ticket{b: b, done: done}, true
+}
+
+// pause is how long it stays open this time.
+func (b *Breaker) pause() time.Duration {
+	d := b.openFor
+	if b.gone.Swap(false) {
+		d = min(d, goneFor)
+	}
+	k := min(b.again.Add(1)-1, 5)
+	return max(d, min(d<<k, maxOpen))
 }
 
 // Succeeded counts a success: call it at the first content, not at the end of a long stream.
@@ -98,10 +120,28 @@ func (t *Ticket) Failed() {
 	t.settle(errFailed)
 }
 
+// Gone counts as many failures as open it: nobody was there.
+func (t *Ticket) Gone() {
+	if t.b == nil {
+		return
+	}
+	t.b.gone.Store(true)
+	t.Failed()
+	for range t.b.most {
+		t.b.tell(errFailed)
+	}
+}
+
 // Completed tells that the answer came to its end, some time after Succeeded.
 func (t *Ticket) Completed() {
-	if t.b != nil && t.b.late.Load() > 0 {
+	if t.b == nil {
+		return
+	}
+	if t.b.late.Load() > 0 {
 		t.b.late.Store(0)
+	}
+	if t.b.again.Load() > 0 {
+		t.b.again.Store(0)
 	}
 }
 
@@ -163,8 +203,10 @@ func (b *Breaker) Wait(now time.Time) (time.Duration, string) {
 	if d := time.Duration(b.cool.Load() - now.UnixNano()); d > 0 {
 		return d, *b.coolWhy.Load()
 	}
-	if b.shut.Load() && b.cb.State() == gobreaker.StateOpen {
-		return max(time.Millisecond, time.Duration(b.opened.Load()+int64(b.openFor)-now.UnixNano())), "breaker open"
+	if b.shut.Load() {
+		if d := time.Duration(b.until.Load() - now.UnixNano()); d > 0 {
+			return d, "breaker open"
+		}
 	}
 	return 0, ""
 }
@@ -174,13 +216,13 @@ func (b *Breaker) State(now time.Time) string {
 	if b.cool.Load() > now.UnixNano() {
 		return "cooling"
 	}
-	switch b.cb.State() {
-	case gobreaker.StateOpen:
-		return "open"
-	case gobreaker.StateHalfOpen:
-		return "half_open"
-	default:
+	switch {
+	case !b.shut.Load():
 		return "closed"
+	case now.UnixNano() < b.until.Load():
+		return "open"
+	default:
+		return "half_open"
 	}
 }
 

@@ -142,6 +142,40 @@ func TestBreaker(t *testing.T) {
 				t.Errorf("state %s", b.State(time.Now()))
 			}
 		},
+		"opens at once when nobody is there, for longer each time": func(t *testing.T, b *health.Breaker) {
+			for i, want := range []time.Duration{2, 4, 8, 16, 32, 60, 60} {
+				tk, ok := b.Allow()
+				if !ok {
+					t.Fatalf("trial %d was not let in", i)
+				}
+				tk.Gone()
+				if d, _ := b.Wait(time.Now()); d != want*time.Second {
+					t.Errorf("after %d times it stays open for %v, want %v s", i+1, d, int(want))
+				}
+				<-time.After(want*time.Second + 1) // by the bubble's clock
+			}
+			tk, _ := b.Allow()
+			tk.Succeeded()
+			tk.Completed()
+			tk, _ = b.Allow()
+			tk.Gone()
+			if d, _ := b.Wait(time.Now()); d != 2*time.Second {
+				t.Errorf("after a good answer it stays open for %v", d)
+			}
+		},
+		"goes by its own clock": func(t *testing.T, _ *health.Breaker) {
+			now := time.Unix(1e9, 0)
+			b := health.NewBreaker("x", health.Options{Failures: 1, OpenFor: time.Hour}, func() time.Time { return now })
+			fail(t, b, 1)
+			<-time.After(2 * time.Hour) // by the bubble's clock, which is not its own
+			if _, ok := b.Allow(); ok || b.State(now) != "open" {
+				t.Error("another clock's hour has closed it")
+			}
+			now = now.Add(time.Hour)
+			if _, ok := b.Allow(); !ok {
+				t.Error("its own clock's hour has not")
+			}
+		},
 		"cools down for as long as asked": func(t *testing.T, b *health.Breaker) {
 			b.CoolDown(time.Now().Add(5*time.Second), "rate limited")
 			if d, why := b.Wait(time.Now()); d != 5*time.Second || why != "rate limited" || b.State(time.Now()) != "cooling" {
