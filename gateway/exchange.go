@@ -321,11 +321,13 @@ func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
 		if x.watch.drained.Load() {
 			verdict = outcome.ClientGone // says nothing about the host
 		}
+		res := x.result(verdict, oe.RetryAfter)
 		if usd, ok := x.usd(now); ok {
 			x.rec.USD += usd
 			x.rec.USDKnown = true
+			res.USD = usd
 		}
-		x.lease.Done(x.result(verdict, oe.RetryAfter))
+		x.lease.Done(res)
 		x.leased = false
 	}
 	if oe.Class != outcome.Success {

@@ -493,7 +493,8 @@ func (x *exchange) setModel(name []byte) *openai.Error {
 		return errModelUnknown(string(name), snap.Models())
 	}
 	x.model, x.rec.Model = known, known
-	x.ask.Model, x.ask.Route, x.ask.Came, x.ask.Tokenless = known, x.route.below(), x.rec.At, x.route.proto == protoOpaque
+	x.ask.ID, x.ask.Model, x.ask.Route, x.ask.Came = x.rec.ID, known, x.route.below(), x.rec.At
+	x.ask.Tokenless = x.route.proto == protoOpaque
 	return nil
 }
 

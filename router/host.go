@@ -35,17 +35,18 @@ type host struct {
 	upAt     float64 // up since, NaN while it is not
 	upFor    float64 // seconds up before that
 	losses   float64 // times it was taken away
+	calib    struct{ ttft, itl, usd ratio }
 	pub      published
 }
 
 // published is a host's learned state for readers without a lock. Each word is whole; readers may see a mix of two
 // states that follow each other, which predicts as well as either.
 type published struct {
-	priorITL, slope, priorTTFT, prefill, seqs               number
-	a, b, a0, saa, sab, sbb, residual                       number
-	ttftLog, ttftVar, ttftCount, limit, observed, at, count number
-	hazard                                                  number
-	ramp                                                    number // most in flight while it comes back to use, 0 for no such limit; set without mu
+	priorITL, slope, priorTTFT, prefill, seqs                           number
+	a, b, a0, saa, sab, sbb, residual                                   number
+	ttftLog, ttftFactor, ttftVar, ttftCount, limit, observed, at, count number
+	hazard                                                              number
+	ramp                                                                number // most in flight while it comes back to use, 0 for no such limit; set without mu
 }
 
 type number struct{ bits atomic.Uint64 }
@@ -69,6 +70,7 @@ func (h *host) publish() {
 	p.sbb.set(s.SBB)
 	p.residual.set(s.Residual)
 	p.ttftLog.set(s.TTFTLog)
+	p.ttftFactor.set(s.TTFTFactor)
 	p.ttftVar.set(s.TTFTVar)
 	p.ttftCount.set(float64(s.TTFTCount))
 	p.limit.set(s.Limit)
@@ -83,7 +85,8 @@ func (p *published) load(s *capacity.State, at float64) {
 	s.PrefillTokensPerSecond, s.MaxNumSeqs = p.prefill.get(), int(p.seqs.get())
 	s.A, s.B, s.A0 = p.a.get(), p.b.get(), p.a0.get()
 	s.SAA, s.SAB, s.SBB, s.Residual = p.saa.get(), p.sab.get(), p.sbb.get(), p.residual.get()
-	s.TTFTLog, s.TTFTVar, s.TTFTCount = p.ttftLog.get(), p.ttftVar.get(), int(p.ttftCount.get())
+	s.TTFTLog, s.TTFTFactor = p.ttftLog.get(), p.ttftFactor.get()
+	s.TTFTVar, s.TTFTCount = p.ttftVar.get(), int(p.ttftCount.get())
 	s.Limit, s.ObservedAt, s.At = p.limit.get(), p.observed.get(), p.at.get()
 	s.Advance(at)
 }

@@ -25,6 +25,7 @@ func (l *Lease) FirstContent(ttft time.Duration) {
 	h.integrate(l.firstAt)
 	l.sinceTok = h.integral
 	if !l.Decision.Cold {
+		h.calib.ttft.add(ttft.Seconds(), l.Decision.TTFT)
 		h.learner.ObserveTTFT(l.firstAt, ttft.Seconds(), l.expected, h.perEngine(l), l.target)
 		h.publish()
 	}
@@ -66,6 +67,7 @@ type Result struct {
 	PromptTokens int64
 	Cached       int64         // prompt tokens that the host read from its prefix cache; -1 when it does not say
 	Streamed     time.Duration // from the first output token to the last
+	USD          float64       // the attempt's share of the host's bill; NaN or 0 when unknown
 }
 
 // Done gives the slot back, judges the endpoint and learns from the answer. Only the first call counts.
@@ -96,6 +98,7 @@ func (l *Lease) Done(res Result) {
 			h.tps.add(float64(res.OutputTokens-1) / s)
 		}
 	}
+	l.account(&res)
 	switch res.Class.Policy().Verdict {
 	case outcome.Healthy:
 		l.ticket.Succeeded()
@@ -144,6 +147,39 @@ func (l *Lease) Done(res Result) {
 		h.breaker.CoolDown(now.Add(deniedCoolDown), whyDenied)
 	case outcome.Success, outcome.DialFailed, outcome.UpstreamFault, outcome.FirstByteTimeout,
 		outcome.CallerFault, outcome.Truncated, outcome.ClientGone, outcome.Unserved, outcome.Opaque:
+	}
+}
+
+const fewTokens = 10 // of an answer, whose speed nobody notices
+
+// account compares what came with what was expected.
+func (l *Lease) account(res *Result) {
+	ttft, tps := l.firstAt-l.pickedAt, math.NaN()
+	if s := res.Streamed.Seconds(); s > 0 && res.OutputTokens > 1 {
+		tps = float64(res.OutputTokens-1) / s
+	}
+	l.r.decisions.ended(l.seq, res.Class, ttft, tps)
+	if res.Class != outcome.Success || math.IsNaN(l.firstAt) {
+		return
+	}
+	d := &l.Decision
+	c := &l.r.calibrated
+	c.mu.Lock()
+	if !d.resumed {
+		c.ttft.add(d.PTTFT, l.slo.Confidence, l.late+ttft <= l.slo.TTFT.Seconds())
+	}
+	if res.OutputTokens > fewTokens && !math.IsNaN(tps) {
+		c.tps.add(d.PTPS, l.slo.Confidence, tps >= l.slo.TPS)
+	}
+	c.mu.Unlock()
+	h := l.host
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if res.OutputTokens > fewTokens {
+		h.calib.itl.add(1/tps, 1/d.TPS)
+	}
+	if res.USD > 0 {
+		h.calib.usd.add(res.USD, d.MarginalUSD)
 	}
 }
 

@@ -20,6 +20,7 @@ type view struct {
 	inFlight    float64 // sequences on the engine that the request would join
 	limit       float64 // that may run there
 	itl         float64 // seconds between tokens, with it
+	itlLog      float64
 	itlSigma    float64 // relative
 	expected    float64 // seconds to the first token before correction
 	ttft        float64 // seconds to the first token, a cold start included
@@ -72,6 +73,7 @@ type plan struct {
 	slo     SLO
 	policy  Policy
 	strict  bool    // somebody asked for the SLO: sooner refuse a request than break everyone's
+	waited  float64 // seconds since the request came
 	ttftLog float64 // of the seconds left for the first token; +Inf without a promise
 	itlLog  float64 // of the most seconds between tokens; +Inf without a promise
 	z       float64 // standard deviations to spare
@@ -121,11 +123,10 @@ func (s *scratch) prepare(r *Router, m *Model, q *Request) {
 	if s.policy == PolicyDefault {
 		s.policy = m.policy
 	}
-	waited := 0.0
 	if !q.Came.IsZero() {
-		waited = max(0, now.Sub(q.Came).Seconds())
+		s.waited = max(0, now.Sub(q.Came).Seconds())
 	}
-	s.ttftLog = math.Log(max(0.01, s.slo.TTFT.Seconds()-waited))
+	s.ttftLog = math.Log(max(0.01, s.slo.TTFT.Seconds()-s.waited))
 	if q.Resumed {
 		s.ttftLog = math.Inf(1)
 	}
@@ -226,8 +227,7 @@ func (s *scratch) look(c *candidate, v *view) {
 	v.inFlight = n
 	v.itl, v.itlSigma = s.state.ITL(n + 1)
 	v.expected = s.state.ExpectedTTFT(v.prompt, pending)
-	v.ttftLog, v.ttftSigma = s.state.LogTTFT(v.expected)
-	v.ttft = math.Exp(v.ttftLog)
+	v.ttft, v.ttftSigma = s.state.TTFT(v.expected)
 	if cold {
 		if v.coldSeconds = ep.Price.ColdStart.Seconds(); v.coldSeconds <= 0 {
 			v.coldSeconds = coldStart
@@ -236,13 +236,13 @@ func (s *scratch) look(c *candidate, v *view) {
 			v.coldSeconds *= startingShare
 		}
 		v.ttft += v.coldSeconds
-		v.ttftLog = math.Log(v.ttft)
 	}
+	v.ttftLog, v.itlLog = math.Log(v.ttft), math.Log(v.itl)
 	v.safe = s.state.SafeConcurrency(s.slo.TPS, s.zSafe, v.itlSigma)
 	v.full = cost.FullLoad(&ep.Price, s.state.Throughput(v.safe))
 	s.load = cost.Load{
 		OutputTokens: s.output, PromptTokens: v.prompt, CachedTokens: v.cached, BodyBytes: float64(s.q.BodyBytes),
-		Concurrency: n + 1, ITLSeconds: v.itl, PrefillPerSec: s.state.PrefillTokensPerSecond,
+		Concurrency: n + 1, ITLSeconds: v.itl, PrefillPerSec: s.state.PrefillTokensPerSecond, FirstSeconds: s.state.TTFTSeconds,
 		Cold: cold, ColdSeconds: v.coldSeconds, IdleSeconds: idle,
 		FullLoadUSDPerToken: v.full, LossPerSecond: h.pub.hazard.get(),
 	}
@@ -256,7 +256,7 @@ func (s *scratch) look(c *candidate, v *view) {
 		v.verdict = noRoom
 	case s.q.Resumed && cold, s.ttftLog-v.ttftLog < s.z*v.ttftSigma:
 		v.verdict = slowFirst
-	case s.itlLog-math.Log(v.itl) < s.z*v.itlSigma:
+	case s.itlLog-v.itlLog < s.z*v.itlSigma:
 		v.verdict = slowStream
 	}
 }

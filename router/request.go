@@ -11,6 +11,7 @@ import (
 
 // Request is what Pick needs to know.
 type Request struct {
+	ID    string // for Decisions
 	Model string
 	Now   time.Time     // when it is asked, by the Router's clock; zero asks the clock
 	Came  time.Time     // when the gateway got the request: what it waited since counts against the SLO; zero means Now

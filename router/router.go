@@ -46,10 +46,12 @@ type Router struct {
 	stats  map[string]*modelStats
 	caches uint32 // affinity hosts given out
 
-	snap     atomic.Pointer[Snapshot]
-	affinity *affinity.Table
-	dice     atomic.Uint64
-	origin   time.Time // second 0 of the learners
+	snap       atomic.Pointer[Snapshot]
+	affinity   *affinity.Table
+	decisions  decisions
+	calibrated calibration
+	dice       atomic.Uint64
+	origin     time.Time // second 0 of the learners
 }
 
 // modelStats is what is learned of a model's requests, wherever they went; it outlives snapshots.
@@ -69,6 +71,7 @@ func New(o Options) *Router {
 		opt: o, now: o.Now, Budget: NewBudget(o.Retry), hosts: map[endpoint.ID]*host{}, stats: map[string]*modelStats{},
 		affinity: affinity.New(o.Affinity), origin: o.Now(),
 	}
+	r.decisions.slots = make([]slot, decisionsKept)
 	r.dice.Store(o.Seed)
 	r.snap.Store(&Snapshot{models: map[string]*Model{}, byID: map[endpoint.ID]*candidate{}})
 	return r
@@ -134,6 +137,7 @@ type Decision struct {
 	Cached      float64 // tokens of the prompt that it was expected to hold
 	Cold        bool    // a worker had to start
 	Why         string
+	resumed     bool
 }
 
 // Lease is a slot on an endpoint, from Pick to Done.
@@ -151,7 +155,6 @@ type Lease struct {
 	r      *Router
 	stats  *modelStats
 	held   bool
-	ramped bool // taken while the host was in slow start
 
 	pickedAt float64 // seconds by the learners' clock, as are all below
 	firstAt  float64
@@ -160,6 +163,9 @@ type Lease struct {
 	engines  float64 // that share the endpoint's requests
 	limit    float64 // sequences of one of them
 	pending  int64   // prompt tokens counted in host.pending
+	seq      uint64  // of the decision
+	late     float64 // seconds waited before it was picked
+	slo      SLO
 	integral float64 // of the requests in flight, when picked
 	sinceTok float64 // likewise, when the first token came
 	key      affinity.Key
@@ -191,7 +197,8 @@ func (r *Router) Pick(q *Request, l *Lease) error {
 			s.forgive()
 			continue
 		case v == nil:
-			return r.unavailable(m, q, s.now)
+			r.decisions.note(s, nil, "nobody can be asked")
+			return r.unavailable(s)
 		}
 		if s.lease(r, v, why, l) {
 			return nil
@@ -222,9 +229,10 @@ func (s *scratch) lease(r *Router, v *view, why string, l *Lease) bool {
 	*l = Lease{
 		Endpoint: ep, Served: v.c.served, ServedJSON: v.c.servedJSON, Unnamed: v.c.unnamed,
 		host: h, ticket: ticket, r: r, stats: s.m.stats, held: true,
-		pickedAt: s.at, firstAt: math.NaN(), expected: v.expected, target: s.slo.TTFT.Seconds(), engines: engines, limit: v.limit, pending: pending,
+		pickedAt: s.at, firstAt: math.NaN(), expected: v.expected, target: s.slo.TTFT.Seconds(), engines: engines, limit: v.limit, pending: pending, late: s.waited, slo: s.slo,
 		integral: h.reading(s.at), key: s.q.Affinity,
 	}
+	l.seq = r.decisions.note(s, v, why)
 	d := &l.Decision
 	d.Policy, d.Candidates, d.Why = s.policy, len(s.views), why
 	for i := range s.views {
@@ -236,8 +244,9 @@ func (s *scratch) lease(r *Router, v *view, why string, l *Lease) bool {
 		}
 	}
 	d.USDPerMTok, d.MarginalUSD, d.TTFT, d.TPS = v.full*1e6, v.usd, v.ttft, 1/v.itl
-	d.PTTFT, d.PTPS = normal((s.ttftLog-v.ttftLog)/v.ttftSigma), normal((s.itlLog-math.Log(v.itl))/v.itlSigma)
+	d.PTTFT, d.PTPS = v.pTTFT(&s.plan), v.pTPS(&s.plan)
 	d.Use, d.Cached, d.Cold = v.use(), v.cached, v.coldSeconds > 0
+	d.resumed = s.q.Resumed
 	return true
 }
 
@@ -288,10 +297,12 @@ func (h *host) admit(l *endpoint.Limits, n int64, now time.Time) bool {
 }
 
 // unavailable says why choose found nobody.
-func (r *Router) unavailable(m *Model, q *Request, now time.Time) error {
+func (r *Router) unavailable(s *scratch) error {
+	m, q, now := s.m, s.q, s.now
 	e := &UnavailableError{Model: m.Name, Reason: "every host that serves it is failing"}
 	var fits, throttled, noCapacity int
-	cause := fit // the last reason on the way in that still kept some candidate out
+	crowded := 0.0 // seconds until the first of those that are too crowded has room again
+	cause := fit   // the last reason on the way in that still kept some candidate out
 	for _, c := range m.cands {
 		if u := c.fitness(m, q); u != fit {
 			if cause == fit || u < cause {
@@ -310,8 +321,8 @@ func (r *Router) unavailable(m *Model, q *Request, now time.Time) error {
 			continue
 		}
 		d, why := c.host.breaker.Wait(now)
-		if limited := c.host.limited(&c.ep.Limits, now); d <= 0 && limited > 0 {
-			d, why = limited, whyThrottled
+		if l := c.host.limited(&c.ep.Limits, now); d <= 0 && l > 0 {
+			d, why = l, whyThrottled
 		}
 		if why == whyThrottled {
 			throttled++
@@ -326,6 +337,9 @@ func (r *Router) unavailable(m *Model, q *Request, now time.Time) error {
 		return e
 	case fits > 0 && throttled == fits:
 		e.Cause, e.Reason = Throttled, "every host that serves it is at its rate limit"
+	case s.full(&crowded):
+		e.Cause, e.Reason = Throttled, "every host that serves it has as many requests as its slo allows"
+		e.RetryAfter = max(time.Second, min(seconds(crowded), time.Minute))
 	case fits > 0 && noCapacity == fits:
 		e.Cause, e.Reason, e.RetryAfter = NoCapacity, m.noCapacity(q), max(e.RetryAfter, noCapacityRetry)
 	}
@@ -333,6 +347,20 @@ func (r *Router) unavailable(m *Model, q *Request, now time.Time) error {
 		e.RetryAfter = time.Second
 	}
 	return e
+}
+
+// full tells whether somebody is up who takes no more for the SLO's sake, and how many seconds until one does: about when
+// one of its requests ends.
+func (s *scratch) full(wait *float64) (yes bool) {
+	for i := range s.views {
+		if v := &s.views[i]; v.verdict < limited && v.coldSeconds == 0 {
+			if w := s.output * v.itl / max(1, v.inFlight); !yes || w < *wait {
+				*wait = w
+			}
+			yes = true
+		}
+	}
+	return yes
 }
 
 // noCapacity says in the providers' words why none of the fitting endpoints can start a worker: there may be no free GPU,

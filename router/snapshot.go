@@ -272,7 +272,18 @@ type HostView struct {
 	GPU                string   `json:"gpu,omitempty"`
 	GPUCount           int      `json:"gpu_count,omitempty"`
 	Workers            int      `json:"workers,omitempty"`
-	USDPerHour         *float64 `json:"usd_per_hour"` // of the host, or of one worker while it runs; nil when unknown or priced per token
+	// What was learned of it, for a request alone on it: expected ITL and its doubt; the sequences at once that keep the default
+	// SLO, and that it takes; and how true predictions were.
+	ITLMillis   *float64        `json:"itl_ms"`
+	ITLSigma    *float64        `json:"itl_relative_sigma"`
+	Safe        *float64        `json:"safe_concurrency"`
+	Limit       *float64        `json:"limit_concurrency"`
+	Observed    int64           `json:"streams_observed"`
+	Prior       string          `json:"prior"`
+	Losses      *float64        `json:"expected_losses_per_day"`
+	Calibration HostCalibration `json:"calibration"`
+
+	USDPerHour *float64 `json:"usd_per_hour"` // of the host, or of one worker while it runs; nil when unknown or priced per token
 }
 
 // Hosts returns a view of every endpoint, by ID.
@@ -297,9 +308,25 @@ func (r *Router) Hosts() []HostView {
 		for _, sv := range ep.Served {
 			v.Models = append(v.Models, sv.Name)
 		}
+		v.learned(h, r.seconds(now))
 		out = append(out, v)
 	}
 	return out
+}
+
+// learned fills in what was learned of the host.
+func (v *HostView) learned(h *host, at float64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := h.learner.State().Now(at)
+	itl, sigma := s.ITL(1)
+	v.ITLMillis, v.ITLSigma = known(itl*1e3), known(sigma)
+	v.Safe, v.Limit = known(s.SafeConcurrency(DefaultSLO().TPS, zUsual, sigma)), known(s.Limit)
+	v.Observed, v.Prior, v.Losses = int64(h.learner.Count), s.Source, known(h.pub.hazard.get()*86400)
+	c := &v.Calibration
+	c.TTFT, c.TTFTSigma = h.calib.ttft.show()
+	c.ITL, c.ITLSigma = h.calib.itl.show()
+	c.USD, _ = h.calib.usd.show()
 }
 
 func (c *candidate) streamUSDPerMTok() float64 {

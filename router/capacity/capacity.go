@@ -93,6 +93,7 @@ type State struct {
 	SBB        float64
 	Residual   float64 // variance of single observations around the curve, relative to A0
 	TTFTLog    float64 // mean of ln(observed/expected) time to the first token
+	TTFTFactor float64 // e to that
 	TTFTVar    float64 // its variance
 	TTFTCount  int
 	Limit      float64 // sequences at once that did not queue
@@ -122,7 +123,7 @@ func (l *Learner) Reset(p Prior, maxNumSeqs int) {
 		p.MaxNumSeqs = maxNumSeqs
 	}
 	*l = Learner{cutAt: never, s: State{
-		Prior: p, A0: p.a(), Residual: varStart, TTFTVar: ttftVarStart, Limit: float64(p.MaxNumSeqs), ObservedAt: never, At: never,
+		Prior: p, A0: p.a(), Residual: varStart, TTFTVar: ttftVarStart, TTFTFactor: 1, Limit: float64(p.MaxNumSeqs), ObservedAt: never, At: never,
 	}}
 	l.toPrior()
 }
@@ -255,16 +256,11 @@ func (s *State) ExpectedTTFT(promptTokens, pendingTokens float64) float64 {
 
 // TTFT predicts from ExpectedTTFT the seconds to the first token and the standard deviation of its logarithm.
 func (s *State) TTFT(expected float64) (seconds, logSigma float64) {
-	return expected * math.Exp(s.TTFTLog), s.ttftSigma()
+	return expected * s.TTFTFactor, s.ttftSigma()
 }
 
 func (s *State) ttftSigma() float64 {
 	return math.Sqrt(s.TTFTVar + ttftVarOfDoubt/float64(s.TTFTCount+3))
-}
-
-// LogTTFT is TTFT with the logarithm of the seconds.
-func (s *State) LogTTFT(expected float64) (logSeconds, logSigma float64) {
-	return math.Log(expected) + s.TTFTLog, s.ttftSigma()
 }
 
 // ObserveTTFT takes in that the first token took that many seconds where ExpectedTTFT had said expected, with inFlight
@@ -275,9 +271,10 @@ func (l *Learner) ObserveTTFT(at, observed, expected, inFlight, target float64) 
 	}
 	s := &l.s
 	d := math.Log(max(observed, 0.005)/expected) - s.TTFTLog
-	predicted := expected * math.Exp(s.TTFTLog)
+	predicted := expected * s.TTFTFactor
 	w := max(1/float64(s.TTFTCount+4), 0.02)
 	s.TTFTLog += w * max(-ttftClip, min(ttftClip, d))
+	s.TTFTFactor = math.Exp(s.TTFTLog)
 	s.TTFTVar = max(ttftVarFloor, s.TTFTVar+w*(min(d*d, 0.5)-s.TTFTVar))
 	s.TTFTCount++
 	switch {

@@ -15,6 +15,7 @@ type Load struct {
 	Concurrency   float64 // sequences on the engine with this one
 	ITLSeconds    float64 // between two tokens at that concurrency
 	PrefillPerSec float64 // prompt tokens per second
+	FirstSeconds  float64 // to the first token beside the prompt's computation
 
 	Cold        bool
 	ColdSeconds float64 // billed until the worker that starts for it answers
@@ -43,9 +44,13 @@ func Marginal(p *endpoint.Price, l *Load) (usd float64, ok bool) {
 	case endpoint.PerHour:
 		usd = l.OutputTokens*releaseShare*l.FullLoadUSDPerToken + (l.BodyBytes*p.USDPerGBIn+l.OutputTokens*bytesPerTok*p.USDPerGBOut)/1e9
 	case endpoint.PerWorkerSecond:
-		seconds := l.OutputTokens*l.ITLSeconds/max(1, l.Concurrency) + prefillShare*l.PromptTokens/l.PrefillPerSec + l.IdleSeconds
+		prefill := l.PromptTokens / l.PrefillPerSec
+		seconds := l.OutputTokens*l.ITLSeconds/max(1, l.Concurrency) + prefillShare*prefill
+		if l.Concurrency <= 1 { // the worker does nothing else
+			seconds = l.OutputTokens*l.ITLSeconds + prefill + l.FirstSeconds + l.IdleSeconds
+		}
 		if l.Cold {
-			seconds += l.ColdSeconds + p.IdleTimeout.Seconds()
+			seconds = math.Ceil(seconds + l.ColdSeconds + p.IdleTimeout.Seconds())
 		}
 		usd = p.USDPerWorkerSecond * seconds
 	case endpoint.PerToken:
@@ -54,7 +59,10 @@ func Marginal(p *endpoint.Price, l *Load) (usd float64, ok bool) {
 		return math.NaN(), false
 	}
 	if l.LossPerSecond > 0 {
-		lost := -math.Expm1(-l.LossPerSecond * l.OutputTokens * l.ITLSeconds)
+		lost := l.LossPerSecond * l.OutputTokens * l.ITLSeconds
+		if lost > 1e-3 { // below, the two are alike within half a thousandth
+			lost = -math.Expm1(-lost)
+		}
 		usd += lost * (lostShare*l.OutputTokens*l.FullLoadUSDPerToken + seenShare*usdPerBreak)
 	}
 	return usd, !math.IsNaN(usd)
@@ -87,3 +95,13 @@ func Paid(outputTokens, usdPerToken, use float64) float64 {
 }
 
 const steep = 50
+
+// Covered returns the dollars per hour of service by a host at usdPerHour that is there for up and then away for down, again
+// and again, while another at coverUSDPerHour stands in; billedAway says that the first is paid while it is away.
+func Covered(usdPerHour, coverUSDPerHour, up, down float64, billedAway bool) float64 {
+	away := 0.0
+	if billedAway {
+		away = usdPerHour
+	}
+	return (usdPerHour*up + (away+coverUSDPerHour)*down) / (up + down)
+}

@@ -1,0 +1,226 @@
+package router
+
+import (
+	"math"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"headrace/router/endpoint"
+	"headrace/router/outcome"
+)
+
+// CandidateView is what one endpoint would have been for a request. Figures that are not known are nil.
+type CandidateView struct {
+	Endpoint    endpoint.ID `json:"endpoint"`
+	Verdict     string      `json:"verdict"` // "serves", or what kept it from the request
+	State       string      `json:"state"`
+	MarginalUSD *float64    `json:"marginal_usd"`           // what the request would cost in addition to what is paid anyway
+	FullUSDMTok *float64    `json:"usd_per_mtok_full_load"` // per million output tokens
+	TTFT        *float64    `json:"ttft_seconds"`           // expected
+	TTFTSigma   *float64    `json:"ttft_log_sigma"`         // standard deviation of its logarithm
+	TPS         *float64    `json:"tokens_per_second"`      // expected, of the stream
+	TPSSigma    *float64    `json:"tps_relative_sigma"`
+	PTTFT       *float64    `json:"p_ttft"` // probability to keep each promise
+	PTPS        *float64    `json:"p_tps"`
+	InFlight    *float64    `json:"in_flight"` // on the engine that the request would join
+	Safe        *float64    `json:"safe_concurrency"`
+	Cached      *float64    `json:"cached_tokens"`
+	ColdSeconds *float64    `json:"cold_start_seconds"`
+}
+
+// Explanation is a decision with its numbers.
+type Explanation struct {
+	Request   string          `json:"request_id,omitempty"`
+	At        time.Time       `json:"at"`
+	Model     string          `json:"model"`
+	Policy    string          `json:"policy"`
+	SLO       SLOView         `json:"slo"`
+	Prompt    float64         `json:"prompt_tokens"` // as far as could be told
+	Output    float64         `json:"output_tokens"` // expected
+	Attempt   int             `json:"attempt"`       // from 1
+	Winner    endpoint.ID     `json:"winner,omitempty"`
+	Why       string          `json:"why"`
+	Others    int             `json:"candidates_not_shown,omitempty"`
+	Candidate []CandidateView `json:"candidates"` // the winner first
+	// What became of it, nil while it runs or when it was not measured.
+	Realised *Realised `json:"realised,omitempty"`
+}
+
+// SLOView is an SLO in seconds.
+type SLOView struct {
+	TTFT       float64 `json:"ttft_seconds"`
+	TPS        float64 `json:"tokens_per_second"`
+	Confidence float64 `json:"confidence"`
+}
+
+// Realised is what became of a decision.
+type Realised struct {
+	Class string   `json:"class"`
+	TTFT  *float64 `json:"ttft_seconds"` // of the attempt
+	TPS   *float64 `json:"tokens_per_second"`
+}
+
+// decisions remembers the newest decisions in memory that is taken once.
+type decisions struct {
+	next  atomic.Uint64
+	slots []slot
+}
+
+const (
+	decisionsKept = 1024
+	candsKept     = 12
+)
+
+type slot struct {
+	mu  sync.Mutex // guards all below
+	seq uint64     // 0 while empty
+	plan
+	request string
+	model   string
+	attempt int
+	why     string
+	won     bool
+	n       int // of cands; the winner first
+	total   int
+	cands   [candsKept]view
+
+	ended bool
+	class outcome.Class
+	ttft  float64
+	tps   float64
+}
+
+// note keeps the decision; v is nil when nobody was picked.
+func (d *decisions) note(s *scratch, v *view, why string) (seq uint64) {
+	seq = d.next.Add(1)
+	e := &d.slots[seq%uint64(len(d.slots))]
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.seq, e.plan, e.request, e.model, e.why, e.won, e.ended = seq, s.plan, s.q.ID, s.m.Name, why, v != nil, false
+	e.attempt = len(s.q.Tried) + 1
+	e.q, e.m = nil, nil // they die with the request and the snapshot
+	e.ttft, e.tps = math.NaN(), math.NaN()
+	e.n, e.total = 0, len(s.views)
+	if v != nil {
+		e.cands[0] = *v
+		e.n = 1
+	}
+	for _, serving := range [...]bool{true, false} {
+		for i := range s.views {
+			if e.n == len(e.cands) {
+				break
+			}
+			if w := &s.views[i]; w != v && (w.verdict == serves) == serving {
+				e.cands[e.n] = *w
+				e.n++
+			}
+		}
+	}
+	return seq
+}
+
+// ended notes what became of decision seq.
+func (d *decisions) ended(seq uint64, class outcome.Class, ttft, tps float64) {
+	e := &d.slots[seq%uint64(len(d.slots))]
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.seq == seq {
+		e.ended, e.class, e.ttft, e.tps = true, class, ttft, tps
+	}
+}
+
+// Decisions returns up to n of the newest decisions, the newest first; of one request, if an ID is given.
+func (r *Router) Decisions(n int, request string) []Explanation {
+	var out []Explanation
+	d := &r.decisions
+	newest := d.next.Load()
+	for i := uint64(0); i < uint64(len(d.slots)) && i < newest && len(out) < n; i++ {
+		e := &d.slots[(newest-i)%uint64(len(d.slots))]
+		e.mu.Lock()
+		if e.seq == newest-i && (request == "" || e.request == request) {
+			out = append(out, e.explain(r))
+		}
+		e.mu.Unlock()
+	}
+	return out
+}
+
+// explain tells what is in the slot. The caller holds mu.
+func (e *slot) explain(r *Router) Explanation {
+	x := e.plan.explanation(e.model, e.why)
+	x.Request, x.Attempt, x.Others = e.request, e.attempt, e.total-e.n
+	for i := range e.cands[:e.n] {
+		x.Candidate = append(x.Candidate, e.cands[i].show(&e.plan))
+	}
+	if e.won {
+		x.Winner = e.cands[0].c.ep.ID
+	}
+	if e.ended {
+		x.Realised = &Realised{Class: e.class.String(), TTFT: known(e.ttft), TPS: known(e.tps)}
+	}
+	return x
+}
+
+func (p *plan) explanation(model, why string) Explanation {
+	return Explanation{
+		At: p.now, Model: model, Policy: p.policy.String(), Prompt: p.prompt, Output: p.output, Why: why, Attempt: 1,
+		SLO: SLOView{TTFT: p.slo.TTFT.Seconds(), TPS: p.slo.TPS, Confidence: p.slo.Confidence},
+	}
+}
+
+func (v *view) show(p *plan) CandidateView {
+	c := CandidateView{Endpoint: v.c.ep.ID, Verdict: v.verdict.String(), State: v.c.ep.State.String()}
+	if v.verdict >= limited {
+		return c
+	}
+	c.MarginalUSD, c.FullUSDMTok = known(v.usd), known(v.full*1e6)
+	c.TTFT, c.TTFTSigma, c.TPS, c.TPSSigma = known(v.ttft), known(v.ttftSigma), known(1/v.itl), known(v.itlSigma)
+	c.PTTFT, c.PTPS = known(v.pTTFT(p)), known(v.pTPS(p))
+	c.InFlight, c.Safe, c.Cached, c.ColdSeconds = known(v.inFlight), known(v.safe), known(v.cached), known(v.coldSeconds)
+	return c
+}
+
+func (v *view) pTTFT(p *plan) float64 { return normal((p.ttftLog - v.ttftLog) / v.ttftSigma) }
+func (v *view) pTPS(p *plan) float64  { return normal((p.itlLog - v.itlLog) / v.itlSigma) }
+
+// Explain tells where q would go now, and why, without going there. The error is ErrUnknownModel.
+func (r *Router) Explain(q *Request) (Explanation, error) {
+	m := r.snap.Load().models[q.Model]
+	if m == nil {
+		return Explanation{}, ErrUnknownModel
+	}
+	s := scratches.Get().(*scratch)
+	defer scratches.Put(s)
+	s.prepare(r, m, q)
+	s.survey()
+	v, why := s.choose(r)
+	if v == nil {
+		why = "nobody: " + r.unavailable(s).Error()
+	}
+	x := s.plan.explanation(m.Name, why)
+	for i := range s.views {
+		x.Candidate = append(x.Candidate, s.views[i].show(&s.plan))
+	}
+	if v != nil {
+		x.Winner = v.c.ep.ID
+	}
+	slices.SortStableFunc(x.Candidate, func(a, b CandidateView) int {
+		rank := func(c *CandidateView) int {
+			switch {
+			case c.Endpoint == x.Winner:
+				return 0
+			case c.Verdict == serves.String():
+				return 1
+			}
+			return 2
+		}
+		if d := rank(&a) - rank(&b); d != 0 {
+			return d
+		}
+		return strings.Compare(string(a.Endpoint), string(b.Endpoint))
+	})
+	return x, nil
+}
