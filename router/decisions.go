@@ -141,7 +141,7 @@ func (r *Router) Decisions(n int, request string) []Explanation {
 		e := &d.slots[(newest-i)%uint64(len(d.slots))]
 		e.mu.Lock()
 		if e.seq == newest-i && (request == "" || e.request == request) {
-			out = append(out, e.explain(r))
+			out = append(out, e.explain())
 		}
 		e.mu.Unlock()
 	}
@@ -149,7 +149,7 @@ func (r *Router) Decisions(n int, request string) []Explanation {
 }
 
 // explain tells what is in the slot. The caller holds mu.
-func (e *slot) explain(r *Router) Explanation {
+func (e *slot) explain() Explanation {
 	x := e.plan.explanation(e.model, e.why)
 	x.Request, x.Attempt, x.Others = e.request, e.attempt, e.total-e.n
 	for i := range e.cands[:e.n] {

@@ -65,7 +65,7 @@ func New(o Options) *Router {
 		panic("BUG: router.New without a clock")
 	}
 	if o.Prior == nil {
-		o.Prior = func(ep *endpoint.Endpoint) capacity.Prior { return capacity.Lookup(ep) }
+		o.Prior = capacity.Lookup
 	}
 	r := &Router{
 		opt: o, now: o.Now, Budget: NewBudget(o.Retry), hosts: map[endpoint.ID]*host{}, stats: map[string]*modelStats{},

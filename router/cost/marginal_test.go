@@ -19,9 +19,16 @@ func near(t *testing.T, what string, got, want, rel float64) {
 // The article's table: dollars per million tokens of one stream (test vector 1 of the routing facts).
 func TestFullLoad(t *testing.T) {
 	for _, v := range []struct{ usdPerHour, tps, want float64 }{
-		{1.80, 35, 14.286}, {0.90, 35, 7.143}, {3.00, 52.5, 15.873}, {2.00, 52.5, 10.582},
-		{0.85, 25, 9.444}, {0.45, 26.5, 4.717}, {3.00, 90, 9.259}, {2.00, 92.5, 6.006},
-		{0.90, 220.6, 1.133}, {0.90, 510.9, 0.489}, // 8 and 32 streams (vector 2)
+		{1.80, 35, 14.286},
+		{0.90, 35, 7.143},
+		{3.00, 52.5, 15.873},
+		{2.00, 52.5, 10.582},
+		{0.85, 25, 9.444},
+		{0.45, 26.5, 4.717},
+		{3.00, 90, 9.259},
+		{2.00, 92.5, 6.006},
+		{0.90, 220.6, 1.133},
+		{0.90, 510.9, 0.489}, // 8 and 32 streams (vector 2)
 	} {
 		p := endpoint.Price{Basis: endpoint.PerHour, USDPerHour: v.usdPerHour}
 		near(t, "USD per million", cost.FullLoad(&p, v.tps)*1e6, v.want, 1e-3)
