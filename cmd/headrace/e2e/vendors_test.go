@@ -40,8 +40,8 @@ var runPodNodeChecks = []string{
 
 var runPodPythonChecks = []string{
 	"health_idle", "run", "run_sync", "run_prompt", "status", "health_counts", "stream", "stream_while_it_runs", "cancel_running",
-	"cancel_queued", "output_times_out", "purge_queue", "failed", "timed_out", "wrong_key", "unknown_endpoint", "unknown_job",
-	"too_many", "asyncio_run", "asyncio_stream", "asyncio_cancel", "asyncio_health_and_purge",
+	"cancel_queued", "output_times_out", "purge_queue", "failed", "worker_raises", "worker_yields_an_error", "worker_streams",
+	"timed_out", "wrong_key", "unknown_endpoint", "unknown_job", "too_many", "asyncio_run", "asyncio_stream", "asyncio_cancel", "asyncio_health_and_purge",
 }
 
 // runPodPlan is what a client of RunPod is told. Its JSON is what the scripts read.
@@ -52,6 +52,7 @@ type runPodPlan struct {
 	Ask       question          `json:"ask"`
 	Longer    question          `json:"longer"`  // takes the slow endpoint two seconds
 	Endless   question          `json:"endless"` // takes it minutes
+	Dead      string            `json:"dead"`    // what the workers of the endpoint "dead" say
 }
 
 const vendorModel = "lab/vendors"
@@ -69,6 +70,7 @@ func runPodClient(t *testing.T, s script, checks []string) {
 		Ask:     tell(vendorModel, vendorModel, "Why do mills have a headrace? 🦊", 48),
 		Longer:  tell(vendorModel, vendorModel, "Go on.", 80),
 		Endless: question{Model: vendorModel, Prompt: "Take your time.", MaxTokens: 8000},
+		Dead:    "vLLM server process is not running; worker is unhealthy",
 	}
 	add := func(name string, cfg fakerunpod.EndpointConfig) *fakerunpod.Endpoint {
 		cfg.Name, cfg.Models = name, []string{vendorModel}
@@ -91,6 +93,7 @@ func runPodClient(t *testing.T, s script, checks []string) {
 	stuck.SetWorkersMin(0)
 	stuck.SetWorkersMax(0)
 	fail("broken", fakerunpod.HandlerError)
+	fail("dead", fakerunpod.EngineDead)
 	fail("late", fakerunpod.TimedOutJob)
 	fail("busy", fakerunpod.TooMany)
 

@@ -26,8 +26,10 @@ const (
 	traceback  = "Traceback (most recent call last):\n  File \"/usr/local/lib/python3.12/site-packages/runpod/serverless/modules/rp_job.py\", line 331, in run_job_generator\n"
 )
 
-func handlerError(text string) string {
-	return "handler: " + text + " \ntraceback: " + traceback + text + "\n"
+// handlerError is what runpod-python reports of an exception of the handler: its text, and a traceback that ends with its
+// class and its text.
+func handlerError(class, text string) string {
+	return "handler: " + text + " \ntraceback: " + traceback + class + ": " + text + "\n"
 }
 
 // workerError is an error of the worker's own, as worker-vllm since 2.24 yields it.
@@ -63,7 +65,7 @@ func (a *attempt) handle() (errText string, gone bool) {
 		a.yield(encode(map[string]any{"object": "error", "message": "Internal server error", "type": "InternalServerError", "param": nil, "code": 500}))
 		return "", false
 	case HandlerError:
-		return handlerError("'NoneType' object has no attribute 'get'"), false
+		return handlerError("AttributeError", "'NoneType' object has no attribute 'get'"), false
 	case EngineDead:
 		return y.out(workerError(engineDead)), false
 	case TimedOutJob:
@@ -95,7 +97,7 @@ func (a *attempt) handle() (errText string, gone bool) {
 	case fault == ExitMidStream && y.struck:
 		return "", true
 	case fault == MidStreamError && y.struck:
-		return handlerError("CUDA error: an illegal memory access was encountered"), false
+		return handlerError("RuntimeError", "CUDA error: an illegal memory access was encountered"), false
 	}
 	return errText, false
 }
@@ -109,13 +111,13 @@ func (a *attempt) ask() (q *ask, errText string) {
 	gen := e.cfg.Generation
 	var in map[string]json.RawMessage
 	if json.Unmarshal(a.j.input, &in) != nil {
-		return nil, handlerError("'str' object has no attribute 'get'")
+		return nil, handlerError("AttributeError", "'str' object has no attribute 'get'")
 	}
 	text := func(name string) (s string) { _ = json.Unmarshal(in[name], &s); return s }
 	route := text("openai_route")
 	switch {
 	case route != "" && (gen == V23Native || noOpenAI):
-		return nil, handlerError("'prompt'")
+		return nil, handlerError("KeyError", "'prompt'")
 	case route != "" || in["openai_input"] != nil:
 		if route == "" {
 			route = "/v1/chat/completions"
@@ -132,7 +134,7 @@ func (a *attempt) ask() (q *ask, errText string) {
 	case in["prompt"] != nil || in["messages"] != nil:
 		q = e.native(in, model)
 	default:
-		return nil, handlerError("'prompt'")
+		return nil, handlerError("KeyError", "'prompt'")
 	}
 	var body struct {
 		Stream bool    `json:"stream"`
@@ -145,7 +147,7 @@ func (a *attempt) ask() (q *ask, errText string) {
 		}
 	}
 	if q.path == broken {
-		return nil, handlerError("list index out of range")
+		return nil, handlerError("IndexError", "list index out of range")
 	}
 	return q, ""
 }

@@ -78,3 +78,13 @@ func FuzzDecodeReplace(f *testing.F) {
 		}
 	})
 }
+
+// TestHandlerError checks the ends of what an exception of the handler becomes, as runpod-python 1.12 writes it.
+func TestHandlerError(t *testing.T) {
+	got := handlerError("KeyError", "'prompt'")
+	for _, want := range []string{"handler: 'prompt' \ntraceback: Traceback (most recent call last):\n  File \"", ", in run_job_generator\nKeyError: 'prompt'\n"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %q in %q", want, got)
+		}
+	}
+}

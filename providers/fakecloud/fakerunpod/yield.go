@@ -79,7 +79,7 @@ func (y *yielder) relay(q *ask) (errText string) {
 		if gen == V24 {
 			return y.out(workerError(engineDead))
 		}
-		return handlerError("Connection refused")
+		return handlerError("aiohttp.client_exceptions.ClientConnectorError", "Connection refused")
 	}
 	defer resp.Body.Close()
 	body := &keeper{r: resp.Body, a: y.a}
@@ -87,7 +87,7 @@ func (y *yielder) relay(q *ask) (errText string) {
 		b, err := io.ReadAll(body)
 		switch {
 		case err != nil:
-			return handlerError(broken)
+			return handlerError("aiohttp.client_exceptions.ClientPayloadError", broken)
 		case resp.StatusCode != http.StatusOK:
 			return y.refuse(resp.StatusCode, b)
 		case gen == SGLang && q.body != nil:
@@ -117,7 +117,7 @@ func (y *yielder) relay(q *ask) (errText string) {
 		}
 	}
 	if err != nil && y.a.ctx.Err() == nil {
-		return handlerError(broken)
+		return handlerError("aiohttp.client_exceptions.ClientPayloadError", broken)
 	}
 	return ""
 }

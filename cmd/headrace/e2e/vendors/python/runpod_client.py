@@ -5,18 +5,24 @@ usage: runpod_client.py PLAN.json
 The plan names the address, the endpoints and what their workers must say (see runPodPlan in vendors_test.go).
 """
 
+import contextlib
+import io
 import json
 import os
+import re
 import sys
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parent))
 from checks import check, equal, holds, main, plan, raises, until
 
 os.environ["RUNPOD_ENDPOINT_BASE_URL"] = plan["url"]  # read by the import
+os.environ["RUNPOD_LOG_LEVEL"] = "ERROR"  # of the worker, which logs to stdout
 import requests
 import runpod
 from runpod.http_client import AsyncClientSession
+from runpod.serverless.modules import rp_job
 
 runpod.api_key = plan["key"]
 ask = plan["ask"]
@@ -183,6 +189,74 @@ def failed():
     equal(e.run_sync(openai_input(ask)), None, "output of run_sync")
     holds("NoneType" in e.rp_client.get(f"{e.endpoint_id}/status/{job.job_id}")["error"], "the handler's words")
     equal(e.health()["jobs"]["failed"], 2, "failed jobs")
+
+
+async def worker(handler):
+    """What the package's own worker reports of a job that handler, a generator function, does: its yields and its result."""
+    yields, results = [], []
+
+    async def stream_result(session, item, job):
+        yields.append(item)
+
+    async def send_result(session, result, job, is_stream):
+        results.append(result)
+
+    with mock.patch.multiple(rp_job, stream_result=stream_result, send_result=send_result), contextlib.redirect_stdout(io.StringIO()):
+        await rp_job.handle_job(None, {"handler": handler, "return_aggregate_stream": True}, {"id": "x", "input": {"a": 1}})
+    equal(len(results), 1, "results")
+    return yields, results[0]
+
+
+def failure(name):
+    """The error of a job of an endpoint where all jobs fail."""
+    e = endpoint(name)
+    job = e.run(openai_input(ask))
+    until(lambda: job.status() == "FAILED", "failed")
+    got = e.rp_client.get(f"{e.endpoint_id}/status/{job.job_id}")
+    equal(sorted(got), ["delayTime", "error", "executionTime", "id", "status", "workerId"], "members")
+    return got["error"]
+
+
+@check
+async def worker_raises():
+    """A traceback as the package's own worker makes it, but for the frames in the middle."""
+
+    def handler(job):
+        yield "a"
+        None.get
+
+    yields, result = await worker(handler)
+    equal(yields, [{"output": "a"}], "yields")
+    want, got = ([re.sub('".*/runpod/(.*)", line [0-9]+', r"\1", l) for l in e.split("\n")] for e in (result["error"], failure("broken")))
+    equal(got[:3] + got[-2:], want[:3] + want[-2:], "error")
+
+
+@check
+async def worker_yields_an_error():
+    """An object that the package's own worker makes text of."""
+
+    def handler(job):
+        yield {"error": {"message": plan["dead"], "type": "worker_error", "code": None}}
+
+    yields, result = await worker(handler)
+    equal((yields, {"error": failure("dead")}), ([], result), "error")
+
+
+@check
+async def worker_streams():
+    """Yields, and all of them as the output, as the package's own worker reports them."""
+    e = endpoint("fast")
+    job = e.run(openai_input(ask, stream=True))
+    until(lambda: e.rp_client.get(f"{e.endpoint_id}/status/{job.job_id}")["status"] == "COMPLETED", "completed")
+    got = e.rp_client.get(f"{e.endpoint_id}/stream/{job.job_id}")
+
+    def handler(job):
+        yield from (item["output"] for item in got["stream"])
+
+    yields, result = await worker(handler)
+    equal(got, {"status": "COMPLETED", "stream": yields}, "stream")
+    equal(job.output(), result["output"], "output")
+    equal(e.rp_client.get(f"{e.endpoint_id}/stream/{job.job_id}"), {"status": "COMPLETED", "stream": []}, "stream that was read")
 
 
 @check

@@ -69,18 +69,25 @@ def show_instances():
         holds(at[0]["HostPort"].isdigit() and row["public_ipaddr"] == "127.0.0.1", f"address {row['public_ipaddr']} {at}")
 
 
+def pages(params):
+    """The pages of a list, which must come to an end."""
+    for _ in rows:
+        page = vast.show_instances_v1(params)
+        yield page
+        if not page["next_token"]:
+            return
+        params["after_token"] = page["next_token"]
+    raise AssertionError("more pages than instances")
+
+
 @check
 def show_instances_v1():
     """Page by page: limit, token, order and columns."""
-    got, params = [], {"limit": 20, "order_by": [{"col": "id", "dir": "desc"}], "select_cols": ["id", "label"]}
-    while True:
-        page = vast.show_instances_v1(params)
+    got = []
+    for page in pages({"limit": 20, "order_by": [{"col": "id", "dir": "desc"}], "select_cols": ["id", "label"]}):
         equal((page["success"], page["total_instances"], page["instances_found"]), (True, len(rows), len(rows)), "counts")
         equal(sum(page["label_counts"].values()), len(rows), "instances by label")
         got.append(page["instances"])
-        if not page["next_token"]:
-            break
-        params["after_token"] = page["next_token"]
     equal([len(p) for p in got], [20] * (len(rows) // 20), "rows of the pages")
     equal(
         [r for p in got for r in p],
@@ -98,13 +105,7 @@ def show_instances_filtered():
         ({"gpu_name": {"in": ["RTX 4090", "none"]}, "id": {"gte": 1030}}, lambda r: r["gpu_name"] == "RTX 4090" and r["id"] >= 1030),
         ({"actual_status": {"eq": "loading"}}, lambda r: False),
     ):
-        got, params = [], {"select_filters": filters}
-        while True:
-            page = vast.show_instances_v1(params)
-            got += [r["id"] for r in page["instances"]]
-            if not page["next_token"]:
-                break
-            params["after_token"] = page["next_token"]
+        got = [r["id"] for page in pages({"select_filters": filters}) for r in page["instances"]]
         equal(got, [i for i in sorted(rows) if matches(rows[i])], f"ids by {filters}")
 
 
