@@ -28,6 +28,8 @@ type host struct {
 	idleAt   atomic.Int64 // Unix nanoseconds when the last request ended, 0 for never
 	paid     atomic.Bool  // workers are committed: see Advise
 
+	goneAt float64 // when discovery dropped it, NaN while it lists it; guarded by Router.mu
+
 	mu       sync.Mutex // guards what follows; picks read pub instead
 	learner  *capacity.Learner
 	integral float64 // of requests in flight over time, in request seconds
@@ -36,6 +38,8 @@ type host struct {
 	upFor    float64 // seconds up before that
 	losses   float64 // times it was taken away
 	calib    struct{ ttft, itl, usd ratio }
+	use      float64 // mean share of its safe concurrency in use, over hours
+	watched  float64 // seconds that it was taken over
 	pub      published
 }
 
@@ -191,6 +195,7 @@ func (h *host) follow(was, ep *endpoint.Endpoint, prior capacity.Prior, at float
 		}
 		if up && (was.State == endpoint.Preempted || was.State == endpoint.Gone || was.State == endpoint.Starting && was.Tenure != endpoint.Serverless) {
 			h.learner.Restarted()
+			h.breaker.Returned()
 			h.comesBack()
 			forget = true
 		}

@@ -27,6 +27,7 @@ type view struct {
 	ttftLog     float64
 	ttftSigma   float64 // of the logarithm
 	safe        float64 // sequences at once that keep the SLO
+	spread      float64 // likewise, doubt left aside
 	full        float64 // USD per output token at safe; NaN when the price is unknown
 	usd         float64 // marginal cost; NaN when unknown
 	prompt      float64 // tokens to compute
@@ -36,8 +37,9 @@ type view struct {
 	metered     bool
 }
 
-// use is the share of the safe concurrency in use with this request.
-func (v *view) use() float64 { return (v.inFlight + 1) / v.safe }
+// use is the share of the safe concurrency in use with this request. Doubt is left aside: a host of which little is known is
+// no worse for it, or those that were asked once would be asked for ever.
+func (v *view) use() float64 { return (v.inFlight + 1) / v.spread }
 
 // verdict is what keeps a candidate from a request, or lets it in.
 type verdict uint8
@@ -80,6 +82,7 @@ type plan struct {
 	zSafe   float64 // likewise, for the safe concurrency
 	output  float64 // expected tokens
 	prompt  float64 // tokens
+	api     float64 // USD of this request at the cheapest endpoint that is priced per token; +Inf without one
 	metered float64 // USD per output token of the cheapest metered candidate at full load; +Inf without one
 }
 
@@ -151,7 +154,7 @@ func (s *scratch) prepare(r *Router, m *Model, q *Request) {
 
 // survey looks at every candidate of the model.
 func (s *scratch) survey() {
-	s.metered = math.Inf(1)
+	s.metered, s.api = math.Inf(1), math.Inf(1)
 	s.views = slices.Grow(s.views[:0], len(s.m.cands))[:len(s.m.cands)]
 	for i, c := range s.m.cands {
 		s.look(c, &s.views[i])
@@ -239,6 +242,7 @@ func (s *scratch) look(c *candidate, v *view) {
 	}
 	v.ttftLog, v.itlLog = math.Log(v.ttft), math.Log(v.itl)
 	v.safe = s.state.SafeConcurrency(s.slo.TPS, s.zSafe, v.itlSigma)
+	v.spread = s.state.SafeConcurrency(s.slo.TPS, 0, 0)
 	v.full = cost.FullLoad(&ep.Price, s.state.Throughput(v.safe))
 	s.load = cost.Load{
 		OutputTokens: s.output, PromptTokens: v.prompt, CachedTokens: v.cached, BodyBytes: float64(s.q.BodyBytes),
@@ -249,6 +253,9 @@ func (s *scratch) look(c *candidate, v *view) {
 	v.usd, _ = cost.Marginal(&ep.Price, &s.load)
 	if v.metered = cost.Metered(&ep.Price); v.metered && v.full < s.metered {
 		s.metered = v.full
+	}
+	if ep.Price.Basis == endpoint.PerToken {
+		s.api = min(s.api, v.usd)
 	}
 	switch {
 	case v.verdict != serves:

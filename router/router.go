@@ -57,6 +57,7 @@ type Router struct {
 // modelStats is what is learned of a model's requests, wherever they went; it outlives snapshots.
 type modelStats struct {
 	output ewma // tokens of an answer
+	demand demand
 }
 
 // New returns a Router without endpoints.
@@ -69,7 +70,7 @@ func New(o Options) *Router {
 	}
 	r := &Router{
 		opt: o, now: o.Now, Budget: NewBudget(o.Retry), hosts: map[endpoint.ID]*host{}, stats: map[string]*modelStats{},
-		affinity: affinity.New(o.Affinity), origin: o.Now(),
+		affinity: affinity.New(o.Affinity), origin: o.Now().Add(-time.Second), // so that second 0 was never
 	}
 	r.decisions.slots = make([]slot, decisionsKept)
 	r.dice.Store(o.Seed)
@@ -201,6 +202,7 @@ func (r *Router) Pick(q *Request, l *Lease) error {
 			return r.unavailable(s)
 		}
 		if s.lease(r, v, why, l) {
+			m.stats.demand.asked(s, v)
 			return nil
 		}
 		v.verdict = tried // another request was faster

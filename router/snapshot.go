@@ -102,7 +102,7 @@ func (r *Router) Update(eps []endpoint.Endpoint, rules []ModelRule) {
 			r.caches++
 			h.cache.Store(r.caches)
 		}
-		known[ep.ID] = h
+		known[ep.ID], h.goneAt = h, math.NaN()
 		c := &candidate{ep: ep, host: h}
 		s.byID[ep.ID] = c
 		s.list = append(s.list, c)
@@ -110,6 +110,7 @@ func (r *Router) Update(eps []endpoint.Endpoint, rules []ModelRule) {
 			s.offer(c, &ep.Served[j], rules)
 		}
 	}
+	r.forget(known, at)
 	r.hosts = known
 	for name := range s.models {
 		s.names = append(s.names, name)
@@ -137,6 +138,28 @@ func (r *Router) Update(eps []endpoint.Endpoint, rules []ModelRule) {
 	slices.Sort(s.names)
 	slices.SortFunc(s.list, func(a, b *candidate) int { return strings.Compare(string(a.ep.ID), string(b.ep.ID)) })
 	r.snap.Store(s)
+}
+
+// Endpoints that discovery drops are remembered for a while: their provider may have been wrong.
+const (
+	rememberSeconds = 3600.0
+	rememberMost    = 1000
+)
+
+// forget keeps what was learned of endpoints that are gone but not for long. The caller holds mu.
+func (r *Router) forget(known map[endpoint.ID]*host, at float64) {
+	gone := 0
+	for id, h := range r.hosts {
+		if known[id] != nil {
+			continue
+		}
+		if math.IsNaN(h.goneAt) {
+			h.goneAt = at
+		}
+		if gone++; at-h.goneAt < rememberSeconds && gone <= rememberMost {
+			known[id] = h
+		}
+	}
 }
 
 // offer adds one served model under every name it goes by.

@@ -198,6 +198,14 @@ func (b *Breaker) CoolDown(until time.Time, why string) {
 	b.cool.Store(until.UnixNano())
 }
 
+// Returned tells that the endpoint has been started anew: a trial may begin at once.
+func (b *Breaker) Returned() {
+	b.again.Store(0)
+	b.late.Store(0)
+	b.until.Store(0)
+	b.cool.Store(0)
+}
+
 // Wait returns how long nothing may be sent from now on, and why; 0 when something may.
 func (b *Breaker) Wait(now time.Time) (time.Duration, string) {
 	if d := time.Duration(b.cool.Load() - now.UnixNano()); d > 0 {
