@@ -1,0 +1,75 @@
+package sim
+
+import (
+	"headrace/router"
+	"headrace/router/capacity"
+	"headrace/router/endpoint"
+	"headrace/router/outcome"
+)
+
+// brain is the real router as a policy.
+type brain struct {
+	g     *replica
+	r     *router.Router
+	rules []router.ModelRule
+	q     router.Request
+	index map[endpoint.ID]int
+	tried []endpoint.ID
+}
+
+func newBrain(g *replica, policy router.Policy, slo SLO) *brain {
+	p := &brain{g: g, index: map[endpoint.ID]int{}}
+	priors := map[endpoint.ID]capacity.Prior{}
+	for i, b := range g.w.hosts {
+		p.index[b.id] = i
+		priors[b.id] = b.prior
+	}
+	p.r = router.New(router.Options{
+		Now: g.w.clock, Seed: g.rand.Uint64(), Prior: func(ep *endpoint.Endpoint) capacity.Prior { return priors[ep.ID] },
+	})
+	p.rules = []router.ModelRule{{Name: model, Serves: []string{model}, SLO: slo.router(), Policy: policy}}
+	return p
+}
+
+func (p *brain) update(eps []endpoint.Endpoint) { p.r.Update(eps, p.rules) }
+
+func (p *brain) pick(r *request, a *attempt) int {
+	if len(r.tried) == 0 {
+		p.r.Budget.Earn()
+	}
+	p.tried = p.tried[:0]
+	for _, b := range r.tried {
+		p.tried = append(p.tried, b.id)
+	}
+	q := &p.q
+	q.Model, q.Now, q.Came, q.Tried = model, p.g.w.clock(), epoch().Add(duration(r.at)), p.tried
+	q.PromptTokens, q.MaxTokens, q.Resumed = a.seq.prompt, callersMax-r.got, r.firstAt > 0
+	r.key(&q.Affinity)
+	if p.r.Pick(q, &a.lease) != nil {
+		return -1
+	}
+	d := &a.lease.Decision
+	a.forecast = forecast{made: !q.Resumed, pTTFT: d.PTTFT, pTPS: d.PTPS, ttft: d.TTFT, tps: d.TPS, usd: d.MarginalUSD}
+	return p.index[a.lease.Endpoint.ID]
+}
+
+func (p *brain) first(a *attempt) { a.lease.FirstContent(duration(a.firstAt - a.begun)) }
+
+func (p *brain) progress(a *attempt, tokens int64, since float64) {
+	a.lease.Progress(tokens, duration(since))
+}
+
+func (p *brain) settled(a *attempt, class outcome.Class, retryAfter float64) {
+	res := router.Result{Class: class, RetryAfter: duration(retryAfter), Cached: -1}
+	if a.firstAt > 0 {
+		res.OutputTokens, res.Streamed = int64(a.seq.made), duration(a.streamed())
+	}
+	if class == outcome.Success {
+		res.PromptTokens, res.Cached = int64(a.seq.prompt), int64(a.seq.hit)
+	}
+	a.lease.Done(res)
+}
+
+func (p *brain) share([]int) {}
+
+func (p *brain) mayRetry() bool { return p.r.Budget.Spend() }
