@@ -72,4 +72,13 @@ func (p *brain) settled(a *attempt, class outcome.Class, retryAfter float64) {
 
 func (p *brain) share([]int) {}
 
+// advise asks the router what workers it would have up.
+func (p *brain) advise(act func(host, workers int)) {
+	for _, a := range p.r.Advise(p.g.w.clock()) {
+		if a.Action == router.Wake || a.Action == router.Hold {
+			act(p.index[a.Endpoint], a.Workers)
+		}
+	}
+}
+
 func (p *brain) mayRetry() bool { return p.r.Budget.Spend() }

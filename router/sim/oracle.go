@@ -20,10 +20,10 @@ type oracle struct {
 	views  []truth
 	acted  float64 // when capacity was last asked for
 
-	rate, rateAt           float64         // USD a second that the metered tier's requests would cost at the API, a mean over 90 s
+	rate, rateAt   float64         // USD a second that the metered tier's requests would cost at the API, a mean over 90 s
 	apiUSD, output float64         // means of a request
-	committed              map[int]bool    // by host, serverless: workers that are paid for anyway
-	merit                  []meritEndpoint // scratch
+	committed      map[int]bool    // by host, serverless: workers that are paid for anyway
+	merit          []meritEndpoint // scratch
 }
 
 type truth struct {

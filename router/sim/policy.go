@@ -31,10 +31,13 @@ func Policies() []Policy {
 	plainly := func(f func(*replica) *simple) func(*replica) picker {
 		return func(g *replica) picker { return f(g) }
 	}
+	idle := ours()
+	idle.advice = false
 	knowing := ours()
 	knowing.knowing = true
 	return []Policy{
 		{Brain, "Headrace: least marginal cost under the SLO", ours(), brain(router.PolicyCost)},
+		{"headrace-unadvised", "Headrace without capacity actions", idle, brain(router.PolicyCost)},
 		{"headrace-p97", "Headrace asked for 97 % confidence", ours(), sure(0.97)},
 		{"headrace-p99", "Headrace asked for 99 % confidence", ours(), sure(0.99)},
 		{"headrace-latency", "Headrace's policy latency", ours(), brain(router.PolicyLatency)},

@@ -18,6 +18,7 @@ type rules struct {
 	resume    bool    // broken streams are continued elsewhere
 	control   bool    // believes what control planes say of hosts' state
 	maxResume int
+	advice    bool // workers are started as the policy advises
 	knowing   bool // sees the fleet as it is, not as control planes tell it
 }
 
@@ -29,7 +30,7 @@ const (
 
 // ours are Headrace's own rules, plain those of a proxy that knows nothing of GPUs.
 func ours() rules {
-	return rules{first: 12, colds: 4, gap: 5, resume: true, control: true, maxResume: 2}
+	return rules{first: 12, colds: 4, gap: 5, resume: true, control: true, maxResume: 2, advice: true}
 }
 func plain() rules { return rules{first: 60, gap: 60} }
 
@@ -65,6 +66,11 @@ type picker interface {
 	share(others []int)
 	// mayRetry takes a retry out of the gateway's budget.
 	mayRetry() bool
+}
+
+// adviser is a picker that also says how many workers should be up.
+type adviser interface {
+	advise(act func(host, workers int))
 }
 
 // request is one caller's.

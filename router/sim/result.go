@@ -172,9 +172,9 @@ type ledger struct {
 }
 
 type hostLedger struct {
-	first, stream       Calibration
-	bias, streamBias    float64
-	biasN, streamBiasN  int
+	first, stream      Calibration
+	bias, streamBias   float64
+	biasN, streamBiasN int
 }
 
 // shortAnswer is the most tokens of an answer whose speed nobody notices.

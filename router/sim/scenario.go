@@ -77,11 +77,11 @@ const (
 
 // Load is the traffic.
 type Load struct {
-	PerSecond float64 `json:"per_second"` // requests, the day's mean
-	Diurnal   float64 `json:"diurnal"`    // amplitude of the day's sine, as a share of the mean
-	Bursts    float64 `json:"bursts"`     // mean height of bursts, in multiples of the load; 1 for none
+	PerSecond float64 `json:"per_second"`     // requests, the day's mean
+	Diurnal   float64 `json:"diurnal"`        // amplitude of the day's sine, as a share of the mean
+	Bursts    float64 `json:"bursts"`         // mean height of bursts, in multiples of the load; 1 for none
 	From      float64 `json:"from,omitempty"` // hour of the day when the run begins; load is least at 0 and most at 12
-	Trace     []Call  `json:"-"`          // replays these instead, again from the start when they end
+	Trace     []Call  `json:"-"`              // replays these instead, again from the start when they end
 }
 
 // Faults are what befalls hourly hosts. Zero values mean that it does not.

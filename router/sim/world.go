@@ -148,7 +148,28 @@ func (w *world) begin() {
 	if w.sc.Share > 0 && len(w.replicas) > 1 {
 		w.share()
 	}
+	for _, g := range w.replicas {
+		if g.rules.advice {
+			w.advise(g)
+		}
+	}
 	w.arrive()
+}
+
+// advise lets a gateway's policy start workers. Of several gateways one acts, the first that is up, as a lock decides
+// outside of simulations; all think about it, for what they think changes where they send requests.
+func (w *world) advise(g *replica) {
+	if a, ok := g.policy.(adviser); ok && g.up {
+		leader := w.entry(0) == g
+		a.advise(func(host, workers int) {
+			if leader && w.now >= w.controlDownUntil {
+				w.hosts[host].wake(workers)
+			}
+		})
+	}
+	if w.now < w.end {
+		w.in(1, func() { w.advise(g) })
+	}
 }
 
 func (w *world) anyServerless() bool {
