@@ -455,6 +455,7 @@ func (x *exchange) admit() *openai.Error {
 		return e
 	}
 	x.wantStream = x.scan.Stream
+	x.ask.Whole = !x.wantStream
 	x.rec.Stream = x.wantStream
 	if x.s.router.Snapshot().TextOnly(x.model) {
 		x.ask.Media = holdsMedia(body)

@@ -525,3 +525,49 @@ func TestAdvice(t *testing.T) {
 func affinityMark(hash uint64, tokens int32) affinity.Mark {
 	return affinity.Mark{Hash: hash, Tokens: tokens}
 }
+
+// Answers in one piece tell how fast a host is as well.
+func TestWholeAnswersTeach(t *testing.T) {
+	c := newClock()
+	r := brain(c, 1, hourly("a", 1, 32, "m"))
+	for range 40 {
+		var l Lease
+		if err := r.Pick(&Request{Model: "m", Whole: true, PromptTokens: 300}, &l); err != nil {
+			t.Fatal(err)
+		}
+		if p := r.hosts["a"].pending.Load(); p != 0 {
+			t.Fatalf("%d prompt tokens wait for a first token that nobody will see", p)
+		}
+		c.seconds(0.5 + 200*0.057) // half the catalogue's speed
+		l.Done(Result{Class: outcome.Success, OutputTokens: 200, Cached: -1})
+	}
+	if itl := *r.Hosts()[0].ITLMillis; itl < 45 || itl > 65 {
+		t.Errorf("ITL %v ms, the truth is 57", itl)
+	}
+}
+
+// A prompt that seems too long for a host's context goes to another, if there is one.
+func TestContext(t *testing.T) {
+	short, long := hourly("short", 1, 32, "m"), hourly("long", 100, 32, "m")
+	short.Served[0].MaxContext, long.Served[0].MaxContext = 8192, 32768
+	r := brain(newClock(), 1, short, long)
+	pick := func(prompt, most int) endpoint.ID {
+		var l Lease
+		if err := r.Pick(&Request{Model: "m", PromptTokens: prompt, MaxTokens: most, SLO: SLO{TTFT: time.Minute}}, &l); err != nil {
+			t.Fatal(err)
+		}
+		defer l.Done(Result{Class: outcome.ClientGone})
+		return l.Endpoint.ID
+	}
+	for _, tc := range []struct {
+		prompt, most int
+		want         endpoint.ID
+	}{{4000, 500, "short"}, {8000, 500, "long"}, {20000, 0, "long"}} {
+		if got := pick(tc.prompt, tc.most); got != tc.want {
+			t.Errorf("%d tokens and %d more went to %s", tc.prompt, tc.most, got)
+		}
+	}
+	if got := pick(40000, 0); got == "" {
+		t.Error("nobody was asked: the count is an estimate")
+	}
+}

@@ -59,6 +59,25 @@ func (l *Lease) learnSpeed(outputTokens int64, since time.Duration) {
 	h.publish()
 }
 
+// fewWhole is how many tokens an answer in one piece must have to tell a speed: its first token's time is only guessed.
+const fewWhole = 64
+
+// learnWhole learns a speed from an answer that came in one piece.
+func (l *Lease) learnWhole(outputTokens int64, at float64) {
+	took := at - l.pickedAt
+	if outputTokens < fewWhole || !(took > 0) || l.Decision.Cold { //nolint:staticcheck // NaN
+		return
+	}
+	h := l.host
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.integrate(at)
+	mean := (h.integral - l.integral) / took / l.engines
+	decoding := took - min(l.Decision.TTFT, took/2)
+	h.learner.ObserveDecode(at, max(1, min(mean, max(l.limit, 1))), decoding/float64(outputTokens-1), int(min(outputTokens, math.MaxInt32)))
+	h.publish()
+}
+
 // Result is how a lease ended. Of tokens, those that were not counted are 0, or -1 for Cached.
 type Result struct {
 	Class        outcome.Class
@@ -78,8 +97,11 @@ func (l *Lease) Done(res Result) {
 	h := l.host
 	now := l.r.now()
 	at := l.r.seconds(now)
-	if res.Class == outcome.Success || res.Class == outcome.Truncated || res.Class == outcome.ClientGone {
+	switch {
+	case !math.IsNaN(l.firstAt):
 		l.learnSpeed(res.OutputTokens, res.Streamed)
+	case res.Class == outcome.Success:
+		l.learnWhole(res.OutputTokens, at)
 	}
 	l.held = false
 	h.leave(at, now)

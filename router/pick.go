@@ -34,6 +34,7 @@ type view struct {
 	cached      float64 // tokens that it holds already
 	coldSeconds float64 // until a worker is up; 0 when one is
 	session     bool    // it served the session last
+	cramped     bool    // prompt and answer may be longer than its context
 	metered     bool
 }
 
@@ -162,10 +163,29 @@ func (s *scratch) survey() {
 	if math.IsInf(s.metered, 1) {
 		s.metered = meteredUSD
 	}
+	s.uncramp()
 	for i := range s.views {
 		if v := &s.views[i]; v.verdict < limited && v.coldSeconds == 0 && v.c.host.paid.Load() { // paid for while demand justifies it
 			v.usd = cost.Paid(s.output, s.metered, v.use())
 			v.metered = false
+		}
+	}
+}
+
+// uncramp leaves out those whose context seems too short, if there are others: token counts are estimates.
+func (s *scratch) uncramp() {
+	cramped, roomy := false, false
+	for i := range s.views {
+		if v := &s.views[i]; v.verdict < limited {
+			cramped, roomy = cramped || v.cramped, roomy || !v.cramped
+		}
+	}
+	if !cramped || !roomy {
+		return
+	}
+	for i := range s.views {
+		if v := &s.views[i]; v.cramped && v.verdict < limited {
+			v.verdict = misfit
 		}
 	}
 }
@@ -207,6 +227,7 @@ func (s *scratch) look(c *candidate, v *view) {
 	h.pub.load(&s.state, s.at)
 	n := float64(h.inflight.Load() + h.others.Load())
 	v.limit = s.state.Limit
+	v.cramped = c.maxContext > 0 && s.prompt+float64(max(0, s.q.MaxTokens)) > float64(c.maxContext)
 	held, session := s.matches.Tokens(affinity.Host(h.cache.Load()))
 	v.cached, v.session = min(float64(held)*h.hits.mean(1), s.prompt), session
 	v.prompt = s.prompt - v.cached

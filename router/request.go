@@ -30,6 +30,8 @@ type Request struct {
 	// Resumed says that the caller is reading the stream already and the request continues it: no cold start may come in
 	// between, and the time to the first token was kept or missed before.
 	Resumed bool
+	// Whole says that the answer comes in one piece, so that nobody sees its first token.
+	Whole bool
 	// Tokenless says that the answer is not made of output tokens: embeddings, scores, images. No TPS is promised then.
 	Tokenless bool
 }

@@ -223,6 +223,9 @@ func (s *scratch) lease(r *Router, v *view, why string, l *Lease) bool {
 		return false
 	}
 	pending := int64(v.prompt)
+	if s.q.Whole {
+		pending = 0 // it would count until the answer's end
+	}
 	h.pending.Add(pending)
 	engines := 1.0
 	if ep.Tenure == endpoint.Serverless {

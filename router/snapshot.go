@@ -52,6 +52,7 @@ type candidate struct {
 	served     string
 	servedJSON []byte
 	unnamed    bool
+	maxContext int // tokens, 0 when unknown
 	card       json.RawMessage
 }
 
@@ -182,7 +183,7 @@ func (s *Snapshot) add(name string, base *candidate, sv *endpoint.Served) {
 		s.models[name] = m
 	}
 	c := *base
-	c.served, c.card = sv.Name, sv.Card
+	c.served, c.card, c.maxContext = sv.Name, sv.Card, sv.MaxContext
 	if c.unnamed = sv.Unnamed; c.unnamed {
 		c.servedJSON = null
 	} else if sv.Name != name {

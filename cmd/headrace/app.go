@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"slices"
 	"sync"
@@ -76,6 +77,7 @@ func newApp(cfg *config.Config, logTo io.Writer) (*app, error) {
 		Now:     time.Now,
 		Breaker: health.Options{Failures: cfg.Breaker.Failures, OpenFor: cfg.Breaker.OpenFor},
 		Retry:   router.BudgetOptions{PerRequest: cfg.Retries.Budget, Cap: cfg.Retries.BudgetCap},
+		Seed:    rand.Uint64(), //nolint:gosec // replicas differ by it, nothing is guarded
 	})
 	if cfg.State.Redis != "" {
 		var err error

@@ -307,7 +307,11 @@ func (s *State) SafeConcurrency(tps, z, relSigma float64) float64 {
 	if !within(tps, nearZero, 1e9) {
 		return max(minSafe, s.Limit)
 	}
-	n := (math.Exp(-z*relSigma)/tps/s.A0 - s.A) / max(s.B, nearZero)
+	slack := 1.0
+	if doubt := z * relSigma; doubt > 0 {
+		slack = math.Exp(-doubt)
+	}
+	n := (slack/tps/s.A0 - s.A) / max(s.B, nearZero)
 	return max(minSafe, min(s.Limit, n))
 }
 
