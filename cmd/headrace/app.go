@@ -187,11 +187,14 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 
 	a.discovered(slices.Clone(static.New(a.cfg.StaticEndpoints(time.Now()), static.Options{}).Hosts())) // before the first request
 	back.Go(func() error { return a.discover(backCtx, reloads) })
+	advice := &adviser{router: a.router, log: a.log}
+	back.Go(func() error { return advice.Run(backCtx) })
 	if a.admin != nil {
 		back.Go(func() error {
 			return admin.Serve(backCtx, a.admin, admin.Options{
 				Router: a.router, Requests: a.ring, InFlight: a.server.InFlight, Draining: a.server.Draining,
 				Reload: a.reloadStatus, Version: versionText(), Providers: func() any { return a.rented.Load().statuses() },
+				Advice: advice.lately,
 			})
 		})
 	}

@@ -26,6 +26,8 @@ type Options struct {
 	Version  string
 	// Providers returns how each rented cloud fares, in the form it is to be shown; nil when there is none.
 	Providers func() any
+	// Advice returns what would make the fleet cheaper, in the form it is to be shown; nil when nobody looks.
+	Advice func() any
 }
 
 // ReloadStatus is how the last reload went.
@@ -54,11 +56,18 @@ func Handler(o Options) http.Handler {
 		}
 		write(w, http.StatusOK, map[string]any{"providers": list})
 	})
+	mux.HandleFunc("GET /admin/v1/advice", func(w http.ResponseWriter, _ *http.Request) {
+		var list any = []any{}
+		if o.Advice != nil {
+			list = o.Advice()
+		}
+		write(w, http.StatusOK, map[string]any{"advice": list})
+	})
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusNotFound, "unknown_url", "Unknown admin URL "+r.Method+" "+strconv.Quote(r.URL.Path)+
-			". There are /livez, /readyz, /admin/v1/hosts, /admin/v1/requests, /admin/v1/providers and /admin/v1/status, all by GET.")
+			". There are /livez, /readyz, /admin/v1/hosts, /admin/v1/requests, /admin/v1/providers, /admin/v1/advice and /admin/v1/status, all by GET.")
 	})
 	return mux
 }
