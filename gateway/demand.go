@@ -2,13 +2,13 @@ package gateway
 
 import (
 	"bytes"
-	"hash/maphash"
 	"strconv"
 	"strings"
 	"time"
 
 	"headrace/gateway/openai"
 	"headrace/router"
+	"headrace/router/affinity"
 	"headrace/router/endpoint"
 )
 
@@ -78,9 +78,17 @@ func (x *exchange) demand(name, value []byte) *openai.Error {
 		if len(value) > maxSessionLen {
 			return errDemand("x-headrace-session", "a name of at most 256 bytes")
 		}
-		x.ask.Affinity.Session = max(1, maphash.Bytes(x.s.seed, value))
+		x.ask.Affinity.Session = affinity.SessionHash(x.model, value)
 	}
 	return nil
+}
+
+// recognise fills in what hosts may hold of the prompt already. A session's header outdoes what the body says of it.
+func (x *exchange) recognise(body []byte) {
+	x.scan.Marks(body, &x.ask.Affinity)
+	if key := x.scan.CacheKey; len(key) > 0 {
+		x.ask.Affinity.Session = affinity.SessionHash(x.model, key)
+	}
 }
 
 // parseWait reads a time: a Go duration, or a number of seconds.

@@ -14,7 +14,6 @@ import (
 	"encoding/base32"
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"log/slog"
 	"math"
 	"net"
@@ -89,7 +88,6 @@ type Server struct {
 	set     atomic.Pointer[Settings]
 	first   Settings // what the fasthttp servers were set up with
 	router  *router.Router
-	seed    maphash.Seed // of session names
 	forward *forward.Client
 	log     *slog.Logger
 	settled func(*ledger.Record)
@@ -115,7 +113,7 @@ var (
 
 // New returns a Server that serves nothing yet.
 func New(o Options, set Settings) *Server {
-	s := &Server{opt: o, router: o.Router, seed: maphash.MakeSeed(), forward: o.Forward, log: o.Log, settled: o.Settled, created: time.Now().Unix()}
+	s := &Server{opt: o, router: o.Router, forward: o.Forward, log: o.Log, settled: o.Settled, created: time.Now().Unix()}
 	if s.settled == nil {
 		s.settled = func(*ledger.Record) {}
 	}
@@ -461,6 +459,9 @@ func (x *exchange) admit() *openai.Error {
 		x.ask.Media = holdsMedia(body)
 	}
 	x.ask.PromptTokens = x.scan.PromptBytes / bytesPerToken
+	if !x.ask.Tokenless {
+		x.recognise(body)
+	}
 	if x.scan.MaxTokens > 0 {
 		x.ask.MaxTokens = int(min(x.scan.MaxTokens, math.MaxInt32))
 	}

@@ -40,12 +40,15 @@ type Request struct {
 	Seed           bool // "seed" is there and not null; 0 counts
 	Stop           bool // "stop" or "stop_sequences" holds something
 
-	// PromptBytes is the length of the values of messages, prompt, input, query, documents, system
-	// and instructions as they stand in the body: a base for estimating tokens.
+	// PromptBytes is the length of the values of messages, prompt, input, query, documents, system,
+	// instructions, tools and functions as they stand in the body: a base for estimating tokens.
 	PromptBytes int
 	PromptAt    Span // value of messages, else prompt, else input
 
-	User []byte // "user", nil when absent
+	User     []byte // "user", nil when absent
+	CacheKey []byte // "prompt_cache_key", as written between the quotes; nil when absent or no string
+
+	Layout Layout // of the prompt
 }
 
 // keySet finds names that occur twice. It costs no memory for the few dozen names of a real request.
@@ -143,18 +146,30 @@ func (r *Request) Scan(body []byte) error {
 			r.N, wrong = rd.wantInteger("n", 1)
 			r.N = max(r.N, 1)
 		case "messages":
-			rd.skip()
+			r.Layout.turns.scan(&rd)
 			prompts[0] = Span{from, rd.i}
 		case "prompt":
 			rd.skip()
 			prompts[1] = Span{from, rd.i}
 		case "input":
-			rd.skip()
+			if prompts[0].Present() {
+				rd.skip()
+			} else {
+				r.Layout.turns.scan(&rd)
+			}
 			prompts[2] = Span{from, rd.i}
-		case "query", "documents", "system", "instructions":
+		case "query", "documents":
 			r.PromptBytes += len(rd.skip())
 		case "tools", "functions":
-			r.Tools = filled(rd.skip()) || r.Tools
+			v := r.Layout.skip(&rd, name)
+			r.Tools = filled(v) || r.Tools
+			r.PromptBytes += len(v)
+		case "system", "instructions":
+			r.PromptBytes += len(r.Layout.skip(&rd, name))
+		case "cache_salt":
+			r.Layout.skip(&rd, name)
+		case "prompt_cache_key":
+			r.CacheKey, _ = rd.text()
 		case "tool_choice":
 			r.ToolChoiceNone = stringIs(rd.skip(), "none")
 		case "response_format":

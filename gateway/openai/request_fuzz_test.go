@@ -11,7 +11,10 @@ import (
 	"testing"
 	"unicode/utf8"
 
+	"github.com/cespare/xxhash/v2"
+
 	"headrace/gateway/openai"
+	"headrace/router/affinity"
 )
 
 // members decodes the outermost object with encoding/json; dup says whether a name occurs twice.
@@ -100,6 +103,9 @@ var scanSeeds = []string{
 	`{"max_tokens":1e400}`, `{"max_tokens":0e999999999999}`, `{"max_tokens":12.30e+1}`, `{"n":-9223372036854775808}`, `{"n":0.00e-5}`, `{"max_tokens":99999999999999999999}`, `{"user":"\ud800\udc00\ud800"}`,
 	"{\"model\":\"\xff\"}", "{\"\xff\":1,\"\xfe\":2}", `{"a":[[[[{"b":{}}]]]],"c":-1.5e-7,"d":"\\\"\/\b\f\n\r\t\u0000"}`,
 	`{"a":01}`, `{"a":1,}`, `{"a":"` + "\x1f" + `"}`, `{"a":tru}`, `{"messages":[{"role":"user","content":"hi"}],"prompt":"x","input":null}`,
+	`{"messages":[{"role":"system","content":"` + strings.Repeat("be kind. ", 200) + `"},{"role":"user","content":"` + strings.Repeat("why? ", 900) +
+		`"}, [1], 2 ,"x"],"tools":[{"type":"function"}],"instructions":"say it","cache_salt":"abc","prompt_cache_key":"k"}`,
+	`{"prompt":"` + strings.Repeat(`a \"tale\" `, 300) + `","system":[]}`, `{"input":[` + strings.Repeat(`{"role":"user","content":"go on"},`, 40) + `null],"prompt":null}`,
 	`{"response_format":{"type":"json_object"},"tools":[1],"tool_choice":"none","logprobs":true,"seed":1,"stop":"a"}`,
 	`{"a":` + strings.Repeat("[", 511) + strings.Repeat("]", 511) + `}`, `{"a":` + strings.Repeat("[", 512) + strings.Repeat("]", 512) + `}`,
 }
@@ -181,11 +187,40 @@ func checkScan(t *testing.T, body []byte) {
 		t.Fatalf("%q: MaxTokens %d, want %d", body, r.MaxTokens, limit)
 	}
 	size := 0
-	for _, name := range []string{"messages", "prompt", "input", "query", "documents", "system", "instructions"} {
+	for _, name := range []string{"messages", "prompt", "input", "query", "documents", "system", "instructions", "tools", "functions"} {
 		size += len(m[name])
 	}
 	if r.PromptBytes != size {
 		t.Fatalf("%q: PromptBytes %d, want %d", body, r.PromptBytes, size)
+	}
+	checkMarks(t, body, &r, m)
+}
+
+// checkMarks makes sure that each mark is of a prefix of the prompt, one longer than the other.
+func checkMarks(t *testing.T, body []byte, r *request, m map[string]json.RawMessage) {
+	t.Helper()
+	var k affinity.Key
+	r.Marks(body, &k)
+	var prompt []byte
+	for _, name := range []string{"cache_salt", "tools", "functions", "system", "instructions"} {
+		var empty bytes.Buffer // what the value is without white space
+		_ = json.Compact(&empty, m[name])
+		switch empty.String() {
+		case "", "null", "false", `""`, "[]", "{}":
+		default:
+			prompt = append(prompt, m[name]...)
+		}
+	}
+	prompt = append(prompt, body[r.PromptAt.From:r.PromptAt.To]...)
+	n := 0
+	for _, mark := range k.Marks[:k.N] {
+		n++
+		for n <= len(prompt) && xxhash.Sum64(prompt[:n]) != mark.Hash {
+			n++
+		}
+		if n > len(prompt) || int(mark.Tokens) != n/4 || n < 64 {
+			t.Fatalf("%q: marks %+v: one is of no longer prefix of %q", body, k.Marks[:k.N], prompt)
+		}
 	}
 }
 

@@ -7,8 +7,11 @@
 package affinity
 
 import (
+	"math"
 	"sync/atomic"
 	"time"
+
+	"github.com/cespare/xxhash/v2"
 )
 
 // MaxMarks is how many prefixes of one prompt are looked up.
@@ -16,28 +19,61 @@ const MaxMarks = 24
 
 // Mark is a prefix of a prompt: everything up to some point.
 type Mark struct {
-	Hash   uint64 // of all up to the point; never 0
+	Hash   uint64 // of all up to the point; 0 counts as 1
 	Tokens int32  // estimated, of all up to the point
 }
 
 // Key is what a request can be recognised by: its session, and the prefixes of its prompt from the shortest to the
-// longest, which is the whole prompt. The zero Key matches nothing.
+// longest, which is the whole prompt. The zero Key matches nothing. Hashes are alike in all replicas.
 type Key struct {
-	Session uint64 // of a session's name, 0 for none
+	Session uint64 // see SessionHash; 0 for none
+	Root    uint64 // of the beginning that all turns of a conversation, or all questions on one document, share; 0 for none
 	N       int    // marks in use
 	Marks   [MaxMarks]Mark
 }
 
 // Add appends a mark; what is beyond MaxMarks replaces the last one, so that the longest prefix is always there.
 func (k *Key) Add(m Mark) {
-	if m.Hash == 0 {
-		m.Hash = 1
-	}
+	m.Hash = max(1, m.Hash)
 	if k.N == MaxMarks {
 		k.N--
 	}
 	k.Marks[k.N] = m
 	k.N++
+}
+
+// Home is the key by which Rendezvous ranks the hosts of a request of which nothing is known: the same for all requests
+// of a session, else of a conversation. It is 0 for one that nothing can be recognised by.
+func (k *Key) Home() uint64 {
+	if k.Session != 0 {
+		return k.Session
+	}
+	return k.Root
+}
+
+// Rendezvous ranks an endpoint for a key: the one with the highest rank is the key's home, the next one stands in for it,
+// and an endpoint that comes or goes moves only the keys that it wins or held (Thaler and Ravishankar, "Using name-based
+// mappings to increase hit rates", 1998). Ranks are uniform in [0,1) and alike in all replicas. endpoint is an EndpointHash.
+func Rendezvous(key, endpoint uint64) float64 {
+	return float64(mix(key^mix(endpoint))>>11) / (1 << 53)
+}
+
+// EndpointHash hashes an endpoint's ID for Rendezvous.
+func EndpointHash(id string) uint64 { return xxhash.Sum64String(id) }
+
+// SessionHash hashes a session's name. Hosts of one model know nothing of another's prompts, so each model has its own
+// session of a name. It is never 0.
+func SessionHash(model string, name []byte) uint64 {
+	return max(1, mix(xxhash.Sum64String(model))^xxhash.Sum64(name))
+}
+
+// mix spreads every bit over the whole word (the finalizer of MurmurHash3).
+func mix(x uint64) uint64 {
+	x ^= x >> 33
+	x *= 0xff51afd7ed558ccd
+	x ^= x >> 33
+	x *= 0xc4ceb9fe1a85ec53
+	return x ^ x>>33
 }
 
 // Host names an endpoint's cache: a restarted engine gets a new one, so that nothing is expected of it. 0 is nobody.
@@ -81,30 +117,44 @@ func (m *Matches) add(h Host, tokens int32, session bool) {
 	}
 }
 
-// Table is the memory.
+// Table is the memory. Its methods may be called from any goroutine.
 type Table struct {
 	slots []slot
 	mask  uint64
-	keep  int64 // seconds
+	keep  int32 // seconds
 }
 
 const (
-	ways         = 4 // slots that a hash may be in
-	hostsPerSlot = 3 // hosts remembered for a prefix: a prompt that all send is everywhere anyway
+	ways         = 4  // slots that a hash may be in
+	hostsPerSlot = 4  // hosts remembered for a prefix, the last ones that came to it: a prompt that all send is everywhere anyway
+	clockStep    = 60 // seconds that the clock may go back without anything being forgotten
 )
 
+// slot is half a cache line. Two goroutines that take it at once for different prefixes can leave one's host with the
+// other's prefix, and the same prefix in two slots; both are lost at the next change of hands.
 type slot struct {
-	hash  atomic.Uint64
-	at    atomic.Int64 // Unix seconds of its newest use
+	hash  atomic.Uint64 // 0 while nobody has it
+	at    atomic.Uint32 // Unix seconds of its newest use, the lower 32 bits
+	next  atomic.Uint32 // counts hosts that came, to know which is overwritten next
 	hosts [hostsPerSlot]atomic.Uint32
-	next  atomic.Uint32 // which of hosts is overwritten next
+}
+
+// age is how many seconds ago at was; negative in the future.
+func age(now, at uint32) int32 { return int32(now - at) } //nolint:gosec // wraps on purpose: right for 68 years either way
+
+// fresh tells whether what was used last at a time still counts.
+func (t *Table) fresh(now, at uint32) bool {
+	a := age(now, at)
+	return a <= t.keep && a >= -clockStep
 }
 
 // Options set up a Table; zero values mean the defaults.
 type Options struct {
-	Prefixes int           // remembered, rounded up to a power of two; default 65536, of 40 bytes each
-	Keep     time.Duration // since its last use; default 20 minutes
+	Prefixes int           // remembered, rounded up to a power of two; default 65536, of 32 bytes each
+	Keep     time.Duration // since its last use, in whole seconds; default 20 minutes
 }
+
+const maxPrefixes = 1 << 28 // 8 GiB
 
 // New returns an empty table.
 func New(o Options) *Table {
@@ -115,41 +165,44 @@ func New(o Options) *Table {
 		o.Keep = 20 * time.Minute
 	}
 	n := ways
-	for n < o.Prefixes {
+	for n < min(o.Prefixes, maxPrefixes) {
 		n *= 2
 	}
-	return &Table{slots: make([]slot, n), mask: uint64(n/ways - 1), keep: int64(o.Keep / time.Second)} //nolint:gosec // positive
+	keep := min(o.Keep, 365*24*time.Hour) / time.Second
+	return &Table{slots: make([]slot, n), mask: uint64(n/ways - 1), keep: int32(keep)} //nolint:gosec // positive and small
 }
+
+func unix(t time.Time) uint32 { return uint32(t.Unix()) } //nolint:gosec // wraps on purpose
 
 func (t *Table) set(hash uint64) []slot {
 	i := (hash ^ hash>>29) & t.mask * ways
-	return t.slots[i : i+ways]
+	return t.slots[i : i+ways : i+ways]
 }
 
 // Lookup fills m with the hosts that hold a prefix of k, or served its session.
 func (t *Table) Lookup(k *Key, now time.Time, m *Matches) {
 	m.n = 0
-	if k.N == 0 && k.Session == 0 {
-		return
+	at := unix(now)
+	if k.Session != 0 { // first, so that it has a place in m
+		t.collect(session(k.Session), at, 0, true, m)
 	}
-	since := now.Unix() - t.keep
 	for i := k.N - 1; i >= 0 && m.n < maxMatches; i-- {
-		t.collect(k.Marks[i].Hash, since, k.Marks[i].Tokens, false, m)
-	}
-	if k.Session != 0 {
-		t.collect(session(k.Session), since, 0, true, m)
+		t.collect(max(1, k.Marks[i].Hash), at, k.Marks[i].Tokens, false, m)
 	}
 }
 
-func (t *Table) collect(hash uint64, since int64, tokens int32, session bool, m *Matches) {
-	for i := range t.set(hash) {
-		s := &t.set(hash)[i]
-		if s.hash.Load() != hash || s.at.Load() < since {
+func (t *Table) collect(hash uint64, now uint32, tokens int32, session bool, m *Matches) {
+	set := t.set(hash)
+	for i := range set {
+		s := &set[i]
+		if s.hash.Load() != hash {
 			continue
 		}
-		for j := range s.hosts {
-			if h := Host(s.hosts[j].Load()); h != 0 {
-				m.add(h, tokens, session)
+		if t.fresh(now, s.at.Load()) {
+			for j := range s.hosts {
+				if h := Host(s.hosts[j].Load()); h != 0 {
+					m.add(h, tokens, session)
+				}
 			}
 		}
 		return
@@ -161,35 +214,29 @@ func (t *Table) Learn(k *Key, h Host, now time.Time) {
 	if h == 0 {
 		return
 	}
+	at := unix(now)
 	for i := range k.N {
-		t.note(k.Marks[i].Hash, h, now, false)
+		t.note(max(1, k.Marks[i].Hash), h, at, false)
 	}
 	if k.Session != 0 {
-		t.note(session(k.Session), h, now, true)
+		t.note(session(k.Session), h, at, true)
 	}
 }
 
 // note puts h into the slot of hash; alone makes it the only one there.
-func (t *Table) note(hash uint64, h Host, now time.Time, alone bool) {
-	set := t.set(hash)
-	s := &set[0]
-	for i := range set {
-		if set[i].hash.Load() == hash {
-			s = &set[i]
-			break
-		}
-		if set[i].at.Load() < s.at.Load() {
-			s = &set[i]
-		}
-	}
-	if s.hash.Load() != hash {
+func (t *Table) note(hash uint64, h Host, now uint32, alone bool) {
+	s := t.slot(hash, now)
+	if s.hash.Load() != hash || !t.fresh(now, s.at.Load()) {
 		s.hash.Store(0) // nobody reads it while it changes hands
 		for j := range s.hosts {
 			s.hosts[j].Store(0)
 		}
+		s.next.Store(0)
+		s.at.Store(now)
 		s.hash.Store(hash)
+	} else if s.at.Load() != now { // all write the slot of a prompt that all begin with: not more often than need be
+		s.at.Store(now)
 	}
-	s.at.Store(now.Unix())
 	if alone {
 		s.hosts[0].Store(uint32(h))
 		return
@@ -199,12 +246,32 @@ func (t *Table) note(hash uint64, h Host, now time.Time, alone bool) {
 			return
 		}
 	}
-	s.hosts[s.next.Add(1)%hostsPerSlot].Store(uint32(h))
+	s.hosts[(s.next.Add(1)-1)%hostsPerSlot].Store(uint32(h))
+}
+
+// slot returns the slot of hash, else the one that it shall have: a free one, else the one unused for longest.
+func (t *Table) slot(hash uint64, now uint32) *slot {
+	set := t.set(hash)
+	var s *slot
+	oldest := int32(math.MinInt32)
+	for i := range set {
+		switch h := set[i].hash.Load(); {
+		case h == hash:
+			return &set[i]
+		case h == 0:
+			s, oldest = &set[i], math.MaxInt32
+			continue
+		}
+		a := age(now, set[i].at.Load())
+		if a < -clockStep { // left by a clock that was ahead
+			a = math.MaxInt32
+		}
+		if s == nil || a > oldest {
+			s, oldest = &set[i], a
+		}
+	}
+	return s
 }
 
 // session sets sessions apart from prefixes.
-func session(id uint64) uint64 {
-	id ^= 0x9e3779b97f4a7c15
-	id *= 0xff51afd7ed558ccd
-	return max(1, id^id>>33)
-}
+func session(id uint64) uint64 { return max(1, mix(id^0x9e3779b97f4a7c15)) }
