@@ -6,24 +6,26 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"headrace/providers/fakecloud"
 	"headrace/router/endpoint"
 )
 
 // newCachingRig starts a gateway in front of two hosts of one kind that keep prefixes: static:h0 in region A, static:h1 in B.
-func newCachingRig(t *testing.T, timeScale float64) *rig {
+func newCachingRig(t *testing.T, timeScale float64) (*rig, []*fakecloud.Host) {
 	t.Helper()
 	var urls []string
+	var hosts []*fakecloud.Host
 	for i := range 2 {
 		h, err := fakecloud.StartHost(t.Context(), fakecloud.HostConfig{Models: []string{model}, TPS: 20, TimeScale: timeScale, Seed: uint64(i) + 1}) //nolint:gosec // not negative
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(h.Stop)
-		urls = append(urls, h.URL()+"/v1")
+		urls, hosts = append(urls, h.URL()+"/v1"), append(hosts, h)
 	}
-	return newRig(t, urls, func(o *rigOptions) {
+	g := newRig(t, urls, func(o *rigOptions) {
 		o.noTLS = true
 		o.edit = func(eps []endpoint.Endpoint) {
 			for i := range eps {
@@ -32,6 +34,15 @@ func newCachingRig(t *testing.T, timeScale float64) *rig {
 			}
 		}
 	})
+	return g, hosts
+}
+
+// cached is how many prompt tokens hosts have had in their caches.
+func cached(hosts []*fakecloud.Host) (n int) {
+	for _, h := range hosts {
+		n += h.Stats().CachedTokens
+	}
+	return n
 }
 
 // talk is one conversation.
@@ -43,7 +54,6 @@ type talk struct {
 	stream  bool
 	turns   []string
 	last    string // the host of its last turn
-	cached  int64  // prompt tokens that this one had
 }
 
 // say adds a turn of the caller's and one of the host's that answered.
@@ -57,7 +67,7 @@ func (k *talk) say(text string) {
 		k.g.t.Fatalf("status %d, %v: %s", r.StatusCode, err, answer)
 	}
 	rec := k.g.recordN(n)
-	k.last, k.cached = string(rec.Endpoint), rec.Cached
+	k.last = string(rec.Endpoint)
 	b, err := json.Marshal(map[string]string{"role": "assistant", "content": answer[:min(len(answer), 300)]})
 	if err != nil {
 		k.g.t.Fatal(err)
@@ -80,11 +90,10 @@ func essay(name string, n int) string {
 func TestConversationsStay(t *testing.T) {
 	for name, like := range map[string]talk{
 		"streams":  {path: chatPath, stream: true},
-		"answers":  {path: chatPath},
 		"messages": {path: "/v1/messages", stream: true, extra: `"system":"Be brief.",`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			g := newCachingRig(t, 0)
+			g, caches := newCachingRig(t, 0)
 			hosts := map[string]bool{}
 			for i := range 8 {
 				k := like
@@ -93,12 +102,13 @@ func TestConversationsStay(t *testing.T) {
 				first := k.last
 				hosts[first] = true
 				for turn := 1; turn < 5; turn++ {
+					before := cached(caches)
 					k.say(essay(fmt.Sprint("turn", turn), 500))
 					if k.last != first {
 						t.Errorf("talk %d: turn %d went to %s, the others to %s", i, turn, k.last, first)
 					}
-					if k.cached < 400 {
-						t.Errorf("talk %d: turn %d had %d tokens from the cache", i, turn, k.cached)
+					if n := cached(caches) - before; n < 400 {
+						t.Errorf("talk %d: turn %d had %d tokens from the cache", i, turn, n)
 					}
 				}
 			}
@@ -118,7 +128,7 @@ func TestSessionsStay(t *testing.T) {
 		"user is no": {extra: `"user":"s-%d",`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			g := newCachingRig(t, 0)
+			g, _ := newCachingRig(t, 0)
 			moved := 0
 			for i := range 6 {
 				k := like
@@ -148,7 +158,7 @@ func TestSessionsStay(t *testing.T) {
 
 // TestCrowdedHost sends a conversation elsewhere while its host is busy, and others away from it from the beginning.
 func TestCrowdedHost(t *testing.T) {
-	g := newCachingRig(t, 1)
+	g, _ := newCachingRig(t, 20)
 	k := &talk{g: g, path: chatPath, stream: true}
 	k.say(essay("talk", 4000))
 	home, region := k.last, "A"
@@ -157,7 +167,7 @@ func TestCrowdedHost(t *testing.T) {
 	}
 	hold := func() { // a stream of its host that goes on
 		c := g.dial()
-		body := fmt.Sprintf(`{"model":%q,"max_tokens":2000,"stream":true,"messages":[{"role":"user","content":"on"}]}`, model)
+		body := fmt.Sprintf(`{"model":%q,"max_tokens":20000,"stream":true,"messages":[{"role":"user","content":"on"}]}`, model)
 		c.send(post(chatPath, body, "x-headrace-region: "+region))
 		if r := c.response(); r.StatusCode != http.StatusOK || r.Header.Get("X-Headrace-Endpoint") != home {
 			t.Fatalf("status %d from %s, want %s", r.StatusCode, r.Header.Get("X-Headrace-Endpoint"), home)
@@ -177,5 +187,24 @@ func TestCrowdedHost(t *testing.T) {
 	}
 	if k.say("And?"); k.last == home {
 		t.Errorf("the conversation stayed on %s, which is full of streams", home)
+	}
+}
+
+// BenchmarkRequest is a whole request on a kept connection, system calls on both sides included, by the size of its prompt.
+func BenchmarkRequest(b *testing.B) {
+	for name, size := range map[string]int{"1K": 1 << 10, "64K": 64 << 10} {
+		b.Run(name, func(b *testing.B) {
+			up := newUpstream(b, answering)
+			g := newRig(b, []string{up.url()}, func(o *rigOptions) { o.noTLS = true })
+			c := g.dial()
+			_ = c.SetDeadline(time.Time{})
+			req := post(chatPath, fmt.Sprintf(`{"model":%q,"stream":true,"messages":[{"role":"user","content":%q}]}`, model, essay("talk", size)))
+			b.ReportAllocs()
+			for b.Loop() {
+				if r, body, err := c.send(req).whole(); r.StatusCode != http.StatusOK || err != nil {
+					b.Fatalf("status %d, %v: %s", r.StatusCode, err, body)
+				}
+			}
+		})
 	}
 }

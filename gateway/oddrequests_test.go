@@ -72,7 +72,36 @@ func TestBadInputRequests(t *testing.T) {
 	} {
 		rows = append(rows, badInput{name: l.name, send: l.send, status: 400, code: "malformed_request", then: closed})
 	}
+	rows = append(rows, oddDemands()...)
 	runBadInputs(t, append(rows, oddRequests()...))
+}
+
+// oddDemands are values of the fields by which a request says what it wants of its host.
+func oddDemands() []badInput {
+	var rows []badInput
+	send := func(header string) string { return postChat + header + "\r\n" + sizedMessage(goodBody) }
+	for header, values := range map[string][]string{
+		"x-headrace-slo-ttft": {"soon", "0", "0s", "-2s", "-2", "24h1s", "86400", "1e300", "NaN", "Inf", "2 s", "2s,3s", "0x", "1e-12"},
+		"x-headrace-slo-tps":  {"fast", "0", "-1", "1000001", "1e300", "NaN", "-Inf", "Inf", "20/s", "1,5"},
+		"x-headrace-policy":   {"cheap", "default", "cost,latency", "co st", "3", "balanced\xff"},
+		"x-headrace-session":  {strings.Repeat("s", 257)},
+		"x-headrace-trust":    {"high", "secure, verified"},
+		"x-headrace-region":   {",", ", ,"},
+	} {
+		for _, v := range values {
+			name := header + " " + v[:min(20, len(v))]
+			rows = append(rows, badInput{name: name, send: send(header + ": " + v), status: 400, code: "invalid_header", param: header, says: "The header " + header + " is not understood. Give "})
+		}
+	}
+	for _, l := range []string{
+		"x-headrace-slo-ttft: 1h30m", "X-HEADRACE-SLO-TTFT: 86399.5", "x-headrace-slo-ttft: 24h", "x-headrace-slo-ttft: +30", "x-headrace-slo-tps: 0.5", "x-headrace-slo-tps: 1e1",
+		"x-headrace-policy: BALANCED", "x-headrace-policy:  weighted ", "x-headrace-policy: cost", "x-headrace-policy: latency", "x-headrace-policy:",
+		"x-headrace-session: " + strings.Repeat("s", 256), "x-headrace-session: Zo\xeb", "x-headrace-session:", "x-headrace-slo-ttft:   ",
+		"x-headrace-unknown: 1", "x-headrace-: 1", "x-headrace: 1",
+	} {
+		rows = append(rows, badInput{name: l[:min(40, len(l))], send: send(l), status: 200, seen: seenChat})
+	}
+	return rows
 }
 
 // oddRequests are well formed or nearly so.
