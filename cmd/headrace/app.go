@@ -26,6 +26,7 @@ import (
 	"headrace/providers"
 	"headrace/providers/static"
 	"headrace/router"
+	"headrace/router/capacity"
 	"headrace/router/endpoint"
 	"headrace/router/health"
 	"headrace/router/outcome"
@@ -50,8 +51,10 @@ type app struct {
 	speak   *translators
 	redis   *state.Redis // nil when replicas share nothing
 	access  atomic.Bool
-	json    bool // log.format
-	certs   []*listen.Certificate
+
+	expected atomic.Pointer[capacity.Rules] // of hosts, before they were measured
+	json     bool                           // log.format
+	certs    []*listen.Certificate
 
 	onSettled func(*ledger.Record) // also told of every request, or nil; set before run
 
@@ -73,8 +76,10 @@ func newApp(cfg *config.Config, logTo io.Writer) (*app, error) {
 	a.log = telemetry.NewLogger(a.logs, telemetry.LogOptions{Level: a.level, Format: cfg.Log.Format})
 	a.access.Store(cfg.Log.Access)
 	a.json = cfg.Log.Format == "json"
+	a.expected.Store(expectations(cfg))
 	a.router = router.New(router.Options{
 		Now:     time.Now,
+		Prior:   a.expect,
 		Breaker: health.Options{Failures: cfg.Breaker.Failures, OpenFor: cfg.Breaker.OpenFor},
 		Retry:   router.BudgetOptions{PerRequest: cfg.Retries.Budget, Cap: cfg.Retries.BudgetCap},
 		Seed:    rand.Uint64(), //nolint:gosec // replicas differ by it, nothing is guarded
@@ -308,6 +313,7 @@ func (a *app) reconfigure(r reading) bool {
 		a.log.Warn("changes that take effect at the next start only", "keys", later)
 	}
 	a.cfg, a.rules = r.cfg, rules(r.cfg)
+	a.expected.Store(expectations(r.cfg))
 	a.rented.Store(a.rented.Load().next(r.cfg, a.redis, a.log)) // the old ones end with their round
 	a.level.Set(r.cfg.Log.Level)
 	a.access.Store(r.cfg.Log.Access)

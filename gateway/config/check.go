@@ -94,6 +94,7 @@ func (c *Config) shown(path, value string) string {
 func (c *Config) check() []Problem {
 	problems := c.checkAddresses()
 	problems = append(problems, c.checkHosts()...)
+	problems = append(problems, c.checkCatalogue()...)
 	return append(problems, c.checkModels()...)
 }
 
@@ -166,6 +167,18 @@ func (c *Config) checkHosts() []Problem {
 				hint = fmt.Sprintf("did you mean %q?", near)
 			}
 			add(at, &mistake{c.shown(at, c.Passthrough) + "is no host under providers.static", hint})
+		}
+	}
+	return problems
+}
+
+// checkCatalogue looks for lines that say nothing.
+func (c *Config) checkCatalogue() []Problem {
+	var problems []Problem
+	for i := range c.Catalogue {
+		at := fmt.Sprintf("catalogue[%d]", i)
+		if !slices.ContainsFunc([]string{"tps", "slope", "ttft", "prefill_tps", "max_num_seqs"}, func(k string) bool { return c.given(at + "." + k) }) {
+			problems = append(problems, c.problem(at, "says nothing of the hosts it is for", "add tps, slope, ttft, prefill_tps or max_num_seqs, or delete it"))
 		}
 	}
 	return problems

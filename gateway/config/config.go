@@ -34,6 +34,7 @@ type Config struct {
 	Timeouts             Timeouts         `yaml:"timeouts" doc:"How long each phase of a request may last." aka:"timeout|deadlines"`
 	Retries              Retries          `yaml:"retries" doc:"Second attempts at another host, before the first content byte has been sent on." aka:"retry"`
 	Breaker              Breaker          `yaml:"breaker" doc:"When a failing host is left alone, and for how long." aka:"circuit_breaker"`
+	Catalogue            []Expectation    `yaml:"catalogue" otherwise:"the built-in catalogue" doc:"How fast hosts are expected to be before they were measured, where you know better than the built-in catalogue." aka:"catalog|expect|priors"`
 	State                State            `yaml:"state" doc:"What replicas of the gateway share."`
 	Log                  Log              `yaml:"log" doc:"What is logged." aka:"logging|logs"`
 
@@ -72,6 +73,7 @@ type StaticHost struct {
 	Price       Price             `yaml:"price" otherwise:"unknown, which is not free" doc:"What the host costs, by exactly one basis." aka:"cost|pricing|rate"`
 	Tenure      endpoint.Tenure   `yaml:"tenure" words:"interruptible|on_demand|serverless|per_token" otherwise:"follows the price: on_demand per hour, serverless per worker second, per_token per million tokens" doc:"How the host may be taken away." aka:"type|kind"`
 	GPU         string            `yaml:"gpu" otherwise:"unknown" eg:"A100 80GB" doc:"Marketing name of the GPU, without the vendor." aka:"gpu_name|hardware"`
+	GPUs        int               `yaml:"gpus" min:"1" max:"1024" otherwise:"1" eg:"2" doc:"How many of them serve the model together." aka:"gpu_count|num_gpus"`
 	Machine     string            `yaml:"machine" otherwise:"unknown" eg:"rack-7" doc:"The physical machine; hosts on the same one are expected to fail together."`
 	Region      string            `yaml:"region" otherwise:"unknown" eg:"eu-west" doc:"Where it stands, in your own words." aka:"location|zone|datacenter"`
 	Trust       endpoint.Trust    `yaml:"trust" words:"community|verified|datacenter|secure" otherwise:"unknown" doc:"Who may read the requests it gets, from a stranger's machine to one's own."`
@@ -165,6 +167,20 @@ type Breaker struct {
 	OpenFor  time.Duration `yaml:"open_for" above:"0" default:"10s" doc:"Until the host is tried again." aka:"cooldown|reset|open|timeout"`
 }
 
+// Expectation is what the operator expects of the hosts that meet its conditions; zero values say nothing.
+type Expectation struct {
+	Host  string `yaml:"host" otherwise:"any" eg:"vast:48738927" doc:"Id of the host, such as static:lab, exact or with \"*\" at the end." aka:"hosts|id|endpoint"`
+	GPU   string `yaml:"gpu" otherwise:"any" eg:"RTX 4090" doc:"The host's GPU, by any of its names." aka:"gpu_name|hardware"`
+	GPUs  int    `yaml:"gpus" min:"1" max:"1024" otherwise:"any number" eg:"2" doc:"How many of them the host has." aka:"gpu_count|num_gpus"`
+	Model string `yaml:"model" otherwise:"any" eg:"llama-70b-awq" doc:"A model id that the host serves, exact or with \"*\" at the end." aka:"models|serves"`
+
+	TPS        float64       `yaml:"tps" above:"0" max:"100000" otherwise:"as the built-in catalogue" eg:"28" doc:"Tokens per second of a stream alone." aka:"tokens_per_second|speed"`
+	Slope      float64       `yaml:"slope" above:"0" max:"10" otherwise:"as the built-in catalogue" eg:"0.04" doc:"What each further stream adds to the time between two tokens, as a share of that time's constant part."`
+	TTFT       time.Duration `yaml:"ttft" above:"0" otherwise:"as the built-in catalogue" eg:"250ms" doc:"To the first token of a very short prompt." aka:"first_token"`
+	PrefillTPS float64       `yaml:"prefill_tps" above:"0" max:"10000000" otherwise:"as the built-in catalogue" eg:"1200" doc:"Prompt tokens read per second." aka:"prefill"`
+	MaxNumSeqs int           `yaml:"max_num_seqs" min:"1" max:"1000000" otherwise:"as the built-in catalogue" eg:"48" doc:"Sequences the engine runs at once; what the host itself says wins." aka:"max_concurrency|concurrency"`
+}
+
 // State says where replicas share what they know.
 type State struct {
 	Redis endpoint.Secret `yaml:"redis" otherwise:"nothing is shared: one replica, or each for itself" eg:"${REDIS_URL}" doc:"Address of a Redis, redis://[user:password@]host:port[/db] or rediss://: one replica at a time polls Vast.ai, for all." aka:"url|redis_url"`
@@ -194,7 +210,7 @@ func (h *StaticHost) endpoint(now time.Time) endpoint.Endpoint {
 		BaseURL:          strings.TrimRight(h.BaseURL, "/"),
 		Dialect:          endpoint.OpenAI,
 		APIKey:           h.APIKey,
-		Hardware:         endpoint.Hardware{GPU: h.GPU, Machine: h.Machine},
+		Hardware:         endpoint.Hardware{GPU: h.GPU, GPUCount: h.GPUs, Machine: h.Machine},
 		Trust:            h.Trust,
 		Region:           h.Region,
 		MaxNumSeqs:       h.MaxNumSeqs,
