@@ -64,7 +64,7 @@ func TestTables(t *testing.T) {
 		}
 	}
 	for _, e := range entries() {
-		if u, err := url.Parse(e.source); e.source != "routing facts table" && (err != nil || u.Scheme != "https") {
+		if u, err := url.Parse(e.source); e.source != "middle of what was usual at RunPod" && (err != nil || u.Scheme != "https") {
 			t.Errorf("%s on %s: source %q", e.name, e.gpu.Name, e.source)
 		}
 		if e.asOf == "" || !within(e.prior.ITLSeconds, 1.0/1000, 1) || e.count < 1 || e.model.Active > e.model.Total {
