@@ -1,6 +1,7 @@
 package router
 
 import (
+	"encoding/json"
 	"math"
 	"sync"
 )
@@ -12,8 +13,21 @@ type Calibration struct {
 	// Of the newest requests that were expected to keep a promise with at least its confidence: the share that did, less
 	// the mean confidence. NaN with fewer than 50.
 	TTFTExcess, TPSExcess float64
-	// Alarm says that one of the two is below -0.03: predictions are too good to be true.
+	// Alarm says that one of the two is below -0.03 by more than chance explains: predictions are too good to be true.
 	Alarm bool
+}
+
+// MarshalJSON shows an excess that is not known as null.
+func (c Calibration) MarshalJSON() ([]byte, error) {
+	type promise struct {
+		Bins   [10]CalibrationBin `json:"bins"`
+		Excess *float64           `json:"excess"`
+	}
+	return json.Marshal(struct {
+		TTFT  promise `json:"ttft"`
+		TPS   promise `json:"tokens_per_second"`
+		Alarm bool    `json:"alarm"`
+	}{promise{c.TTFT, known(c.TTFTExcess)}, promise{c.TPS, known(c.TPSExcess)}, c.Alarm})
 }
 
 // CalibrationBin counts predictions.
@@ -27,6 +41,8 @@ const (
 	alarmBelow    = -0.03
 	alarmRequests = 50
 	alarmWeight   = 1.0 / 200 // of the newest request
+	alarmSigmas   = 2.0       // standard errors that the excess is below 0, at least: fifty requests say little of three in a hundred
+	alarmOff      = 2.0 / 3   // of what sets the alarm off ends it, so that it does not flutter
 )
 
 // calibration learns how true predictions are.
@@ -39,6 +55,9 @@ type bins struct {
 	bin    [10]CalibrationBin
 	n      int64   // promises expected to be kept
 	excess float64 // mean of kept (0 or 1) less the confidence
+	chance float64 // mean variance of one such difference, where predictions are true
+	shares float64 // sum of the squared weights in these means
+	alarm  bool
 }
 
 func (b *bins) add(p, confidence float64, kept bool) {
@@ -53,10 +72,19 @@ func (b *bins) add(p, confidence float64, kept bool) {
 		c.Kept++
 		hit = 1
 	}
-	if p >= confidence {
-		b.n++
-		b.excess += max(alarmWeight, 1/float64(b.n)) * (hit - confidence - b.excess)
+	if p < confidence {
+		return
 	}
+	b.n++
+	w := max(alarmWeight, 1/float64(b.n))
+	b.excess += w * (hit - confidence - b.excess)
+	b.chance += w * (confidence*(1-confidence) - b.chance)
+	b.shares = (1-w)*(1-w)*b.shares + w*w
+	limit := min(alarmBelow, -alarmSigmas*math.Sqrt(b.chance*b.shares))
+	if b.alarm {
+		limit *= alarmOff
+	}
+	b.alarm = b.n >= alarmRequests && b.excess < limit
 }
 
 func (b *bins) sure() float64 {
@@ -71,9 +99,9 @@ func (r *Router) Calibration() Calibration {
 	c := &r.calibrated
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	out := Calibration{TTFT: c.ttft.bin, TPS: c.tps.bin, TTFTExcess: c.ttft.sure(), TPSExcess: c.tps.sure()}
-	out.Alarm = out.TTFTExcess < alarmBelow || out.TPSExcess < alarmBelow
-	return out
+	return Calibration{
+		TTFT: c.ttft.bin, TPS: c.tps.bin, TTFTExcess: c.ttft.sure(), TPSExcess: c.tps.sure(), Alarm: c.ttft.alarm || c.tps.alarm,
+	}
 }
 
 // ratio is the mean logarithm of realised over predicted, and its spread.

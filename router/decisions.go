@@ -1,9 +1,9 @@
 package router
 
 import (
+	"cmp"
 	"math"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -44,7 +44,7 @@ type Explanation struct {
 	Winner    endpoint.ID     `json:"winner,omitempty"`
 	Why       string          `json:"why"`
 	Others    int             `json:"candidates_not_shown,omitempty"`
-	Candidate []CandidateView `json:"candidates"` // the winner first
+	Candidate []CandidateView `json:"candidates"` // the winner first, then those that serve, the cheapest first
 	// What became of it, nil while it runs or when it was not measured.
 	Realised *Realised `json:"realised,omitempty"`
 }
@@ -158,6 +158,7 @@ func (e *slot) explain() Explanation {
 	if e.won {
 		x.Winner = e.cands[0].c.ep.ID
 	}
+	x.sort()
 	if e.ended {
 		x.Realised = &Realised{Class: e.class.String(), TTFT: known(e.ttft), TPS: known(e.tps)}
 	}
@@ -166,7 +167,7 @@ func (e *slot) explain() Explanation {
 
 func (p *plan) explanation(model, why string) Explanation {
 	return Explanation{
-		At: p.now, Model: model, Policy: p.policy.String(), Prompt: p.prompt, Output: p.output, Why: why, Attempt: 1,
+		At: p.now, Model: model, Policy: p.policy.String(), Prompt: p.prompt, Output: p.output, Why: why, Attempt: 1, Candidate: []CandidateView{},
 		SLO: SLOView{TTFT: p.slo.TTFT.Seconds(), TPS: p.slo.TPS, Confidence: p.slo.Confidence},
 	}
 }
@@ -207,20 +208,28 @@ func (r *Router) Explain(q *Request) (Explanation, error) {
 	if v != nil {
 		x.Winner = v.c.ep.ID
 	}
-	slices.SortStableFunc(x.Candidate, func(a, b CandidateView) int {
-		rank := func(c *CandidateView) int {
-			switch {
-			case c.Endpoint == x.Winner:
-				return 0
-			case c.Verdict == serves.String():
-				return 1
-			}
-			return 2
-		}
-		if d := rank(&a) - rank(&b); d != 0 {
-			return d
-		}
-		return strings.Compare(string(a.Endpoint), string(b.Endpoint))
-	})
+	x.sort()
 	return x, nil
+}
+
+// sort puts the winner first, then those that serve from the cheapest to the dearest, then the others.
+func (x *Explanation) sort() {
+	rank := func(c *CandidateView) int {
+		switch {
+		case c.Endpoint == x.Winner:
+			return 0
+		case c.Verdict == serves.String():
+			return 1
+		}
+		return 2
+	}
+	usd := func(c *CandidateView) float64 {
+		if c.MarginalUSD == nil {
+			return math.Inf(1)
+		}
+		return *c.MarginalUSD
+	}
+	slices.SortFunc(x.Candidate, func(a, b CandidateView) int {
+		return cmp.Or(cmp.Compare(rank(&a), rank(&b)), cmp.Compare(usd(&a), usd(&b)), cmp.Compare(a.Endpoint, b.Endpoint))
+	})
 }

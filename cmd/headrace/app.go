@@ -194,6 +194,12 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 	back.Go(func() error { return a.discover(backCtx, reloads) })
 	advice := &adviser{router: a.router, log: a.log}
 	back.Go(func() error { return advice.Run(backCtx) })
+	back.Go(func() error {
+		t := time.NewTicker(calibrationEvery)
+		defer t.Stop()
+		watchCalibration(backCtx, a.router, t.C, a.log)
+		return nil
+	})
 	if a.admin != nil {
 		back.Go(func() error {
 			return admin.Serve(backCtx, a.admin, admin.Options{

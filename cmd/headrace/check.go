@@ -3,10 +3,8 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"strings"
 	"time"
@@ -71,19 +69,13 @@ func checkReady(ctx context.Context, f *configFlags, cfg *config.Config, out io.
 	case f.overrides.Admin != "":
 		addr = f.overrides.Admin
 	}
-	if addr == "off" {
-		return &exitError{2, errors.New("the admin API is off (admin: off), so readiness cannot be asked for")}
-	}
-	host, port, err := net.SplitHostPort(addr)
+	base, err := adminURL(addr)
 	if err != nil {
-		return &exitError{2, fmt.Errorf("admin address %q: want host:port", addr)}
-	}
-	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
-		host = "127.0.0.1"
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(host, port)+"/readyz", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"/readyz", nil)
 	if err != nil {
 		return err
 	}

@@ -1,5 +1,5 @@
-// Package admin serves operators: liveness, readiness, hosts with their live figures and the last
-// requests. It belongs on an address that callers cannot reach.
+// Package admin serves operators: liveness, readiness, hosts with their live figures, the last requests and
+// the router's decisions with their numbers. It belongs on an address that callers cannot reach.
 package admin
 
 import (
@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"net/url"
 	"strconv"
 	"time"
 
@@ -24,6 +25,8 @@ type Options struct {
 	Draining func() bool
 	Reload   func() *ReloadStatus // the last reload of the config, nil when there was none
 	Version  string
+	// Session is what the router knows a model's session by.
+	Session func(model, name string) uint64
 	// Providers returns how each rented cloud fares, in the form it is to be shown; nil when there is none.
 	Providers func() any
 	// Advice returns what would make the fleet cheaper, in the form it is to be shown; nil when nobody looks.
@@ -48,6 +51,9 @@ func Handler(o Options) http.Handler {
 	mux.HandleFunc("GET /admin/v1/hosts", func(w http.ResponseWriter, _ *http.Request) {
 		write(w, http.StatusOK, map[string]any{"hosts": o.Router.Hosts()})
 	})
+	mux.HandleFunc("GET /admin/v1/decisions", o.decisions)
+	mux.HandleFunc("GET /admin/v1/explain", o.explain)
+	mux.HandleFunc("GET /admin/v1/calibration", o.calibration)
 	mux.HandleFunc("GET /admin/v1/status", o.status)
 	mux.HandleFunc("GET /admin/v1/providers", func(w http.ResponseWriter, _ *http.Request) {
 		var list any = []any{}
@@ -67,7 +73,8 @@ func Handler(o Options) http.Handler {
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusNotFound, "unknown_url", "Unknown admin URL "+r.Method+" "+strconv.Quote(r.URL.Path)+
-			". There are /livez, /readyz, /admin/v1/hosts, /admin/v1/requests, /admin/v1/providers, /admin/v1/advice and /admin/v1/status, all by GET.")
+			". There are /livez, /readyz, /admin/v1/hosts, /admin/v1/requests, /admin/v1/decisions, /admin/v1/explain, "+
+			"/admin/v1/calibration, /admin/v1/providers, /admin/v1/advice and /admin/v1/status, all by GET.")
 	})
 	return mux
 }
@@ -96,24 +103,21 @@ func (o *Options) ready(w http.ResponseWriter, _ *http.Request) {
 
 func (o *Options) status(w http.ResponseWriter, _ *http.Request) {
 	s := map[string]any{
+		"calibration_alarm": o.Router.Calibration().Alarm, // the rest is at /admin/v1/calibration
 		"version": o.Version, "in_flight": o.InFlight(), "draining": o.Draining(),
 		"requests_total": o.Requests.Total(), "models": o.Router.Snapshot().Models(), "reload": o.Reload(),
 	}
 	write(w, http.StatusOK, s)
 }
 
-const mostRequests = 1000
+const mostRecords = 1000
 
 // requests answers with the newest records: n (default 50), model, endpoint and class filter them.
 func (o *Options) requests(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
-	n := 50
-	if v := q.Get("n"); v != "" {
-		var err error
-		if n, err = strconv.Atoi(v); err != nil || n < 1 || n > mostRequests {
-			fail(w, http.StatusBadRequest, "invalid_n", "n must be a whole number from 1 to "+strconv.Itoa(mostRequests)+".")
-			return
-		}
+	n, ok := count(w, q)
+	if !ok {
+		return
 	}
 	id, model, ep, class := q.Get("request_id"), q.Get("model"), q.Get("endpoint"), q.Get("class")
 	recs := o.Requests.Newest(n, func(rec *ledger.Record) bool {
@@ -125,6 +129,20 @@ func (o *Options) requests(w http.ResponseWriter, r *http.Request) {
 		out[i] = &recs[i]
 	}
 	write(w, http.StatusOK, map[string]any{"requests": out, "total": o.Requests.Total()})
+}
+
+// count reads how many records are asked for, 50 by default; if that is no number, it says so to the caller.
+func count(w http.ResponseWriter, q url.Values) (n int, ok bool) {
+	v := q.Get("n")
+	if v == "" {
+		return 50, true
+	}
+	n, err := strconv.Atoi(v)
+	if err != nil || n < 1 || n > mostRecords {
+		fail(w, http.StatusBadRequest, "invalid_n", "n must be a whole number from 1 to "+strconv.Itoa(mostRecords)+".")
+		return 0, false
+	}
+	return n, true
 }
 
 func write(w http.ResponseWriter, status int, v any) {
