@@ -16,6 +16,7 @@ import (
 type CandidateView struct {
 	Endpoint    endpoint.ID `json:"endpoint"`
 	Verdict     string      `json:"verdict"` // "serves", or what kept it from the request
+	Reason      string      `json:"reason,omitempty"` // more of the verdict, where something is known
 	State       string      `json:"state"`
 	MarginalUSD *float64    `json:"marginal_usd"`           // what the request would cost in addition to what is paid anyway
 	FullUSDMTok *float64    `json:"usd_per_mtok_full_load"` // per million output tokens
@@ -85,12 +86,29 @@ type slot struct {
 	won     bool
 	n       int // of cands; the winner first
 	total   int
-	cands   [candsKept]view
+	cands   [candsKept]keptView
 
 	ended bool
 	class outcome.Class
 	ttft  float64
 	tps   float64
+}
+
+// keptView is a view without its candidate, which would keep the whole fleet of its time in memory.
+type keptView struct {
+	view
+	id     endpoint.ID
+	state  endpoint.State
+	reason string
+}
+
+func (k *keptView) keep(v *view) {
+	ep := v.c.ep
+	k.view, k.id, k.state, k.reason = *v, ep.ID, ep.State, ""
+	if v.verdict == away {
+		k.reason = ep.StateReason
+	}
+	k.c = nil
 }
 
 // note keeps the decision; v is nil when nobody was picked.
@@ -105,7 +123,7 @@ func (d *decisions) note(s *scratch, v *view, why string) (seq uint64) {
 	e.ttft, e.tps = math.NaN(), math.NaN()
 	e.n, e.total = 0, len(s.views)
 	if v != nil {
-		e.cands[0] = *v
+		e.cands[0].keep(v)
 		e.n = 1
 	}
 	for _, serving := range [...]bool{true, false} {
@@ -114,7 +132,7 @@ func (d *decisions) note(s *scratch, v *view, why string) (seq uint64) {
 				break
 			}
 			if w := &s.views[i]; w != v && (w.verdict == serves) == serving {
-				e.cands[e.n] = *w
+				e.cands[e.n].keep(w)
 				e.n++
 			}
 		}
@@ -156,7 +174,7 @@ func (e *slot) explain() Explanation {
 		x.Candidate = append(x.Candidate, e.cands[i].show(&e.plan))
 	}
 	if e.won {
-		x.Winner = e.cands[0].c.ep.ID
+		x.Winner = e.cands[0].id
 	}
 	x.sort()
 	if e.ended {
@@ -172,16 +190,38 @@ func (p *plan) explanation(model, why string) Explanation {
 	}
 }
 
-func (v *view) show(p *plan) CandidateView {
-	c := CandidateView{Endpoint: v.c.ep.ID, Verdict: v.verdict.String(), State: v.c.ep.State.String()}
-	if v.verdict >= limited {
+func (k *keptView) show(p *plan) CandidateView {
+	c := CandidateView{Endpoint: k.id, Verdict: k.verdict.String(), Reason: k.reason, State: k.state.String()}
+	if k.verdict >= limited {
 		return c
 	}
-	c.MarginalUSD, c.FullUSDMTok = known(v.usd), known(v.full*1e6)
-	c.TTFT, c.TTFTSigma, c.TPS, c.TPSSigma = known(v.ttft), known(v.ttftSigma), known(1/v.itl), known(v.itlSigma)
-	c.PTTFT, c.PTPS = known(v.pTTFT(p)), known(v.pTPS(p))
-	c.InFlight, c.Safe, c.Cached, c.ColdSeconds = known(v.inFlight), known(v.safe), known(v.cached), known(v.coldSeconds)
+	c.MarginalUSD, c.FullUSDMTok = known(k.usd), known(k.full*1e6)
+	c.TTFT, c.TTFTSigma, c.TPS, c.TPSSigma = known(k.ttft), known(k.ttftSigma), known(1/k.itl), known(k.itlSigma)
+	c.PTTFT, c.PTPS = known(k.pTTFT(p)), known(k.pTPS(p))
+	c.InFlight, c.Safe, c.Cached, c.ColdSeconds = known(k.inFlight), known(k.safe), known(k.cached), known(k.coldSeconds)
 	return c
+}
+
+// show is keptView's of a view that is at hand, with all that can be told of the verdict.
+func (v *view) show(p *plan) CandidateView {
+	var k keptView
+	k.keep(v)
+	switch v.verdict {
+	case barred:
+		_, k.reason = v.c.host.breaker.Wait(p.now)
+	case misfit:
+		var e UnavailableError
+		e.unfit(v.c.fitness(p.m, p.q))
+		k.reason = misfits[e.Cause]
+	default:
+	}
+	return k.show(p)
+}
+
+// misfits says of one endpoint what an UnavailableError says of all.
+var misfits = map[Cause]string{
+	Unqualified: "below the demanded trust, encryption or region", NoRoute: "does not answer this path",
+	NoMedia: "takes no images, audio or files", TooLarge: "takes no body of this size",
 }
 
 func (v *view) pTTFT(p *plan) float64 { return normal((p.ttftLog - v.ttftLog) / v.ttftSigma) }
@@ -199,7 +239,7 @@ func (r *Router) Explain(q *Request) (Explanation, error) {
 	s.survey()
 	v, why := s.choose(r)
 	if v == nil {
-		why = "nobody: " + r.unavailable(s).Error()
+		why = r.unavailable(s).Error()
 	}
 	x := s.plan.explanation(m.Name, why)
 	for i := range s.views {

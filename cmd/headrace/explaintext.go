@@ -31,7 +31,7 @@ func requestText(ds []router.Explanation, rec *settledRequest, now time.Time) st
 		case x.Winner == "":
 			fmt.Fprintf(&b, "%s went to no host: %s.\n", what, x.Why)
 		default:
-			fmt.Fprintf(&b, "%s went to %s: %s%s.\n", what, x.Winner, x.Why, expected(x))
+			fmt.Fprintf(&b, "%s went to %s: %s%s.\n", what, x.Winner, whyText(x), expected(x))
 		}
 		fmt.Fprintf(&b, "That was %s ago. %s\n%s\n", brief(max(0, now.Sub(x.At))), demanded(x), candidates(x))
 		b.WriteString(came(x))
@@ -42,12 +42,15 @@ func requestText(ds []router.Explanation, rec *settledRequest, now time.Time) st
 
 // hypotheticalText tells of a request that could be.
 func hypotheticalText(x *router.Explanation) string {
-	head := fmt.Sprintf("It would go to %s: %s%s.", x.Winner, x.Why, expected(x))
+	head := fmt.Sprintf("It would go to %s: %s%s.", x.Winner, whyText(x), expected(x))
 	if x.Winner == "" {
 		head = "It would be refused: " + x.Why + "."
 	}
 	return fmt.Sprintf("%s\n%s\n%s\n", head, demanded(x), candidates(x))
 }
+
+// whyText is the winner's reason as part of a sentence.
+func whyText(x *router.Explanation) string { return strings.Replace(x.Why, ": ", ", so ", 1) }
 
 // expected tells in brackets what was expected of the winner.
 func expected(x *router.Explanation) string {
@@ -69,17 +72,17 @@ func expected(x *router.Explanation) string {
 	if c.MarginalUSD == nil {
 		s += "its price is unknown"
 	} else {
-		s += usdText(*c.MarginalUSD) + " for this answer"
+		s += usdText(*c.MarginalUSD) + " for this answer, beyond what is paid anyway"
 	}
 	return " (" + s + ")"
 }
 
 // demanded tells what the request asked for, and what else explains the choice.
 func demanded(x *router.Explanation) string {
-	s := fmt.Sprintf("Model %s, policy %s, a prompt of %s, some %.0f expected in answer. The SLO: first token within %s, %.3g tokens/s, each with %.3g %%.",
+	s := fmt.Sprintf("Model %s, policy %s, a prompt of %s, an answer of about %.0f. SLO: first token within %s and %.3g tokens/s, each for %.3g %% of requests.",
 		x.Model, x.Policy, count(int64(math.Round(x.Prompt)), "token"), x.Output, secondsText(x.SLO.TTFT), x.SLO.TPS, x.SLO.Confidence*100)
 	if c := cheaper(x); c != nil {
-		s += fmt.Sprintf("\nCosts that differ by little are taken for alike: %s would cost %s. Of these, room to spare and a prompt that is held already decide; serverless workers are filled up.",
+		s += fmt.Sprintf("\n%s would cost a little less, %s: so small a difference yields to room to spare and to a prompt that is held already.",
 			c.Endpoint, usdText(*c.MarginalUSD))
 	}
 	return s
@@ -112,7 +115,7 @@ func candidates(x *router.Explanation) string {
 	cols := []column{
 		{"endpoint", false, func(c *router.CandidateView) string { return string(c.Endpoint) }},
 		{"verdict", false, func(c *router.CandidateView) string { return verdictText(x, c) }},
-		{"cost µ$", true, func(c *router.CandidateView) string { return scaled(c.MarginalUSD, 1e6, microText) }},
+		{"adds µ$", true, func(c *router.CandidateView) string { return scaled(c.MarginalUSD, 1e6, microText) }},
 		{"full $/Mtok", true, func(c *router.CandidateView) string { return figure(c.FullUSDMTok, "%.2f") }},
 		{"first token", true, func(c *router.CandidateView) string {
 			return scaled(c.TTFT, 1, func(v float64) string { return spread(secondsText(v), c.TTFTSigma) })
@@ -120,10 +123,10 @@ func candidates(x *router.Explanation) string {
 		{"tokens/s", true, func(c *router.CandidateView) string {
 			return scaled(c.TPS, 1, func(v float64) string { return spread(fmt.Sprintf("%.1f", v), c.TPSSigma) })
 		}},
-		{"in time", true, func(c *router.CandidateView) string { return scaled(c.PTTFT, 100, percentText) }},
-		{"fast enough", true, func(c *router.CandidateView) string { return scaled(c.PTPS, 100, percentText) }},
-		{"in flight", true, func(c *router.CandidateView) string {
-			return scaled(c.InFlight, 1, func(v float64) string { return fmt.Sprintf("%.0f of %s", v, figure(c.Safe, "%.0f")) })
+		{"P(in time)", true, func(c *router.CandidateView) string { return scaled(c.PTTFT, 100, percentText) }},
+		{"P(fast enough)", true, func(c *router.CandidateView) string { return scaled(c.PTPS, 100, percentText) }},
+		{"in flight/safe", true, func(c *router.CandidateView) string {
+			return scaled(c.InFlight, 1, func(v float64) string { return fmt.Sprintf("%.0f/%s", v, figure(c.Safe, "%.0f")) })
 		}},
 		{"held tokens", true, func(c *router.CandidateView) string { return someOf(c.Cached, func(v float64) string { return fmt.Sprintf("%.0f", v) }) }},
 		{"cold start", true, func(c *router.CandidateView) string { return someOf(c.ColdSeconds, secondsText) }},
@@ -164,7 +167,6 @@ func candidates(x *router.Explanation) string {
 
 // verdictText is what became of a candidate, in words.
 func verdictText(x *router.Explanation, c *router.CandidateView) string {
-	state := strings.ReplaceAll(c.State, "_", " ")
 	words := c.Verdict
 	switch {
 	case c.Endpoint == x.Winner && c.Verdict == servesWord:
@@ -174,8 +176,15 @@ func verdictText(x *router.Explanation, c *router.CandidateView) string {
 	case c.Verdict == servesWord:
 		words = "keeps the SLO"
 	}
+	var more []string
 	if c.State != "ready" && c.State != "unknown" {
-		words += " (" + state + ")"
+		more = append(more, strings.ReplaceAll(c.State, "_", " "))
+	}
+	if c.Reason != "" {
+		more = append(more, c.Reason)
+	}
+	if len(more) > 0 {
+		words += " (" + strings.Join(more, ": ") + ")"
 	}
 	return words
 }
@@ -228,7 +237,7 @@ func whole(r *settledRequest) string {
 		}
 	}
 	if r.USD != nil {
-		s += fmt.Sprintf("; %s as its share of the hosts' bills", usdText(*r.USD))
+		s += fmt.Sprintf("; %s is its share of the bill", usdText(*r.USD))
 	}
 	return s + ".\n"
 }
@@ -242,29 +251,34 @@ func decisionsText(ds []router.Explanation, now time.Time) string {
 	style := table.StyleLight
 	style.Format.Header = text.FormatDefault
 	t.SetStyle(style)
-	t.AppendHeader(table.Row{"ago", "request", "try", "model", "went to", "why", "cost µ$", "first token", "tokens/s", "ended with"})
+	t.AppendHeader(table.Row{"ago", "request", "model", "went to", "why", "adds µ$", "first token", "tokens/s", "ended with"})
 	right := func(n int) table.ColumnConfig {
 		return table.ColumnConfig{Number: n, Align: text.AlignRight, AlignHeader: text.AlignRight}
 	}
-	t.SetColumnConfigs([]table.ColumnConfig{right(1), right(3), {Number: 6, WidthMax: 34, WidthMaxEnforcer: text.WrapSoft}, right(7), right(8), right(9)})
+	t.SetColumnConfigs([]table.ColumnConfig{right(1), {Number: 5, WidthMax: 32, WidthMaxEnforcer: text.WrapSoft}, right(6), right(7), right(8)})
 	for i := range ds {
 		x := &ds[i]
 		var c router.CandidateView
 		to, ended := "nobody", unknownText
 		if x.Winner != "" {
 			to, ended = string(x.Winner), "still runs"
-			c = x.Candidate[0]
+			if len(x.Candidate) > 0 {
+				c = x.Candidate[0]
+			}
+		}
+		if x.Attempt > 1 {
+			to += fmt.Sprintf(" (attempt %d)", x.Attempt)
 		}
 		var ttft, tps *float64
 		if r := x.Realised; r != nil {
 			ended, ttft, tps = strings.ReplaceAll(r.Class, "_", " "), r.TTFT, r.TPS
 		}
 		t.AppendRow(table.Row{
-			brief(max(0, now.Sub(x.At))), cmp.Or(x.Request, unknownText), x.Attempt, x.Model, to, x.Why, scaled(c.MarginalUSD, 1e6, microText),
+			brief(max(0, now.Sub(x.At))), cmp.Or(x.Request, unknownText), x.Model, to, strings.TrimSuffix(x.Why, " among those that keep the SLO"), scaled(c.MarginalUSD, 1e6, microText),
 			both(c.TTFT, ttft, secondsText), both(c.TPS, tps, func(v float64) string { return fmt.Sprintf("%.1f", v) }), ended,
 		})
 	}
-	return t.Render() + "\nFirst token and tokens/s: expected → came. headrace explain REQUEST tells more of one.\n"
+	return t.Render() + "\nThe first token and the tokens/s are those expected → those that came. More of one request: headrace explain REQUEST-ID\n"
 }
 
 // both shows what was expected and what came.
