@@ -105,8 +105,11 @@ type keptView struct {
 func (k *keptView) keep(v *view) {
 	ep := v.c.ep
 	k.view, k.id, k.state, k.reason = *v, ep.ID, ep.State, ""
-	if v.verdict == away {
+	switch {
+	case v.verdict == away:
 		k.reason = ep.StateReason
+	case v.verdict == misfit && v.cramped:
+		k.reason = "its context is too short for prompt and answer"
 	}
 	k.c = nil
 }
@@ -206,14 +209,13 @@ func (k *keptView) show(p *plan) CandidateView {
 func (v *view) show(p *plan) CandidateView {
 	var k keptView
 	k.keep(v)
-	switch v.verdict {
-	case barred:
+	switch {
+	case v.verdict == barred:
 		_, k.reason = v.c.host.breaker.Wait(p.now)
-	case misfit:
+	case v.verdict == misfit && k.reason == "":
 		var e UnavailableError
 		e.unfit(v.c.fitness(p.m, p.q))
 		k.reason = misfits[e.Cause]
-	default:
 	}
 	return k.show(p)
 }

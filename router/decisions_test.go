@@ -150,6 +150,12 @@ func TestExplain(t *testing.T) {
 	if after := r.Hosts(); after[0].InFlight != 0 || after[0].Requests != before[0].Requests || len(r.Decisions(10, "")) != 3 {
 		t.Errorf("it left traces: %+v", after[0])
 	}
+	short, long := hourly("short", 1, 10, "m"), hourly("long", 1, 10, "m")
+	short.Served[0].MaxContext = 1000
+	x, err = newRouter(short, long).Explain(&Request{Model: "m", PromptTokens: 900, MaxTokens: 200})
+	if err != nil || x.Winner != "long" || !strings.Contains(x.Candidate[1].Reason, "context is too short") {
+		t.Errorf("a context too short: %v, %+v", err, x)
+	}
 	if x, err = r.Explain(&Request{Model: "m", Demand: Demand{Regions: []string{"US"}}}); err != nil || x.Winner != "" || !strings.Contains(x.Why, "demanded trust, encryption and region") {
 		t.Errorf("nobody: %v, %+v", err, x)
 	}
