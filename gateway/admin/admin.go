@@ -25,8 +25,6 @@ type Options struct {
 	Draining func() bool
 	Reload   func() *ReloadStatus // the last reload of the config, nil when there was none
 	Version  string
-	// Session is what the router knows a model's session by.
-	Session func(model, name string) uint64
 	// Providers returns how each rented cloud fares, in the form it is to be shown; nil when there is none.
 	Providers func() any
 	// Advice returns what would make the fleet cheaper, in the form it is to be shown; nil when nobody looks.

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"headrace/router"
+	"headrace/router/affinity"
 	"headrace/router/endpoint"
 )
 
@@ -37,7 +38,7 @@ func (o *Options) explain(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if name := q.Get("session"); name != "" {
-		ask.Affinity.Session = o.Session(ask.Model, name)
+		ask.Affinity.Session = affinity.SessionHash(ask.Model, []byte(name))
 	}
 	x, err := o.Router.Explain(ask)
 	if err != nil { // ErrUnknownModel, nothing else
