@@ -15,7 +15,7 @@ import (
 // CandidateView is what one endpoint would have been for a request. Figures that are not known are nil.
 type CandidateView struct {
 	Endpoint    endpoint.ID `json:"endpoint"`
-	Verdict     string      `json:"verdict"` // "serves", or what kept it from the request
+	Verdict     string      `json:"verdict"`          // "serves", or what kept it from the request
 	Reason      string      `json:"reason,omitempty"` // more of the verdict, where something is known
 	State       string      `json:"state"`
 	MarginalUSD *float64    `json:"marginal_usd"`           // what the request would cost in addition to what is paid anyway

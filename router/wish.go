@@ -12,7 +12,7 @@ import (
 // region, ttft, tps or policy. It returns what the value should have been, "" when it is understood; known is false for
 // another name.
 func (q *Request) Wish(name, value string) (want string, known bool) {
-	ok := true
+	var ok bool
 	switch name {
 	case "trust":
 		q.Demand.Trust, ok = endpoint.ParseTrust(strings.ToLower(value))

@@ -128,7 +128,9 @@ func candidates(x *router.Explanation) string {
 		{"in flight/safe", true, func(c *router.CandidateView) string {
 			return scaled(c.InFlight, 1, func(v float64) string { return fmt.Sprintf("%.0f/%s", v, figure(c.Safe, "%.0f")) })
 		}},
-		{"held tokens", true, func(c *router.CandidateView) string { return someOf(c.Cached, func(v float64) string { return fmt.Sprintf("%.0f", v) }) }},
+		{"held tokens", true, func(c *router.CandidateView) string {
+			return someOf(c.Cached, func(v float64) string { return fmt.Sprintf("%.0f", v) })
+		}},
 		{"cold start", true, func(c *router.CandidateView) string { return someOf(c.ColdSeconds, secondsText) }},
 	}
 	t := table.NewWriter()
@@ -139,12 +141,12 @@ func candidates(x *router.Explanation) string {
 	var configs []table.ColumnConfig
 	rows := make([]table.Row, len(x.Candidate))
 	for _, col := range cols {
-		cells, any := make([]string, len(rows)), false
+		cells, filled := make([]string, len(rows)), false
 		for i := range x.Candidate {
 			cells[i] = col.cell(&x.Candidate[i])
-			any = any || cells[i] != unknownText
+			filled = filled || cells[i] != unknownText
 		}
-		if !any {
+		if !filled {
 			continue
 		}
 		head = append(head, col.name)

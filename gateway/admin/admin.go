@@ -102,7 +102,7 @@ func (o *Options) ready(w http.ResponseWriter, _ *http.Request) {
 func (o *Options) status(w http.ResponseWriter, _ *http.Request) {
 	s := map[string]any{
 		"calibration_alarm": o.Router.Calibration().Alarm, // the rest is at /admin/v1/calibration
-		"version": o.Version, "in_flight": o.InFlight(), "draining": o.Draining(),
+		"version":           o.Version, "in_flight": o.InFlight(), "draining": o.Draining(),
 		"requests_total": o.Requests.Total(), "models": o.Router.Snapshot().Models(), "reload": o.Reload(),
 	}
 	write(w, http.StatusOK, s)
