@@ -102,17 +102,30 @@ type keptView struct {
 	reason string
 }
 
-func (k *keptView) keep(v *view) {
+// keep takes in v, a candidate of p's model.
+func (k *keptView) keep(p *plan, v *view) {
 	ep := v.c.ep
 	k.view, k.id, k.state, k.reason = *v, ep.ID, ep.State, ""
+	k.c = nil
 	switch {
 	case v.verdict == away:
 		k.reason = ep.StateReason
+	case v.verdict == barred:
+		_, k.reason = v.c.host.breaker.Wait(p.now)
 	case v.verdict == misfit && v.cramped:
 		k.reason = "its context is too short for prompt and answer"
+	case v.verdict == misfit:
+		k.reason = v.c.fitness(p.m, p.q).String()
 	}
-	k.c = nil
 }
+
+var unfitWords = [...]string{
+	unfitRoute: "does not answer this path", unfitMedia: "takes no images, audio or files", unfitSize: "takes no body of this size",
+	unfitDemand: "below the demanded trust, encryption or region",
+}
+
+// String says of one endpoint what an UnavailableError says of all.
+func (u unfit) String() string { return unfitWords[u] }
 
 // note keeps the decision; v is nil when nobody was picked.
 func (d *decisions) note(s *scratch, v *view, why string) (seq uint64) {
@@ -126,7 +139,7 @@ func (d *decisions) note(s *scratch, v *view, why string) (seq uint64) {
 	e.ttft, e.tps = math.NaN(), math.NaN()
 	e.n, e.total = 0, len(s.views)
 	if v != nil {
-		e.cands[0].keep(v)
+		e.cands[0].keep(&s.plan, v)
 		e.n = 1
 	}
 	for _, serving := range [...]bool{true, false} {
@@ -135,7 +148,7 @@ func (d *decisions) note(s *scratch, v *view, why string) (seq uint64) {
 				break
 			}
 			if w := &s.views[i]; w != v && (w.verdict == serves) == serving {
-				e.cands[e.n].keep(w)
+				e.cands[e.n].keep(&s.plan, w)
 				e.n++
 			}
 		}
@@ -205,27 +218,6 @@ func (k *keptView) show(p *plan) CandidateView {
 	return c
 }
 
-// show is keptView's of a view that is at hand, with all that can be told of the verdict.
-func (v *view) show(p *plan) CandidateView {
-	var k keptView
-	k.keep(v)
-	switch {
-	case v.verdict == barred:
-		_, k.reason = v.c.host.breaker.Wait(p.now)
-	case v.verdict == misfit && k.reason == "":
-		var e UnavailableError
-		e.unfit(v.c.fitness(p.m, p.q))
-		k.reason = misfits[e.Cause]
-	}
-	return k.show(p)
-}
-
-// misfits says of one endpoint what an UnavailableError says of all.
-var misfits = map[Cause]string{
-	Unqualified: "below the demanded trust, encryption or region", NoRoute: "does not answer this path",
-	NoMedia: "takes no images, audio or files", TooLarge: "takes no body of this size",
-}
-
 func (v *view) pTTFT(p *plan) float64 { return normal((p.ttftLog - v.ttftLog) / v.ttftSigma) }
 func (v *view) pTPS(p *plan) float64  { return normal((p.itlLog - v.itlLog) / v.itlSigma) }
 
@@ -244,8 +236,10 @@ func (r *Router) Explain(q *Request) (Explanation, error) {
 		why = r.unavailable(s).Error()
 	}
 	x := s.plan.explanation(m.Name, why)
+	var k keptView
 	for i := range s.views {
-		x.Candidate = append(x.Candidate, s.views[i].show(&s.plan))
+		k.keep(&s.plan, &s.views[i])
+		x.Candidate = append(x.Candidate, k.show(&s.plan))
 	}
 	if v != nil {
 		x.Winner = v.c.ep.ID

@@ -34,7 +34,7 @@ func TestDecisions(t *testing.T) {
 		t.Fatal("somebody took it")
 	}
 
-	if ds := r.Decisions(1, ""); len(ds) != 1 || ds[0].Request != "req_2" || ds[0].Winner != "" || len(ds[0].Candidate) != 3 || ds[0].Realised != nil {
+	if ds := r.Decisions(1, ""); len(ds) != 1 || ds[0].Request != "req_2" || ds[0].Winner != "" || len(ds[0].Candidate) != 3 || ds[0].Candidate[0].Reason != unfitDemand.String() || ds[0].Realised != nil {
 		t.Errorf("the newest: %+v", ds)
 	}
 	if ds := r.Decisions(10, "req_none"); len(ds) != 0 {
@@ -142,7 +142,7 @@ func TestExplain(t *testing.T) {
 	if err != nil || x.Winner != "lab" || x.Why != whyOnly || x.SLO.TTFT != 3 || x.SLO.TPS != 15 || x.Prompt != 1000 {
 		t.Fatalf("%v: %+v", err, x)
 	}
-	for i, want := range []string{"lab|serves|", "sick|breaker open or cooling down|breaker open", "stranger|" + misfit.String() + "|" + misfits[Unqualified], "text|" + misfit.String() + "|" + misfits[NoMedia]} {
+	for i, want := range []string{"lab|serves|", "sick|breaker open or cooling down|breaker open", "stranger|" + misfit.String() + "|" + unfitDemand.String(), "text|" + misfit.String() + "|" + unfitMedia.String()} {
 		if c := x.Candidate[i]; string(c.Endpoint)+"|"+c.Verdict+"|"+c.Reason != want {
 			t.Errorf("candidate %d: %s %s (%s), want %s", i, c.Endpoint, c.Verdict, c.Reason, want)
 		}
