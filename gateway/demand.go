@@ -2,27 +2,24 @@ package gateway
 
 import (
 	"bytes"
-	"strconv"
 	"strings"
-	"time"
 
 	"headrace/gateway/openai"
 	"headrace/router"
 	"headrace/router/affinity"
-	"headrace/router/endpoint"
 )
 
 // Header fields by which a request says what it wants of the hosts that may get it. Each begins with headerPrefix.
 const (
 	headerPrefix  = "X-Headrace-"
-	wantsTrust    = "Trust"
-	wantsRegion   = "Region"
-	wantsTTFT     = "Slo-Ttft"
-	wantsTPS      = "Slo-Tps"
-	wantsPolicy   = "Policy"
 	wantsSession  = "Session"
 	maxSessionLen = 256
 )
+
+// wishes are the others, with router.Request.Wish's word for each.
+var wishes = [...]struct{ header, word string }{
+	{"Trust", "trust"}, {"Region", "region"}, {"Slo-Ttft", "ttft"}, {"Slo-Tps", "tps"}, {"Policy", "policy"},
+}
 
 // demands reads what the request asks of every host that may get it.
 func (x *exchange) demands() *openai.Error {
@@ -40,45 +37,20 @@ func (x *exchange) demands() *openai.Error {
 // demand reads one header field.
 func (x *exchange) demand(name, value []byte) *openai.Error {
 	is := func(s string) bool { return len(name) == len(s) && strings.EqualFold(string(name), s) }
-	switch {
-	case is(wantsTrust):
-		t, ok := endpoint.ParseTrust(strings.ToLower(string(value)))
-		if !ok {
-			return errDemand("x-headrace-trust", "one of community, verified, datacenter or secure")
-		}
-		x.ask.Demand.Trust = t
-	case is(wantsRegion):
-		for r := range strings.SplitSeq(string(value), ",") {
-			if r = strings.TrimSpace(r); r != "" {
-				x.ask.Demand.Regions = append(x.ask.Demand.Regions, r)
-			}
-		}
-		if len(x.ask.Demand.Regions) == 0 {
-			return errDemand("x-headrace-region", "regions parted by commas, such as EU or US-KS-2,CA")
-		}
-	case is(wantsTTFT):
-		d, ok := parseWait(string(value))
-		if !ok {
-			return errDemand("x-headrace-slo-ttft", "the most time to the first token, such as 800ms or 2s")
-		}
-		x.ask.SLO.TTFT = d
-	case is(wantsTPS):
-		f, err := strconv.ParseFloat(string(value), 64)
-		if err != nil || !(f > 0 && f <= 1e6) { //nolint:staticcheck // NaN is out as well
-			return errDemand("x-headrace-slo-tps", "the least tokens per second of the stream, such as 20")
-		}
-		x.ask.SLO.TPS = f
-	case is(wantsPolicy):
-		p, ok := router.ParsePolicy(string(value))
-		if !ok {
-			return errDemand("x-headrace-policy", "one of cost, latency, balanced or weighted")
-		}
-		x.ask.Policy = p
-	case is(wantsSession):
+	if is(wantsSession) {
 		if len(value) > maxSessionLen {
 			return errDemand("x-headrace-session", "a name of at most 256 bytes")
 		}
 		x.ask.Affinity.Session = affinity.SessionHash(x.model, value)
+		return nil
+	}
+	for i := range wishes {
+		if is(wishes[i].header) {
+			if want, _ := x.ask.Wish(wishes[i].word, string(value)); want != "" {
+				return errDemand(strings.ToLower(headerPrefix+wishes[i].header), want)
+			}
+			return nil
+		}
 	}
 	return nil
 }
@@ -89,15 +61,6 @@ func (x *exchange) recognise(body []byte) {
 	if key := x.scan.CacheKey; len(key) > 0 {
 		x.ask.Affinity.Session = affinity.SessionHash(x.model, key)
 	}
-}
-
-// parseWait reads a time: a Go duration, or a number of seconds.
-func parseWait(s string) (time.Duration, bool) {
-	d, err := time.ParseDuration(s)
-	if f, ferr := strconv.ParseFloat(s, 64); err != nil && ferr == nil && f > 0 && f < 86400 {
-		d, err = time.Duration(f*float64(time.Second)), nil
-	}
-	return d, err == nil && d > 0 && d <= 24*time.Hour
 }
 
 func errDemand(header, want string) *openai.Error {
