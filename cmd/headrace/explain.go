@@ -69,7 +69,7 @@ asked about, 2 the command line or the config is wrong.`,
 			if err != nil {
 				return err
 			}
-			e := explainer{api: a, out: cmd.OutOrStdout(), json: o.output == "json", now: time.Now()}
+			e := explainer{api: a, out: cmd.OutOrStdout(), json: o.output == "json", now: time.Now(), width: screenWidth(cmd.OutOrStdout())}
 			switch {
 			case len(args) == 1:
 				return e.request(cmd.Context(), args[0])
@@ -209,10 +209,11 @@ func (a *adminAPI) get(ctx context.Context, path string, q url.Values, out any) 
 
 // explainer asks a gateway and prints.
 type explainer struct {
-	api  *adminAPI
-	out  io.Writer
-	json bool
-	now  time.Time
+	api   *adminAPI
+	out   io.Writer
+	json  bool
+	now   time.Time
+	width int // of the screen, 0 where there is none
 }
 
 const (
@@ -271,7 +272,7 @@ func (e *explainer) request(ctx context.Context, id string) error {
 	if e.json {
 		return e.encode(&x)
 	}
-	_, err := io.WriteString(e.out, requestText(x.Decisions, rec, e.now))
+	_, err := io.WriteString(e.out, requestText(x.Decisions, rec, e.now, e.width))
 	return err
 }
 
@@ -285,7 +286,7 @@ func (e *explainer) hypothetical(ctx context.Context, q url.Values) error {
 	if e.json {
 		err = e.encode(&x)
 	} else {
-		_, err = io.WriteString(e.out, hypotheticalText(&x))
+		_, err = io.WriteString(e.out, hypotheticalText(&x, e.width))
 	}
 	if err == nil && x.Winner == "" {
 		err = &exitError{code: 1} // it is said already
@@ -304,7 +305,7 @@ func (e *explainer) newest(ctx context.Context) error {
 	if e.json {
 		return e.encode(&x)
 	}
-	_, err := io.WriteString(e.out, decisionsText(x.Decisions, e.now))
+	_, err := io.WriteString(e.out, decisionsText(x.Decisions, e.now, e.width))
 	return err
 }
 

@@ -340,12 +340,13 @@ func TestExplainGolden(t *testing.T) {
 	none := router.Explanation{Model: "llama-70b", Policy: "cost", SLO: slo, Prompt: 500, Output: 250, Why: `no endpoint for model "llama-70b": every host that serves it is failing`}
 	rec := &settledRequest{Status: 200, TTFT: f(531.2), Duration: 12840, Output: n(250), Prompt: n(2051), Cached: n(1536), USD: f(0.00123)}
 	for name, got := range map[string]string{
-		"request": requestText([]router.Explanation{first, second}, rec, now),
-		"running": requestText([]router.Explanation{running}, nil, now),
-		"refused": requestText([]router.Explanation{refused}, &settledRequest{Status: 503, Duration: 0.4}, now),
-		"crowded": hypotheticalText(&crowded),
-		"none":    hypotheticalText(&none),
-		"newest":  decisionsText([]router.Explanation{refused, running, crowded, second, first}, now),
+		"request": requestText([]router.Explanation{first, second}, rec, now, 0),
+		"running": requestText([]router.Explanation{running}, nil, now, 0),
+		"refused": requestText([]router.Explanation{refused}, &settledRequest{Status: 503, Duration: 0.4}, now, 0),
+		"crowded": hypotheticalText(&crowded, 0),
+		"none":    hypotheticalText(&none, 0),
+		"newest":  decisionsText([]router.Explanation{refused, running, crowded, second, first}, now, 0),
+		"narrow":  requestText([]router.Explanation{running}, nil, now, 100) + decisionsText([]router.Explanation{running, first}, now, 90),
 	} {
 		file := filepath.Join("testdata", "explain", name+".golden")
 		if *update {

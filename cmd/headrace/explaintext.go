@@ -3,12 +3,16 @@ package main
 import (
 	"cmp"
 	"fmt"
+	"io"
 	"math"
+	"os"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
+	"golang.org/x/term"
 
 	"headrace/router"
 )
@@ -16,7 +20,7 @@ import (
 const unknownText = "–"
 
 // requestText tells of a request that was: each attempt's decision, what came of it, and what the whole request was.
-func requestText(ds []router.Explanation, rec *settledRequest, now time.Time) string {
+func requestText(ds []router.Explanation, rec *settledRequest, now time.Time, width int) string {
 	var b strings.Builder
 	for i := range ds {
 		x := &ds[i]
@@ -33,7 +37,7 @@ func requestText(ds []router.Explanation, rec *settledRequest, now time.Time) st
 		default:
 			fmt.Fprintf(&b, "%s went to %s: %s%s.\n", what, x.Winner, whyText(x), expected(x))
 		}
-		fmt.Fprintf(&b, "That was %s ago. %s\n%s\n", brief(max(0, now.Sub(x.At))), demanded(x), candidates(x))
+		fmt.Fprintf(&b, "That was %s ago. %s\n%s\n", brief(max(0, now.Sub(x.At))), demanded(x), candidates(x, width))
 		b.WriteString(came(x))
 	}
 	b.WriteString(whole(rec))
@@ -41,12 +45,12 @@ func requestText(ds []router.Explanation, rec *settledRequest, now time.Time) st
 }
 
 // hypotheticalText tells of a request that could be.
-func hypotheticalText(x *router.Explanation) string {
+func hypotheticalText(x *router.Explanation, width int) string {
 	head := fmt.Sprintf("It would go to %s: %s%s.", x.Winner, whyText(x), expected(x))
 	if x.Winner == "" {
 		head = "It would be refused: " + x.Why + "."
 	}
-	return fmt.Sprintf("%s\n%s\n%s\n", head, demanded(x), candidates(x))
+	return fmt.Sprintf("%s\n%s\n%s\n", head, demanded(x), candidates(x, width))
 }
 
 // whyText is the winner's reason as part of a sentence.
@@ -102,69 +106,93 @@ func cheaper(x *router.Explanation) (c *router.CandidateView) {
 
 const servesWord = "serves" // the router's verdict
 
-// candidates renders the table. Columns in which nobody has anything are left out.
-func candidates(x *router.Explanation) string {
+// candidates renders the table, within width if it is above 0. Columns in which nobody has anything are left out.
+func candidates(x *router.Explanation, width int) string {
 	if len(x.Candidate) == 0 {
 		return "No host serves this model now."
 	}
-	type column struct {
-		name  string
-		right bool
-		cell  func(c *router.CandidateView) string
+	cols := []textColumn{
+		{name: "endpoint"},
+		{name: "verdict"},
+		{name: "adds µ$", right: true},
+		{name: "full $/Mtok", right: true, spare: 6},
+		{name: "first token", right: true},
+		{name: "tokens/s", right: true},
+		{name: "P(in time)", right: true, spare: 4},
+		{name: "P(fast enough)", right: true, spare: 5},
+		{name: "in flight/safe", right: true, spare: 1},
+		{name: "held tokens", right: true, spare: 3},
+		{name: "cold start", right: true, spare: 2},
 	}
-	cols := []column{
-		{"endpoint", false, func(c *router.CandidateView) string { return string(c.Endpoint) }},
-		{"verdict", false, func(c *router.CandidateView) string { return verdictText(x, c) }},
-		{"adds µ$", true, func(c *router.CandidateView) string { return scaled(c.MarginalUSD, 1e6, microText) }},
-		{"full $/Mtok", true, func(c *router.CandidateView) string { return figure(c.FullUSDMTok, "%.2f") }},
-		{"first token", true, func(c *router.CandidateView) string {
-			return scaled(c.TTFT, 1, func(v float64) string { return spread(secondsText(v), c.TTFTSigma) })
-		}},
-		{"tokens/s", true, func(c *router.CandidateView) string {
-			return scaled(c.TPS, 1, func(v float64) string { return spread(fmt.Sprintf("%.1f", v), c.TPSSigma) })
-		}},
-		{"P(in time)", true, func(c *router.CandidateView) string { return scaled(c.PTTFT, 100, percentText) }},
-		{"P(fast enough)", true, func(c *router.CandidateView) string { return scaled(c.PTPS, 100, percentText) }},
-		{"in flight/safe", true, func(c *router.CandidateView) string {
-			return scaled(c.InFlight, 1, func(v float64) string { return fmt.Sprintf("%.0f/%s", v, figure(c.Safe, "%.0f")) })
-		}},
-		{"held tokens", true, func(c *router.CandidateView) string {
-			return someOf(c.Cached, func(v float64) string { return fmt.Sprintf("%.0f", v) })
-		}},
-		{"cold start", true, func(c *router.CandidateView) string { return someOf(c.ColdSeconds, secondsText) }},
-	}
-	t := table.NewWriter()
-	style := table.StyleLight
-	style.Format.Header = text.FormatDefault
-	t.SetStyle(style)
-	var head table.Row
-	var configs []table.ColumnConfig
-	rows := make([]table.Row, len(x.Candidate))
-	for _, col := range cols {
-		cells, filled := make([]string, len(rows)), false
-		for i := range x.Candidate {
-			cells[i] = col.cell(&x.Candidate[i])
-			filled = filled || cells[i] != unknownText
-		}
-		if !filled {
-			continue
-		}
-		head = append(head, col.name)
-		if col.right {
-			configs = append(configs, table.ColumnConfig{Number: len(head), Align: text.AlignRight, AlignHeader: text.AlignRight})
-		}
-		for i, cell := range cells {
-			rows[i] = append(rows[i], cell)
+	for i := range x.Candidate {
+		c := &x.Candidate[i]
+		for j, cell := range []string{
+			string(c.Endpoint), verdictText(x, c), scaled(c.MarginalUSD, 1e6, microText), figure(c.FullUSDMTok, "%.2f"),
+			scaled(c.TTFT, 1, func(v float64) string { return spread(secondsText(v), c.TTFTSigma) }),
+			scaled(c.TPS, 1, func(v float64) string { return spread(fmt.Sprintf("%.1f", v), c.TPSSigma) }),
+			scaled(c.PTTFT, 100, percentText), scaled(c.PTPS, 100, percentText),
+			scaled(c.InFlight, 1, func(v float64) string { return fmt.Sprintf("%.0f/%s", v, figure(c.Safe, "%.0f")) }),
+			someOf(c.Cached, func(v float64) string { return fmt.Sprintf("%.0f", v) }), someOf(c.ColdSeconds, secondsText),
+		} {
+			cols[j].cells = append(cols[j].cells, cell)
 		}
 	}
-	t.AppendHeader(head)
-	t.SetColumnConfigs(configs)
-	t.AppendRows(rows)
-	s := t.Render()
+	cols = slices.DeleteFunc(cols, func(c textColumn) bool {
+		return !slices.ContainsFunc(c.cells, func(s string) bool { return s != unknownText })
+	})
+	s := textTable(cols, width)
 	if x.Others > 0 {
 		s += fmt.Sprintf("\nand %s not shown", count(int64(x.Others), "more candidate"))
 	}
 	return s
+}
+
+// textColumn is one of a table.
+type textColumn struct {
+	name  string
+	right bool
+	spare int // where there is no room, the highest goes first; 0 stays
+	most  int // width, 0 for any
+	cells []string
+}
+
+// textTable renders columns, within width if it is above 0, as far as sparing some achieves that.
+func textTable(cols []textColumn, width int) string {
+	var left []string // out
+	for {
+		t := table.NewWriter()
+		style := table.StyleLight
+		style.Format.Header = text.FormatDefault
+		t.SetStyle(style)
+		head, rows, configs := make(table.Row, len(cols)), make([]table.Row, len(cols[0].cells)), make([]table.ColumnConfig, len(cols))
+		for i, c := range cols {
+			head[i], configs[i] = c.name, table.ColumnConfig{Number: i + 1, WidthMax: c.most, WidthMaxEnforcer: text.WrapSoft}
+			if c.right {
+				configs[i].Align, configs[i].AlignHeader = text.AlignRight, text.AlignRight
+			}
+			for j, cell := range c.cells {
+				rows[j] = append(rows[j], cell)
+			}
+		}
+		t.AppendHeader(head)
+		t.SetColumnConfigs(configs)
+		t.AppendRows(rows)
+		s := t.Render()
+		spare := 0
+		for i := range cols {
+			if cols[i].spare > cols[spare].spare {
+				spare = i
+			}
+		}
+		if width <= 0 || cols[spare].spare == 0 || text.LongestLineLen(s) <= width {
+			if len(left) > 0 {
+				s += "\n(left out, as the screen is narrow: " + strings.Join(left, ", ") + ")"
+			}
+			return s
+		}
+		left = append(left, cols[spare].name)
+		cols = slices.Delete(cols, spare, spare+1)
+	}
 }
 
 // verdictText is what became of a candidate, in words.
@@ -245,19 +273,21 @@ func whole(r *settledRequest) string {
 }
 
 // decisionsText lists decisions, the newest first.
-func decisionsText(ds []router.Explanation, now time.Time) string {
+func decisionsText(ds []router.Explanation, now time.Time, width int) string {
 	if len(ds) == 0 {
 		return "No decision yet: no request has come since the gateway started.\n"
 	}
-	t := table.NewWriter()
-	style := table.StyleLight
-	style.Format.Header = text.FormatDefault
-	t.SetStyle(style)
-	t.AppendHeader(table.Row{"ago", "request", "model", "went to", "why", "adds µ$", "first token", "tokens/s", "ended with"})
-	right := func(n int) table.ColumnConfig {
-		return table.ColumnConfig{Number: n, Align: text.AlignRight, AlignHeader: text.AlignRight}
+	cols := []textColumn{
+		{name: "ago", right: true},
+		{name: "request"},
+		{name: "model", spare: 3},
+		{name: "went to"},
+		{name: "why", most: 32, spare: 1},
+		{name: "adds µ$", right: true, spare: 2},
+		{name: "first token", right: true, spare: 4},
+		{name: "tokens/s", right: true, spare: 5},
+		{name: "ended with"},
 	}
-	t.SetColumnConfigs([]table.ColumnConfig{right(1), {Number: 5, WidthMax: 32, WidthMaxEnforcer: text.WrapSoft}, right(6), right(7), right(8)})
 	for i := range ds {
 		x := &ds[i]
 		var c router.CandidateView
@@ -275,12 +305,14 @@ func decisionsText(ds []router.Explanation, now time.Time) string {
 		if r := x.Realised; r != nil {
 			ended, ttft, tps = strings.ReplaceAll(r.Class, "_", " "), r.TTFT, r.TPS
 		}
-		t.AppendRow(table.Row{
-			brief(max(0, now.Sub(x.At))), cmp.Or(x.Request, unknownText), x.Model, to, strings.TrimSuffix(x.Why, " among those that keep the SLO"), scaled(c.MarginalUSD, 1e6, microText),
-			both(c.TTFT, ttft, secondsText), both(c.TPS, tps, func(v float64) string { return fmt.Sprintf("%.1f", v) }), ended,
-		})
+		for j, cell := range []string{
+			brief(max(0, now.Sub(x.At))), cmp.Or(x.Request, unknownText), x.Model, to, strings.TrimSuffix(x.Why, " among those that keep the SLO"),
+			scaled(c.MarginalUSD, 1e6, microText), both(c.TTFT, ttft, secondsText), both(c.TPS, tps, func(v float64) string { return fmt.Sprintf("%.1f", v) }), ended,
+		} {
+			cols[j].cells = append(cols[j].cells, cell)
+		}
 	}
-	return t.Render() + "\nThe first token and the tokens/s are those expected → those that came. More of one request: headrace explain REQUEST-ID\n"
+	return textTable(cols, width) + "\nThe first token and the tokens/s are those expected → those that came. More of one request: headrace explain REQUEST-ID\n"
 }
 
 // both shows what was expected and what came.
@@ -347,4 +379,14 @@ func usdText(v float64) string {
 	}
 	digits := min(9, max(2, 1-int(math.Floor(math.Log10(v)))))
 	return "$" + fmt.Sprintf("%.*f", digits, v)
+}
+
+// screenWidth is that of the terminal that out is, 0 when it is none or does not tell.
+func screenWidth(out io.Writer) int {
+	if f, ok := out.(*os.File); ok && isTerminal(out) {
+		if w, _, err := term.GetSize(int(f.Fd())); err == nil { //nolint:gosec // a handful
+			return w
+		}
+	}
+	return 0
 }
