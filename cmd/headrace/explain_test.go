@@ -315,6 +315,7 @@ func TestExplainGolden(t *testing.T) {
 	unpriced := hourly("static:lab", 0, 0.5, 30, 0)
 	unpriced.MarginalUSD, unpriced.FullUSDMTok = nil, nil
 	gone := router.CandidateView{Endpoint: "vast:125", Verdict: "not usable in its state", Reason: "outbid", State: "preempted"}
+	cooling := router.CandidateView{Endpoint: "vast:126", Verdict: "breaker open or cooling down", Reason: "rate limited", State: "ready"}
 	tried := router.CandidateView{Endpoint: "vast:123", Verdict: "tried already", State: "ready"}
 
 	first := router.Explanation{
@@ -332,7 +333,7 @@ func TestExplainGolden(t *testing.T) {
 	running.Request, running.Realised, running.Others = "req_two", nil, 0
 	refused := router.Explanation{
 		Request: "req_three", At: at, Model: "llama-70b", Policy: "latency", SLO: slo, Prompt: 1, Output: 250, Attempt: 1,
-		Why: "nobody can be asked", Candidate: []router.CandidateView{gone},
+		Why: "nobody can be asked", Candidate: []router.CandidateView{gone, cooling},
 	}
 	crowded := second
 	crowded.Candidate = []router.CandidateView{cold}

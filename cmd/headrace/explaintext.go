@@ -22,6 +22,7 @@ const unknownText = "–"
 // requestText tells of a request that was: each attempt's decision, what came of it, and what the whole request was.
 func requestText(ds []router.Explanation, rec *settledRequest, now time.Time, width int) string {
 	var b strings.Builder
+	tell := func(format string, args ...any) { b.WriteString(wrapped(fmt.Sprintf(format, args...), width)) }
 	for i := range ds {
 		x := &ds[i]
 		if i > 0 {
@@ -33,14 +34,15 @@ func requestText(ds []router.Explanation, rec *settledRequest, now time.Time, wi
 		}
 		switch {
 		case x.Winner == "":
-			fmt.Fprintf(&b, "%s went to no host: %s.\n", what, x.Why)
+			tell("%s went to no host: %s.\n", what, x.Why)
 		default:
-			fmt.Fprintf(&b, "%s went to %s: %s%s.\n", what, x.Winner, whyText(x), expected(x))
+			tell("%s went to %s: %s%s.\n", what, x.Winner, whyText(x), expected(x))
 		}
-		fmt.Fprintf(&b, "That was %s ago. %s\n%s\n", brief(max(0, now.Sub(x.At))), demanded(x), candidates(x, width))
-		b.WriteString(came(x))
+		tell("That was %s ago. %s\n", brief(max(0, now.Sub(x.At))), demanded(x))
+		b.WriteString(candidates(x, width) + "\n")
+		tell("%s", came(x))
 	}
-	b.WriteString(whole(rec))
+	tell("%s", whole(rec))
 	return b.String()
 }
 
@@ -50,7 +52,21 @@ func hypotheticalText(x *router.Explanation, width int) string {
 	if x.Winner == "" {
 		head = "It would be refused: " + x.Why + "."
 	}
-	return fmt.Sprintf("%s\n%s\n%s\n", head, demanded(x), candidates(x, width))
+	return wrapped(head+"\n"+demanded(x)+"\n", width) + candidates(x, width) + "\n"
+}
+
+// wrapped breaks lines of prose between words where the screen ends.
+func wrapped(s string, width int) string {
+	if width <= 0 {
+		return s
+	}
+	var b strings.Builder
+	for line := range strings.Lines(s) { // WrapSoft would join them
+		for part := range strings.SplitSeq(text.WrapSoft(strings.TrimSuffix(line, "\n"), width), "\n") {
+			b.WriteString(strings.TrimRight(part, " ") + "\n")
+		}
+	}
+	return b.String()
 }
 
 // whyText is the winner's reason as part of a sentence.
@@ -205,6 +221,8 @@ func verdictText(x *router.Explanation, c *router.CandidateView) string {
 		words = "chosen though " + c.Verdict
 	case c.Verdict == servesWord:
 		words = "keeps the SLO"
+	case c.Reason != "" && (c.State == "ready" || c.State == "unknown"):
+		return c.Reason
 	}
 	var more []string
 	if c.State != "ready" && c.State != "unknown" {
@@ -280,7 +298,7 @@ func decisionsText(ds []router.Explanation, now time.Time, width int) string {
 	cols := []textColumn{
 		{name: "ago", right: true},
 		{name: "request"},
-		{name: "model", spare: 3},
+		{name: "model", spare: 5},
 		{name: "went to"},
 		{name: "why", most: 32, spare: 1},
 		{name: "adds µ$", right: true, spare: 2},
@@ -312,7 +330,7 @@ func decisionsText(ds []router.Explanation, now time.Time, width int) string {
 			cols[j].cells = append(cols[j].cells, cell)
 		}
 	}
-	return textTable(cols, width) + "\nThe first token and the tokens/s are those expected → those that came. More of one request: headrace explain REQUEST-ID\n"
+	return textTable(cols, width) + "\n" + wrapped("Where two figures stand, the first was expected and the second came. More of one request: headrace explain REQUEST-ID\n", width)
 }
 
 // both shows what was expected and what came.
