@@ -26,7 +26,7 @@ func (l *Lease) FirstContent(ttft time.Duration) {
 	l.sinceTok = h.integral
 	if !l.Decision.Cold {
 		h.calib.ttft.add(ttft.Seconds(), l.Decision.TTFT)
-		h.learner.ObserveTTFT(l.firstAt, ttft.Seconds(), l.expected, h.perEngine(l), l.target)
+		h.learner.ObserveTTFT(l.firstAt, ttft.Seconds(), l.expected, l.perEngine(float64(h.inflight.Load()+h.others.Load())), l.target)
 		h.publish()
 	}
 	l.r.affinity.Learn(&l.key, affinity.Host(h.cache.Load()), l.r.origin.Add(seconds(l.firstAt)))
@@ -34,9 +34,18 @@ func (l *Lease) FirstContent(ttft time.Duration) {
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
-// perEngine is how many sequences run on the engine that the lease is on, as far as can be told. The caller holds mu.
-func (h *host) perEngine(l *Lease) float64 {
-	return max(1, min(l.limit, float64(h.inflight.Load()+h.others.Load())/l.engines))
+// perEngine is how many sequences run on the engine that the lease is on, as far as can be told: workers of a serverless
+// endpoint are taken to be filled one after another, so that most requests are on full ones.
+func (l *Lease) perEngine(inFlight float64) float64 {
+	if l.engines > 1 && inFlight > l.limit && l.limit >= 1 {
+		filled := math.Floor(min(inFlight/l.limit, l.engines))
+		rest := min(l.limit, max(0, inFlight-filled*l.limit))
+		if filled >= l.engines {
+			rest = 0
+		}
+		inFlight = (filled*l.limit*l.limit + rest*rest) / (filled*l.limit + rest)
+	}
+	return max(1, min(inFlight, max(l.limit, 1)))
 }
 
 // ProgressAfter is when after its first token a stream's speed is worth telling, so that a slow host is known before its
@@ -54,8 +63,8 @@ func (l *Lease) learnSpeed(outputTokens int64, since time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.integrate(last)
-	mean := (h.integral - l.sinceTok) / since.Seconds() / l.engines
-	h.learner.ObserveDecode(last, max(1, min(mean, max(l.limit, 1))), since.Seconds()/float64(outputTokens-1), int(min(outputTokens, math.MaxInt32)))
+	mean := l.perEngine((h.integral - l.sinceTok) / since.Seconds())
+	h.learner.ObserveDecode(last, mean, since.Seconds()/float64(outputTokens-1), int(min(outputTokens, math.MaxInt32)))
 	h.publish()
 }
 
@@ -72,9 +81,9 @@ func (l *Lease) learnWhole(outputTokens int64, at float64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.integrate(at)
-	mean := (h.integral - l.integral) / took / l.engines
+	mean := l.perEngine((h.integral - l.integral) / took)
 	decoding := took - min(l.Decision.TTFT, took/2)
-	h.learner.ObserveDecode(at, max(1, min(mean, max(l.limit, 1))), decoding/float64(outputTokens-1), int(min(outputTokens, math.MaxInt32)))
+	h.learner.ObserveDecode(at, mean, decoding/float64(outputTokens-1), int(min(outputTokens, math.MaxInt32)))
 	h.publish()
 }
 
@@ -209,7 +218,7 @@ func (l *Lease) account(res *Result) {
 func (h *host) refused(l *Lease, at float64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.learner.ObserveFull(at, h.perEngine(l))
+	h.learner.ObserveFull(at, l.perEngine(float64(h.inflight.Load()+h.others.Load())))
 	h.publish()
 }
 
