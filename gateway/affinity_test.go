@@ -90,6 +90,7 @@ func essay(name string, n int) string {
 func TestConversationsStay(t *testing.T) {
 	for name, like := range map[string]talk{
 		"streams":  {path: chatPath, stream: true},
+		"answers":  {path: chatPath},
 		"messages": {path: "/v1/messages", stream: true, extra: `"system":"Be brief.",`},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -365,7 +365,7 @@ func (x *exchange) settle() {
 		return
 	}
 	x.settled = true
-	x.s.inFlight.Add(-1)
+	defer x.s.inFlight.Add(-1) // last: a drain waits for it
 	if x.conn != nil {
 		x.conn.Disarm()
 	}

@@ -17,7 +17,7 @@ type host struct {
 	cache    atomic.Uint32 // its affinity.Host
 	hits     ewma          // tokens read from its prefix cache, as a share of those that were expected
 	inflight atomic.Int64
-	others   atomic.Int64 // in flight from other replicas, as last heard
+	others   atomic.Int64 // in flight from other replicas and other callers, as last heard
 	pending  atomic.Int64 // prompt tokens sent there that have no first token yet
 	requests atomic.Int64
 	failures atomic.Int64
@@ -28,7 +28,9 @@ type host struct {
 	idleAt   atomic.Int64 // Unix nanoseconds when the last request ended, 0 for never
 	paid     atomic.Bool  // workers are committed: see Advise
 
-	goneAt float64 // when discovery dropped it, NaN while it lists it; guarded by Router.mu
+	sharedAt number  // when replicas last told of others
+	othersAt number  // when others was last set
+	goneAt   float64 // when discovery dropped it, NaN while it lists it; guarded by Router.mu
 
 	mu       sync.Mutex // guards what follows; picks read pub instead
 	learner  *capacity.Learner
@@ -112,10 +114,19 @@ func (h *host) leave(at float64, now time.Time) {
 	}
 }
 
+// running is how many requests the endpoint has, those of others included while what was heard of them is fresh.
+func (h *host) running(at float64) float64 {
+	n := float64(h.inflight.Load())
+	if o := h.others.Load(); o > 0 && at-h.othersAt.get() < staleAfter {
+		n += float64(o)
+	}
+	return n
+}
+
 // integrate brings the integral up to a time. The caller holds mu.
 func (h *host) integrate(at float64) {
 	if d := at - h.counted; d > 0 {
-		h.integral += d * float64(h.inflight.Load()+h.others.Load())
+		h.integral += d * h.running(at)
 		h.counted = at
 	}
 }
@@ -210,4 +221,44 @@ func (h *host) follow(was, ep *endpoint.Endpoint, prior capacity.Prior, at float
 	h.pub.hazard.set(h.hazard(ep, at))
 	h.publish()
 	return forget
+}
+
+// staleAfter is how many seconds what replicas or an engine said of others is believed.
+const staleAfter = 10.0
+
+// Share tells how many requests the other replicas have in flight at an endpoint.
+func (r *Router) Share(id endpoint.ID, inFlight int64) {
+	if c := r.snap.Load().byID[id]; c != nil {
+		at := r.seconds(r.now())
+		c.host.sharedAt.set(at)
+		c.host.crowd(at, inFlight)
+	}
+}
+
+// crowd sets how many are in flight that this gateway does not know of.
+func (h *host) crowd(at float64, others int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.integrate(at)
+	h.others.Store(max(0, others))
+	h.othersAt.set(at)
+}
+
+// Observe takes in what an endpoint's engine says of itself: a queue tells that it is full, and what it runs beside this
+// gateway's requests belongs to others.
+func (r *Router) Observe(id endpoint.ID, e capacity.Engine) {
+	c := r.snap.Load().byID[id]
+	if c == nil || !(e.Running >= 0 && e.Waiting >= 0) { //nolint:staticcheck // NaN
+		return
+	}
+	h, at := c.host, r.seconds(r.now())
+	if at-h.sharedAt.get() > staleAfter || h.sharedAt.get() == 0 {
+		h.crowd(at, int64(min(e.Running+e.Waiting, 1e6))-h.inflight.Load())
+	}
+	if e.Waiting >= 1 {
+		h.mu.Lock()
+		h.learner.ObserveQueue(at, e.Running)
+		h.publish()
+		h.mu.Unlock()
+	}
 }

@@ -26,7 +26,7 @@ func (l *Lease) FirstContent(ttft time.Duration) {
 	l.sinceTok = h.integral
 	if !l.Decision.Cold {
 		h.calib.ttft.add(ttft.Seconds(), l.Decision.TTFT)
-		h.learner.ObserveTTFT(l.firstAt, ttft.Seconds(), l.expected, l.perEngine(float64(h.inflight.Load()+h.others.Load())), l.target)
+		h.learner.ObserveTTFT(l.firstAt, ttft.Seconds(), l.expected, l.perEngine(h.running(l.firstAt)), l.target)
 		h.publish()
 	}
 	l.r.affinity.Learn(&l.key, affinity.Host(h.cache.Load()), l.r.origin.Add(seconds(l.firstAt)))
@@ -110,6 +110,7 @@ func (l *Lease) Done(res Result) {
 	case !math.IsNaN(l.firstAt):
 		l.learnSpeed(res.OutputTokens, res.Streamed)
 	case res.Class == outcome.Success:
+		l.r.affinity.Learn(&l.key, affinity.Host(h.cache.Load()), now)
 		l.learnWhole(res.OutputTokens, at)
 	}
 	l.held = false
@@ -218,7 +219,7 @@ func (l *Lease) account(res *Result) {
 func (h *host) refused(l *Lease, at float64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.learner.ObserveFull(at, l.perEngine(float64(h.inflight.Load()+h.others.Load())))
+	h.learner.ObserveFull(at, l.perEngine(h.running(at)))
 	h.publish()
 }
 

@@ -83,6 +83,7 @@ type plan struct {
 	zSafe   float64 // likewise, for the safe concurrency
 	output  float64 // expected tokens
 	prompt  float64 // tokens
+	home    uint64  // affinity.Key.Home
 	api     float64 // USD of this request at the cheapest endpoint that is priced per token; +Inf without one
 	metered float64 // USD per output token of the cheapest metered candidate at full load; +Inf without one
 }
@@ -150,6 +151,7 @@ func (s *scratch) prepare(r *Router, m *Model, q *Request) {
 	if s.prompt = float64(q.PromptTokens); q.PromptTokens <= 0 {
 		s.prompt = float64(q.BodyBytes) / 4
 	}
+	s.home = q.Affinity.Home()
 	r.affinity.Lookup(&q.Affinity, now, &s.matches)
 }
 
@@ -225,7 +227,7 @@ func (s *scratch) look(c *candidate, v *view) {
 		return
 	}
 	h.pub.load(&s.state, s.at)
-	n := float64(h.inflight.Load() + h.others.Load())
+	n := h.running(s.at)
 	v.limit = s.state.Limit
 	v.cramped = c.maxContext > 0 && s.prompt+float64(max(0, s.q.MaxTokens)) > float64(c.maxContext)
 	held, session := s.matches.Tokens(affinity.Host(h.cache.Load()))
@@ -323,7 +325,7 @@ func (s *scratch) choose(r *Router) (best *view, why string) {
 		return s.soonest(r), whySooner
 	case PolicyBalanced:
 		return s.least(func(v *view) float64 {
-			return (v.usd + USDPerSecond*(v.ttft+s.output*v.itl)) * (1 + jitter*r.random())
+			return (v.usd + USDPerSecond*(v.ttft+s.output*v.itl)) * (1 + jitter*s.luck(r, v))
 		}), whyBalanced
 	case PolicyWeighted:
 		if priced > 0 {
@@ -339,7 +341,7 @@ func (s *scratch) choose(r *Router) (best *view, why string) {
 		case v.metered: // pack, so that others scale to zero
 			return 0.5 - v.inFlight/1000
 		}
-		return v.use()*(1+jitter*r.random()) - affinityBonus*v.held(s.prompt)
+		return v.use()*(1+jitter*s.luck(r, v)) - affinityBonus*v.held(s.prompt)
 	})
 	switch {
 	case priced == 0:
@@ -348,6 +350,15 @@ func (s *scratch) choose(r *Router) (best *view, why string) {
 		return best, whyOnly
 	}
 	return best, whyCheapest
+}
+
+// luck sets candidates that are alike apart, in [0,1), the less the better: at random, so that replicas do not all choose the
+// same, or by the conversation, so that replicas which share nothing send it to the same one.
+func (s *scratch) luck(r *Router, v *view) float64 {
+	if s.home == 0 {
+		return r.random()
+	}
+	return 1 - affinity.Rendezvous(s.home, v.c.hash)
 }
 
 // held is the share of the prompt that the candidate holds already; one that served the session last is taken to hold all.
@@ -388,7 +399,7 @@ func (s *scratch) soonest(r *Router) *view {
 		if v.ttft > earliest*sooner+0.02 {
 			return math.Inf(1)
 		}
-		return v.itl * (1 + jitter*r.random())
+		return v.itl * (1 + jitter*s.luck(r, v))
 	})
 }
 
@@ -432,7 +443,7 @@ func (s *scratch) degrade() (best *view, why string) {
 		return v
 	}
 	if best = pick(func(v *view) float64 {
-		if v.coldSeconds > 0 || v.verdict == ramping || v.inFlight+1 > crowdedBy*v.safe+1 || v.inFlight+1 > beyondLimit*v.limit {
+		if v.coldSeconds > 0 || v.verdict == ramping || v.inFlight+1 > max(crowdedBy*v.safe+1, v.spread) || v.inFlight+1 > beyondLimit*v.limit {
 			return math.Inf(1)
 		}
 		missTTFT := 0.0

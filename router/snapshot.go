@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"headrace/router/affinity"
 	"headrace/router/capacity"
 	"headrace/router/cost"
 	"headrace/router/endpoint"
@@ -52,7 +53,8 @@ type candidate struct {
 	served     string
 	servedJSON []byte
 	unnamed    bool
-	maxContext int // tokens, 0 when unknown
+	maxContext int    // tokens, 0 when unknown
+	hash       uint64 // affinity.EndpointHash
 	card       json.RawMessage
 }
 
@@ -104,7 +106,7 @@ func (r *Router) Update(eps []endpoint.Endpoint, rules []ModelRule) {
 			h.cache.Store(r.caches)
 		}
 		known[ep.ID], h.goneAt = h, math.NaN()
-		c := &candidate{ep: ep, host: h}
+		c := &candidate{ep: ep, host: h, hash: affinity.EndpointHash(string(ep.ID))}
 		s.byID[ep.ID] = c
 		s.list = append(s.list, c)
 		for j := range ep.Served {

@@ -295,6 +295,15 @@ func (l *Learner) ObserveFull(at, inFlight float64) {
 	l.cutAt = at
 }
 
+// ObserveQueue takes in that the engine keeps requests waiting while it runs that many: it can run no more.
+func (l *Learner) ObserveQueue(at, running float64) {
+	if !within(running, 1, maxInFlight) || !isTime(at) || running >= l.s.Limit {
+		return
+	}
+	l.s.Limit = max(1, running)
+	l.cutAt = at
+}
+
 // Restarted tells that the engine was started anew on the same machine: its curve stays, its queue is gone.
 func (l *Learner) Restarted() {
 	l.s.Limit = float64(l.s.MaxNumSeqs)

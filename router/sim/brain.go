@@ -70,7 +70,11 @@ func (p *brain) settled(a *attempt, class outcome.Class, retryAfter float64) {
 	a.lease.Done(res)
 }
 
-func (p *brain) share([]int) {}
+func (p *brain) share(others []int) {
+	for i, n := range others {
+		p.r.Share(p.g.w.hosts[i].id, int64(n))
+	}
+}
 
 // advise asks the router what workers it would have up.
 func (p *brain) advise(act func(host, workers int)) {
