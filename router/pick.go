@@ -110,6 +110,7 @@ const (
 	startingShare = 0.5   // of a cold start that is left when a worker is on its way
 	crowdedBy     = 1.5   // times the safe concurrency, and one more, that are put up with when nothing is feasible
 	beyondLimit   = 1.2   // times the limit likewise
+	tooLate       = 1.25  // times the promised time to the first token likewise
 	coldQueue     = 2.0   // workers' worth of requests that may wait for a cold start
 	sooner        = 1.10  // times the earliest first token that PolicyLatency takes for alike
 	zUsual        = 1.28  // up to a confidence of 0.95
@@ -449,6 +450,9 @@ func (s *scratch) degrade() (best *view, why string) {
 		missTTFT := 0.0
 		if !s.q.Resumed {
 			missTTFT = math.Exp(v.ttftLog - s.ttftLog)
+		}
+		if missTTFT > tooLate {
+			return math.Inf(1) // sooner another worker than a queue that grows
 		}
 		return max(v.itl*s.slo.TPS, missTTFT)
 	}); best != nil {
