@@ -43,7 +43,10 @@ func (p *brain) pick(r *request, a *attempt) int {
 	}
 	q := &p.q
 	q.Model, q.Now, q.Came, q.Tried = model, p.g.w.clock(), epoch().Add(duration(r.at)), p.tried
-	q.PromptTokens, q.MaxTokens, q.Resumed = a.seq.prompt, callersMax-r.got, r.firstAt > 0
+	q.PromptTokens, q.MaxTokens, q.Resumed = a.seq.prompt, 0, r.firstAt > 0
+	if r.most > 0 {
+		q.MaxTokens = r.most - r.got
+	}
 	r.key(&q.Affinity)
 	if p.r.Pick(q, &a.lease) != nil {
 		return -1

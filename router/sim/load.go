@@ -11,6 +11,7 @@ type call struct {
 	prompt, output int     // tokens
 	session        int
 	shared         int   // tokens of the prompt that the session's turn before had, its answer included
+	most           int   // max_tokens; 0 for none
 	ends           []int // of the session's prompts up to this one, in tokens
 	resumable      bool
 	door           float64 // in [0,1): which gateway gets it
@@ -100,6 +101,12 @@ func (g *generator) converse(c *call, follow bool) {
 		v = &g.open[len(g.open)-1]
 	}
 	c.session = v.session
+	v.turn(c)
+	c.most = callersMax
+}
+
+// turn notes a call as the conversation's newest.
+func (v *conversation) turn(c *call) {
 	v.tokens = c.prompt + c.output
 	from := max(0, len(v.ends)-keptTurns)
 	v.ends = append(v.ends[from:len(v.ends):len(v.ends)], c.prompt) // a copy: calls keep theirs

@@ -20,10 +20,10 @@ type oracle struct {
 	views  []truth
 	acted  float64 // when capacity was last asked for
 
-	rate, rateAt   float64         // USD a second that the metered tier's requests would cost at the API, a mean over 90 s
-	apiUSD, output float64         // means of a request
-	committed      map[int]bool    // by host, serverless: workers that are paid for anyway
-	merit          []meritEndpoint // scratch
+	rate, rateAt            float64         // USD a second that the metered tier's requests would cost at the API, a mean over 90 s
+	apiUSD, output, compute float64         // means of a request
+	committed               map[int]bool    // by host, serverless: workers that are paid for anyway
+	merit                   []meritEndpoint // scratch
 }
 
 type truth struct {
@@ -52,13 +52,13 @@ const (
 	tierSeconds      = 90.0
 	anyMetered       = 5e-6 // USD per token, where nothing is metered
 	packs            = 0.5
-	meanWeight       = 0.02
+	meanWeight       = 0.002
 )
 
 func newOracle(g *replica) *oracle {
 	return &oracle{
 		g: g, budget: router.NewBudget(router.BudgetOptions{}), z: math.Sqrt2 * math.Erfinv(2*g.w.sc.SLO.Confidence-1), views: make([]truth, len(g.w.hosts)),
-		output: 250, committed: map[int]bool{},
+		output: 250, compute: 400, committed: map[int]bool{},
 	}
 }
 
@@ -153,6 +153,7 @@ func (p *oracle) choose(r *request, a *attempt, tried []*backend) int {
 	used, room := 0.0, 0.0
 	output := float64(a.seq.output)
 	p.output += meanWeight * (output - p.output)
+	p.compute += meanWeight * (float64(r.prompt-r.shared) - p.compute)
 	for i, b := range w.hosts {
 		p.views[i] = p.see(b, a)
 		t := &p.views[i]
@@ -303,7 +304,7 @@ func (p *oracle) act(api, used, room float64) {
 	for i, b := range w.hosts {
 		if b.class.Kind == Serverless {
 			t := &p.views[i]
-			usd := t.full*p.output + b.price*0.5*t.compute/t.prefill
+			usd := t.full*p.output + b.price*0.5*p.compute/t.prefill
 			p.merit = append(p.merit, meritEndpoint{i, usd, b.price / usd * p.apiUSD})
 		}
 	}

@@ -25,7 +25,7 @@ type rules struct {
 const (
 	maxRetries   = 2
 	drainSeconds = 900.0 // that a run goes on after the last request came
-	callersMax   = 1024  // max_tokens of every request
+	callersMax   = 1024  // max_tokens of generated requests
 )
 
 // ours are Headrace's own rules, plain those of a proxy that knows nothing of GPUs.

@@ -27,7 +27,7 @@ func RunContext(ctx context.Context, sc Scenario, p Policy, seed uint64) (Result
 	w.ledger = newLedger(w)
 	w.traffic = newGenerator(sc.Load, seed)
 	if len(sc.Load.Trace) > 0 {
-		w.traffic = newReplay(sc.Load.Trace, seed)
+		w.traffic = newReplay(&sc.Load, seed)
 	}
 	w.begin()
 	for t := 0.0; t < w.end+drainSeconds; t += 60 {

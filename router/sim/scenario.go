@@ -77,7 +77,7 @@ const (
 
 // Load is the traffic.
 type Load struct {
-	PerSecond float64 `json:"per_second"`     // requests, the day's mean
+	PerSecond float64 `json:"per_second"`     // requests, the day's mean; a trace is stretched to it, 0 leaves it as it is
 	Diurnal   float64 `json:"diurnal"`        // amplitude of the day's sine, as a share of the mean
 	Bursts    float64 `json:"bursts"`         // mean height of bursts, in multiples of the load; 1 for none
 	From      float64 `json:"from,omitempty"` // hour of the day when the run begins; load is least at 0 and most at 12
@@ -89,7 +89,7 @@ type Faults struct {
 	Uptime     float64 `json:"uptime"`     // mean seconds between preemptions of an interruptible host
 	Downtime   float64 `json:"downtime"`   // seconds that it is away, ±30 %
 	Correlated float64 `json:"correlated"` // probability that a host of the same machine goes with it
-	Spot       []Spot  `json:"-"`          // replays these instead of Uptime: host i follows trace i modulo their number
+	Spot       []Spot  `json:"-"`          // replays these instead of Uptime: hosts take turns at the traces, and at each one's instances
 }
 
 // Event is something that happens to the whole run at one time.
@@ -170,6 +170,8 @@ func (s *Scenario) Validate() error {
 	if !(s.SLO.Confidence > 0 && s.SLO.Confidence < 1) { //nolint:staticcheck // likewise
 		bad("slo.confidence is %g, want it between 0 and 1", s.SLO.Confidence)
 	}
+	notNegative("load.per_second", s.Load.PerSecond)
+	notNegative("load.from", s.Load.From)
 	if len(s.Load.Trace) == 0 {
 		positive("load.per_second", s.Load.PerSecond)
 		if !(s.Load.Diurnal >= 0 && s.Load.Diurnal < 1) { //nolint:staticcheck // likewise

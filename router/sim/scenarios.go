@@ -36,7 +36,7 @@ func workers70B() []Host {
 
 func tokenAPI(times float64) Host {
 	return Host{
-		Name: "api", Provider: "static", Kind: API, USDPerMTokIn: 0.60 * times, USDPerMTokCached: 0.60 * times, USDPerMTokOut: 0.90 * times,
+		Name: "api", Provider: "static", Kind: API, USDPerMTokIn: 0.60 * times, USDPerMTokCached: 0.06 * times, USDPerMTokOut: 0.90 * times,
 		TPS: Range{45, 45}, TTFT: Range{0.45 + 250.0/8000, 0.45 + 250.0/8000}, Slope: 1e-6, Prefill: 8000, Seqs: 400,
 	}
 }

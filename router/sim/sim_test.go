@@ -15,6 +15,7 @@ var (
 	printScenarios = flag.String("scenarios", "", "print these scenarios, by comma")
 	printPolicies  = flag.String("policies", Brain+","+Oracle+",least-connections,spill-0.35", "under these policies, by comma; all for all")
 	printSeeds     = flag.Int("seeds", 1, "seeds")
+	printDetail    = flag.Bool("detail", false, "with each host")
 	printHours     = flag.Float64("hours", 0, "hours, 0 for each scenario's own")
 )
 
@@ -65,7 +66,7 @@ func table(t *testing.T, rep *Report) {
 		m := &c.Mean
 		t.Logf("  %-18s %7.1f %7.1f %7.3f %8.3f %6.2f %6.3f %6.2f %6.2f %6.2f %6.2f %5.1f %5.1f %6.1f %6.2f %7.1f", c.Policy, m.USD.Mean, m.MeterUSD.Mean, m.USDPerMTok.Mean, m.USDPerMTokSLO.Mean,
 			100*m.SLO.Mean, 100*m.Failed.Mean, 100*m.Shed.Mean, m.TTFTp50.Mean, m.TTFTp95.Mean, m.TTFTp99.Mean, m.TPSp50.Mean, m.TPSp05.Mean, 100*m.Metered.Mean, m.FluidShare.Mean, 100*m.Regret.Mean)
-		if c.Policy == Brain && testing.Verbose() {
+		if *printDetail || c.Policy == Brain && testing.Verbose() {
 			r := &c.Runs[0]
 			for _, h := range r.Hosts {
 				t.Logf("    %-10s %7d tries $%6.2f busy %.2f in flight %4.1f away %d, sure of TTFT %.3f came %.3f, of TPS %.3f came %.3f, bias %+.2f %+.2f, kv %d 429 %d", h.Name, h.Attempts, h.USD, h.Busy, h.InFlight, h.Preemptions,

@@ -3,6 +3,7 @@ package sim
 import (
 	"math"
 	"math/rand/v2"
+	"slices"
 
 	"headrace/router/capacity"
 	"headrace/router/endpoint"
@@ -187,7 +188,7 @@ func (w *world) arm(b *backend) {
 	switch {
 	case !b.class.Interruptible:
 	case len(f.Spot) > 0:
-		b.follow(&f.Spot[b.i%len(f.Spot)])
+		b.follow(&f.Spot[b.i%len(f.Spot)], b.i/len(f.Spot))
 	case f.Uptime > 0:
 		w.again(b.fate, f.Uptime, func() {
 			if !b.up {
@@ -224,17 +225,20 @@ func (w *world) again(r *rand.Rand, mean float64, do func()) {
 	})
 }
 
-// follow lets a host live and die by a trace: it is up while any instance of it is held.
-func (b *backend) follow(s *Spot) {
+// follow lets a host live and die by a trace, as the instance of that number of those held, modulo the most ever held.
+func (b *backend) follow(s *Spot, instance int) {
 	w := b.w
+	if most := slices.Max(s.Held); most > 0 {
+		instance %= most
+	}
 	span := s.Gap * float64(len(s.Held))
 	for from := 0.0; from < w.end; from += span {
-		up := from == 0 || s.Held[len(s.Held)-1] > 0
+		up := from == 0 || s.Held[len(s.Held)-1] > instance
 		for i, n := range s.Held {
-			if (n > 0) == up {
+			if (n > instance) == up {
 				continue
 			}
-			if up = n > 0; up {
+			if up = n > instance; up {
 				w.at(from+float64(i)*s.Gap, b.comeBack)
 			} else {
 				w.at(from+float64(i)*s.Gap, b.die)
