@@ -183,6 +183,7 @@ func (e *engine) due() bool {
 		s := e.run[0]
 		e.leave(s)
 		e.cache.put(s.session, s.prompt+s.output)
+		s.lastAt = e.w.now
 		s.finished()
 		e.b.released(e)
 		return true
@@ -239,7 +240,7 @@ func (e *engine) admit() bool {
 	e.kv += need
 	e.cache.keep(e.nature.kv - e.kv)
 	e.prompts = append(e.prompts, s)
-	e.noteStall(e.nature.stall * s.left / e.nature.prefill)
+	e.noteStall(e.nature.stall * s.left / e.nature.prefill * e.slow * e.wander)
 	return true
 }
 

@@ -308,7 +308,6 @@ func (a *attempt) streamed() float64 { return a.lastAt - a.firstAt }
 
 // finished is called by the engine with the last token.
 func (a *attempt) finished() {
-	a.lastAt = a.replica.w.now
 	if !a.end(outcome.Success, 0) {
 		return
 	}

@@ -7,6 +7,7 @@ import (
 	"flag"
 	"math"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -50,6 +51,10 @@ func run(t testing.TB, s Scenario, name string, seed uint64) Result {
 // around cuts a scenario to some hours of the day.
 func around(s Scenario, from, hours float64) Scenario {
 	s.Hours, s.Load.From = hours, from
+	s.Events = slices.Clone(s.Events)
+	for i := range s.Events {
+		s.Events[i].At = max(0, s.Events[i].At-from*3600)
+	}
 	return s
 }
 
@@ -134,6 +139,42 @@ func TestS1(t *testing.T) {
 	}
 	if brain.Failed.Mean > 0.002 {
 		t.Errorf("%.3f %% of requests failed", 100*brain.Failed.Mean)
+	}
+}
+
+// TestTruths holds the router to its promise on engines that are not of its learner's family.
+func TestTruths(t *testing.T) {
+	for _, tc := range []struct {
+		scenario string
+		oracle   Figure // $/Mtok within the SLO, at most that many times the oracle's
+		spill    Figure // likewise, the static spill's
+		lost     Figure // share of requests that keep the SLO less than with the oracle, at most
+	}{
+		{"kinked", 1.20, 0.85, 0.05},
+		{"noisy", 1.20, 0.80, 0.09},
+		{"chunked", 1.60, 0.95, 0.24}, // prompts' stalls look like noise to the learner, which keeps too far from the edge
+		{"kv", 1.20, 0.85, 0.07},
+		{"throttled", 1.30, 0.75, 0.15}, // no worker is woken ahead, for there is an API, which then takes nobody
+		{"returns", 1.20, 0.85, 0.08},
+	} {
+		rep, err := Suite(t.Context(), SuiteOptions{
+			Scenarios: []Scenario{around(scenario(t, tc.scenario), 11, 2)}, Policies: []Policy{policy(t, Brain), policy(t, Oracle), policy(t, "spill-0.35")}, Seeds: []uint64{1, 2},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		table(t, &rep)
+		of := func(name string) *Means { return &rep.Cell(tc.scenario, name).Mean }
+		brain, oracle, spilled := of(Brain), of(Oracle), of("spill-0.35")
+		if got := brain.USDPerMTokSLO.Mean / oracle.USDPerMTokSLO.Mean; got > tc.oracle {
+			t.Errorf("%s: a million tokens within the SLO cost %.2f times the oracle's, want at most %.2f", tc.scenario, got, tc.oracle)
+		}
+		if got := brain.USDPerMTokSLO.Mean / spilled.USDPerMTokSLO.Mean; got > tc.spill {
+			t.Errorf("%s: a million tokens within the SLO cost %.2f times the spill's, want at most %.2f", tc.scenario, got, tc.spill)
+		}
+		if got := oracle.SLO.Mean - brain.SLO.Mean; got > tc.lost {
+			t.Errorf("%s: %.1f points fewer keep the SLO than with the oracle, want at most %.1f", tc.scenario, 100*got, 100*tc.lost)
+		}
 	}
 }
 
