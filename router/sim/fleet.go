@@ -97,11 +97,17 @@ func (b *backend) submit(s *seq, port int) {
 
 // mayBegin counts a request against the limit of the present minute.
 func (b *backend) mayBegin() bool {
+	full := b.full()
+	b.inMinute++
+	return !full
+}
+
+// full tells whether the present minute's requests have begun.
+func (b *backend) full() bool {
 	if m := int64(b.w.now / 60); m != b.minute {
 		b.minute, b.inMinute = m, 0
 	}
-	b.inMinute++
-	return b.inMinute <= b.class.PerMinute
+	return b.class.PerMinute > 0 && b.inMinute >= b.class.PerMinute
 }
 
 func (b *backend) give(e *engine, s *seq) {

@@ -71,7 +71,7 @@ func (p *oracle) mayRetry() bool                           { return p.budget.Spe
 
 // see looks at one host with the eyes of the world.
 func (p *oracle) see(b *backend, a *attempt) truth {
-	t := truth{sigmaITL: oracleSigmaITL, sigmaFirst: oracleSigmaFirst, ok: b.up && !b.failing}
+	t := truth{sigmaITL: oracleSigmaITL, sigmaFirst: oracleSigmaFirst, ok: b.up && !b.failing && !b.full()}
 	e := b.engines[0]
 	waits := 0
 	if b.class.Kind == Serverless {

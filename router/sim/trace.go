@@ -87,8 +87,7 @@ func ReadCalls(r io.Reader) ([]Call, error) {
 			break
 		}
 		if err != nil {
-			var p *csv.ParseError
-			if errors.As(err, &p) {
+			if p, ok := errors.AsType[*csv.ParseError](err); ok {
 				return nil, &LineError{p.Line, p.Err}
 			}
 			return nil, fmt.Errorf("read trace: %w", err)
@@ -240,13 +239,10 @@ func ReadSpot(r io.Reader) (Spot, error) {
 	}
 	if err := json.Unmarshal(data, &file); err != nil {
 		at := int64(len(data))
-		var syntax *json.SyntaxError
-		var kind *json.UnmarshalTypeError
-		switch {
-		case errors.As(err, &syntax):
-			at = syntax.Offset
-		case errors.As(err, &kind):
-			at = kind.Offset
+		if e, ok := errors.AsType[*json.SyntaxError](err); ok {
+			at = e.Offset
+		} else if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+			at = e.Offset
 		}
 		return Spot{}, &LineError{1 + bytes.Count(data[:min(at, int64(len(data)))], []byte("\n")), err}
 	}
