@@ -288,7 +288,7 @@ func (c *Client) once(ctx context.Context, call *Call, body []byte) (*Answer, er
 		return nil, c.failed(call, &Error{Status: res.StatusCode, Err: err})
 	}
 	if res.StatusCode < 200 || res.StatusCode > 299 {
-		e := Explain(res.StatusCode, b)
+		e := Explain(res.StatusCode, []byte(c.redact(call, string(b[:min(len(b), maxExplained)])))) // before it is cut: a half of a key tells much
 		e.RetryAfter = retryAfter(res.Header.Get("Retry-After"))
 		return nil, c.failed(call, e)
 	}
@@ -329,7 +329,11 @@ func (c *Client) redact(call *Call, text string) string {
 	return text
 }
 
-const maxDetail = 300
+const (
+	maxDetail    = 300
+	maxCode      = 64
+	maxExplained = 64 << 10 // bytes of an error's body that are looked at
+)
 
 // Explain reads the body of a failed call: an object with error, code, msg, message, detail or title, in which error may be
 // an object of its own, or plain text. HTML is not quoted.
@@ -357,8 +361,8 @@ func Explain(status int, body []byte) *Error {
 		return ""
 	}
 	e.Code = word("error", "code")
-	if strings.ContainsAny(e.Code, " \n") {
-		e.Code = ""
+	if strings.ContainsAny(e.Code, " \n") || len(e.Code) > maxCode {
+		e.Code = "" // no word
 	}
 	e.Detail = clip(word("msg", "message", "detail", "error_msg", "title", "error"))
 	return e

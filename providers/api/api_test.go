@@ -3,14 +3,38 @@ package api_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"headrace/providers/api"
 )
+
+// A provider that quotes the key may have it cut where long texts are: what is left of it is no less secret.
+func TestErrorsHoldNoPartOfTheKey(t *testing.T) {
+	const key = "rpa_ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+	for name, body := range map[string]string{
+		"in words": `{"detail":"%s is no valid key"}`, "as text": "%s is no valid key", "as a code": `{"error":"%s"}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			for cut := range 12 {
+				s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+					w.WriteHeader(401)
+					_, _ = fmt.Fprintf(w, body, strings.Repeat("x", 280+2*cut)+key)
+				}))
+				_, err := api.New(api.Options{Provider: "test", Key: key}).Do(t.Context(), api.Call{Name: "GET /", URL: s.URL})
+				s.Close()
+				if err == nil || strings.Contains(err.Error(), key[:6]) {
+					t.Errorf("the error shows a part of the key: %v", err)
+				}
+			}
+		})
+	}
+}
 
 // A server counts the time between calls from when they reach it: an answer that takes long must not bring the next
 // call closer.

@@ -30,6 +30,8 @@ type account struct {
 	answers map[string]string // by path; without a status in front of it, 200
 	calls   map[string]int    // by path
 	limit   *quotas
+	podKey  string   // that the server inside pods asks for, "" for none
+	shown   []string // keys that it was shown
 }
 
 func newAccount() *account {
@@ -101,6 +103,18 @@ func (l *quotas) take(h http.Header, now time.Time) bool {
 	return ok
 }
 
+// inside notes the key that a pod's server is shown, and tells whether it refuses it.
+func (a *account) inside(bearer string) (refused bool) {
+	a.shown = append(a.shown, bearer)
+	return a.podKey != "" && bearer != "Bearer "+a.podKey
+}
+
+func (a *account) change(f func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	f()
+}
+
 // RoundTrip answers at once.
 func (a *account) RoundTrip(r *http.Request) (*http.Response, error) {
 	a.mu.Lock()
@@ -118,6 +132,9 @@ func (a *account) RoundTrip(r *http.Request) (*http.Response, error) {
 		rec.Header().Set("Retry-After", "12")
 		rec.WriteHeader(429)
 		fmt.Fprint(rec, `{"title":"Too Many Requests","status":429,"detail":"rate limit exceeded for the minute window"}`)
+	case r.URL.Path == "/v1/models" && a.inside(r.Header.Get("Authorization")):
+		rec.WriteHeader(401)
+		fmt.Fprint(rec, `{"error":"Unauthorized"}`)
 	case answer == "broken":
 		return nil, fmt.Errorf("connection reset by the peer of %s", r.URL.Path)
 	case known:

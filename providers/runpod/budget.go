@@ -162,7 +162,7 @@ func (b *budget) refused(now time.Time, after time.Duration) {
 	if after <= 0 {
 		after = time.Minute // the shortest window
 	}
-	if at := now.Add(after); at.After(b.blocked) {
+	if at := now.Add(min(after, maxBudgetGap)); at.After(b.blocked) {
 		b.blocked = at
 	}
 	b.tokens = 0

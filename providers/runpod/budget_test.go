@@ -75,6 +75,10 @@ func TestBudgetUrgentAndRefused(t *testing.T) {
 	if _, ok := b.take(t0.Add(time.Minute)); ok {
 		t.Error("a call about workers went out during the wait of a 429")
 	}
+	b.refused(t0, 12*24*time.Hour)
+	if got := b.next(t0, t0, 1, time.Second); got != t0.Add(maxBudgetGap) {
+		t.Errorf("after a 429 that speaks of 12 days: %v, want %v", got.Sub(t0), maxBudgetGap)
+	}
 }
 
 // Whatever the header says, calls about workers and polls together stay below what is left.

@@ -2,6 +2,7 @@ package runpod
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -67,19 +68,27 @@ func (p *Provider) gotPods(a *api.Answer, err error) {
 			p.odd("pods: no list in the answer")
 		}
 	}
+	if err == nil {
+		err = p.takePods(entries, a.At)
+	}
+	p.podsKnown = true
 	if err != nil {
 		p.podFails++
 		p.podsAt = p.budget.urgent(now.Add(retry(p.podFails, p.opt.Poll)), now)
 		if p.podFails == 1 {
 			p.opt.Log.Warn("pods cannot be listed; those known stay in use", "error", err)
 		}
-		p.podsKnown = true
 		return
 	}
-	p.podFails, p.podsKnown = 0, true
+	p.podFails = 0
 	p.podsAt = p.budget.next(p.podsReadAt, now, p.fixedCalls(), p.opt.Poll)
+}
+
+// takePods compares the list with what is known, as takeList does.
+func (p *Provider) takePods(entries []json.RawMessage, at time.Time) error {
 	var skipped []api.Skipped
 	listed := map[string]bool{}
+	nameless := 0
 	for _, raw := range entries {
 		id, sum := idOf(raw), maphash.Bytes(p.seed, raw)
 		if pd := p.pods[id]; pd != nil && pd.sum == sum {
@@ -89,7 +98,9 @@ func (p *Provider) gotPods(a *api.Answer, err error) {
 		var j podJSON
 		if err := p.decode(raw, &j, "pod"); err != nil || j.ID == "" {
 			p.odd("pod: an entry that cannot be read")
-			listed[id] = p.pods[id] != nil
+			if listed[id] = true; id == "" {
+				nameless++
+			}
 			continue
 		}
 		if j.EndpointID != "" {
@@ -101,10 +112,13 @@ func (p *Provider) gotPods(a *api.Answer, err error) {
 			continue
 		}
 		listed[j.ID] = true
-		p.takePod(&j, o, sum, a.At)
+		p.takePod(&j, o, sum, at)
+	}
+	if nameless > 0 && nameless == len(entries) {
+		return errShape
 	}
 	for id, pd := range p.pods {
-		if !listed[id] {
+		if !listed[id] && nameless == 0 {
 			delete(p.pods, id)
 			p.opt.Log.Info("pod is gone from the account", "endpoint", pd.ep.ID, "name", pd.desc.name)
 			p.changed()
@@ -114,6 +128,7 @@ func (p *Provider) gotPods(a *api.Answer, err error) {
 		s.Skipped = slices.DeleteFunc(s.Skipped, isPod)
 		s.Skipped = append(s.Skipped, skipped...)
 	})
+	return nil
 }
 
 func isPod(k api.Skipped) bool { return strings.HasPrefix(k.ID, podPrefix) }
@@ -205,11 +220,30 @@ func (p *Provider) podBase(j *podJSON, o *PodOptions) string {
 	return ""
 }
 
-// lookInside asks a pod's server for its models, which tells too whether it is up: RunPod says "running" minutes before.
+// errOpen says that a server answers anybody, where the pod's own asks for a key.
+var errOpen = errors.New("what answers there asks for no key")
+
+// lookInside asks a pod's server for its models, which tells too whether it is up: RunPod says "running" minutes before. A TCP port
+// changes with each restart, and the old one may be published for a while when it is another tenant's already: who answers there
+// has to refuse a key that nobody has before it is shown the pod's.
 func (p *Provider) lookInside(ctx context.Context, pd *pod) {
-	base := pd.base
+	base, key, strict := pd.base, pd.opt.Key, pd.opt.TCP && pd.opt.Key != ""
+	ask := func(key endpoint.Secret) (*api.Answer, error) {
+		return p.inside.Do(ctx, api.Call{Name: "GET /v1/models of pods", URL: base + "/models", Key: key})
+	}
 	p.task(ctx, func() func() {
-		a, err := p.inside.Do(ctx, api.Call{Name: "GET /v1/models of pods", URL: base + "/models", Key: pd.opt.Key})
+		var a *api.Answer
+		var err error
+		if strict {
+			if _, err = ask(endpoint.Secret(rand.Text())); err == nil {
+				err = errOpen
+			} else if e, ok := errors.AsType[*api.Error](err); ok && e.Denied() {
+				err = nil
+			}
+		}
+		if err == nil {
+			a, err = ask(key)
+		}
 		return func() {
 			p.looks--
 			if p.pods[pd.desc.id] == pd && pd.base == base {
@@ -226,7 +260,9 @@ func (p *Provider) gotInside(pd *pod, a *api.Answer, err error) {
 		var served []endpoint.Served
 		if served, err = models(a.Body); err == nil {
 			pd.served = served
-			pd.state, pd.why = endpoint.Ready, ""
+			if pd.state, pd.why = endpoint.Ready, ""; pd.opt.TCP && pd.opt.Key == "" {
+				pd.why = "no key is set for it, so that another server at its address would be taken for it"
+			}
 			pd.look.failing = 0
 			pd.look.ended(p.opt.Poll, p.nudgeGap())
 			p.buildPod(pd)
@@ -235,12 +271,16 @@ func (p *Provider) gotInside(pd *pod, a *api.Answer, err error) {
 	}
 	pd.look.failing++
 	pd.look.ended(p.opt.HealthPoll, p.nudgeGap())
-	if pd.state == endpoint.Ready && pd.look.failing == 1 {
+	e, ok := errors.AsType[*api.Error](err)
+	// What answers as the pod's own server never does is no lost answer. RunPod's proxy has 404s of its own.
+	another := !ok || e.Denied() || pd.opt.TCP && e.Status == http.StatusNotFound
+	if pd.state == endpoint.Ready && pd.look.failing == 1 && !another {
 		return // one lost answer is no news
 	}
 	pd.state = endpoint.Starting
-	e, ok := errors.AsType[*api.Error](err)
 	switch {
+	case errors.Is(err, errOpen):
+		pd.why = "what answers there asks for no key, which its own server does: it is another"
 	case ok && e.Denied():
 		pd.why = "its server refuses the key: set api_key of the pod"
 	case ok && e.Status == http.StatusNotFound:

@@ -3,6 +3,7 @@ package runpod
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -98,6 +99,7 @@ func TestPodByTCP(t *testing.T) {
 	}
 	pods(`null`)
 	a.set("/v1/models", fmt.Sprintf(podModels, 1))
+	a.podKey = "pod-key"
 	o := Options{Pods: []PodOptions{{Match: "vllm-*", TCP: true, Spot: true, Key: "pod-key", Models: []string{"mine"}}}}
 	inBubble(t, a, o, func(t *testing.T, w *watched) {
 		if ep := w.after(3 * time.Second)[0]; ep.State != endpoint.Starting || !strings.Contains(ep.StateReason, "not published") {
@@ -116,6 +118,53 @@ func TestPodByTCP(t *testing.T) {
 		a.set("/v1/models", fmt.Sprintf(podModels, 1))
 		if ep := w.after(6 * time.Second)[0]; ep.State != endpoint.Ready {
 			t.Errorf("%v at the new port", ep.State)
+		}
+		a.change(func() { a.podKey, a.shown = "", nil }) // another tenant's server has the port
+		w.Nudge("runpod:pod-p")
+		if ep := w.after(2 * time.Second)[0]; ep.State != endpoint.Starting || !strings.Contains(ep.StateReason, "it is another") {
+			t.Errorf("%v, %q where a server answers anybody", ep.State, ep.StateReason)
+		}
+		a.change(func() {
+			if len(a.shown) == 0 || slices.Contains(a.shown, "Bearer pod-key") {
+				t.Errorf("another's server was shown %q", a.shown)
+			}
+			a.podKey = "pod-key"
+		})
+		if ep := w.after(6 * time.Second)[0]; ep.State != endpoint.Ready {
+			t.Errorf("%v, %q when its own server is back", ep.State, ep.StateReason)
+		}
+		a.change(func() { a.podKey = "of-another" })
+		w.Nudge("runpod:pod-p")
+		if ep := w.after(2 * time.Second)[0]; ep.State != endpoint.Starting {
+			t.Errorf("%v, %q where a server refuses its key", ep.State, ep.StateReason)
+		}
+	})
+	a.podKey = ""
+	o.Pods[0].Key = ""
+	inBubble(t, a, o, func(t *testing.T, w *watched) {
+		if ep := w.after(3 * time.Second)[0]; ep.State != endpoint.Ready || !strings.Contains(ep.StateReason, "another server") {
+			t.Errorf("%v, %q without a key", ep.State, ep.StateReason)
+		}
+	})
+}
+
+// TestPodsThatCannotBeRead: a list whose entries lack what names them says nothing of which pods there are.
+func TestPodsThatCannotBeRead(t *testing.T) {
+	a := newAccount()
+	a.set("/v2/pods", `{"pods":[`+podEntry("p", "RUNNING", "")+`,`+podEntry("q", "RUNNING", "")+`]}`)
+	a.set("/v1/models", fmt.Sprintf(podModels, 1))
+	inBubble(t, a, Options{AllPods: true}, func(t *testing.T, w *watched) {
+		w.after(3 * time.Second)
+		renamed := strings.ReplaceAll(podEntry("p", "RUNNING", ""), `"id":"p"`, `"podId":"p"`)
+		for _, list := range []string{renamed, renamed + "," + podEntry("q", "RUNNING", "")} {
+			a.set("/v2/pods", `{"pods":[`+list+`]}`)
+			if eps := w.after(3 * time.Minute); len(eps) != 2 {
+				t.Errorf("%d pods are left after %s", len(eps), list)
+			}
+		}
+		a.set("/v2/pods", `{"pods":[`+podEntry("q", "RUNNING", "")+`]}`)
+		if eps := w.after(3 * time.Minute); len(eps) != 1 {
+			t.Errorf("%d pods when the list can be read again", len(eps))
 		}
 	})
 }

@@ -19,6 +19,9 @@ func (p *Provider) gotList(a *api.Answer, err error) {
 	if err == nil {
 		entries, err = list(a, "endpoints", endpointsOf)
 	}
+	if err == nil && len(entries) > 0 {
+		err = p.takeList(entries, now)
+	}
 	p.update(func(s *api.Status) { s.Polls++ })
 	if err != nil {
 		if errors.Is(err, errShape) {
@@ -39,16 +42,20 @@ func (p *Provider) gotList(a *api.Answer, err error) {
 	p.emptied = false
 	p.good(p.listFails)
 	p.listFails = 0
-	p.takeList(entries, now)
+	if len(entries) == 0 {
+		_ = p.takeList(nil, now) // there is nothing in it that could not be read
+	}
 	if p.firstBy.IsZero() {
 		p.firstBy = now.Add(firstWait)
 		p.changed() // an empty account is news too
 	}
 }
 
-// takeList compares the list with what is known.
-func (p *Provider) takeList(entries []json.RawMessage, now time.Time) {
+// takeList compares the list with what is known. It fails, and changes nothing, when no entry names its endpoint; when only some
+// do not, each of those may be any endpoint that the others do not name, so that none is taken for gone.
+func (p *Provider) takeList(entries []json.RawMessage, now time.Time) error {
 	var skipped []api.Skipped
+	nameless := 0
 	listed := make(map[string]bool, len(entries))
 	for _, raw := range entries {
 		sum := maphash.Bytes(p.seed, raw)
@@ -58,7 +65,11 @@ func (p *Provider) takeList(entries []json.RawMessage, now time.Time) {
 		}
 		d, ok := p.describe(raw)
 		if !ok {
-			listed[idOf(raw)] = true // as it was, if it is known
+			if id := idOf(raw); id != "" {
+				listed[id] = true // as it was, if it is known
+			} else {
+				nameless++
+			}
 			continue
 		}
 		if why := p.unwanted(&d); why != "" {
@@ -68,8 +79,11 @@ func (p *Provider) takeList(entries []json.RawMessage, now time.Time) {
 		listed[d.id] = true
 		p.takeEndpoint(d, sum, now)
 	}
+	if nameless > 0 && nameless == len(entries) {
+		return errShape
+	}
 	for id, s := range p.services {
-		if !listed[id] {
+		if !listed[id] && nameless == 0 {
 			delete(p.services, id)
 			p.opt.Log.Info("endpoint is gone from the account", "endpoint", s.ep.ID, "name", s.desc.name)
 			p.changed()
@@ -87,6 +101,7 @@ func (p *Provider) takeList(entries []json.RawMessage, now time.Time) {
 		s.Skipped = slices.DeleteFunc(s.Skipped, func(k api.Skipped) bool { return !isPod(k) })
 		s.Skipped = append(s.Skipped, skipped...)
 	})
+	return nil
 }
 
 func (p *Provider) takeEndpoint(d description, sum uint64, now time.Time) {

@@ -73,17 +73,18 @@ func TestAnEmptyAccountIsSent(t *testing.T) {
 
 func TestErrorsNeverEmptyTheFleet(t *testing.T) {
 	for name, answer := range map[string]string{
-		"500":              `500 {"status":500,"title":"Internal Server Error"}`,
-		"401":              `401 {"title":"Unauthorized","status":401,"detail":"missing bearer token"}`,
-		"429":              `429 {"title":"Too Many Requests","status":429}`,
-		"a page":           `502 <html>bad gateway</html>`,
-		"a page, 200":      `<html>welcome</html>`,
-		"cut off":          `{"endpoints":[{"id":"a"`,
-		"no list":          `{"data":[]}`,
-		"another shape":    `[{"id":"a"}]`,
-		"a list of words":  `{"endpoints":"none"}`,
-		"entries of words": `{"endpoints":["a","b"]}`,
-		"no answer":        "broken",
+		"500":                    `500 {"status":500,"title":"Internal Server Error"}`,
+		"401":                    `401 {"title":"Unauthorized","status":401,"detail":"missing bearer token"}`,
+		"429":                    `429 {"title":"Too Many Requests","status":429}`,
+		"a page":                 `502 <html>bad gateway</html>`,
+		"a page, 200":            `<html>welcome</html>`,
+		"cut off":                `{"endpoints":[{"id":"a"`,
+		"no list":                `{"data":[]}`,
+		"another shape":          `[{"id":"a"}]`,
+		"a list of words":        `{"endpoints":"none"}`,
+		"entries of words":       `{"endpoints":["a","b"]}`,
+		"ids under another name": strings.ReplaceAll(listOf(entry("a"), entry("b")), `"id":`, `"endpointId":`),
+		"no answer":              "broken",
 		// GraphQL's way of failing, should REST v2 ever take it up.
 		"runpod_9.18_something_went_wrong_in_a_200": `{"errors":[{"message":"Something went wrong. Please try again later or contact support."}],"data":null}`,
 	} {
@@ -93,13 +94,6 @@ func TestErrorsNeverEmptyTheFleet(t *testing.T) {
 			inBubble(t, a, Options{}, func(t *testing.T, w *watched) {
 				w.after(time.Second)
 				a.set("/v2/serverless", answer)
-				if name == "entries of words" { // a list it is, so that these endpoints are gone; what is odd is counted
-					w.after(2 * time.Minute)
-					if w.Status().Oddities["endpoint: an entry that cannot be read"] == 0 {
-						t.Errorf("status %+v", w.Status())
-					}
-					return
-				}
 				if eps := w.after(10 * time.Minute); len(eps) != 2 || w.sets() != 2 { // the second when the price list was read anew
 					t.Fatalf("%d endpoints are left, %d sets were sent", len(eps), w.sets())
 				}
@@ -116,6 +110,26 @@ func TestErrorsNeverEmptyTheFleet(t *testing.T) {
 			})
 		})
 	}
+}
+
+// An entry that does not say which endpoint it is may be any of those that no other entry names.
+func TestNamelessEntriesTakeNothingAway(t *testing.T) {
+	a := newAccount()
+	a.set("/v2/serverless", listOf(entry("a"), entry("b")))
+	inBubble(t, a, Options{}, func(t *testing.T, w *watched) {
+		w.after(time.Second)
+		a.set("/v2/serverless", listOf(`{"endpointId":"a"}`, entry("c")))
+		if eps := w.after(2 * time.Minute); len(eps) != 3 {
+			t.Errorf("%d endpoints", len(eps))
+		}
+		if w.Status().Oddities["endpoint: an entry that cannot be read"] == 0 {
+			t.Errorf("status %+v", w.Status())
+		}
+		a.set("/v2/serverless", listOf(entry("c")))
+		if eps := w.after(2 * time.Minute); len(eps) != 1 {
+			t.Errorf("%d endpoints when all entries can be read", len(eps))
+		}
+	})
 }
 
 func TestAnEmptyListIsBelievedTheSecondTime(t *testing.T) {

@@ -230,7 +230,7 @@ func (f *fleet) poll(ctx context.Context, now time.Time) {
 			now := f.p.now()
 			f.polling = false
 			if err == nil {
-				f.take(ctx, l, now)
+				err = f.take(ctx, l, now)
 			}
 			f.pollAt = f.pollBegan.Add(f.pollEvery())
 			if f.settle(err, now); f.pollAgain {

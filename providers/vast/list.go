@@ -25,6 +25,30 @@ type listing struct {
 	Skew  time.Duration `json:"skew"`
 }
 
+func (l *listing) rows() (n int) {
+	for i := range l.Pages {
+		n += len(l.Pages[i].Rows)
+	}
+	return n
+}
+
+// foreign puts the times of a list that another replica has read right: that one's clock is not ours, and rows that seem older
+// than what is known are not believed. When it came, the list was at most within old, and reading it took a while before that.
+func (l *listing) foreign(now time.Time, within time.Duration) {
+	oldest := now.Add(-within)
+	if n := len(l.Pages); n > 0 {
+		oldest = oldest.Add(-max(0, l.Pages[n-1].Asked.Sub(l.Pages[0].Asked)))
+	}
+	for i := range l.Pages {
+		switch at := &l.Pages[i].Asked; {
+		case at.After(now):
+			*at = now
+		case at.Before(oldest):
+			*at = oldest
+		}
+	}
+}
+
 // page is one page of it. Rows are as the API wrote them.
 type page struct {
 	Asked time.Time         `json:"asked"`
@@ -233,6 +257,7 @@ func (p *Provider) shared(ctx context.Context, within time.Duration) (*listing, 
 	if json.Unmarshal(plain, l) != nil {
 		return nil, errors.New("the list that another replica read is no list")
 	}
+	l.foreign(p.now(), within)
 	return l, nil
 }
 

@@ -2,6 +2,7 @@ package vast
 
 import (
 	"context"
+	"errors"
 	"hash/maphash"
 	"net/netip"
 	"slices"
@@ -10,12 +11,16 @@ import (
 	"headrace/providers/api"
 )
 
-// take makes a whole list the fleet.
-func (f *fleet) take(ctx context.Context, l *listing, now time.Time) {
+// take makes a whole list the fleet. It fails, and changes nothing, when no row says which instance it is; when only some do not,
+// each of those may be any instance that the others do not name, so that none is taken for gone.
+func (f *fleet) take(ctx context.Context, l *listing, now time.Time) error {
 	seen := make(map[int64]bool, len(f.hosts))
-	skipped := f.merge(l, seen)
+	skipped, nameless := f.merge(l, seen)
+	if nameless > 0 && nameless == l.rows() {
+		return errors.New("no row of the list of instances can be read")
+	}
 	for id, h := range f.hosts {
-		if !seen[id] && !slices.ContainsFunc(l.Pages, func(pg page) bool { return pg.Asked.Before(h.readAt) }) {
+		if !seen[id] && nameless == 0 && !slices.ContainsFunc(l.Pages, func(pg page) bool { return pg.Asked.Before(h.readAt) }) {
 			f.p.log.Info("instance is gone", "endpoint", endpointID(id), "was", h.logged.state)
 			delete(f.hosts, id)
 			delete(f.byHash, h.hash)
@@ -32,12 +37,14 @@ func (f *fleet) take(ctx context.Context, l *listing, now time.Time) {
 	f.p.status.Skipped, f.p.status.Endpoints, f.p.status.ClockSkew = skipped, len(f.hosts), l.Skew
 	f.p.mu.Unlock()
 	f.readPorts(ctx, now)
+	return nil
 }
 
 const maxSkipped = 100
 
-// merge takes rows in. Those that say what they said before are not even decoded.
-func (f *fleet) merge(l *listing, seen map[int64]bool) (skipped []api.Skipped) {
+// merge takes rows in. Those that say what they said before are not even decoded. nameless counts those that do not say which
+// instance they are.
+func (f *fleet) merge(l *listing, seen map[int64]bool) (skipped []api.Skipped, nameless int) {
 	for _, pg := range l.Pages {
 		for _, raw := range pg.Rows {
 			hash := maphash.Bytes(f.seed, raw)
@@ -51,6 +58,7 @@ func (f *fleet) merge(l *listing, seen map[int64]bool) (skipped []api.Skipped) {
 			r, err := parseRow(raw)
 			if err != nil {
 				f.p.odd(err.Error())
+				nameless++
 				continue
 			}
 			if why := f.p.unwanted(r); why != "" {
@@ -66,7 +74,7 @@ func (f *fleet) merge(l *listing, seen map[int64]bool) (skipped []api.Skipped) {
 			f.put(r, hash, pg.Asked)
 		}
 	}
-	return skipped
+	return skipped, nameless
 }
 
 // put makes r the row of its instance, unless a newer one is known.

@@ -9,7 +9,7 @@ import (
 // RunPod takes 100 cancels in 10 s and 20 at once, for each endpoint.
 const (
 	cancelsAtOnce = 20
-	cancelsPer    = 10 * time.Second
+	cancelsPer    = rateWindow
 	cancelsInPer  = 100
 )
 
@@ -111,7 +111,7 @@ func (t *Translator) cancelJob(q *queue, o orphan) error {
 		if try >= tries {
 			return a.err
 		}
-		if sleep(t.life, max(wait, retryAfter(a.header))) != nil {
+		if sleep(t.life, max(wait, min(retryAfter(a.header), rateWindow))) != nil {
 			return a.err
 		}
 		wait *= 2

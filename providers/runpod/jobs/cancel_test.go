@@ -51,6 +51,39 @@ func (l *limited) RoundTrip(r *http.Request) (*http.Response, error) {
 	return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(bytes.NewReader([]byte(`{}`)))}, nil
 }
 
+// sulking turns the first cancel of each job down and names a day as when to come again.
+type sulking struct {
+	mu   sync.Mutex
+	seen map[string]bool
+}
+
+func (s *sulking) RoundTrip(r *http.Request) (*http.Response, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	res := &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(`{}`))}
+	if !s.seen[r.URL.Path] {
+		s.seen[r.URL.Path] = true
+		res.StatusCode = 429
+		res.Header.Set("Retry-After", "86400")
+	}
+	return res, nil
+}
+
+// TestCancelIsNotPutOffForDays: RunPod's limits are for 10 s, so that no longer wait is believed while a worker bills.
+func TestCancelIsNotPutOffForDays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tr := New(Options{Transport: &sulking{seen: map[string]bool{}}})
+		tr.forget(&queue{base: "http://runpod.test/v2/ep", id: "runpod:ep"}, orphan{job: "j", seen: true})
+		began := time.Now()
+		if err := tr.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if d := time.Since(began); d > 2*rateWindow || tr.Stats().CancelsSent != 1 {
+			t.Errorf("cancelled after %s: %+v", d, tr.Stats())
+		}
+	})
+}
+
 // TestCancelsKeepTheLimits has many callers leave at once: every job is cancelled, and RunPod never has to say no.
 func TestCancelsKeepTheLimits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -17,6 +17,8 @@ const (
 	// statusEvery is how often a job is looked at whose stream cannot be read any more.
 	statusEvery = time.Second
 	maxPause    = 2 * time.Second // between polls that RunPod turned down
+	// rateWindow is the time that RunPod's limits of an endpoint are for: nobody has to wait longer for a call to be taken.
+	rateWindow = 10 * time.Second
 )
 
 // follow reads the job's stream until the job has ended and nothing is left in it.
@@ -98,14 +100,14 @@ func (j *job) poll(ctx context.Context) (n news, f *failure, lost bool) {
 			return j.read(&a)
 		case a.status == http.StatusTooManyRequests: // turned down before anything was taken
 			j.t.count.pollsThrottled.Add(1)
-			pause = max(pause, retryAfter(a.header))
+			pause = max(pause, min(retryAfter(a.header), rateWindow))
 		case a.status == http.StatusNotFound:
 			f := ofAnswer(a.status, a.header, a.body)
 			if strings.Contains(strings.ToLower(f.cause), textEndpointNotFound) {
 				return n, f, false
 			}
 			if j.seen || j.t.opt.Now().Sub(j.began) >= j.t.opt.Early404 {
-				j.over = true
+				j.over = j.seen // one that RunPod never knew may still turn up, and run for nobody
 				return n, gone(), false
 			}
 			j.t.count.earlyNotFound.Add(1)

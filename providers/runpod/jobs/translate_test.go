@@ -375,6 +375,7 @@ func TestEarlyNotFound(t *testing.T) {
 	if a := f.ask(streamBody); a.status != 503 || a.code != "job_expired" || a.header.Get("Retry-After") == "" {
 		t.Errorf("%+v", a)
 	}
+	s.wait("cancel", 1) // it may turn up yet, and would run for nobody
 }
 
 func TestThrottledPollsGoOn(t *testing.T) {

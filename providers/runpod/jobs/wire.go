@@ -103,6 +103,9 @@ func (t *Translator) call(ctx context.Context, q *queue, method, path string, bo
 	if len(a.body) > maxAnswer {
 		a.err = fmt.Errorf("the answer is larger than %d bytes", maxAnswer)
 	}
+	if a.status/100 != 2 && len(q.key) >= 4 { // before it is cut: a half of a key tells much
+		a.body = bytes.ReplaceAll(a.body, []byte(q.key.Reveal()), []byte("[redacted]"))
+	}
 	return a
 }
 

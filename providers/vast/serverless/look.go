@@ -62,11 +62,16 @@ func (p *Provider) look(ctx context.Context) ([]endpoint.Endpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	list, err := decodeJobs(a.Body, p.odd)
+	nameless := 0 // rows that do not say which endpoint they are
+	list, err := decodeJobs(a.Body, func(what string) { nameless++; p.odd(what) })
+	named := slices.DeleteFunc(slices.Clone(list), func(r jobRow) bool { return r.Name == "" })
+	if nameless += len(list) - len(named); err == nil && nameless > 0 && len(named) == 0 {
+		err = errors.New("no row of the list of endpoints can be read")
+	}
 	if err != nil {
 		return nil, fmt.Errorf("vast: GET /api/v0/endptjobs/: %s", redact(err.Error(), p.opt.Key))
 	}
-	jobs, skipped := p.choose(list)
+	jobs, skipped := p.choose(list, nameless > 0)
 	p.mu.Lock()
 	p.status.Skipped = skipped
 	if !a.Date.IsZero() {
@@ -92,14 +97,17 @@ func (p *Provider) paced(d time.Duration) time.Duration {
 	return time.Duration(float64(d) * p.opt.Pace)
 }
 
-// choose returns the endpoints to use, by name, and why the others are not.
-func (p *Provider) choose(list []jobRow) (jobs []*job, skipped []api.Skipped) {
+// choose returns the endpoints to use, by name, and why the others are not. In a list with gaps those that no row names stay: any of
+// the rows that cannot be read may be theirs.
+func (p *Provider) choose(list []jobRow, gaps bool) (jobs []*job, skipped []api.Skipped) {
 	next := map[string]*job{}
+	named := map[string]bool{}
 	skip := func(r *jobRow, why string) {
 		skipped = append(skipped, api.Skipped{ID: strconv.FormatInt(int64(r.ID), 10), Name: clip(string(r.Name)), Why: why})
 	}
 	for _, r := range list {
 		name := string(r.Name)
+		named[name] = true
 		switch state := strings.ToLower(string(r.State)); state {
 		case "active", "":
 		case "suspended", "stopped":
@@ -125,6 +133,11 @@ func (p *Provider) choose(list []jobRow) (jobs []*job, skipped []api.Skipped) {
 				j = &job{}
 			}
 			j.row = r
+			next[name] = j
+		}
+	}
+	for name, j := range p.known {
+		if gaps && !named[name] {
 			next[name] = j
 		}
 	}
@@ -296,7 +309,10 @@ func (p *Provider) readRoot(ctx context.Context, jobs []*job) {
 	}
 }
 
-func id(j *job) endpoint.ID { return endpoint.ID("vast:serverless-" + string(j.row.Name)) }
+// idPrefix begins the ID of every endpoint.
+const idPrefix = "vast:serverless-"
+
+func id(j *job) endpoint.ID { return endpoint.ID(idPrefix + string(j.row.Name)) }
 
 // endpoint describes j as a host.
 func (p *Provider) endpoint(j *job) endpoint.Endpoint {

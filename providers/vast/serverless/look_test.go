@@ -255,7 +255,7 @@ func TestRootThatCannotBeRead(t *testing.T) {
 		t.Errorf("%+v", ep.TLS)
 	}
 	f.set(func() { f.fail["/static/jvastai_root.cer"] = nil })
-	r.Nudge("")
+	r.Nudge("vast:serverless-qwen")
 	if ep := r.fleet()[0]; !ep.TLS.AnyName || ep.TLS.Roots == "" {
 		t.Errorf("%+v", ep.TLS)
 	}

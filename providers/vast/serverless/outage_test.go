@@ -28,6 +28,8 @@ func TestOutages(t *testing.T) {
 		"vast_8.7_truncated_json":                       say(200, `{"success":true,"results":[{"id":1`),
 		"vast_7.16_list_is_an_object":                   say(200, `{"success":true,"results":{"1":{}}}`),
 		"vast_7.16_list_is_missing":                     say(200, `{"success":true}`),
+		"vast_7.16_rows_without_names":                  say(200, `{"success":true,"results":[{"id":1,"name":"qwen","api_key":"`+endpointKey+`"}]}`),
+		"vast_7.16_rows_that_are_words":                 say(200, `{"success":true,"results":["qwen"]}`),
 		"connection reset":                              func(http.ResponseWriter) bool { panic(http.ErrAbortHandler) },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -46,7 +48,7 @@ func TestOutages(t *testing.T) {
 				f.fail["/api/v0/endptjobs/"] = nil
 				f.jobs[0]["endpoint_state"] = "stopped"
 			})
-			r.Nudge("")
+			r.Nudge("vast:serverless-qwen")
 			if eps := r.fleet(); len(eps) != 0 {
 				t.Errorf("after the outage %+v", eps)
 			}
@@ -54,6 +56,26 @@ func TestOutages(t *testing.T) {
 				t.Errorf("status %+v", s)
 			}
 		})
+	}
+}
+
+// TestNamelessRowsTakeNothingAway: a row that does not say which endpoint it is may be any of those that no other row names.
+func TestNamelessRowsTakeNothingAway(t *testing.T) {
+	f := newFake(t)
+	f.add(1, "qwen", nil)
+	f.add(2, "llama", nil)
+	r := run(t, f.options())
+	if eps := r.fleet(); len(eps) != 2 {
+		t.Fatalf("%+v", eps)
+	}
+	f.set(func() { delete(f.jobs[0], "endpoint_name") })
+	if s := r.quiet(); s.Failing != 0 || s.Endpoints != 2 {
+		t.Errorf("status %+v", s)
+	}
+	f.set(func() { f.jobs = f.jobs[1:] })
+	r.Nudge("vast:serverless-llama")
+	if eps := r.fleet(); len(eps) != 1 || eps[0].ID != "vast:serverless-llama" {
+		t.Errorf("when all rows can be read: %+v", eps)
 	}
 }
 

@@ -189,8 +189,11 @@ func (p *Provider) Run(ctx context.Context, out chan<- []endpoint.Endpoint) erro
 	}
 }
 
-// Nudge says that traffic failed at an endpoint: its workers are looked at soon. It never blocks.
-func (p *Provider) Nudge(endpoint.ID) {
+// Nudge says that traffic failed at an endpoint: its workers are looked at soon. Other providers' IDs are ignored. It never blocks.
+func (p *Provider) Nudge(id endpoint.ID) {
+	if !strings.HasPrefix(string(id), idPrefix) {
+		return
+	}
 	select {
 	case p.nudged <- struct{}{}:
 	default: // a look is due already

@@ -36,7 +36,7 @@ type translator struct {
 func (p *Provider) Handler(ep endpoint.Endpoint) http.Handler {
 	t := &translator{p: p, id: ep.ID, name: ep.Labels[nameLabel], key: ep.APIKey, base: strings.TrimRight(ep.BaseURL, "/"), encrypted: ep.Encrypted()}
 	if t.name == "" {
-		t.name = strings.TrimPrefix(string(ep.ID), "vast:serverless-")
+		t.name = strings.TrimPrefix(string(ep.ID), idPrefix)
 	}
 	t.workers, t.unfit = p.transport(ep.TLS)
 	return t

@@ -5,6 +5,8 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+
+	"headrace/router/endpoint"
 )
 
 // FuzzWords: whatever Vast.ai answers, reading it ends in rows or an error.
@@ -35,6 +37,21 @@ func FuzzWords(f *testing.F) {
 			t.Errorf("cost %d", c)
 		}
 	})
+}
+
+// TestNudgeOfOthers: failed traffic at somebody else's host is no reason to ask Vast.ai anything.
+func TestNudgeOfOthers(t *testing.T) {
+	p := New(Options{})
+	for id, want := range map[endpoint.ID]int{"runpod:abc": 0, "vast:17": 0, "static:lab": 0, "vast:serverless-qwen": 1} {
+		p.Nudge(id)
+		if n := len(p.nudged); n != want {
+			t.Errorf("%s: %d looks are due, want %d", id, n, want)
+		}
+		select {
+		case <-p.nudged:
+		default:
+		}
+	}
 }
 
 func TestModel(t *testing.T) {
