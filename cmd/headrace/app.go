@@ -22,6 +22,7 @@ import (
 	"headrace/gateway/forward"
 	"headrace/gateway/ledger"
 	"headrace/gateway/listen"
+	"headrace/gateway/scrape"
 	"headrace/gateway/state"
 	"headrace/providers"
 	"headrace/providers/static"
@@ -45,6 +46,7 @@ type app struct {
 	log     *slog.Logger
 	router  *router.Router
 	forward *forward.Client
+	engines *scrape.Poller
 	server  *gateway.Server
 	ring    *ledger.Ring
 	rented  atomic.Pointer[clouds]
@@ -90,6 +92,7 @@ func newApp(cfg *config.Config, logTo io.Writer) (*app, error) {
 			return nil, err
 		}
 	}
+	a.engines = scrape.New(scrape.Options{Log: a.log, Deliver: a.router.Observe})
 	a.rented.Store(newClouds(cfg, a.redis, a.log))
 	a.speak = newTranslators(cfg, a.log, a.rented.Load)
 	a.forward = forward.New(forward.Options{Connect: cfg.Timeouts.Connect, UpstreamIdle: cfg.Timeouts.UpstreamIdle, Translate: a.speak.handler})
@@ -192,6 +195,7 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 
 	a.discovered(slices.Clone(static.New(a.cfg.StaticEndpoints(time.Now()), static.Options{}).Hosts())) // before the first request
 	back.Go(func() error { return a.discover(backCtx, reloads) })
+	back.Go(func() error { return a.engines.Run(backCtx) })
 	advice := &adviser{router: a.router, log: a.log}
 	back.Go(func() error { return advice.Run(backCtx) })
 	back.Go(func() error {
@@ -294,6 +298,7 @@ func (a *app) discovered(eps []endpoint.Endpoint) {
 	}
 	a.fleet = eps
 	a.router.Update(eps, a.rules)
+	a.engines.Update(eps)
 }
 
 // reconfigure applies a config that was read anew; false means that it changes nothing.
