@@ -102,6 +102,9 @@ func (v *view) basis() endpoint.Basis { return v.c.ep.Price.Basis }
 // changes where requests go: one that pays for itself counts as paid.
 func (r *Router) Advise(now time.Time) []Advice {
 	snap := r.snap.Load()
+	for _, c := range snap.list {
+		c.host.refresh(r.seconds(now))
+	}
 	s := &scratch{}
 	var out []Advice
 	spare := map[endpoint.ID]*Advice{} // hosts that each of their models could do without

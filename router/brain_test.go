@@ -571,3 +571,53 @@ func TestContext(t *testing.T) {
 		t.Error("nobody was asked: the count is an estimate")
 	}
 }
+
+// Of a thousand hosts a part is looked at, and still the one is found that holds the prompt, the only one that is well, and a
+// host that is paid before one that is not.
+func TestLargePool(t *testing.T) {
+	c := newClock()
+	var eps []endpoint.Endpoint
+	for i := range 500 {
+		eps = append(eps, serverless(fmt.Sprint("worker", i), 0.0007, endpoint.Ready), hourly(fmt.Sprint("h", i), 1, 32, "m"))
+	}
+	r := brain(c, 5, eps...)
+	got := map[endpoint.ID]bool{}
+	for range 600 {
+		l := mustPick(t, r)
+		if l.Decision.Candidates != 1000 || !strings.HasPrefix(string(l.Endpoint.ID), "h") {
+			t.Fatalf("picked %s of %d", l.Endpoint.ID, l.Decision.Candidates)
+		}
+		got[l.Endpoint.ID] = true
+		l.Done(Result{Class: outcome.ClientGone})
+	}
+	if len(got) < 250 {
+		t.Errorf("600 requests went to %d of 500 hosts alike", len(got))
+	}
+	q := Request{Model: "m", PromptTokens: 1000}
+	q.Affinity.Add(affinityMark(42, 1000))
+	var l Lease
+	if err := r.Pick(&q, &l); err != nil {
+		t.Fatal(err)
+	}
+	first := l.Endpoint.ID
+	truth{0.0275, 0.0011, 0.3}.serve(&l, 1)
+	for range 50 {
+		if err := r.Pick(&q, &l); err != nil || l.Endpoint.ID != first {
+			t.Fatalf("went to %s, %s holds the prompt (%v)", l.Endpoint.ID, first, err)
+		}
+		l.Done(Result{Class: outcome.ClientGone})
+	}
+	for i := range eps {
+		if i != 777 {
+			eps[i].State = endpoint.Preempted
+		}
+	}
+	r.Update(eps, nil)
+	for range 50 {
+		l := mustPick(t, r)
+		if l.Endpoint.ID != eps[777].ID {
+			t.Fatalf("picked %s, only %s is up", l.Endpoint.ID, eps[777].ID)
+		}
+		l.Done(Result{Class: outcome.ClientGone})
+	}
+}

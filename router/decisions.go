@@ -72,7 +72,7 @@ type decisions struct {
 
 const (
 	decisionsKept = 1024
-	candsKept     = 12
+	candsKept     = 8
 )
 
 type slot struct {
@@ -137,7 +137,7 @@ func (d *decisions) note(s *scratch, v *view, why string) (seq uint64) {
 	e.attempt = len(s.q.Tried) + 1
 	e.q, e.m = nil, nil // they die with the request and the snapshot
 	e.ttft, e.tps = math.NaN(), math.NaN()
-	e.n, e.total = 0, len(s.views)
+	e.n, e.total = 0, len(s.m.cands)
 	if v != nil {
 		e.cands[0].keep(&s.plan, v)
 		e.n = 1
@@ -218,8 +218,8 @@ func (k *keptView) show(p *plan) CandidateView {
 	return c
 }
 
-func (v *view) pTTFT(p *plan) float64 { return normal((p.ttftLog - v.ttftLog) / v.ttftSigma) }
-func (v *view) pTPS(p *plan) float64  { return normal((p.itlLog - v.itlLog) / v.itlSigma) }
+func (v *view) pTTFT(p *plan) float64 { return normal(math.Log(p.left/v.ttft) / v.ttftSigma) }
+func (v *view) pTPS(p *plan) float64  { return normal(math.Log(p.gap/v.itl) / v.itlSigma) }
 
 // Explain tells where q would go now, and why, without going there. The error is ErrUnknownModel.
 func (r *Router) Explain(q *Request) (Explanation, error) {
@@ -231,7 +231,7 @@ func (r *Router) Explain(q *Request) (Explanation, error) {
 	defer scratches.Put(s)
 	s.prepare(r, m, q)
 	s.survey()
-	v, why := s.choose(r)
+	v, why := s.choose()
 	if v == nil {
 		why = r.unavailable(s).Error()
 	}

@@ -48,11 +48,11 @@ type host struct {
 // published is a host's learned state for readers without a lock. Each word is whole; readers may see a mix of two
 // states that follow each other, which predicts as well as either.
 type published struct {
-	priorITL, slope, priorTTFT, prefill, seqs                           number
-	a, b, a0, saa, sab, sbb, residual                                   number
-	ttftLog, ttftFactor, ttftVar, ttftCount, limit, observed, at, count number
-	hazard                                                              number
-	ramp                                                                number // most in flight while it comes back to use, 0 for no such limit; set without mu
+	priorITL, slope, priorTTFT, prefill, seqs         number
+	a, b, a0, saa, sab, sbb, residual                 number
+	ttftFactor, ttftSigma, limit, observed, at, count number
+	hazard                                            number
+	ramp                                              number // most in flight while it comes back to use, 0 for no such limit; set without mu
 }
 
 type number struct{ bits atomic.Uint64 }
@@ -75,34 +75,43 @@ func (h *host) publish() {
 	p.sab.set(s.SAB)
 	p.sbb.set(s.SBB)
 	p.residual.set(s.Residual)
-	p.ttftLog.set(s.TTFTLog)
 	p.ttftFactor.set(s.TTFTFactor)
-	p.ttftVar.set(s.TTFTVar)
-	p.ttftCount.set(float64(s.TTFTCount))
+	p.ttftSigma.set(s.TTFTSigma)
 	p.limit.set(s.Limit)
 	p.observed.set(s.ObservedAt)
 	p.at.set(s.At)
 	p.count.set(float64(h.learner.Count))
 }
 
-// load reads the state as of a time into s.
+// load reads the state as of a time into s: what predictions need of it. Advise brings it up to date every second or so.
 func (p *published) load(s *capacity.State, at float64) {
 	s.ITLSeconds, s.Slope, s.TTFTSeconds = p.priorITL.get(), p.slope.get(), p.priorTTFT.get()
 	s.PrefillTokensPerSecond, s.MaxNumSeqs = p.prefill.get(), int(p.seqs.get())
 	s.A, s.B, s.A0 = p.a.get(), p.b.get(), p.a0.get()
 	s.SAA, s.SAB, s.SBB, s.Residual = p.saa.get(), p.sab.get(), p.sbb.get(), p.residual.get()
-	s.TTFTLog, s.TTFTFactor = p.ttftLog.get(), p.ttftFactor.get()
-	s.TTFTVar, s.TTFTCount = p.ttftVar.get(), int(p.ttftCount.get())
+	s.TTFTFactor, s.TTFTSigma = p.ttftFactor.get(), p.ttftSigma.get()
 	s.Limit, s.ObservedAt, s.At = p.limit.get(), p.observed.get(), p.at.get()
-	s.Advance(at)
+	if at-s.At > freshSeconds {
+		s.Advance(at)
+	}
+}
+
+const freshSeconds = 2.0
+
+// refresh lets time pass for what was learned.
+func (h *host) refresh(at float64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.learner.Advance(at)
+	h.publish()
 }
 
 // enter counts one more request in flight from now on; at is the same moment in the learner's seconds.
-func (h *host) enter(at float64) int64 {
+func (h *host) enter(at float64) (inFlight int64, integral float64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.integrate(at)
-	return h.inflight.Add(1)
+	return h.inflight.Add(1), h.integral
 }
 
 func (h *host) leave(at float64, now time.Time) {

@@ -20,11 +20,9 @@ type view struct {
 	inFlight    float64 // sequences on the engine that the request would join
 	limit       float64 // that may run there
 	itl         float64 // seconds between tokens, with it
-	itlLog      float64
 	itlSigma    float64 // relative
 	expected    float64 // seconds to the first token before correction
 	ttft        float64 // seconds to the first token, a cold start included
-	ttftLog     float64
 	ttftSigma   float64 // of the logarithm
 	safe        float64 // sequences at once that keep the SLO
 	spread      float64 // likewise, doubt left aside
@@ -77,13 +75,14 @@ type plan struct {
 	policy  Policy
 	strict  bool    // somebody asked for the SLO: sooner refuse a request than break everyone's
 	waited  float64 // seconds since the request came
-	ttftLog float64 // of the seconds left for the first token; +Inf without a promise
-	itlLog  float64 // of the most seconds between tokens; +Inf without a promise
+	left    float64 // seconds for the first token; +Inf without a promise
+	gap     float64 // most seconds between tokens; +Inf without a promise
 	z       float64 // standard deviations to spare
 	zSafe   float64 // likewise, for the safe concurrency
 	output  float64 // expected tokens
 	prompt  float64 // tokens
 	home    uint64  // affinity.Key.Home
+	dice    uint64  // of this request
 	api     float64 // USD of this request at the cheapest endpoint that is priced per token; +Inf without one
 	metered float64 // USD per output token of the cheapest metered candidate at full load; +Inf without one
 }
@@ -132,11 +131,11 @@ func (s *scratch) prepare(r *Router, m *Model, q *Request) {
 	if !q.Came.IsZero() {
 		s.waited = max(0, now.Sub(q.Came).Seconds())
 	}
-	s.ttftLog = math.Log(max(0.01, s.slo.TTFT.Seconds()-s.waited))
+	s.left = max(0.01, s.slo.TTFT.Seconds()-s.waited)
 	if q.Resumed {
-		s.ttftLog = math.Inf(1)
+		s.left = math.Inf(1)
 	}
-	s.itlLog = -math.Log(s.slo.TPS)
+	s.gap = 1 / s.slo.TPS
 	s.z = math.Sqrt2 * math.Erfinv(2*s.slo.Confidence-1)
 	s.zSafe = zUsual
 	if s.slo.Confidence > 0.95 {
@@ -147,21 +146,23 @@ func (s *scratch) prepare(r *Router, m *Model, q *Request) {
 		s.output = min(s.output, float64(q.MaxTokens))
 	}
 	if s.output = max(1, s.output); q.Tokenless {
-		s.output, s.itlLog = 1, math.Inf(1)
+		s.output, s.gap = 1, math.Inf(1)
 	}
 	if s.prompt = float64(q.PromptTokens); q.PromptTokens <= 0 {
 		s.prompt = float64(q.BodyBytes) / 4
 	}
-	s.home = q.Affinity.Home()
+	s.home, s.dice = q.Affinity.Home(), r.roll()
 	r.affinity.Lookup(&q.Affinity, now, &s.matches)
 }
 
 // survey looks at every candidate of the model.
 func (s *scratch) survey() {
 	s.metered, s.api = math.Inf(1), math.Inf(1)
-	s.views = slices.Grow(s.views[:0], len(s.m.cands))[:len(s.m.cands)]
-	for i, c := range s.m.cands {
-		s.look(c, &s.views[i])
+	if s.views = slices.Grow(s.views[:0], len(s.m.cands)); len(s.m.cands) <= wholePool || !s.sample() {
+		s.views = s.views[:0]
+		for _, c := range s.m.cands {
+			s.see(c)
+		}
 	}
 	if math.IsInf(s.metered, 1) {
 		s.metered = meteredUSD
@@ -173,6 +174,54 @@ func (s *scratch) survey() {
 			v.metered = false
 		}
 	}
+}
+
+// Of more candidates than wholePool not all are looked at: the best of a random window of that many is as good within a
+// hair, and a window at random is herd protection besides.
+const (
+	wholePool     = 256
+	paidWindow    = 192 // of those that are paid anyway
+	meteredWindow = 48
+)
+
+// sample looks at a part of the candidates: those that hold some of the prompt, and a window of each kind. It is false if
+// nobody among them serves.
+func (s *scratch) sample() bool {
+	for h := range s.matches.Hosts() {
+		if c := s.m.holders[h]; c != nil {
+			s.see(c)
+		}
+	}
+	s.window(s.m.cands[:s.m.paid], paidWindow)
+	s.window(s.m.cands[s.m.paid:], meteredWindow)
+	return slices.ContainsFunc(s.views, func(v view) bool { return v.verdict == serves })
+}
+
+// window looks at candidates from a random one on, until it has seen as many as can be used.
+func (s *scratch) window(list []*candidate, usable int) {
+	if len(list) == 0 {
+		return
+	}
+	from := int(s.dice % uint64(len(list))) //nolint:gosec // less than len
+	for i := range list {
+		c := list[(from+i)%len(list)]
+		if held, session := s.matches.Tokens(affinity.Host(c.host.cache.Load())); held > 0 || session {
+			continue // seen
+		}
+		if s.see(c).verdict < limited {
+			if usable--; usable == 0 {
+				return
+			}
+		}
+	}
+}
+
+// see adds a view of c.
+func (s *scratch) see(c *candidate) *view {
+	s.views = s.views[:len(s.views)+1]
+	v := &s.views[len(s.views)-1]
+	s.look(c, v)
+	return v
 }
 
 // uncramp leaves out those whose context seems too short, if there are others: token counts are estimates.
@@ -264,7 +313,6 @@ func (s *scratch) look(c *candidate, v *view) {
 		}
 		v.ttft += v.coldSeconds
 	}
-	v.ttftLog, v.itlLog = math.Log(v.ttft), math.Log(v.itl)
 	v.safe = s.state.SafeConcurrency(s.slo.TPS, s.zSafe, v.itlSigma)
 	v.spread = s.state.SafeConcurrency(s.slo.TPS, 0, 0)
 	v.full = cost.FullLoad(&ep.Price, s.state.Throughput(v.safe))
@@ -285,11 +333,23 @@ func (s *scratch) look(c *candidate, v *view) {
 	case v.verdict != serves:
 	case n+1 > v.limit:
 		v.verdict = noRoom
-	case s.q.Resumed && cold, s.ttftLog-v.ttftLog < s.z*v.ttftSigma:
+	case s.q.Resumed && cold, !surely(v.ttft/s.left, s.z*v.ttftSigma):
 		v.verdict = slowFirst
-	case s.itlLog-v.itlLog < s.z*v.itlSigma:
+	case !surely(v.itl/s.gap, s.z*v.itlSigma):
 		v.verdict = slowStream
 	}
+}
+
+// surely tells whether x is at most e to the power of -doubt: whether a figure, as a share of its limit, stays below it with
+// as many standard deviations to spare. Two bounds spare the exponential nearly always.
+func surely(x, doubt float64) bool {
+	switch {
+	case x <= 1-doubt:
+		return true
+	case doubt > 0 && x*(1+doubt) > 1:
+		return false
+	}
+	return x <= math.Exp(-doubt)
 }
 
 // Reasons of a decision.
@@ -307,7 +367,7 @@ const (
 )
 
 // choose returns the best of the views, nil when none may be used, and why it is the best.
-func (s *scratch) choose(r *Router) (best *view, why string) {
+func (s *scratch) choose() (best *view, why string) {
 	least, feasible, priced := math.Inf(1), 0, 0
 	for i := range s.views {
 		if v := &s.views[i]; v.verdict == serves {
@@ -323,14 +383,14 @@ func (s *scratch) choose(r *Router) (best *view, why string) {
 	}
 	switch s.policy {
 	case PolicyLatency:
-		return s.soonest(r), whySooner
+		return s.soonest(), whySooner
 	case PolicyBalanced:
 		return s.least(func(v *view) float64 {
-			return (v.usd + USDPerSecond*(v.ttft+s.output*v.itl)) * (1 + jitter*s.luck(r, v))
+			return (v.usd + USDPerSecond*(v.ttft+s.output*v.itl)) * (1 + jitter*s.luck(v))
 		}), whyBalanced
 	case PolicyWeighted:
 		if priced > 0 {
-			return s.draw(r), whyDrawn
+			return s.draw(), whyDrawn
 		}
 	case PolicyDefault, PolicyCost, numPolicies:
 	}
@@ -342,7 +402,7 @@ func (s *scratch) choose(r *Router) (best *view, why string) {
 		case v.metered: // pack, so that others scale to zero
 			return 0.5 - v.inFlight/1000
 		}
-		return v.use()*(1+jitter*s.luck(r, v)) - affinityBonus*v.held(s.prompt)
+		return v.use()*(1+jitter*s.luck(v)) - affinityBonus*v.held(s.prompt)
 	})
 	switch {
 	case priced == 0:
@@ -355,9 +415,9 @@ func (s *scratch) choose(r *Router) (best *view, why string) {
 
 // luck sets candidates that are alike apart, in [0,1), the less the better: at random, so that replicas do not all choose the
 // same, or by the conversation, so that replicas which share nothing send it to the same one.
-func (s *scratch) luck(r *Router, v *view) float64 {
+func (s *scratch) luck(v *view) float64 {
 	if s.home == 0 {
-		return r.random()
+		return unit(mix(s.dice ^ v.c.hash))
 	}
 	return 1 - affinity.Rendezvous(s.home, v.c.hash)
 }
@@ -389,7 +449,7 @@ func (s *scratch) least(score func(*view) float64) (best *view) {
 }
 
 // soonest returns the fastest stream of those whose first token comes about as early as the earliest.
-func (s *scratch) soonest(r *Router) *view {
+func (s *scratch) soonest() *view {
 	earliest := math.Inf(1)
 	for i := range s.views {
 		if v := &s.views[i]; v.verdict == serves {
@@ -400,12 +460,12 @@ func (s *scratch) soonest(r *Router) *view {
 		if v.ttft > earliest*sooner+0.02 {
 			return math.Inf(1)
 		}
-		return v.itl * (1 + jitter*s.luck(r, v))
+		return v.itl * (1 + jitter*s.luck(v))
 	})
 }
 
 // draw returns one at random, by the inverse square of its full-load price. Free ones count as a tenth of a cent a million.
-func (s *scratch) draw(r *Router) (best *view) {
+func (s *scratch) draw() (best *view) {
 	weight := func(v *view) float64 {
 		if v.verdict != serves || math.IsNaN(v.full) {
 			return 0
@@ -416,7 +476,7 @@ func (s *scratch) draw(r *Router) (best *view) {
 	for i := range s.views {
 		sum += weight(&s.views[i])
 	}
-	x := r.random() * sum
+	x := unit(s.dice) * sum
 	for i := range s.views {
 		v := &s.views[i]
 		if w := weight(v); w > 0 {
@@ -449,7 +509,7 @@ func (s *scratch) degrade() (best *view, why string) {
 		}
 		missTTFT := 0.0
 		if !s.q.Resumed {
-			missTTFT = math.Exp(v.ttftLog - s.ttftLog)
+			missTTFT = v.ttft / s.left
 		}
 		if missTTFT > tooLate {
 			return math.Inf(1) // sooner another worker than a queue that grows

@@ -81,13 +81,17 @@ func New(o Options) *Router {
 // seconds turns a time into the learners' seconds.
 func (r *Router) seconds(t time.Time) float64 { return t.Sub(r.origin).Seconds() }
 
-// random returns a number in [0,1): splitmix64 over a counter, so that no lock is needed (Steele, Lea and Flood 2014).
-func (r *Router) random() float64 {
-	z := r.dice.Add(0x9e3779b97f4a7c15)
+// roll returns a random number: splitmix64 over a counter, so that no lock is needed (Steele, Lea and Flood 2014).
+func (r *Router) roll() uint64 { return mix(r.dice.Add(0x9e3779b97f4a7c15)) }
+
+func mix(z uint64) uint64 {
 	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
 	z = (z ^ z>>27) * 0x94d049bb133111eb
-	return float64((z^z>>31)>>11) / (1 << 53)
+	return z ^ z>>31
 }
+
+// unit makes a random number one in [0,1).
+func unit(z uint64) float64 { return float64(z>>11) / (1 << 53) }
 
 // Snapshot returns the current view.
 func (r *Router) Snapshot() *Snapshot { return r.snap.Load() }
@@ -191,7 +195,7 @@ func (r *Router) Pick(q *Request, l *Lease) error {
 	s.prepare(r, m, q)
 	again := len(q.Tried) > 0
 	for s.survey(); ; {
-		v, why := s.choose(r)
+		v, why := s.choose()
 		switch {
 		case v == nil && again: // all that live were tried: the least bad one again
 			again = false
@@ -216,7 +220,7 @@ func (s *scratch) lease(r *Router, v *view, why string, l *Lease) bool {
 	if !ok {
 		return false
 	}
-	n := h.enter(s.at)
+	n, integral := h.enter(s.at)
 	if !h.admit(&ep.Limits, n, s.now) {
 		h.leave(s.at, s.now)
 		ticket.Release()
@@ -235,11 +239,11 @@ func (s *scratch) lease(r *Router, v *view, why string, l *Lease) bool {
 		Endpoint: ep, Served: v.c.served, ServedJSON: v.c.servedJSON, Unnamed: v.c.unnamed,
 		host: h, ticket: ticket, r: r, stats: s.m.stats, held: true,
 		pickedAt: s.at, firstAt: math.NaN(), expected: v.expected, target: s.slo.TTFT.Seconds(), engines: engines, limit: v.limit, pending: pending, late: s.waited, slo: s.slo,
-		integral: h.reading(s.at), key: s.q.Affinity,
+		integral: integral, key: s.q.Affinity,
 	}
 	l.seq = r.decisions.note(s, v, why)
 	d := &l.Decision
-	d.Policy, d.Candidates, d.Why = s.policy, len(s.views), why
+	d.Policy, d.Candidates, d.Why = s.policy, len(s.m.cands), why
 	for i := range s.views {
 		if w := s.views[i].verdict; w < limited {
 			d.Eligible++

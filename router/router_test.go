@@ -248,7 +248,7 @@ func TestPickAllocatesNothing(t *testing.T) {
 }
 
 func BenchmarkPickDone(b *testing.B) {
-	for _, n := range []int{1, 16, 64, 256} {
+	for _, n := range []int{1, 16, 64, 256, 1000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			var eps []endpoint.Endpoint
 			for i := range n {
@@ -264,6 +264,37 @@ func BenchmarkPickDone(b *testing.B) {
 				}
 				l.Done(Result{Class: outcome.Success})
 			}
+		})
+	}
+}
+
+// BenchmarkContention is Pick and Done by several goroutines at once, at 16 hosts.
+func BenchmarkContention(b *testing.B) {
+	for _, workers := range []int{1, 2, 8} {
+		b.Run(fmt.Sprint(workers), func(b *testing.B) {
+			var eps []endpoint.Endpoint
+			for i := range 16 {
+				eps = append(eps, hourly(fmt.Sprint("h", i), float64(i+1), 64, "m"))
+			}
+			r := newRouter(eps...)
+			var wg sync.WaitGroup
+			b.ReportAllocs()
+			b.ResetTimer()
+			for range workers {
+				wg.Go(func() {
+					var l Lease
+					q := Request{Model: "m", Now: time.Now()}
+					for range b.N / workers {
+						if err := r.Pick(&q, &l); err != nil {
+							b.Error(err)
+							return
+						}
+						l.FirstContent(100 * time.Millisecond)
+						l.Done(Result{Class: outcome.Success, OutputTokens: 200, Cached: -1, Streamed: 6 * time.Second})
+					}
+				})
+			}
+			wg.Wait()
 		})
 	}
 }

@@ -41,7 +41,10 @@ type Model struct {
 	policy Policy
 	strict bool // the operator has set an SLO
 	stats  *modelStats
-	cands  []*candidate
+	cands  []*candidate // those that are paid anyway first
+	paid   int          // how many of them are
+	// holders are the candidates by what names their prefix caches; nil in small pools.
+	holders map[affinity.Host]*candidate
 	// textOnly says that one of them takes no images, audio or files.
 	textOnly bool
 }
@@ -137,10 +140,34 @@ func (r *Router) Update(eps []endpoint.Endpoint, rules []ModelRule) {
 			m.policy = PolicyCost
 		}
 	}
+	for _, m := range s.models {
+		m.arrange()
+	}
 	maps.DeleteFunc(r.stats, func(name string, _ *modelStats) bool { return s.models[name] == nil })
 	slices.Sort(s.names)
 	slices.SortFunc(s.list, func(a, b *candidate) int { return strings.Compare(string(a.ep.ID), string(b.ep.ID)) })
 	r.snap.Store(s)
+}
+
+// arrange readies the candidates for picks.
+func (m *Model) arrange() {
+	metered := func(c *candidate) int {
+		if cost.Metered(&c.ep.Price) {
+			return 1
+		}
+		return 0
+	}
+	slices.SortStableFunc(m.cands, func(a, b *candidate) int { return metered(a) - metered(b) })
+	m.paid = len(m.cands)
+	for m.paid > 0 && metered(m.cands[m.paid-1]) == 1 {
+		m.paid--
+	}
+	if len(m.cands) > wholePool {
+		m.holders = make(map[affinity.Host]*candidate, len(m.cands))
+		for _, c := range m.cands {
+			m.holders[affinity.Host(c.host.cache.Load())] = c
+		}
+	}
 }
 
 // Endpoints that discovery drops are remembered for a while: their provider may have been wrong.

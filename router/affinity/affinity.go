@@ -7,6 +7,7 @@
 package affinity
 
 import (
+	"iter"
 	"math"
 	"sync/atomic"
 	"time"
@@ -102,6 +103,17 @@ func (m *Matches) Tokens(h Host) (tokens int32, session bool) {
 		}
 	}
 	return 0, false
+}
+
+// Hosts are those that hold something.
+func (m *Matches) Hosts() iter.Seq[Host] {
+	return func(yield func(Host) bool) {
+		for i := range m.list[:m.n] {
+			if !yield(m.list[i].Host) {
+				return
+			}
+		}
+	}
 }
 
 func (m *Matches) add(h Host, tokens int32, session bool) {
