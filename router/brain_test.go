@@ -621,3 +621,32 @@ func TestLargePool(t *testing.T) {
 		l.Done(Result{Class: outcome.ClientGone})
 	}
 }
+
+// The example of docs/routing.md, in its numbers.
+func TestWorkedExample(t *testing.T) {
+	c := newClock()
+	a100 := hourly("vast", 0.90, 48, "m")
+	a100.Tenure = endpoint.Interruptible
+	worker := serverless("runpod", 0.00076, endpoint.Cold)
+	worker.MaxNumSeqs, worker.Price.ColdStart, worker.Price.IdleTimeout = 30, 30*time.Second, 5*time.Second
+	r := brain(c, 1, a100, worker, api("api", 0.60, 0.90))
+	r.snap.Load().models["m"].stats.output.add(233)
+	for range 6 {
+		var l Lease
+		if err := r.Pick(&Request{Model: "m", PromptTokens: 430}, &l); err != nil || l.Endpoint.ID != "vast" {
+			t.Fatalf("went to %v: %v", l.Endpoint.ID, err)
+		}
+		l.FirstContent(600 * time.Millisecond)
+	}
+	x, err := r.Explain(&Request{Model: "m", PromptTokens: 430})
+	if err != nil || x.Winner != "vast" {
+		t.Fatalf("%+v, %v", x, err)
+	}
+	want := map[endpoint.ID]struct{ usd, ttft float64 }{"vast": {0.000007, 0.61}, "runpod": {0.0327, 30.61}, "api": {0.00047, 0.61}}
+	for _, v := range x.Candidate {
+		w := want[v.Endpoint]
+		if math.Abs(*v.MarginalUSD/w.usd-1) > 0.15 || math.Abs(*v.TTFT/w.ttft-1) > 0.1 {
+			t.Errorf("%s adds $%.7f, first token in %.2f s; the page says %v", v.Endpoint, *v.MarginalUSD, *v.TTFT, w)
+		}
+	}
+}
