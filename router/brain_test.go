@@ -313,6 +313,11 @@ func TestComingsAndGoings(t *testing.T) {
 	if slow < 50 {
 		t.Fatalf("ITL %v ms after 50 streams of 57 ms", slow)
 	}
+	ep.Hardware.GPU = "A100 80GB" // learned late: the same machine
+	r.Update([]endpoint.Endpoint{ep}, nil)
+	if got := itl(); got < 30 {
+		t.Errorf("with its GPU known ITL is %v ms, what was measured is forgotten", got)
+	}
 	up := 24*time.Hour - 50*time.Second
 	for range 8 {
 		c.pass(up / 8)

@@ -194,6 +194,12 @@ func (h *host) hazard(ep *endpoint.Endpoint, at float64) float64 {
 	return (1 + h.losses) / (stay + up)
 }
 
+// elsewhere tells whether two descriptions are of different machines; what one of them leaves out says nothing.
+func elsewhere(a, b *endpoint.Hardware) bool {
+	differ := func(a, b string) bool { return a != b && a != "" && b != "" }
+	return differ(a.Machine, b.Machine) || differ(a.GPU, b.GPU) || a.GPUCount != b.GPUCount && a.GPUCount > 0 && b.GPUCount > 0
+}
+
 // follow takes in what discovery says of the endpoint: was is what it said before, nil for a new one.
 func (h *host) follow(was, ep *endpoint.Endpoint, prior capacity.Prior, at float64) (forget bool) {
 	h.mu.Lock()
@@ -203,11 +209,11 @@ func (h *host) follow(was, ep *endpoint.Endpoint, prior capacity.Prior, at float
 	case h.learner == nil:
 		h.learner = capacity.New(prior, ep.MaxNumSeqs)
 		h.upAt = math.NaN()
-	case was != nil && (was.Hardware.Machine != ep.Hardware.Machine || was.Hardware.GPU != ep.Hardware.GPU || was.Hardware.GPUCount != ep.Hardware.GPUCount):
+	case was != nil && elsewhere(&was.Hardware, &ep.Hardware):
 		h.learner.Reset(prior, ep.MaxNumSeqs) // on another machine it is another host
 		forget = true
 	default:
-		h.learner.SetMaxNumSeqs(ep.MaxNumSeqs)
+		h.learner.SetPrior(prior, ep.MaxNumSeqs)
 	}
 	if was != nil && was.State != ep.State {
 		if ep.State == endpoint.Preempted && Usable(was) {

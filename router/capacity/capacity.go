@@ -141,17 +141,40 @@ func (s *State) priorVarB() float64 { return priorDevB * priorDevB * s.Slope * s
 // State returns what is known now.
 func (l *Learner) State() State { return l.s }
 
-// Advance lets time pass without an observation; see State.Advance.
-func (l *Learner) Advance(at float64) { l.s.Advance(at) }
-
-// SetMaxNumSeqs tells what the endpoint now says of itself, 0 for nothing.
-func (l *Learner) SetMaxNumSeqs(n int) {
-	if n <= 0 || n == l.s.MaxNumSeqs {
+// SetPrior takes in that something else is expected of the endpoint now: its model or GPU was learned, or the catalogue has
+// changed. What was measured stays, if it is enough to be worth more than a prior.
+func (l *Learner) SetPrior(p Prior, maxNumSeqs int) {
+	p = p.withDefaults()
+	if maxNumSeqs > 0 {
+		p.MaxNumSeqs = maxNumSeqs
+	}
+	before := l.s
+	if p == before.Prior {
 		return
 	}
-	l.s.MaxNumSeqs = n
-	l.s.Limit = float64(n)
+	if l.Count < enough {
+		l.Reset(p, 0)
+		return
+	}
+	if p.MaxNumSeqs != before.MaxNumSeqs {
+		l.s.Limit = float64(p.MaxNumSeqs)
+	}
+	k := before.A0 / p.a()
+	l.s.Prior, l.s.A0 = p, p.a()
+	l.s.A, l.s.B = before.A*k, before.B*k
+	l.s.SAA, l.s.SAB, l.s.SBB, l.s.Residual = before.SAA*k*k, before.SAB*k*k, before.SBB*k*k, before.Residual*k*k
+	l.s.TTFTLog += math.Log(before.ExpectedTTFT(typicalPrompt, 0) / p.expected(typicalPrompt))
+	l.s.TTFTFactor = math.Exp(l.s.TTFTLog)
+	l.guard()
 }
+
+const (
+	enough        = 8     // streams measured that are worth more than another prior
+	typicalPrompt = 500.0 // tokens
+)
+
+// Advance lets time pass without an observation; see State.Advance.
+func (l *Learner) Advance(at float64) { l.s.Advance(at) }
 
 // ObserveDecode takes in that a stream of the given number of output tokens had one every itl seconds, while on average
 // meanInFlight sequences ran on its engine. What cannot be true is left out.
@@ -257,6 +280,10 @@ func (s *State) ITL(n float64) (seconds, relSigma float64) {
 // pending tokens of others. TTFT corrects it by what was measured.
 func (s *State) ExpectedTTFT(promptTokens, pendingTokens float64) float64 {
 	return s.TTFTSeconds + (max(0, promptTokens)+pendingShare*max(0, pendingTokens))/s.PrefillTokensPerSecond
+}
+
+func (p *Prior) expected(promptTokens float64) float64 {
+	return p.TTFTSeconds + promptTokens/p.PrefillTokensPerSecond
 }
 
 // TTFT predicts from ExpectedTTFT the seconds to the first token and the standard deviation of its logarithm.

@@ -139,3 +139,34 @@ func TestLimit(t *testing.T) {
 	l.Restarted()
 	near(t, "limit after a restart", l.State().Limit, 48, 0)
 }
+
+// A prior that comes late changes what nobody has measured, and nothing of what was measured.
+func TestSetPrior(t *testing.T) {
+	slow, fast := prior(0.0275, 0.045, 48), prior(0.01, 0.03, 64)
+	l := capacity.New(slow, 0)
+	l.SetPrior(fast, 0)
+	s := l.State()
+	itl, _ := s.ITL(1)
+	near(t, "ITL(1) of the new prior", itl, 0.01*1.03, 1e-9)
+	near(t, "limit", s.Limit, 64, 0)
+	l = capacity.New(slow, 0)
+	for i := range 50 {
+		l.ObserveDecode(float64(i), 10, 0.05, 200)
+		l.ObserveTTFT(float64(i), 0.9, 0.66, 10, 2)
+	}
+	before := l.State()
+	want, doubt := before.ITL(10)
+	first, _ := before.TTFT(before.ExpectedTTFT(500, 0))
+	l.SetPrior(fast, 12)
+	after := l.State()
+	got, sigma := after.ITL(10)
+	near(t, "ITL(10) as measured", got, want, 1e-9)
+	near(t, "its doubt", sigma, doubt, 0.2)
+	ttft, _ := after.TTFT(after.ExpectedTTFT(500, 0))
+	near(t, "first token as measured", ttft, first, 1e-9)
+	near(t, "limit", after.Limit, 12, 0)
+	l.SetPrior(fast, 12)
+	if l.State() != after {
+		t.Error("the same prior again changed something")
+	}
+}
