@@ -105,7 +105,7 @@ func runpodOptions(r *config.RunPod, log *slog.Logger) runpod.Options {
 		}
 	}
 	for _, p := range r.Pods {
-		o.Pods = append(o.Pods, runpod.PodOptions{Match: p.Match, Port: p.Port, TCP: p.TCP, Key: p.APIKey, Models: p.Models})
+		o.Pods = append(o.Pods, runpod.PodOptions{Match: p.Match, Port: p.Port, TCP: p.TCP, Spot: p.Spot, Key: p.APIKey, Models: p.Models})
 	}
 	return o
 }

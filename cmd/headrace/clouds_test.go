@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"headrace/gateway/config"
 	"headrace/providers/fakecloud/fakerunpod"
 	"headrace/providers/fakecloud/fakevast"
+	"headrace/providers/runpod"
 	"headrace/router"
 )
 
@@ -112,5 +114,19 @@ func TestReloadKeepsWhatWasLearned(t *testing.T) {
 	}
 	if after := coldStart(); after != before {
 		t.Errorf("a cold start takes %v, before the reload it took %v", after, before)
+	}
+}
+
+// TestPodsAsConfigured hands what the config says of pods to their provider.
+func TestPodsAsConfigured(t *testing.T) {
+	cfg, err := config.Parse("f.yaml", []byte(`providers: {runpod: {api_key: k, pods: ["a*", {match: b, port: 9000, tcp: true, spot: true, api_key: pk, models: [m]}]}}`), config.Overrides{},
+		func(string) (string, bool) { return "", false })
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := runpodOptions(cfg.Providers.RunPod, slog.New(slog.DiscardHandler)).Pods
+	want := []runpod.PodOptions{{Match: "a*", Port: 8000}, {Match: "b", Port: 9000, TCP: true, Spot: true, Key: "pk", Models: []string{"m"}}}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("pods %+v, want %+v", got, want)
 	}
 }

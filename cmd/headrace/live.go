@@ -123,10 +123,8 @@ func hear(ctx context.Context, a account, quiet time.Duration) (eps []endpoint.E
 			still = time.NewTimer(quiet)
 			stillC = still.C
 		case <-look.C: // a refused key is not worth waiting for
-			if !ok && a.status != nil {
-				if s := a.status(); s.Failing > 0 {
-					return nil, false
-				}
+			if !ok && a.status != nil && a.status().Failing >= enough(a.name) {
+				return nil, false
 			}
 		case <-stillC:
 			if !slices.ContainsFunc(eps, func(ep endpoint.Endpoint) bool { return ep.State == endpoint.Starting && ep.Provider == "vast" }) {
@@ -137,6 +135,15 @@ func hear(ctx context.Context, a account, quiet time.Duration) (eps []endpoint.E
 			return eps, ok
 		}
 	}
+}
+
+// enough is after how many failed polls nothing is waited for. RunPod's adapter asks once for each of its polls, and again 1 and 2 s
+// later; Vast.ai's have asked three times by then.
+func enough(account string) int {
+	if account == "runpod" {
+		return 3
+	}
+	return 1
 }
 
 func (r *liveReport) add(a account, eps []endpoint.Endpoint, ok bool) {

@@ -3,11 +3,17 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"headrace/gateway/config"
+	"headrace/providers/fakecloud/fakerunpod"
 	"headrace/providers/fakecloud/fakevast"
 )
 
@@ -66,4 +72,39 @@ func TestCheckLive(t *testing.T) {
 		}
 		t.Log("\n", text, err)
 	})
+}
+
+// TestCheckLiveWaitsForAHiccup: one answer that is lost says nothing of an account, and a refused key is told soon all the same.
+func TestCheckLiveWaitsForAHiccup(t *testing.T) {
+	t.Parallel() // most of it waits for the next look
+	cloud := startRunPod(t, fakerunpod.Config{TimeScale: 1000, Seed: 1})
+	cloud.AddEndpoint(fakerunpod.EndpointConfig{ID: "a", Env: map[string]string{"MODEL_NAME": "org/llama"}})
+	target, err := url.Parse(cloud.ManagementURL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(&url.URL{Scheme: target.Scheme, Host: target.Host}) }}
+	var lists atomic.Int32
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "/serverless") && lists.Add(1) == 1 {
+			w.WriteHeader(http.StatusBadGateway)
+			return
+		}
+		proxy.ServeHTTP(w, r)
+	}))
+	defer front.Close()
+	env := runpodEnv(cloud)
+	env["RUNPOD_MANAGEMENT_URL"] = front.URL + target.Path
+	text, err := checked(t, env, "table")
+	if err != nil || !strings.Contains(text, "runpod:a") {
+		t.Errorf("%v: %s", err, text)
+	}
+	env["RUNPOD_API_KEY"] = "rpa_wrong"
+	began := time.Now()
+	if text, err = checked(t, env, "table"); err == nil || !strings.Contains(text, "401") {
+		t.Errorf("%v: %s", err, text)
+	}
+	if time.Since(began) > 8*time.Second {
+		t.Error("waited although nothing could come")
+	}
 }

@@ -39,7 +39,8 @@ type RunPodEndpoint struct {
 type RunPodPod struct {
 	Match  string          `yaml:"match" short:"true" required:"true" eg:"vllm-*" doc:"Id or name, exact or with \"*\" at the end." aka:"id|name|pod"`
 	Port   int             `yaml:"port" min:"1" max:"65535" default:"8000" doc:"Port inside the pod on which the model is served."`
-	TCP    bool            `yaml:"tcp" default:"false" doc:"Use the pod's public TCP port, without TLS, instead of RunPod's HTTP proxy."`
+	TCP    bool            `yaml:"tcp" default:"false" doc:"Use the pod's public TCP port, without TLS, instead of RunPod's HTTP proxy. With an api_key, who answers there has to refuse any other."`
+	Spot   bool            `yaml:"spot" default:"false" doc:"It may be taken away at any time: RunPod's API does not tell." aka:"interruptible"`
 	APIKey endpoint.Secret `yaml:"api_key" otherwise:"none" eg:"${POD_KEY}" doc:"Key that the model server in the pod asks for." aka:"key|token"`
 	Models []string        `yaml:"models" otherwise:"asked from the pod's GET /models" eg:"llama-70b" doc:"Model ids it serves." aka:"model|serves"`
 }
