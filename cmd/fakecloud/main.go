@@ -68,6 +68,7 @@ it HOST: to mean one host only, by its name or its number from 1. Kinds:
 The table of hosts goes to standard error, a config for headrace to standard output:
 
   fakecloud > headrace.yaml &
+  until [ -s headrace.yaml ]; do sleep 1; done
   headrace serve -c headrace.yaml
 
 With --runpod, --vast or --script it runs those clouds instead, with their APIs: a small fleet, or that of the
@@ -75,6 +76,7 @@ script. The fleet goes to standard error, and what happens to it; the environmen
 vendors' own clients find the clouds to standard output:
 
   fakecloud --runpod --vast > clouds.env &
+  until [ -s clouds.env ]; do sleep 1; done
   set -a; . ./clouds.env; headrace serve
 
 A script is YAML:
