@@ -458,7 +458,7 @@ func (x *exchange) admit() *openai.Error {
 	if x.s.router.Snapshot().TextOnly(x.model) {
 		x.ask.Media = holdsMedia(body)
 	}
-	x.ask.PromptTokens = x.scan.PromptBytes / bytesPerToken
+	x.ask.PromptTokens = promptTokens(body, x.scan.PromptBytes)
 	if !x.ask.Tokenless {
 		x.recognise(body)
 	}
@@ -474,6 +474,20 @@ func (x *exchange) admit() *openai.Error {
 
 // bytesPerToken is about what a token of a prompt takes in JSON, where nobody has counted.
 const bytesPerToken = 4
+
+// promptTokens estimates the tokens of a prompt. Images and files in base64 are far fewer tokens than bytes.
+func promptTokens(body []byte, promptBytes int) int {
+	n := promptBytes / bytesPerToken
+	if n > mediaTokens && bytes.Contains(body, base64Mark) {
+		return mediaTokens
+	}
+	return n
+}
+
+// mediaTokens is about what a few images come to.
+const mediaTokens = 4000
+
+var base64Mark = []byte(";base64,")
 
 // mayEnter keeps requests out that the gateway has no room for.
 func (s *Server) mayEnter() *openai.Error {

@@ -143,7 +143,7 @@ func (x *exchange) admitUpload() *openai.Error {
 	if e := x.demands(); e != nil {
 		return e
 	}
-	x.ask.BodyBytes, x.ask.Media = int64(max(0, size)), true
+	x.ask.BodyBytes, x.ask.Media, x.ask.PromptTokens = int64(max(0, size)), true, 1 // sound and images are no text
 	x.prepare(forwarded)
 	return nil
 }

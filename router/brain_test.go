@@ -655,3 +655,20 @@ func TestWorkedExample(t *testing.T) {
 		}
 	}
 }
+
+// A prompt whose computation alone takes longer than the SLO allows is served by an idle host all the same.
+func TestLongPrompt(t *testing.T) {
+	a, b := hourly("slow", 1, 32, "m"), hourly("fast", 3, 32, "m")
+	r := New(Options{Now: newClock().now, Prior: func(ep *endpoint.Endpoint) capacity.Prior {
+		p := tell(ep)
+		if ep.ID == "fast" {
+			p.PrefillTokensPerSecond = 5000
+		}
+		return p
+	}})
+	r.Update([]endpoint.Endpoint{a, b}, []ModelRule{{Name: "m", Serves: []string{"m"}, SLO: SLO{TTFT: 2 * time.Second, TPS: 15}}})
+	var l Lease
+	if err := r.Pick(&Request{Model: "m", PromptTokens: 100_000}, &l); err != nil || l.Endpoint.ID != "fast" || l.Decision.Why != whyCrowded {
+		t.Errorf("went to %v: %v, %s", l.Endpoint, err, l.Decision.Why)
+	}
+}

@@ -23,6 +23,7 @@ type view struct {
 	itlSigma    float64 // relative
 	expected    float64 // seconds to the first token before correction
 	ttft        float64 // seconds to the first token, a cold start included
+	alone       float64 // likewise, with nobody else's prompt before it and a worker that is up
 	ttftSigma   float64 // of the logarithm
 	safe        float64 // sequences at once that keep the SLO
 	spread      float64 // likewise, doubt left aside
@@ -304,6 +305,7 @@ func (s *scratch) look(c *candidate, v *view) {
 	v.itl, v.itlSigma = s.state.ITL(n + 1)
 	v.expected = s.state.ExpectedTTFT(v.prompt, pending)
 	v.ttft, v.ttftSigma = s.state.TTFT(v.expected)
+	v.alone, _ = s.state.TTFT(s.state.ExpectedTTFT(v.prompt, 0))
 	if cold {
 		if v.coldSeconds = ep.Price.ColdStart.Seconds(); v.coldSeconds <= 0 {
 			v.coldSeconds = coldStart
@@ -511,8 +513,8 @@ func (s *scratch) degrade() (best *view, why string) {
 		if !s.q.Resumed {
 			missTTFT = v.ttft / s.left
 		}
-		if missTTFT > tooLate {
-			return math.Inf(1) // sooner another worker than a queue that grows
+		if missTTFT > tooLate && (v.alone < s.left || v.ttft > crowdedBy*v.alone) {
+			return math.Inf(1) // sooner another worker than a queue that grows; a long prompt takes its time anywhere
 		}
 		return max(v.itl*s.slo.TPS, missTTFT)
 	}); best != nil {
