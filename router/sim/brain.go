@@ -1,6 +1,8 @@
 package sim
 
 import (
+	"math"
+
 	"headrace/router"
 	"headrace/router/capacity"
 	"headrace/router/endpoint"
@@ -77,6 +79,17 @@ func (p *brain) share(others []int) {
 	for i, n := range others {
 		p.r.Share(p.g.w.hosts[i].id, int64(n))
 	}
+}
+
+// observe tells what an engine's metrics say.
+func (p *brain) observe(b *backend, e *engine) {
+	kv := math.NaN()
+	if !math.IsInf(e.nature.kv, 1) {
+		kv = e.kv / e.nature.kv
+	}
+	p.r.Observe(b.id, capacity.Engine{
+		Running: float64(e.load()), Waiting: float64(len(e.queue)), KVUse: kv, CacheHitRate: math.NaN(), At: p.g.w.clock(),
+	})
 }
 
 // advise asks the router what workers it would have up.

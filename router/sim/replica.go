@@ -18,8 +18,9 @@ type rules struct {
 	resume    bool    // broken streams are continued elsewhere
 	control   bool    // believes what control planes say of hosts' state
 	maxResume int
-	advice    bool // workers are started as the policy advises
-	knowing   bool // sees the fleet as it is, not as control planes tell it
+	advice    bool    // workers are started as the policy advises
+	scrape    float64 // seconds between two looks at the metrics of hourly hosts' engines; 0 for none
+	knowing   bool    // sees the fleet as it is, not as control planes tell it
 }
 
 const (
@@ -71,6 +72,11 @@ type picker interface {
 // adviser is a picker that also says how many workers should be up.
 type adviser interface {
 	advise(act func(host, workers int))
+}
+
+// observer is a picker that reads engines' metrics.
+type observer interface {
+	observe(b *backend, e *engine)
 }
 
 // request is one caller's.

@@ -153,6 +153,9 @@ func (w *world) begin() {
 		if g.rules.advice {
 			w.advise(g)
 		}
+		if g.rules.scrape > 0 {
+			w.scrape(g)
+		}
 	}
 	w.arrive()
 }
@@ -170,6 +173,21 @@ func (w *world) advise(g *replica) {
 	}
 	if w.now < w.end {
 		w.in(1, func() { w.advise(g) })
+	}
+}
+
+// scrape lets a gateway's policy read the metrics of the hosts that are up.
+func (w *world) scrape(g *replica) {
+	if o, ok := g.policy.(observer); ok && g.up {
+		for _, b := range w.hosts {
+			if b.class.Kind == Hourly && b.up {
+				b.engines[0].advance()
+				o.observe(b, b.engines[0])
+			}
+		}
+	}
+	if w.now < w.end {
+		w.in(g.rules.scrape, func() { w.scrape(g) })
 	}
 }
 
