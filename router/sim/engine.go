@@ -183,7 +183,7 @@ func (e *engine) due() bool {
 		s := e.run[0]
 		e.leave(s)
 		e.cache.put(s.session, s.prompt+s.output)
-		s.lastAt = e.w.now
+		s.lastAt, s.made = e.w.now, float64(s.output)
 		s.finished()
 		e.b.released(e)
 		return true

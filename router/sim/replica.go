@@ -229,10 +229,7 @@ func (g *replica) accept(c *call) {
 // route makes one attempt, or gives up.
 func (g *replica) route(r *request) {
 	a := &attempt{request: r, replica: g, begun: g.w.now}
-	a.seq = seq{attempt: a, prompt: r.prompt + r.got, output: r.output - r.got, session: r.session, shared: r.shared + r.got}
-	if r.got > 0 { // what was said on the lost host is nowhere else
-		a.seq.shared = r.shared
-	}
+	a.seq = seq{attempt: a, prompt: r.prompt + r.got, output: r.output - r.got, session: r.session, shared: r.shared} // what was made on a lost host is in no other's cache
 	i := g.policy.pick(r, a)
 	if i < 0 {
 		if r.got > 0 {
