@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -126,6 +127,71 @@ func TestEndpointsDoNotWaitForEachOther(t *testing.T) {
 		}
 		if took := time.Since(began); took > time.Second {
 			t.Errorf("it took %v", took)
+		}
+	})
+}
+
+// chatty is a RunPod whose workers yield all the time: no poll is held.
+type chatty struct {
+	mu    sync.Mutex
+	jobs  int
+	left  map[string]int // yields to come, by job
+	polls []time.Time
+}
+
+func (c *chatty) RoundTrip(r *http.Request) (*http.Response, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	body := `{}`
+	switch op, job, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/ep/"), "/"); op {
+	case "run":
+		c.jobs++
+		job = fmt.Sprintf("j%d", c.jobs)
+		c.left[job] = 100
+		body = `{"id":"` + job + `","status":"IN_QUEUE"}`
+	case "stream":
+		c.polls = append(c.polls, time.Now())
+		if c.left[job]--; c.left[job] < 0 {
+			body = `{"status":"COMPLETED","stream":[],"workerId":"w","executionTime":1}`
+			break
+		}
+		body = `{"status":"IN_PROGRESS","workerId":"w","stream":[{"output":"data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"x\"}}]}\n\n"}]}`
+	}
+	return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(body))}, nil
+}
+
+// TestPollsKeepTheLimits: however much streams at once, RunPod never has to turn a poll down.
+func TestPollsKeepTheLimits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &chatty{left: map[string]int{}}
+		tr := New(Options{Transport: c})
+		var wg sync.WaitGroup
+		for range 60 {
+			wg.Go(func() {
+				rec := httptest.NewRecorder()
+				h := tr.Handler(endpoint.Endpoint{ID: "runpod:ep", BaseURL: "http://runpod.test/v2/ep/openai/v1"}) // made anew, as after each change
+				h.ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/v1/chat/completions", strings.NewReader(`{"model":"m","stream":true}`)))
+				if n := strings.Count(rec.Body.String(), `"content":"x"`); rec.Code != 200 || n != 100 {
+					t.Errorf("status %d, %d of 100 yields", rec.Code, n)
+				}
+			})
+		}
+		wg.Wait()
+		most := 0
+		for i, at := range c.polls {
+			n := 0
+			for _, earlier := range c.polls[:i+1] {
+				if at.Sub(earlier) < 10*time.Second {
+					n++
+				}
+			}
+			most = max(most, n)
+		}
+		if most > 2000 || len(c.polls) != 60*101 {
+			t.Errorf("%d polls, up to %d in 10 s", len(c.polls), most)
+		}
+		if err := tr.Close(t.Context()); err != nil {
+			t.Error(err)
 		}
 	})
 }

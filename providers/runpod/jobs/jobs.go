@@ -16,6 +16,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"headrace/router/endpoint"
 )
 
@@ -52,6 +54,9 @@ type Translator struct {
 	count  counters
 	cancel canceller
 
+	paceMu sync.Mutex               // guards pace
+	pace   map[string]*rate.Limiter // of polls, by the endpoint's URL
+
 	// life is done when Close gives up waiting. It outlives requests, since what is to be cancelled does.
 	life context.Context
 	end  context.CancelFunc
@@ -83,7 +88,7 @@ func New(o Options) *Translator {
 	o.StallAfter = cmp.Or(o.StallAfter, 10*time.Second)
 	o.CallTimeout = cmp.Or(o.CallTimeout, 30*time.Second)
 	o.CancelTimeout = cmp.Or(o.CancelTimeout, 5*time.Second)
-	t := &Translator{opt: o, http: &http.Client{
+	t := &Translator{opt: o, pace: map[string]*rate.Limiter{}, http: &http.Client{
 		Transport: o.Transport,
 		CheckRedirect: func(*http.Request, []*http.Request) error {
 			return http.ErrUseLastResponse // key and prompt go where they were sent and nowhere else
