@@ -60,8 +60,9 @@ type demand struct {
 	metered  float64 // USD/s of marginal cost at metered endpoints, as a decaying mean over an hour
 	wokenAt  float64
 	heldAt   float64
-	peak     float64 // most requests at once, decaying
-	crowd    float64 // mean requests at once on metered endpoints
+	held     map[endpoint.ID]int // workers that hold would have up, those that are up included
+	peak     float64             // most requests at once, decaying
+	crowd    float64             // mean requests at once on metered endpoints
 	lookedAt float64
 }
 
@@ -131,6 +132,22 @@ func (r *Router) Advise(now time.Time) []Advice {
 	return out
 }
 
+// Held tells how many workers Advise would have up for good at each endpoint, as of its last look: with those that are up already,
+// of which its advice is silent. What is not in it need not be held any longer. Models that share an endpoint share its workers.
+func (r *Router) Held() map[endpoint.ID]int {
+	snap := r.snap.Load()
+	held := map[endpoint.ID]int{}
+	for _, name := range snap.names {
+		d := &snap.models[name].stats.demand
+		d.mu.Lock()
+		for id, k := range d.held {
+			held[id] = max(held[id], k)
+		}
+		d.mu.Unlock()
+	}
+	return held
+}
+
 // up tells how many workers of a serverless candidate are there or on their way.
 func (v *view) up() int {
 	if v.c.ep.State == endpoint.Starting {
@@ -186,10 +203,15 @@ func (v *view) cold() float64 {
 // hold commits as many workers as are cheaper than the API for what the metered tier is asked (ski rental): the cheapest at
 // full load first, each for the share of the demand that it can carry.
 func (s *scratch) hold(d *demand, out []Advice) []Advice {
-	if math.IsInf(s.api, 1) || s.at-d.heldAt < holdEvery.Seconds() && d.heldAt > 0 {
+	if math.IsInf(s.api, 1) {
+		d.held = nil // nothing to compare with
+		return out
+	}
+	if s.at-d.heldAt < holdEvery.Seconds() && d.heldAt > 0 {
 		return out
 	}
 	d.heldAt = s.at
+	d.held = map[endpoint.ID]int{}
 	type worker struct {
 		v   *view
 		usd float64 // of a request at full load
@@ -216,6 +238,9 @@ func (s *scratch) hold(d *demand, out []Advice) []Advice {
 		}
 		left = max(0, left-float64(k)*carries)
 		h.paid.Store(k > 0)
+		if k > 0 {
+			d.held[ep.ID] = k
+		}
 		if k > w.v.up() {
 			out = append(out, Advice{
 				Model: s.m.Name, Action: Hold, Endpoint: ep.ID, Workers: k,

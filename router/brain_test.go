@@ -476,9 +476,18 @@ func TestAdvice(t *testing.T) {
 		if a == nil || a.Endpoint != "worker" || a.Workers < 1 || a.USDPerDay == nil || *a.USDPerDay <= 0 {
 			t.Fatalf("at three requests a second: %+v", a)
 		}
+		w.State, w.Workers = endpoint.Ready, a.Workers
+		r.Update([]endpoint.Endpoint{api("api", 3, 4.5), w}, nil)
+		c.seconds(6)
+		if again := find(r.Advise(c.t), Hold); again != nil || r.Held()["worker"] != a.Workers {
+			t.Errorf("with its workers up: advice %+v, held %v", again, r.Held())
+		}
 		c.pass(time.Hour)
 		if a := find(r.Advise(c.t), Hold); a != nil || r.hosts["worker"].paid.Load() {
 			t.Errorf("an hour after the last request it is still held: %+v", a)
+		}
+		if h := r.Held(); len(h) != 0 {
+			t.Errorf("an hour after the last request: %v", h)
 		}
 	})
 	t.Run("release", func(t *testing.T) {

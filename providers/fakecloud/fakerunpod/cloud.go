@@ -41,6 +41,8 @@ type Cloud struct {
 	trouble   [numPlanes]Trouble
 	odd       bool
 	calls     map[string]int // of the management API
+	refusals  int            // changes of endpoints that are still to be answered 403
+	lost      int            // changes of endpoints that are still to be made without an answer
 	bills     []bill
 }
 

@@ -30,7 +30,7 @@ type Endpoint struct {
 	version                int
 	image                  string
 	timeout                time.Duration // of an execution
-	coldStart              time.Duration
+	coldStart, idleTimeout time.Duration
 	early404               time.Duration
 	faults                 []Failure
 	crashing, throttled    bool
@@ -84,7 +84,7 @@ func (c *Cloud) AddEndpoint(cfg EndpointConfig) *Endpoint {
 	}
 	e := &Endpoint{
 		c: c, cfg: cfg, created: time.Now(), jobs: map[string]*job{}, workersMin: cfg.WorkersMin, workersMax: cfg.WorkersMax,
-		version: 1, image: cfg.Image, models: cfg.Models, timeout: cfg.Timeout, coldStart: cfg.ColdStart,
+		version: 1, image: cfg.Image, models: cfg.Models, timeout: cfg.Timeout, coldStart: cfg.ColdStart, idleTimeout: cfg.IdleTimeout,
 	}
 	e.stats.Requests = map[string]int{}
 	if e.timeout == 0 {

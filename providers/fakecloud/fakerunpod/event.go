@@ -89,15 +89,16 @@ func (e *Endpoint) SetWorkersMax(n int) {
 }
 
 // SetWorkersMin moves how many workers are kept up.
-func (e *Endpoint) SetWorkersMin(n int) {
-	e.with(func() {
-		e.workersMin = n
-		for _, w := range slices.Clone(e.workers) {
-			if w.up {
-				w.rest()
-			}
+func (e *Endpoint) SetWorkersMin(n int) { e.with(func() { e.setWorkersMin(n) }) }
+
+// setWorkersMin lets idle workers beyond the new number end in their time. The caller holds e.mu.
+func (e *Endpoint) setWorkersMin(n int) {
+	e.workersMin = n
+	for _, w := range slices.Clone(e.workers) {
+		if w.up {
+			w.rest()
 		}
-	})
+	}
 }
 
 // SetColdStart moves how long workers take to start from now on.

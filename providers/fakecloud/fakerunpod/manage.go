@@ -37,9 +37,12 @@ func (c *Cloud) serveManagement(w http.ResponseWriter, r *http.Request, path str
 	if !c.quota.take(w, c.cfg.Management) {
 		return
 	}
-	method := http.MethodGet
-	if kind == "pods/{id}/action" {
-		method = http.MethodPost
+	methods := []string{http.MethodGet}
+	switch kind {
+	case "pods/{id}/action":
+		methods = []string{http.MethodPost}
+	case "serverless/{id}":
+		methods = append(methods, http.MethodPatch)
 	}
 	var serve func()
 	id := ""
@@ -55,7 +58,13 @@ func (c *Cloud) serveManagement(w http.ResponseWriter, r *http.Request, path str
 		serve = func() { c.listEndpoints(w) }
 	case kind == "serverless/{id}" || kind == "serverless/{id}/workers" && len(parts) == 3:
 		if e := c.endpointByID(id); e != nil {
-			serve = func() { writeJSON(w, http.StatusOK, e.describe(len(parts) == 3)) }
+			serve = func() {
+				if r.Method == http.MethodPatch {
+					e.patch(w, r)
+					return
+				}
+				writeJSON(w, http.StatusOK, e.describe(len(parts) == 3))
+			}
 		}
 	case kind == "pods":
 		serve = func() { c.listPods(w) }
@@ -67,8 +76,8 @@ func (c *Cloud) serveManagement(w http.ResponseWriter, r *http.Request, path str
 	switch {
 	case serve == nil:
 		problem(w, http.StatusNotFound, "resource not found")
-	case r.Method != method:
-		w.Header().Set("Allow", method)
+	case !slices.Contains(methods, r.Method):
+		w.Header().Set("Allow", strings.Join(methods, ", "))
 		problem(w, http.StatusMethodNotAllowed, "The requested method is not allowed for this path.")
 	default:
 		serve()
@@ -127,7 +136,7 @@ func (e *Endpoint) describe(workers bool) map[string]any {
 		"id": e.cfg.ID, "name": e.cfg.Name, "type": kind, "requestUrls": urls,
 		"image": e.image, "args": e.cfg.Args, "env": e.cfg.Env, "disk": 20, "ports": []string{}, "registry": nil,
 		"gpu":     map[string]any{"pools": pools, "excludedTypes": []string{}, "count": e.cfg.GPUCount},
-		"workers": map[string]any{"min": e.workersMin, "max": e.workersMax, "idleTimeout": int(e.cfg.IdleTimeout.Seconds())},
+		"workers": map[string]any{"min": e.workersMin, "max": e.workersMax, "idleTimeout": int(e.idleTimeout.Seconds())},
 		"scaling": scaling, "timeout": e.cfg.Timeout.Milliseconds(), "flashboot": "FLASHBOOT",
 		"dataCenterIds": e.cfg.DataCenters, "networkVolumes": []string{}, "createdAt": e.created.UTC().Format(time.RFC3339),
 		"endpointVersion": e.version,
@@ -138,6 +147,83 @@ func (e *Endpoint) describe(workers bool) map[string]any {
 		delete(m, "scaling")
 	}
 	return m
+}
+
+// patch changes what the body names of the workers' numbers, and answers with the endpoint. The other settings that RunPod lets
+// be changed are refused: a fake that took them without effect would be believed.
+func (e *Endpoint) patch(w http.ResponseWriter, r *http.Request) {
+	var body map[string]json.RawMessage
+	if decode(r, &body) != nil {
+		problem(w, http.StatusBadRequest, "request body is not valid JSON")
+		return
+	}
+	var ask struct{ Min, Max, IdleTimeout *int }
+	if json.Unmarshal(body["workers"], &ask) != nil || len(body) != 1 {
+		problem(w, http.StatusUnprocessableEntity, "Request validation failed.")
+		return
+	}
+	e.c.mu.Lock()
+	refused := e.c.refusals
+	if refused > 0 {
+		e.c.refusals--
+	}
+	e.c.mu.Unlock()
+	if refused > 0 {
+		problem(w, http.StatusForbidden, "access denied")
+		return
+	}
+	ok := false
+	e.with(func() {
+		least, most, idle := e.workersMin, e.workersMax, int(e.idleTimeout.Seconds())
+		for into, v := range map[*int]*int{&least: ask.Min, &most: ask.Max, &idle: ask.IdleTimeout} {
+			if v != nil {
+				*into = *v
+			}
+		}
+		if ok = least >= 0 && most >= least && idle >= 1 && idle <= 3600; !ok {
+			return
+		}
+		if ask.IdleTimeout != nil {
+			e.idleTimeout = time.Duration(idle) * time.Second
+		}
+		e.workersMax = most
+		e.setWorkersMin(least)
+	})
+	if !ok {
+		problem(w, http.StatusUnprocessableEntity, "Request validation failed.")
+		return
+	}
+	e.c.mu.Lock()
+	lost := e.c.lost > 0
+	if lost {
+		e.c.lost--
+	}
+	e.c.mu.Unlock()
+	if lost {
+		panic(http.ErrAbortHandler)
+	}
+	writeJSON(w, http.StatusOK, e.describe(false))
+}
+
+// RefuseChanges answers the next n changes of endpoints with 403, as for a key that may only read.
+func (c *Cloud) RefuseChanges(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.refusals = n
+}
+
+// LoseChangeAnswers makes the next n changes of endpoints without answering: the connection is reset.
+func (c *Cloud) LoseChangeAnswers(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lost = n
+}
+
+// WorkersMin is how many workers are kept up now.
+func (e *Endpoint) WorkersMin() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.workersMin
 }
 
 func (e *Endpoint) queueURLs() map[string]string {

@@ -288,3 +288,47 @@ func TestStop(t *testing.T) {
 		<-held
 	}
 }
+
+func TestChangeOfWorkers(t *testing.T) {
+	c, e := one(t, fakerunpod.Config{}, fakerunpod.EndpointConfig{WorkersMax: 2, IdleTimeout: 7 * time.Second, ColdStart: time.Second})
+	url := c.ManagementURL() + "/serverless/" + e.ID()
+	patch := func(body string, want int) answer {
+		t.Helper()
+		a := do(t, c, "PATCH", url, body)
+		if a.status != want {
+			t.Errorf("%s: %d %s, want %d", body, a.status, a.body, want)
+		}
+		return a
+	}
+	if a := patch(`{"workers":{"min":1}}`, 200); !strings.Contains(string(a.body), `"workers":{"idleTimeout":7,"max":2,"min":1}`) {
+		t.Errorf("%s", a.body)
+	}
+	wait(t, e, func(fakerunpod.Stats) bool { return len(e.Workers()) == 1 && e.Workers()[0].Status == fakerunpod.Idle })
+	patch(`{"workers":{"min":3}}`, 422) // more than max
+	patch(`{"workers":{"min":-1}}`, 422)
+	patch(`{"workers":{"min":1},"env":{}}`, 422)
+	patch(`{"workers":`, 400)
+	c.RefuseChanges(1)
+	patch(`{"workers":{"min":2}}`, 403)
+	if e.WorkersMin() != 1 {
+		t.Errorf("refused changes changed min to %d", e.WorkersMin())
+	}
+	patch(`{"workers":{"min":0,"max":2,"idleTimeout":7}}`, 200)
+	wait(t, e, func(s fakerunpod.Stats) bool { return s.Workers == 0 })
+	c.LoseChangeAnswers(1)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPatch, url, strings.NewReader(`{"workers":{"min":2}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+c.Key())
+	if res, err := http.DefaultClient.Do(req); err == nil {
+		_ = res.Body.Close()
+		t.Errorf("the answer was not lost: %d", res.StatusCode)
+	}
+	if e.WorkersMin() != 2 {
+		t.Error("a change whose answer was lost was not made")
+	}
+	if n := c.ManagementCalls()["PATCH serverless/{id}"]; n != 8 {
+		t.Errorf("%d changes counted, want 8", n)
+	}
+}

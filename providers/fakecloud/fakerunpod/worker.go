@@ -217,7 +217,7 @@ func (w *worker) rest() {
 		w.remove()
 		return
 	}
-	w.idle = w.e.c.after(w.e.c.limit(w.e.cfg.IdleTimeout), func() {
+	w.idle = w.e.c.after(w.e.c.limit(w.e.idleTimeout), func() {
 		w.e.mu.Lock()
 		defer w.e.mu.Unlock()
 		if w.load() == 0 && !w.gone && len(w.e.workers) > w.e.workersMin {
