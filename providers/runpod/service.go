@@ -210,9 +210,9 @@ func (p *Provider) build(s *service) bool {
 
 func kindOf(d *description) string {
 	if d.balancer {
-		return "load_balancer"
+		return balancerKind
 	}
-	return "queue"
+	return queueKind
 }
 
 // upCount is how many workers are up: as /health has it, since the list of workers is seldom read. Ready counts
