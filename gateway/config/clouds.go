@@ -20,6 +20,8 @@ type RunPod struct {
 	Poll        time.Duration `yaml:"poll" above:"0" default:"60s" doc:"Between two looks at the account's endpoints, pods and workers; stretched where RunPod's rate limit asks for it." aka:"interval"`
 	HealthPoll  time.Duration `yaml:"health_poll" above:"0" default:"5s" doc:"Between two looks at an endpoint's workers and queue (/health)."`
 	CatalogPoll time.Duration `yaml:"catalog_poll" above:"0" default:"10m" doc:"Between two looks at RunPod's price list."`
+	MaxHeld     int           `yaml:"max_held" min:"1" default:"1" doc:"Most workers that are held up at once by actions: hold, all endpoints together, over what you have set at RunPod." aka:"max_workers_held"`
+	HeldFile    string        `yaml:"held_file" unit:"file" otherwise:"none: state.redis remembers it" eg:"/var/lib/headrace/held.json" doc:"Where it is remembered which workers are held, so that the next run puts right what one that crashed has left. Each process needs its own. Not used with state.redis."`
 	JobTTL      time.Duration `yaml:"job_ttl" above:"0" default:"30m" doc:"How long a job that nobody waits for any more may stay in RunPod's queue or run (policy.ttl)."`
 
 	ManagementURL string `yaml:"management_url" default:"https://api.runpod.io/v2" doc:"RunPod's management API, version 2."`
@@ -30,9 +32,10 @@ type RunPod struct {
 
 // RunPodEndpoint says how a serverless endpoint is used.
 type RunPodEndpoint struct {
-	Match  string   `yaml:"match" short:"true" required:"true" eg:"llama-*" doc:"Id or name, exact or with \"*\" at the end." aka:"id|name|endpoint"`
-	Models []string `yaml:"models" otherwise:"what the endpoint's own settings say, or its first answer" eg:"llama-70b" doc:"Model ids it serves." aka:"model|serves"`
-	Native bool     `yaml:"native" default:"false" doc:"Its handler has no OpenAI route: requests go as native jobs always."`
+	Match   string   `yaml:"match" short:"true" required:"true" eg:"llama-*" doc:"Id or name, exact or with \"*\" at the end." aka:"id|name|endpoint"`
+	Models  []string `yaml:"models" otherwise:"what the endpoint's own settings say, or its first answer" eg:"llama-70b" doc:"Model ids it serves." aka:"model|serves"`
+	Native  bool     `yaml:"native" default:"false" doc:"Its handler has no OpenAI route: requests go as native jobs always."`
+	Actions string   `yaml:"actions" words:"off|wake|hold" default:"off" doc:"What may be done when it would help. off: nothing, it is advised at the admin API only. wake: a worker is started by a job of one token when the hosts that are paid anyway are nearly full, at most every 20 s; costs its start, the token and its idle timeout, whether it is needed then or not. hold: that, and workers are kept up (workers.min at RunPod is raised) while that is cheaper than the API that takes the same requests; costs their price by the second, used or not, until they are let go." aka:"action|capacity_actions"`
 }
 
 // RunPodPod says how pods are used.
@@ -275,6 +278,13 @@ func (c *Config) checkClouds() []Problem {
 		check(at+".pod_url", r.PodURL, "{id}", "{port}")
 		for i := range r.Endpoints {
 			match(fmt.Sprintf("%s.endpoints[%d]", at, i), r.Endpoints[i].Match)
+		}
+		for i := range r.Endpoints {
+			path := fmt.Sprintf("%s.endpoints[%d].actions", at, i)
+			if r.Endpoints[i].Actions == "hold" && r.HeldFile == "" && c.State.Redis == "" && c.good(path) {
+				problems = append(problems, c.problem(path, "cannot be hold: there is nowhere to remember what is held when the gateway dies",
+					"set providers.runpod.held_file, or state.redis where there are several replicas"))
+			}
 		}
 		for i := range r.Pods {
 			match(fmt.Sprintf("%s.pods[%d]", at, i), r.Pods[i].Match)

@@ -86,6 +86,9 @@ func TestBadClouds(t *testing.T) {
 		"address of env":     {"", []string{"RUNPOD_API_KEY", "k", "RUNPOD_POD_URL", "https://{id}"}, "environment variable RUNPOD_POD_URL: has no {port}"},
 		"duration of env":    {"", []string{"RUNPOD_API_KEY", "k", "RUNPOD_POLL", "0s"}, "environment variable RUNPOD_POLL: must be above 0"},
 		"flag of env":        {"", []string{"VAST_API_KEY", "k", "VAST_SERVERLESS", "maybe"}, "environment variable VAST_SERVERLESS: is neither true nor false"},
+		"action unknown":     {"providers: {runpod: {api_key: k, endpoints: [{match: a, actions: warm}]}}", nil, "providers.runpod.endpoints[0].actions: "},
+		"hold without file":  {"providers: {runpod: {api_key: k, endpoints: [{match: a, actions: hold}]}}", nil, "providers.runpod.endpoints[0].actions: cannot be hold: there is nowhere to remember"},
+		"none to be held":    {"providers: {runpod: {api_key: k, max_held: 0}}", nil, "providers.runpod.max_held: "},
 		"trust":              {"models: {m: {serves: [x], require: {trust: high}}}", nil, `providers`},
 	} {
 		t.Run(name, func(t *testing.T) {
