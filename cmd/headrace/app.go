@@ -25,6 +25,7 @@ import (
 	"headrace/gateway/scrape"
 	"headrace/gateway/state"
 	"headrace/providers"
+	"headrace/providers/runpod"
 	"headrace/providers/static"
 	"headrace/router"
 	"headrace/router/capacity"
@@ -51,6 +52,7 @@ type app struct {
 	ring    *ledger.Ring
 	rented  atomic.Pointer[clouds]
 	speak   *translators
+	actor   *runpod.Actor
 	redis   *state.Redis // nil when replicas share nothing
 	access  atomic.Bool
 
@@ -94,12 +96,13 @@ func newApp(cfg *config.Config, logTo io.Writer) (*app, error) {
 	}
 	a.engines = scrape.New(scrape.Options{Log: a.log, Deliver: a.router.Observe})
 	a.rented.Store(newClouds(cfg, a.redis, a.log))
+	a.actor = runpod.NewActor(a.actorOptions(cfg))
 	a.speak = newTranslators(cfg, a.log, a.rented.Load)
 	a.forward = forward.New(forward.Options{Connect: cfg.Timeouts.Connect, UpstreamIdle: cfg.Timeouts.UpstreamIdle, Translate: a.speak.handler})
 	a.server = gateway.New(gateway.Options{
 		Router: a.router, Forward: a.forward, Log: a.log, Settled: a.settled,
 		MaxHead: int(cfg.Limits.MaxHead), Idle: cfg.Timeouts.Idle, Classify: classify, Refusal: refusal,
-		Failed:  func(id endpoint.ID, c outcome.Class) { a.rented.Load().failed(id, c) },
+		Failed:  func(id endpoint.ID, _ outcome.Class) { a.rented.Load().look(id) },
 		Learned: func(id endpoint.ID, model string) { a.rented.Load().learned(id, model) },
 		Worked:  func(id endpoint.ID, w endpoint.WorkerReport) { a.rented.Load().worked(id, w) },
 		Webhook: func(name string, header func(string) string, body []byte) int {
@@ -196,8 +199,9 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 	a.discovered(slices.Clone(static.New(a.cfg.StaticEndpoints(time.Now()), static.Options{}).Hosts())) // before the first request
 	back.Go(func() error { return a.discover(backCtx, reloads) })
 	back.Go(func() error { return a.engines.Run(backCtx) })
-	advice := &adviser{router: a.router, log: a.log}
+	advice := &adviser{router: a.router, log: a.log, act: a.actor, fleet: a.hosts}
 	back.Go(func() error { return advice.Run(backCtx) })
+	back.Go(func() error { return a.actor.Run(backCtx) })
 	back.Go(func() error {
 		t := time.NewTicker(calibrationEvery)
 		defer t.Stop()
@@ -208,7 +212,7 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 		back.Go(func() error {
 			return admin.Serve(backCtx, a.admin, admin.Options{
 				Router: a.router, Requests: a.ring, InFlight: a.server.InFlight, Draining: a.server.Draining,
-				Reload: a.reloadStatus, Version: versionText(), Providers: func() any { return a.rented.Load().statuses() },
+				Reload: a.reloadStatus, Version: versionText(), Providers: func() any { return a.statuses() },
 				Advice: advice.lately,
 			})
 		})
@@ -301,6 +305,13 @@ func (a *app) discovered(eps []endpoint.Endpoint) {
 	a.engines.Update(eps)
 }
 
+// hosts returns the fleet. Nobody changes the slice.
+func (a *app) hosts() []endpoint.Endpoint {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.fleet
+}
+
 // reconfigure applies a config that was read anew; false means that it changes nothing.
 func (a *app) reconfigure(r reading) bool {
 	err := r.err
@@ -326,6 +337,7 @@ func (a *app) reconfigure(r reading) bool {
 	a.cfg, a.rules = r.cfg, rules(r.cfg)
 	a.expected.Store(expectations(r.cfg))
 	a.rented.Store(a.rented.Load().next(r.cfg, a.redis, a.log)) // the old ones end with their round
+	a.actor.Configure(a.actorOptions(r.cfg))
 	a.level.Set(r.cfg.Log.Level)
 	a.access.Store(r.cfg.Log.Access)
 	a.server.Configure(settings(r.cfg))

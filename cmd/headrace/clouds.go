@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"log/slog"
 	"net/http"
 	"time"
@@ -110,6 +112,31 @@ func runpodOptions(r *config.RunPod, log *slog.Logger) runpod.Options {
 	return o
 }
 
+// actorOptions say what may be done to the account's endpoints, and where it is remembered.
+func (a *app) actorOptions(cfg *config.Config) runpod.ActorOptions {
+	o := runpod.ActorOptions{Log: a.log, Acted: func(id endpoint.ID) { a.rented.Load().look(id) }}
+	r := cfg.Providers.RunPod
+	if r == nil {
+		return o
+	}
+	o.Key, o.ManagementURL, o.Native, o.MaxHeld = r.APIKey, r.ManagementURL, map[string]bool{}, r.MaxHeld
+	for _, e := range r.Endpoints {
+		o.Permits = append(o.Permits, runpod.Permit{Match: e.Match, Permission: map[string]runpod.Permission{"wake": runpod.MayWake, "hold": runpod.MayHold}[e.Actions]})
+		if e.Native {
+			o.Native[e.Match] = true
+		}
+	}
+	switch {
+	case a.redis != nil:
+		account := sha256.Sum256([]byte(r.ManagementURL + "\x00" + r.APIKey.Reveal()))
+		turn := a.redis.Turn("runpod:actions:" + hex.EncodeToString(account[:16]))
+		o.Turn, o.Memory = turn, turn
+	case r.HeldFile != "":
+		o.Memory = runpod.File(r.HeldFile)
+	}
+	return o
+}
+
 func vastOptions(v *config.Vast, log *slog.Logger) vast.Options {
 	i := &v.Instances
 	o := vast.Options{
@@ -166,8 +193,8 @@ func (c *clouds) owns(a account, ep *endpoint.Endpoint) bool {
 	return ep.Provider == a.provider && (ep.Provider != "vast" || (ep.Tenure == endpoint.Serverless) == (a.name == "vast serverless"))
 }
 
-// failed has the endpoint's account look at it.
-func (c *clouds) failed(id endpoint.ID, _ outcome.Class) {
+// look has the endpoint's account look at it now: a request there has failed, or something was done to it.
+func (c *clouds) look(id endpoint.ID) {
 	if c.runpod != nil {
 		c.runpod.Nudge(id)
 	}
@@ -269,12 +296,19 @@ func (t *translators) close(log *slog.Logger) {
 type providerStatus struct {
 	Account string `json:"account"`
 	api.Status
+	Actions *runpod.ActionStatus `json:"actions,omitempty"` // of RunPod
 }
 
-func (c *clouds) statuses() []providerStatus {
+func (a *app) statuses() []providerStatus {
 	out := []providerStatus{}
-	for _, a := range c.all() {
-		out = append(out, providerStatus{a.name, a.status()})
+	c := a.rented.Load()
+	for _, acc := range c.all() {
+		s := providerStatus{acc.name, acc.status(), nil}
+		if c.runpod != nil && acc.Discoverer == c.runpod {
+			actions := a.actor.Status()
+			s.Actions = &actions
+		}
+		out = append(out, s)
 	}
 	return out
 }

@@ -1,6 +1,7 @@
 package runpod
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -113,7 +114,7 @@ type Want struct {
 	Endpoint *endpoint.Endpoint // not kept
 	Wake     bool               // a worker should be started
 	Hold     int                // workers that should be up all the time
-	Why      string
+	Why      string             // "" for the reason that was given last
 }
 
 // aim is an endpoint that an Actor may act on, and what is wanted of it.
@@ -257,7 +258,7 @@ func (a *Actor) signal() {
 func (a *Actor) Seek(wants []Want) {
 	a.mu.Lock()
 	now := a.opt.Now()
-	clear(a.aims)
+	aims := map[string]aim{}
 	for i := range wants {
 		w := &wants[i]
 		if w.Endpoint.Provider != provider || w.Endpoint.Tenure != endpoint.Serverless {
@@ -269,12 +270,13 @@ func (a *Actor) Seek(wants []Want) {
 			continue
 		}
 		t := aimOf(w.Endpoint)
-		t.permission, t.hold, t.why = may, w.Hold, w.Why
-		a.aims[id] = t
+		t.permission, t.hold, t.why = may, w.Hold, cmp.Or(w.Why, a.aims[id].why)
+		aims[id] = t
 		if w.Wake {
 			a.wakes[id] = wish{t, now}
 		}
 	}
+	a.aims = aims
 	a.mu.Unlock()
 	a.signal()
 }
@@ -509,12 +511,18 @@ func (a *Actor) count(now time.Time, err error) {
 	a.status.LastError, a.status.LastErrorAt = err.Error(), &now
 }
 
-// skipped notes why there is nothing to do, until it is looked at again.
+// skipped notes why there is nothing to do, or nothing more, until it is looked at again.
 func (a *Actor) skipped(id, action, why string) {
 	r := &a.run
 	now := r.opt.Now()
 	a.mark(id).look = now.Add(3 * r.opt.Spacing)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.deeds[deed{id, action}] = Outcome{At: now, Note: why}
+	o := Outcome{At: now, Note: why}
+	if h := r.held[id]; h != nil {
+		if o.Done, o.At = true, h.Since; a.deeds[deed{id, action}].Done {
+			o.At = a.deeds[deed{id, action}].At
+		}
+	}
+	a.deeds[deed{id, action}] = o
 }
