@@ -82,10 +82,17 @@ func (p *Provider) gotPods(a *api.Answer, err error) {
 	}
 	p.podFails = 0
 	p.podsAt = p.budget.next(p.podsReadAt, now, p.fixedCalls(), p.opt.Poll)
+	if p.podsEmptied {
+		p.podsAt = earlier(p.podsAt, p.budget.urgent(now.Add(confirmWait), now))
+	}
 }
 
-// takePods compares the list with what is known, as takeList does.
+// takePods compares the list with what is known, as takeList does. The next one has to confirm one that is suddenly empty.
 func (p *Provider) takePods(entries []json.RawMessage, at time.Time) error {
+	if p.podsEmptied = len(entries) == 0 && len(p.pods) > 0 && !p.podsEmptied; p.podsEmptied {
+		p.odd("pods: the list is suddenly empty")
+		return nil
+	}
 	var skipped []api.Skipped
 	listed := map[string]bool{}
 	nameless := 0

@@ -168,3 +168,19 @@ func TestPodsThatCannotBeRead(t *testing.T) {
 		}
 	})
 }
+
+func TestAnEmptyListOfPodsIsBelievedTheSecondTime(t *testing.T) {
+	a := newAccount()
+	a.set("/v2/pods", `{"pods":[`+podEntry("p", "RUNNING", "")+`]}`)
+	a.set("/v1/models", fmt.Sprintf(podModels, 1))
+	inBubble(t, a, Options{AllPods: true}, func(t *testing.T, w *watched) {
+		w.after(59 * time.Second)
+		a.set("/v2/pods", `{"pods":[]}`)
+		if eps := w.after(3 * time.Second); len(eps) != 1 {
+			t.Error("an empty list was believed at once")
+		}
+		if eps := w.after(10 * time.Second); len(eps) != 0 {
+			t.Error("an account that is empty twice is empty")
+		}
+	})
+}

@@ -98,7 +98,7 @@ type Provider struct {
 	listedAt, podsReadAt      time.Time // begin of the last calls
 	priced                    bool      // the price list was asked for, with whatever success
 	emptied                   bool      // the last list was empty, which the next one has to confirm
-	podsKnown                 bool
+	podsKnown, podsEmptied    bool
 	listFails, podFails       int
 	priceFails                int
 	looks                     int // under way

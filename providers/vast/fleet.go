@@ -26,6 +26,7 @@ type fleet struct {
 	pages     int       // of the last list
 	polling   bool
 	pollAgain bool      // something happened while a poll was under way
+	emptied   bool      // the last list was empty, which the next one has to confirm
 	urgent    bool      // the next poll is due to something that happened: another replica's list must be fresh
 	pollAt    time.Time // when the next one is due
 	pollBegan time.Time

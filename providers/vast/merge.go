@@ -12,8 +12,15 @@ import (
 )
 
 // take makes a whole list the fleet. It fails, and changes nothing, when no row says which instance it is; when only some do not,
-// each of those may be any instance that the others do not name, so that none is taken for gone.
+// each of those may be any instance that the others do not name, so that none is taken for gone. A list that is suddenly empty has to be
+// confirmed by the next one, which is read at once.
 func (f *fleet) take(ctx context.Context, l *listing, now time.Time) error {
+	if l.rows() == 0 && len(f.hosts) > 0 && !f.emptied {
+		f.emptied, f.pollAgain = true, true
+		f.p.odd("list that is suddenly empty")
+		return nil
+	}
+	f.emptied = false
 	seen := make(map[int64]bool, len(f.hosts))
 	skipped, nameless := f.merge(l, seen)
 	if nameless > 0 && nameless == l.rows() {

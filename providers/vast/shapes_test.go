@@ -98,3 +98,25 @@ func TestClocksOfReplicas(t *testing.T) {
 		})
 	}
 }
+
+// TestAnEmptyListIsBelievedTheSecondTime: all instances at once go seldom, and a wrong list would stop all traffic.
+func TestAnEmptyListIsBelievedTheSecondTime(t *testing.T) {
+	const empty = `{"success":true,"instances_found":0,"total_instances":0,"next_token":null,"instances":[]}`
+	var times atomic.Int64
+	w := &rewriter{}
+	r := start(t, fakevast.Config{}, func(o *vast.Options) { o.Transport = w }, fakevast.InstanceConfig{}, fakevast.InstanceConfig{})
+	r.until("two instances", func(eps []endpoint.Endpoint) bool { return len(eps) == 2 })
+	sets, _, _ := r.fleet()
+	w.set(func(body string) string {
+		if times.Add(1)%2 == 1 { // every other one
+			return empty
+		}
+		return body
+	})
+	r.status("empty lists", func() bool { return r.p.Status().Oddities["list that is suddenly empty"] >= 3 })
+	if now, eps, _ := r.fleet(); len(eps) != 2 {
+		t.Errorf("after single empty lists, %d sets: %s", now-sets, show(eps))
+	}
+	w.set(func(string) string { return empty })
+	r.until("an empty fleet", func(eps []endpoint.Endpoint) bool { return len(eps) == 0 })
+}
