@@ -21,9 +21,10 @@ type engine struct {
 	batch   gate // places, one a sequence
 	prefill gate // one prompt at a time
 
-	mu    sync.Mutex // guards kv and cache
+	mu    sync.Mutex // guards all below
 	kv    int        // tokens that running sequences hold
 	cache prefixCache
+	read  time.Time // when the last prompt was to be read, or was given up
 }
 
 func newEngine(s speed, scale float64, c Class, maxSeqs int) *engine {
@@ -72,16 +73,34 @@ func (s *sequence) readPrompt(ctx context.Context, tokens, cached int) error {
 	if s.e.scale <= 0 {
 		return ctx.Err()
 	}
+	s.next = time.Now()
 	if err := s.e.prefill.acquire(ctx, 1); err != nil {
 		return err
 	}
-	s.next = time.Now()
+	if free := s.e.readUntil(time.Time{}); free.After(s.next) {
+		s.next = free
+	}
 	err := s.wait(ctx, time.Duration(float64(tokens-cached)/s.e.speed.prefillTPS*float64(time.Second)))
+	if err != nil {
+		s.next = time.Now()
+	}
+	s.e.readUntil(s.next)
 	s.e.prefill.release(1)
 	if err != nil {
 		return err
 	}
 	return s.wait(ctx, s.e.speed.ttft)
+}
+
+// readUntil notes until when prompts are being read, and returns it: the next one begins then, not when its goroutine gets to
+// run, which would make an engine slower the more its time is scaled.
+func (e *engine) readUntil(t time.Time) time.Time {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !t.IsZero() {
+		e.read = t
+	}
+	return e.read
 }
 
 // step waits until the next token is due. A caller who is late gets the tokens it missed at once, as from an engine

@@ -35,6 +35,7 @@ type backend struct {
 	requests  int     // attempts
 	tokens    float64 // made, delivered or not
 	downs     [][2]float64
+	silent    []bool // of downs: nobody was told, and connections hung
 	throttled int
 }
 
@@ -69,13 +70,13 @@ func (b *backend) submit(s *seq, port int) {
 	b.requests++
 	switch {
 	case !b.up || port != b.port:
-		d := refuseSeconds
+		d := b.w.life(refuseSeconds)
 		if !b.up && b.vanish {
-			d = hangSeconds
+			d = b.w.life(hangSeconds)
 		}
 		b.w.in(d, func() { s.failed(outcome.DialFailed, 0) })
 	case b.failing:
-		b.w.in(errorSeconds, func() { s.failed(outcome.UpstreamFault, 0) })
+		b.w.in(b.w.life(errorSeconds), func() { s.failed(outcome.UpstreamFault, 0) })
 	case b.class.Kind == Serverless:
 		s.phase = waiting
 		if e := b.fullest(); e != nil {
@@ -85,11 +86,11 @@ func (b *backend) submit(s *seq, port int) {
 		}
 		b.queue = append(b.queue, s)
 		b.scale()
-		b.w.in(1, b.scale)
+		b.w.in(b.w.life(1), b.scale)
 	case b.class.PerMinute > 0 && !b.mayBegin():
 		b.throttled++
-		wait := 60*float64(b.minute+1) - b.w.now
-		b.w.in(shortSeconds, func() { s.failed(outcome.Throttled, max(1, wait)) })
+		wait := b.w.life(60)*float64(b.minute+1) - b.w.now
+		b.w.in(b.w.life(shortSeconds), func() { s.failed(outcome.Throttled, max(1, wait)) })
 	default:
 		b.give(b.engines[0], s)
 	}
@@ -104,7 +105,7 @@ func (b *backend) mayBegin() bool {
 
 // full tells whether the present minute's requests have begun.
 func (b *backend) full() bool {
-	if m := int64(b.w.now / 60); m != b.minute {
+	if m := int64(b.w.now / b.w.life(60)); m != b.minute {
 		b.minute, b.inMinute = m, 0
 	}
 	return b.class.PerMinute > 0 && b.inMinute >= b.class.PerMinute
@@ -183,7 +184,7 @@ func (b *backend) spawn() {
 		if b.colds.Float64() >= 0.5 {
 			cold = 45
 		}
-		b.w.in(cold*logNormal(b.colds, 0.3), func() {
+		b.w.in(b.w.life(cold)*logNormal(b.colds, 0.3), func() {
 			e.starting, e.up, e.at = false, true, b.w.now
 			b.feed(e)
 			b.released(e)
@@ -222,7 +223,10 @@ func (b *backend) released(e *engine) {
 	})
 }
 
-func (b *backend) billWorker(e *engine) { b.usd += math.Ceil(b.w.now-e.since) * b.price }
+func (b *backend) billWorker(e *engine) {
+	second := b.w.life(1) // begun is billed whole
+	b.usd += math.Ceil((b.w.now-e.since)/second) * second * b.price
+}
 
 // billHours brings an hourly bill up to a time; a host is billed while it is away as well, as the article does.
 func (b *backend) billHours(to float64) {
@@ -250,6 +254,7 @@ func (b *backend) die() {
 	b.up = false
 	b.vanish = b.fate.Float64() < 0.25
 	b.downs = append(b.downs, [2]float64{b.w.now, math.Inf(1)})
+	b.silent = append(b.silent, b.vanish)
 	b.w.note(b, "preempted")
 	e := b.engines[0]
 	all := e.kill()
@@ -258,7 +263,7 @@ func (b *backend) die() {
 	for _, s := range all {
 		if s.made >= 1 { // the caller is reading it
 			if b.vanish {
-				b.w.in(s.replica.rules.gap, func() { s.lost() })
+				b.w.in(b.w.life(s.replica.rules.gap), func() { s.lost() })
 			} else {
 				s.lost()
 			}
@@ -290,7 +295,7 @@ func (b *backend) comeBack() {
 // sicken begins an episode of a flaky host.
 func (b *backend) sicken() {
 	e := b.engines[0]
-	last := 300 + 600*b.fate.Float64()
+	last := b.w.life(300 + 600*b.fate.Float64())
 	if b.fate.Float64() < 0.5 {
 		e.advance()
 		e.slow *= 3.5

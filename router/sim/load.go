@@ -49,6 +49,7 @@ type conversation struct {
 type generator struct {
 	load       Load
 	rand       *rand.Rand
+	speed      float64 // of the scenario
 	t          float64
 	burst      float64
 	burstUntil float64
@@ -56,8 +57,8 @@ type generator struct {
 	open       []conversation
 }
 
-func newGenerator(l Load, seed uint64) *generator {
-	return &generator{load: l, rand: dice(seed, "load", 0), burst: 1}
+func newGenerator(l Load, speed float64, seed uint64) *generator {
+	return &generator{load: l, speed: speed, rand: dice(seed, "load", 0), burst: 1}
 }
 
 func (g *generator) next() (call, bool) {
@@ -65,13 +66,13 @@ func (g *generator) next() (call, bool) {
 	if g.t > g.burstUntil {
 		if g.burst == 1 && g.load.Bursts > 1 {
 			g.burst = min(highestBurst, 1+(g.load.Bursts-1)*r.ExpFloat64())
-			g.burstUntil = g.t + burstSeconds*r.ExpFloat64()
+			g.burstUntil = g.t + burstSeconds/g.speed*r.ExpFloat64()
 		} else {
 			g.burst = 1
-			g.burstUntil = g.t + lullSeconds*r.ExpFloat64()
+			g.burstUntil = g.t + lullSeconds/g.speed*r.ExpFloat64()
 		}
 	}
-	rate := g.load.PerSecond * (1 + g.load.Diurnal*math.Sin(2*math.Pi*((g.t/3600+g.load.From)/day-0.25))) * g.burst
+	rate := g.load.PerSecond * (1 + g.load.Diurnal*math.Sin(2*math.Pi*((g.t*g.speed/3600+g.load.From)/day-0.25))) * g.burst
 	g.t += r.ExpFloat64() / rate
 	c := call{
 		at:     g.t,

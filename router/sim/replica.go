@@ -219,6 +219,9 @@ func (b *backend) listed(t *told) endpoint.Price {
 // accept takes a caller's request in.
 func (g *replica) accept(c *call) {
 	r := &request{call: *c, replica: g}
+	if g.w.sc.Load.Exact {
+		r.most = r.output
+	}
 	if !g.up {
 		g.w.ledger.failed(r)
 		return
@@ -243,7 +246,7 @@ func (g *replica) route(r *request) {
 	a.slot = len(g.live)
 	g.live = append(g.live, a)
 	g.inFlight[i]++
-	wait := g.rules.first
+	wait := g.w.life(g.rules.first)
 	if a.host.class.Kind == Serverless {
 		a.cold = a.host.fullest() == nil
 		if g.rules.colds > 0 {
@@ -332,7 +335,7 @@ func (a *attempt) lost() {
 	switch {
 	case r.got >= r.output: // all had come but the end
 		g.w.ledger.served(r)
-	case g.rules.resume && r.resumable && r.breaks <= g.rules.maxResume:
+	case g.rules.resume && r.resumable && !g.w.sc.Load.NoResume && r.breaks <= g.rules.maxResume:
 		g.route(r)
 	default:
 		g.w.ledger.failed(r)

@@ -25,12 +25,9 @@ func RunContext(ctx context.Context, sc Scenario, p Policy, seed uint64) (Result
 		w.replicas = append(w.replicas, newReplica(w, i, &p))
 	}
 	w.ledger = newLedger(w)
-	w.traffic = newGenerator(sc.Load, seed)
-	if len(sc.Load.Trace) > 0 {
-		w.traffic = newReplay(&sc.Load, seed)
-	}
+	w.traffic = newTraffic(&sc, seed)
 	w.begin()
-	for t := 0.0; t < w.end+drainSeconds; t += 60 {
+	for t := 0.0; t < w.end+w.life(drainSeconds); t += 60 {
 		if err := ctx.Err(); err != nil {
 			return Result{}, fmt.Errorf("simulate %s under %s: %w", sc.Name, p.Name, err)
 		}

@@ -77,11 +77,13 @@ const (
 
 // Load is the traffic.
 type Load struct {
-	PerSecond float64 `json:"per_second"`     // requests, the day's mean; a trace is stretched to it, 0 leaves it as it is
-	Diurnal   float64 `json:"diurnal"`        // amplitude of the day's sine, as a share of the mean
-	Bursts    float64 `json:"bursts"`         // mean height of bursts, in multiples of the load; 1 for none
-	From      float64 `json:"from,omitempty"` // hour of the day when the run begins; load is least at 0 and most at 12
-	Trace     []Call  `json:"-"`              // replays these instead, again from the start when they end
+	PerSecond float64 `json:"per_second"`          // requests, the day's mean; a trace is stretched to it, 0 leaves it as it is
+	Diurnal   float64 `json:"diurnal"`             // amplitude of the day's sine, as a share of the mean
+	Bursts    float64 `json:"bursts"`              // mean height of bursts, in multiples of the load; 1 for none
+	From      float64 `json:"from,omitempty"`      // hour of the day when the run begins; load is least at 0 and most at 12
+	Exact     bool    `json:"exact,omitempty"`     // callers ask for as many tokens as they get (max_tokens), not for any number
+	NoResume  bool    `json:"no_resume,omitempty"` // nobody's answer may be continued on another host
+	Trace     []Call  `json:"-"`                   // replays these instead, again from the start when they end
 }
 
 // Faults are what befalls hourly hosts. Zero values mean that it does not.
@@ -137,6 +139,7 @@ type Scenario struct {
 	Replicas  int     `json:"replicas"`             // gateways; 0 means 1
 	Share     float64 `json:"share,omitempty"`      // seconds between their telling each other what is in flight; 0 for never
 	WrongTime float64 `json:"wrong_time,omitempty"` // seconds that providers' clocks are off by, at most, either way
+	Speed     float64 `json:"speed,omitempty"`      // how many times faster than life all goes that is not said here; 0 means 1: see Faster
 }
 
 // maxSeqs bounds what one engine can be asked to hold, and with it a run's memory.
@@ -183,6 +186,7 @@ func (s *Scenario) Validate() error {
 	notNegative("faults.downtime", s.Faults.Downtime)
 	notNegative("share", s.Share)
 	notNegative("wrong_time", s.WrongTime)
+	notNegative("speed", s.Speed)
 	if s.Faults.Correlated < 0 || s.Faults.Correlated > 1 {
 		bad("faults.correlated is %g, want a probability", s.Faults.Correlated)
 	}

@@ -25,6 +25,9 @@ type world struct {
 	timeline         []Moment
 }
 
+// life is how long something takes in the run that takes d seconds in life.
+func (w *world) life(d float64) float64 { return d / w.sc.speed() }
+
 // Moment is something that happened to a host.
 type Moment struct {
 	At   float64 `json:"at"` // seconds since the start
@@ -66,7 +69,7 @@ func (w *world) draw(i int) *backend {
 		w: w, i: i, class: c, id: endpoint.ID(c.Provider + ":" + c.Name), up: true, port: firstPort, price: 1,
 		fate: dice(w.seed, "fate", i), colds: dice(w.seed, "cold", i),
 	}
-	first := func(ttft float64) float64 { return max(leastFirst, ttft-ttftPrompt/c.Prefill) }
+	first := func(ttft float64) float64 { return max(w.life(leastFirst), ttft-ttftPrompt/c.Prefill) }
 	b.prior = capacity.Prior{
 		ITLSeconds: 1 / c.TPS.mid(), Slope: toldSlope, TTFTSeconds: first(c.TTFT.mid()), PrefillTokensPerSecond: c.Prefill,
 		MaxNumSeqs: c.Seqs, Source: "simulated catalogue",
@@ -223,7 +226,7 @@ func (w *world) arm(b *backend) {
 		})
 	}
 	if b.class.Flaky {
-		w.again(b.fate, 2.5*3600, b.sicken)
+		w.again(b.fate, w.life(2.5*3600), b.sicken)
 	}
 }
 
@@ -278,7 +281,7 @@ func (w *world) wander(e *engine) {
 		e.wander = math.Exp(x)
 		e.settle()
 		if w.now < w.end {
-			w.in(wanderEvery, step)
+			w.in(w.life(wanderEvery), step)
 		}
 	}
 	step()
@@ -309,14 +312,14 @@ func (w *world) changed(b *backend) {
 	b.version++
 	t := b.now()
 	for _, g := range w.replicas {
-		w.tell(g, b, t, g.lags.Float64()*13+2)
+		w.tell(g, b, t, w.life(g.lags.Float64()*13+2))
 	}
 }
 
 func (w *world) tell(g *replica, b *backend, t told, lag float64) {
 	w.in(lag, func() {
 		if d := w.controlDownUntil - w.now; d > 0 {
-			w.tell(g, b, t, d+g.lags.Float64()*13+2)
+			w.tell(g, b, t, d+w.life(g.lags.Float64()*13+2))
 			return
 		}
 		g.hear(b, t)
@@ -339,8 +342,8 @@ func (w *world) poll() {
 			g.refresh()
 		}
 	}
-	if w.now < w.end+drainSeconds {
-		w.in(pollSeconds, w.poll)
+	if w.now < w.end+w.life(drainSeconds) {
+		w.in(w.life(pollSeconds), w.poll)
 	}
 }
 
