@@ -5,13 +5,18 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"headrace/gateway/config"
+	"headrace/gateway/state"
 	"headrace/providers/fakecloud"
 	"headrace/providers/fakecloud/fakerunpod"
 	"headrace/providers/runpod"
@@ -226,5 +231,85 @@ func TestHoldFollowsDemand(t *testing.T) {
 	})
 	if n := cloud.ManagementCalls()["PATCH serverless/{id}"]; n != 2 {
 		t.Errorf("%d changes:\n%s", n, log.String())
+	}
+}
+
+// startRedis starts a redis-server and returns its URL.
+func startRedis(t *testing.T) string {
+	t.Helper()
+	path, err := exec.LookPath("redis-server")
+	if err != nil {
+		t.Skip("no redis-server in PATH (Debian: apt-get install redis-server)")
+	}
+	dir, err := os.MkdirTemp("", "redis") //nolint:usetesting // a socket's path must be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	sock := filepath.Join(dir, "s")
+	c := exec.Command(path, "--port", "0", "--unixsocket", sock, "--save", "", "--appendonly", "no", "--dir", dir)
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Process.Kill(); _ = c.Wait() })
+	eventually(t, "redis-server", func() bool {
+		conn, err := net.Dial("unix", sock)
+		if err == nil {
+			_ = conn.Close()
+		}
+		return err == nil
+	})
+	return "unix://" + sock
+}
+
+// TestReplicasThroughRedis has one of two gateways find what a third had held when it died, and the other take its place.
+func TestReplicasThroughRedis(t *testing.T) {
+	redis := startRedis(t)
+	cloud := startRunPod(t, fakerunpod.Config{TimeScale: 100, Seed: 1})
+	e := cloud.AddEndpoint(fakerunpod.EndpointConfig{ID: "e1", WorkersMin: 2, Env: map[string]string{"MODEL_NAME": "org/llama"}})
+	yaml := fmt.Sprintf(`
+listen: "127.0.0.1:0"
+admin: "127.0.0.1:0"
+state: {redis: "%s"}
+providers:
+  runpod:
+    api_key: %s
+    management_url: %s
+    queue_url: %s
+    balancer_url: "%s"
+    endpoints: [{match: e1, actions: hold}]
+`, redis, cloud.Key(), cloud.ManagementURL(), cloud.QueueURL(), cloud.BalancerURL())
+	start := func() *running { return startApp(t, t.TempDir(), yaml, nil) }
+
+	r, err := state.Open(state.Options{URL: redis})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = r.Close() })
+	kept := r.Turn(turnName(&config.RunPod{ManagementURL: cloud.ManagementURL(), APIKey: endpoint.Secret(cloud.Key())}))
+	if err := kept.Save(t.Context(), []byte(`{"held":{"e1":{"was":1,"from":1,"set":2,"since":"2026-01-02T03:04:05Z","why":"demand"}}}`)); err != nil {
+		t.Fatal(err)
+	}
+
+	first := start()
+	eventually(t, "found", func() bool { return len(first.app.actor.Status().Held) == 1 })
+	first.log.await(t, "has left workers held", 1)
+	second := start()
+	second.log.await(t, "listening", 1)
+	if st := second.app.actor.Status(); st.Acting || len(st.Held) != 0 {
+		t.Errorf("the second acts as well: %+v", st)
+	}
+	if err := first.stop(); err != nil {
+		t.Error(err)
+	}
+	if n := e.WorkersMin(); n != 1 {
+		t.Errorf("%d workers at least after the end, 1 is the operator's own", n)
+	}
+	if b, err := kept.Load(t.Context()); err != nil || b != nil {
+		t.Errorf("kept %s, %v", b, err)
+	}
+	eventually(t, "the second's turn", func() bool { return second.app.actor.Status().Acting })
+	if n := cloud.ManagementCalls()["PATCH serverless/{id}"]; n != 1 {
+		t.Errorf("%d changes", n)
 	}
 }

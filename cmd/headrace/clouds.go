@@ -128,13 +128,18 @@ func (a *app) actorOptions(cfg *config.Config) runpod.ActorOptions {
 	}
 	switch {
 	case a.redis != nil:
-		account := sha256.Sum256([]byte(r.ManagementURL + "\x00" + r.APIKey.Reveal()))
-		turn := a.redis.Turn("runpod:actions:" + hex.EncodeToString(account[:16]))
+		turn := a.redis.Turn(turnName(r))
 		o.Turn, o.Memory = turn, turn
 	case r.HeldFile != "":
 		o.Memory = runpod.File(r.HeldFile)
 	}
 	return o
+}
+
+// turnName names the account's capacity actions for replicas.
+func turnName(r *config.RunPod) string {
+	account := sha256.Sum256([]byte(r.ManagementURL + "\x00" + r.APIKey.Reveal()))
+	return "runpod:actions:" + hex.EncodeToString(account[:16])
 }
 
 func vastOptions(v *config.Vast, log *slog.Logger) vast.Options {
