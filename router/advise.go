@@ -205,6 +205,9 @@ func (v *view) cold() float64 {
 func (s *scratch) hold(d *demand, out []Advice) []Advice {
 	if math.IsInf(s.api, 1) {
 		d.held = nil // nothing to compare with
+		for i := range s.views {
+			s.views[i].c.host.paid.Store(false)
+		}
 		return out
 	}
 	if s.at-d.heldAt < holdEvery.Seconds() && d.heldAt > 0 {

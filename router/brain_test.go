@@ -482,6 +482,16 @@ func TestAdvice(t *testing.T) {
 		if again := find(r.Advise(c.t), Hold); again != nil || r.Held()["worker"] != a.Workers {
 			t.Errorf("with its workers up: advice %+v, held %v", again, r.Held())
 		}
+		if !r.hosts["worker"].paid.Load() {
+			t.Error("a worker that pays for itself is not counted as paid")
+		}
+		r.Update([]endpoint.Endpoint{w}, nil)
+		r.Advise(c.t)
+		if r.hosts["worker"].paid.Load() {
+			t.Error("without an API to compare with it is still counted as paid")
+		}
+		r.Update([]endpoint.Endpoint{api("api", 3, 4.5), w}, nil)
+		ask(3, 5*time.Minute)
 		c.pass(time.Hour)
 		if a := find(r.Advise(c.t), Hold); a != nil || r.hosts["worker"].paid.Load() {
 			t.Errorf("an hour after the last request it is still held: %+v", a)
