@@ -127,7 +127,7 @@ func TestPrint(t *testing.T) {
 func TestS1(t *testing.T) {
 	slow(t)
 	rep, err := Suite(t.Context(), SuiteOptions{
-		Scenarios: []Scenario{around(scenario(t, "S1"), 9, 3)},
+		Scenarios: []Scenario{around(scenario(t, "S1"), 9, 1.5)},
 		Policies:  []Policy{policy(t, Brain), policy(t, Oracle), policy(t, "least-connections"), policy(t, "spill-0.35")},
 		Seeds:     []uint64{1, 2},
 	})
@@ -171,7 +171,7 @@ func TestTruths(t *testing.T) {
 		{"returns", 1.20, 0.85, 0.07},
 	} {
 		rep, err := Suite(t.Context(), SuiteOptions{
-			Scenarios: []Scenario{around(scenario(t, tc.scenario), 11, 2)}, Policies: []Policy{policy(t, Brain), policy(t, Oracle), policy(t, "spill-0.35")}, Seeds: []uint64{1},
+			Scenarios: []Scenario{around(scenario(t, tc.scenario), 11, 1.2)}, Policies: []Policy{policy(t, Brain), policy(t, Oracle), policy(t, "spill-0.35")}, Seeds: []uint64{1},
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -196,7 +196,7 @@ func TestSameSeedSameResult(t *testing.T) {
 		if underRace && name != "S8" {
 			continue
 		}
-		s := around(scenario(t, name), 11, 0.15)
+		s := around(scenario(t, name), 11, 0.08)
 		o := SuiteOptions{
 			Scenarios: []Scenario{s}, Policies: []Policy{policy(t, Brain), policy(t, Oracle), policy(t, "prequal")}, Seeds: []uint64{7, 8}, Parallel: 1,
 		}
