@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"maps"
 	"strings"
 	"testing"
 )
@@ -46,10 +47,7 @@ func TestAccept(t *testing.T) {
 		"too few keep the SLO":            {Brain, [2]Figure{1.6, 0.919}, "at 90 % confidence"},
 		"or when asked for more":          {surer, [2]Figure{1.6, 0.939}, "at 97 % confidence"},
 	} {
-		cells := map[string][2]Figure{}
-		for k, v := range good {
-			cells[k] = v
-		}
+		cells := maps.Clone(good)
 		cells[tc.policy] = tc.to
 		found := false
 		for _, c := range Accept(made(cells)) {

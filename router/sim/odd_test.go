@@ -3,6 +3,7 @@ package sim
 import (
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 )
 
@@ -43,7 +44,7 @@ func TestOddFleets(t *testing.T) {
 			t.Fatalf("seed %d: %v", seed, err)
 		}
 		calls := 0
-		for g := newGenerator(s.Load, seed); ; calls++ {
+		for g := newGenerator(s.Load, s.speed(), seed); ; calls++ {
 			if c, _ := g.next(); c.at >= s.Hours*3600 {
 				break
 			}
@@ -56,13 +57,7 @@ func TestOddFleets(t *testing.T) {
 			r := simulate(t, s, p, seed)
 			running := 0
 			for i, g := range gateways {
-				for _, o := range gateways[:i] {
-					if o == g { // after its restart
-						g = nil
-						break
-					}
-				}
-				if g != nil {
+				if !slices.Contains(gateways[:i], g) { // else it is the same after its restart
 					running += len(g.live)
 				}
 			}
