@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"math"
 	"net/http"
@@ -220,10 +221,7 @@ func playLive(t *testing.T, sc *sim.Scenario, plan *sim.Plan, seed uint64) *live
 	t.Helper()
 	s := &liveStage{t: t, sc: sc, plan: plan, instances: make([]*fakevast.Instance, len(plan.Hosts)), apis: make([]*fakecloud.Host, len(plan.Hosts))}
 	s.start(seed)
-	bodies := make([][]byte, len(plan.Calls))
-	for i, c := range plan.Calls {
-		bodies[i] = liveBody(i, c.Prompt, c.Output)
-	}
+	bodies := liveBodies(plan.Calls)
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1000, DisableCompression: true}}
 	defer client.CloseIdleConnections()
 	answers := make([]liveAnswer, len(plan.Calls))
@@ -307,9 +305,40 @@ func (s *liveStage) settle(begin time.Time, answers []liveAnswer) *liveOutcome {
 	return o
 }
 
-// liveBody asks for that many tokens with a prompt of so many, which begins like no other.
-func liveBody(i, prompt, output int) []byte {
-	text := fmt.Sprintf("%06d ", i)
-	text += strings.Repeat("lore ", 1+prompt*4/5)[:max(0, prompt*4-len(text))]
-	return fmt.Appendf(nil, `{"model":%q,"stream":true,"max_tokens":%d,"seed":1,"messages":[{"role":"user","content":%q}]}`, liveModel, output, text)
+type liveTurn struct {
+	Role    string `json:"role"`
+	Content string `json:"content"`
+}
+
+// liveBodies are the requests, turns of conversations with as many tokens as planned: four bytes each, as the fake counts. A
+// later turn tells all that was said before; of answers, whose tokens are longer, it tells as much as they count.
+func liveBodies(calls []sim.Arrival) [][]byte {
+	bodies := make([][]byte, len(calls))
+	talks := map[int][]liveTurn{}
+	for i, c := range calls {
+		turns := talks[c.Session]
+		begin := ""
+		if len(turns) == 0 {
+			begin = fmt.Sprintf("%06d ", c.Session) // like no other's
+		}
+		turns = append(turns, liveTurn{"user", liveText(begin, 4*(c.Prompt-c.Shared))})
+		var all []string
+		for _, t := range turns {
+			all = append(all, t.Content)
+		}
+		body, err := json.Marshal(map[string]any{"model": liveModel, "stream": true, "max_tokens": c.Output, "seed": 1, "messages": turns})
+		if err != nil {
+			panic("BUG: " + err.Error())
+		}
+		bodies[i] = body
+		said := fakecloud.Answer(liveModel, strings.Join(all, "\n"), c.Output)
+		talks[c.Session] = append(turns[:len(turns):len(turns)], liveTurn{"assistant", strings.ToValidUTF8(said[:min(len(said), 4*c.Output)], "")})
+	}
+	return bodies
+}
+
+// liveText is text of that many bytes, one at least.
+func liveText(begin string, size int) string {
+	text := begin + strings.Repeat("lore ", 1+size/5)
+	return text[:max(1, size)]
 }

@@ -36,7 +36,7 @@ func liveScenarios() []sim.Scenario {
 		TPS: sim.Range{Low: 25, High: 45}, TTFT: sim.Range{Low: 0.25, High: 0.40}, Slope: 0.040, Prefill: 1200, Seqs: 48,
 	}
 	api := sim.Host{
-		Name: "api", Provider: "static", Kind: sim.API, USDPerMTokIn: 1.80, USDPerMTokCached: 1.80, USDPerMTokOut: 2.70,
+		Name: "api", Provider: "static", Kind: sim.API, USDPerMTokIn: 1.80, USDPerMTokCached: 0.18, USDPerMTokOut: 2.70,
 		TPS: sim.Range{Low: 45, High: 45}, TTFT: sim.Range{Low: 0.48, High: 0.48}, Slope: 1e-6, Prefill: 8000, Seqs: 400,
 	}
 	slo := sim.SLO{TTFT: 2, TPS: 15, Confidence: 0.9}
@@ -124,21 +124,12 @@ func TestLiveMatchesSimulator(t *testing.T) {
 	}
 }
 
-// livePlan is a scenario as it is played, and what becomes of it. Every request is a conversation of its own.
+// livePlan is a scenario as it is played, and what it is made of.
 func livePlan(t *testing.T, sc sim.Scenario, seed uint64) (sim.Scenario, sim.Plan) { //nolint:gocritic // changed here
 	t.Helper()
-	k := *liveSpeed
-	sc.Hours = liveFor.Hours() * k
+	sc.Hours = liveFor.Hours() * *liveSpeed
 	sc.Load.Exact, sc.Load.NoResume = true, true
-	whole, err := sim.PlanOf(sc, seed)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, c := range whole.Calls {
-		sc.Load.Trace = append(sc.Load.Trace, sim.Call{At: c.At, Prompt: c.Prompt, Output: c.Output})
-	}
-	sc.Load.PerSecond = 0
-	sc = sc.Faster(k)
+	sc = sc.Faster(*liveSpeed)
 	plan, err := sim.PlanOf(sc, seed)
 	if err != nil {
 		t.Fatal(err)

@@ -185,6 +185,9 @@ func (x *exchange) chatJob(q *chatRequest) (*job, *problem) {
 	}
 	prompt := promptOf(messages)
 	j := &job{model: q.Model, prompt: prompt + sent, stream: q.Stream, continued: q.ContinueFinal}
+	if sent == "" {
+		j.between = "\n" // as promptOf joins messages
+	}
 	j.promptTokens = CountTokens(j.prompt)
 	if _, _, ok := Position(q.Model, prompt, sent); !ok {
 		j.badSeam = true

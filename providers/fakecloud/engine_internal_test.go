@@ -144,6 +144,30 @@ func TestBatchIsFirstComeFirstServed(t *testing.T) {
 	})
 }
 
+// TestPromptsFollowEachOther shows that a goroutine which runs late makes nobody behind it later.
+func TestPromptsFollowEachOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := testEngine(1, 4)
+		began := time.Now()
+		if err := e.prefill.acquire(t.Context(), 1); err != nil {
+			t.Fatal(err)
+		}
+		took := make(chan time.Duration)
+		go func() {
+			s, err := e.enter(t.Context(), 1, 500, 0, func() {})
+			if err != nil {
+				t.Error(err)
+			}
+			took <- time.Since(began)
+			s.close()
+		}()
+		time.Sleep(600 * time.Millisecond) // virtual: the prompt before was read after 500 ms
+		e.readUntil(began.Add(500 * time.Millisecond))
+		e.prefill.release(1)
+		check(t, "the one behind", <-took, 1200*time.Millisecond)
+	})
+}
+
 func TestPrefixCache(t *testing.T) {
 	var c prefixCache
 	long := make([]byte, 40*blockBytes)

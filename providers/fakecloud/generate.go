@@ -168,6 +168,7 @@ func (o *output) cut(stops []string, keep bool) {
 type job struct {
 	model        string
 	prompt       string // for the prefix cache
+	between      string // what a later prompt has between this one and its answer
 	promptTokens int
 	cached       int // of them, set when the request is admitted
 	outputs      []output
@@ -306,6 +307,7 @@ func (g *generation) abort() {
 }
 
 func (g *generation) complete() {
+	g.h.engine.cached(g.job.prompt + g.job.between + g.job.outputs[0].text(content)) // engines hold what they said as well
 	g.leave(func(s *Stats) { s.Completed++ })
 	var reasons []string
 	for i := range g.job.outputs {
