@@ -50,9 +50,9 @@ const (
 
 // demand is what a model's requests have asked for, for Advise.
 type demand struct {
-	askedAt number // when the last request was picked for
-	api     ewma   // USD of a request at the cheapest API
-	prompt  ewma   // tokens to compute of a request
+	askedAt number   // when the last request was picked for
+	api     longMean // USD of a request at the cheapest API
+	prompt  longMean // tokens to compute of a request
 
 	mu       sync.Mutex // guards all below
 	tier     float64    // USD/s that the requests which went to metered endpoints would cost at the cheapest API, as a decaying mean
@@ -114,7 +114,7 @@ func (r *Router) Advise(now time.Time) []Advice {
 		m := snap.models[name]
 		d := &m.stats.demand
 		d.mu.Lock()
-		s.prepare(r, m, &Request{Model: name, Now: now, PromptTokens: int(d.prompt.mean(0))})
+		s.prepare(r, m, &Request{Model: name, Now: now, PromptTokens: int(d.prompt.get(0))})
 		s.survey()
 		d.decay(s.at)
 		out = s.wake(d, out)
@@ -227,7 +227,7 @@ func (s *scratch) hold(d *demand, out []Advice) []Advice {
 		}
 	}
 	slices.SortFunc(ws, func(a, b worker) int { return cmp.Compare(a.usd, b.usd) })
-	api, left := d.api.mean(s.api), d.tier
+	api, left := d.api.get(s.api), d.tier
 	for _, w := range ws {
 		h, ep := w.v.c.host, w.v.c.ep
 		carries := ep.Price.USDPerWorkerSecond / w.usd * api // USD/s at the API that one full worker replaces
@@ -257,6 +257,9 @@ func (s *scratch) hold(d *demand, out []Advice) []Advice {
 
 // most is how many workers the endpoint may have.
 func (v *view) most() int {
+	if w := v.c.ep.MaxWorkers; w > 0 {
+		return w
+	}
 	if c := v.c.ep.Limits.Concurrent; c > 0 && v.limit >= 1 {
 		return max(1, int(float64(c)/v.limit))
 	}

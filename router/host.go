@@ -18,6 +18,7 @@ type host struct {
 	hits     ewma          // tokens read from its prefix cache, as a share of those that were expected
 	inflight atomic.Int64
 	others   atomic.Int64 // in flight from other replicas and other callers, as last heard
+	prompts  atomic.Int64 // prompt tokens of others that have no first token yet, as last heard
 	pending  atomic.Int64 // prompt tokens sent there that have no first token yet
 	requests atomic.Int64
 	failures atomic.Int64
@@ -132,6 +133,15 @@ func (h *host) running(at float64) float64 {
 	return n
 }
 
+// computing is how many prompt tokens wait for their first token, those of others included likewise.
+func (h *host) computing(at float64) float64 {
+	n := float64(h.pending.Load())
+	if o := h.prompts.Load(); o > 0 && at-h.othersAt.get() < staleAfter {
+		n += float64(o)
+	}
+	return n
+}
+
 // integrate brings the integral up to a time. The caller holds mu.
 func (h *host) integrate(at float64) {
 	if d := at - h.counted; d > 0 {
@@ -241,21 +251,31 @@ func (h *host) follow(was, ep *endpoint.Endpoint, prior capacity.Prior, at float
 // staleAfter is how many seconds what replicas or an engine said of others is believed.
 const staleAfter = 10.0
 
-// Share tells how many requests the other replicas have in flight at an endpoint.
-func (r *Router) Share(id endpoint.ID, inFlight int64) {
+// Share tells what the other replicas have at an endpoint: requests in flight, and prompt tokens of those that have no first
+// token yet.
+func (r *Router) Share(id endpoint.ID, inFlight, promptTokens int64) {
 	if c := r.snap.Load().byID[id]; c != nil {
 		at := r.seconds(r.now())
 		c.host.sharedAt.set(at)
-		c.host.crowd(at, inFlight)
+		c.host.crowd(at, inFlight, promptTokens)
 	}
 }
 
+// Load is what this gateway has at an endpoint, for the others to hear by Share.
+func (r *Router) Load(id endpoint.ID) (inFlight, promptTokens int64) {
+	if c := r.snap.Load().byID[id]; c != nil {
+		return c.host.inflight.Load(), max(0, c.host.pending.Load())
+	}
+	return 0, 0
+}
+
 // crowd sets how many are in flight that this gateway does not know of.
-func (h *host) crowd(at float64, others int64) {
+func (h *host) crowd(at float64, others, promptTokens int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.integrate(at)
 	h.others.Store(max(0, others))
+	h.prompts.Store(max(0, promptTokens))
 	h.othersAt.set(at)
 }
 
@@ -268,7 +288,7 @@ func (r *Router) Observe(id endpoint.ID, e capacity.Engine) {
 	}
 	h, at := c.host, r.seconds(r.now())
 	if at-h.sharedAt.get() > staleAfter || h.sharedAt.get() == 0 {
-		h.crowd(at, int64(min(e.Running+e.Waiting, 1e6))-h.inflight.Load())
+		h.crowd(at, int64(min(e.Running+e.Waiting, 1e6))-h.inflight.Load(), 0)
 	}
 	if e.Waiting >= 1 {
 		h.mu.Lock()

@@ -142,7 +142,7 @@ func (s *scratch) prepare(r *Router, m *Model, q *Request) {
 	if s.slo.Confidence > 0.95 {
 		s.zSafe = zHigh
 	}
-	s.output = m.stats.output.mean(priorOutput)
+	s.output = m.stats.output.get(priorOutput)
 	if q.MaxTokens > 0 {
 		s.output = min(s.output, float64(q.MaxTokens))
 	}
@@ -284,9 +284,9 @@ func (s *scratch) look(c *candidate, v *view) {
 	held, session := s.matches.Tokens(affinity.Host(h.cache.Load()))
 	v.cached, v.session = min(float64(held)*h.hits.mean(1), s.prompt), session
 	v.prompt = s.prompt - v.cached
-	pending, idle := float64(h.pending.Load()), 0.0
+	pending, idle := h.computing(s.at), 0.0
 	ramp := h.pub.ramp.get()
-	if ramp > 0 && n >= ramp {
+	if ramp > 0 && float64(h.inflight.Load()) >= ramp {
 		v.verdict = ramping
 	}
 	cold := c.asleep()

@@ -56,7 +56,7 @@ type Router struct {
 
 // modelStats is what is learned of a model's requests, wherever they went; it outlives snapshots.
 type modelStats struct {
-	output ewma // tokens of an answer
+	output longMean // tokens of an answer
 	demand demand
 }
 

@@ -89,6 +89,34 @@ func (e *ewma) mean(def float64) float64 {
 	return def
 }
 
+// longMean is the mean of the newest few hundred values, of all while there are fewer.
+type longMean struct {
+	n    atomic.Int64
+	mean number
+}
+
+const longMeanOf = 300
+
+func (l *longMean) add(v float64) {
+	if math.IsNaN(v) || math.IsInf(v, 0) || v < 0 {
+		return
+	}
+	n := l.n.Load()
+	if n < longMeanOf {
+		n = l.n.Add(1)
+	}
+	m := l.mean.get()
+	l.mean.set(m + (v-m)/float64(n)) // a lost race loses one value of hundreds
+}
+
+// get returns the mean, or def without a value.
+func (l *longMean) get(def float64) float64 {
+	if l.n.Load() == 0 {
+		return def
+	}
+	return l.mean.get()
+}
+
 // Update makes eps and rules the current view. Without rules every model is offered under the id
 // that endpoints serve it by. Endpoints that were known keep what was learned of them.
 func (r *Router) Update(eps []endpoint.Endpoint, rules []ModelRule) {

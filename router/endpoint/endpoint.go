@@ -32,6 +32,7 @@ type Endpoint struct {
 	State       State
 	StateReason string // why, in plain words, "" when nothing is to be said
 	Workers     int    // of a Serverless endpoint: up now; 0 when none is or nobody knows
+	MaxWorkers  int    // of a Serverless endpoint: the most it may have; 0 when unknown
 	Limits      Limits
 	Labels      map[string]string
 	TLS         TLS

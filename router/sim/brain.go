@@ -75,10 +75,15 @@ func (p *brain) settled(a *attempt, class outcome.Class, retryAfter float64) {
 	a.lease.Done(res)
 }
 
-func (p *brain) share(others []int) {
+func (p *brain) share(others, prompts []int) {
 	for i, n := range others {
-		p.r.Share(p.g.w.hosts[i].id, int64(n))
+		p.r.Share(p.g.w.hosts[i].id, int64(n), int64(prompts[i]))
 	}
+}
+
+func (p *brain) prompts(host int) int {
+	_, tokens := p.r.Load(p.g.w.hosts[host].id)
+	return int(tokens)
 }
 
 // observe tells what an engine's metrics say.

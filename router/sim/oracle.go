@@ -66,7 +66,8 @@ func (p *oracle) update([]endpoint.Endpoint)               {}
 func (p *oracle) first(*attempt)                           {}
 func (p *oracle) progress(*attempt, int64, float64)        {}
 func (p *oracle) settled(*attempt, outcome.Class, float64) {}
-func (p *oracle) share([]int)                              {}
+func (p *oracle) share(_, _ []int)                         {}
+func (p *oracle) prompts(int) int                          { return 0 }
 func (p *oracle) mayRetry() bool                           { return p.budget.Spend() }
 
 // see looks at one host with the eyes of the world.

@@ -99,7 +99,8 @@ func (p *simple) settled(a *attempt, class outcome.Class, _ float64) {
 	p.streak[i] = 0
 }
 
-func (p *simple) share(others []int) { copy(p.others, others) }
+func (p *simple) share(others, _ []int) { copy(p.others, others) }
+func (p *simple) prompts(int) int       { return 0 }
 
 func (p *simple) mayRetry() bool { return p.budget.Spend() }
 

@@ -50,6 +50,7 @@ type replica struct {
 	stale    bool   // view has changed since the policy was told
 	inFlight []int  // by host
 	others   []int  // likewise, of the other gateways, as last heard
+	prompts  []int  // their prompt tokens without a first token yet, likewise
 	live     []*attempt
 }
 
@@ -63,8 +64,10 @@ type picker interface {
 	progress(a *attempt, tokens int64, since float64)
 	// settled is called once for each attempt that was picked.
 	settled(a *attempt, class outcome.Class, retryAfter float64)
-	// share tells what other gateways have in flight, by host.
-	share(others []int)
+	// share tells what other gateways have in flight, and prompt tokens without a first token yet, by host.
+	share(others, prompts []int)
+	// prompts are its own of those, at one host.
+	prompts(host int) int
 	// mayRetry takes a retry out of the gateway's budget.
 	mayRetry() bool
 }
@@ -118,7 +121,7 @@ type forecast struct {
 func newReplica(w *world, i int, p *Policy) *replica {
 	g := &replica{
 		w: w, i: i, rules: p.rules, make: p.make, up: true, rand: dice(w.seed, "policy", i), lags: dice(w.seed, "lag", i),
-		view: make([]told, len(w.hosts)), inFlight: make([]int, len(w.hosts)), others: make([]int, len(w.hosts)),
+		view: make([]told, len(w.hosts)), inFlight: make([]int, len(w.hosts)), others: make([]int, len(w.hosts)), prompts: make([]int, len(w.hosts)),
 	}
 	g.boot()
 	return g
@@ -187,7 +190,7 @@ func (g *replica) describe(b *backend, t *told) endpoint.Endpoint {
 			ep.Tenure = endpoint.Interruptible
 		}
 	case Serverless:
-		ep.Tenure, ep.Workers, ep.MaxNumSeqs = endpoint.Serverless, t.workers, c.Concurrency
+		ep.Tenure, ep.Workers, ep.MaxWorkers, ep.MaxNumSeqs = endpoint.Serverless, t.workers, c.Workers, c.Concurrency
 		if t.workers == 0 {
 			ep.State = endpoint.Cold
 			if t.coming > 0 {

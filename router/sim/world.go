@@ -352,14 +352,15 @@ func (w *world) share() {
 	if w.now >= w.sharingCutUntil {
 		for _, g := range w.replicas {
 			for i := range g.others {
-				g.others[i] = 0
+				g.others[i], g.prompts[i] = 0, 0
 				for _, o := range w.replicas {
 					if o != g {
 						g.others[i] += o.inFlight[i]
+						g.prompts[i] += o.policy.prompts(i)
 					}
 				}
 			}
-			g.policy.share(g.others)
+			g.policy.share(g.others, g.prompts)
 		}
 	}
 	if w.now < w.end {

@@ -26,7 +26,9 @@ func (p *scripted) update(eps []endpoint.Endpoint) {
 	p.at = append(p.at, p.g.w.now)
 }
 
-func (p *scripted) share(others []int) {
+func (p *scripted) prompts(int) int { return 0 }
+
+func (p *scripted) share(others, _ []int) {
 	p.heard = append(p.heard, slices.Clone(others))
 	p.heardAt = append(p.heardAt, p.g.w.now)
 }
