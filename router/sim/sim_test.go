@@ -167,7 +167,7 @@ func TestTruths(t *testing.T) {
 		{"noisy", 1.15, 0.80, 0.06},
 		{"chunked", 1.35, 0.85, 0.09}, // prompts' stalls look like noise to the learner, which keeps too far from the edge
 		{"kv", 1.15, 0.85, 0.05},
-		{"throttled", 1.20, 0.75, 0.05},
+		{"throttled", 1.20, 0.75, 0.08}, // 2 points over whole days, but this is the busiest hour of one
 		{"returns", 1.20, 0.85, 0.07},
 	} {
 		rep, err := Suite(t.Context(), SuiteOptions{
