@@ -18,6 +18,8 @@ type Status struct {
 	Oddities  map[string]int64 `json:"oddities,omitempty"`
 	ClockSkew time.Duration    `json:"clock_skew_ns"` // the provider's clock less ours, as far as its Date header tells
 	Calls     []CallStats      `json:"calls"`
+	// Bill compares what was billed with what the prices come to; nil until the first bill was read.
+	Bill *Bill `json:"bill,omitempty"`
 }
 
 // Skipped is one thing that is no endpoint.

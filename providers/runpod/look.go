@@ -42,6 +42,7 @@ func (p *Provider) gotHealth(s *service, a *api.Answer, err error) {
 			p.odd("health: an answer that cannot be read")
 		}
 	}
+	upBefore, told := s.upCount(), err == nil
 	if err != nil {
 		s.look.failing++
 		p.blind(s, err, now)
@@ -60,6 +61,9 @@ func (p *Provider) gotHealth(s *service, a *api.Answer, err error) {
 	s.look.ended(p.lookAgain(s), p.nudgeGap())
 	if p.build(s) {
 		p.changed()
+	}
+	if told {
+		p.bookService(s, now, upBefore)
 	}
 }
 

@@ -193,6 +193,14 @@ func (p *Provider) schedule(ctx context.Context, now time.Time) time.Time {
 		p.pricing = true
 		p.call(ctx, now, "GET /v2/catalog/gpus", "/catalog/gpus", p.gotPrices)
 	}
+	if p.audit.Next.IsZero() {
+		p.planBill(now)
+	}
+	if len(p.services)+len(p.pods) > 0 && due(p.audit.Next, p.audit.Busy) {
+		if p.audit.Next = p.budget.urgent(p.audit.Next, now); due(p.audit.Next, false) {
+			p.readBill(ctx, now)
+		}
+	}
 	next = earlier(next, p.scheduleLooks(ctx, now))
 	next = earlier(next, p.scheduleAsks(ctx, now))
 	if next.IsZero() {

@@ -127,8 +127,14 @@ func (p *Provider) takePods(entries []json.RawMessage, at time.Time) error {
 	for id, pd := range p.pods {
 		if !listed[id] && nameless == 0 {
 			delete(p.pods, id)
+			p.audit.Book.Gone(podPrefix+id, at)
 			p.opt.Log.Info("pod is gone from the account", "endpoint", pd.ep.ID, "name", pd.desc.name)
 			p.changed()
+		}
+	}
+	for _, pd := range p.pods {
+		if listed[pd.desc.id] {
+			p.bookPod(pd, at)
 		}
 	}
 	p.update(func(s *api.Status) {

@@ -85,6 +85,7 @@ func (p *Provider) takeList(entries []json.RawMessage, now time.Time) error {
 	for id, s := range p.services {
 		if !listed[id] && nameless == 0 {
 			delete(p.services, id)
+			p.audit.Book.Gone(id, now)
 			p.opt.Log.Info("endpoint is gone from the account", "endpoint", s.ep.ID, "name", s.desc.name)
 			p.changed()
 		}

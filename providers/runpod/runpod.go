@@ -88,6 +88,7 @@ type Provider struct {
 	pods     map[string]*pod
 	catalog  catalog
 	budget   *budget
+	audit    *api.Audit
 	set      []endpoint.Endpoint // what is to be sent, nil when it is to be put together anew
 	news     bool
 	sentAt   time.Time
@@ -153,7 +154,7 @@ func New(o Options) *Provider {
 	now := o.Now()
 	return &Provider{
 		opt: o, began: now, manage: client(o.Key), health: client(o.Key), inside: client(""),
-		services: map[string]*service{}, bySum: map[uint64]*service{}, seed: maphash.MakeSeed(), pods: map[string]*pod{}, budget: newBudget(now),
+		services: map[string]*service{}, bySum: map[uint64]*service{}, seed: maphash.MakeSeed(), pods: map[string]*pod{}, budget: newBudget(now), audit: &api.Audit{},
 		done: make(chan func()), wake: make(chan struct{}, 1),
 		nudged: map[endpoint.ID]struct{}{}, learned: map[endpoint.ID]string{}, waits: map[endpoint.ID]wait{},
 		status: api.Status{Provider: provider, Oddities: map[string]int64{}},
@@ -210,6 +211,7 @@ func (p *Provider) Inherit(old *Provider) {
 	if old.opt.Key != p.opt.Key || old.opt.ManagementURL != p.opt.ManagementURL {
 		return
 	}
+	p.audit, p.audit.Busy = old.audit, false
 	p.heritage = maps.Clone(old.heritage)
 	if p.heritage == nil {
 		p.heritage = map[string]*service{}
@@ -217,12 +219,13 @@ func (p *Provider) Inherit(old *Provider) {
 	maps.Copy(p.heritage, old.services)
 	old.mu.Lock()
 	learned, waits := maps.Clone(old.learned), maps.Clone(old.waits) // told too late for old
+	bill := old.status.Bill
 	old.mu.Unlock()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	maps.Copy(learned, p.learned)
 	maps.Copy(waits, p.waits)
-	p.learned, p.waits = learned, waits
+	p.learned, p.waits, p.status.Bill = learned, waits, bill
 }
 
 // Native tells whether an endpoint's handler has no OpenAI route, as Options say.
@@ -246,6 +249,7 @@ func (p *Provider) Status() api.Status {
 	s.Oddities = make(map[string]int64, len(p.status.Oddities))
 	maps.Copy(s.Oddities, p.status.Oddities)
 	p.mu.Unlock()
+	s.Bill = s.Bill.Aged(p.opt.Now())
 	s.Calls = slices.Concat(p.manage.Stats(), p.health.Stats(), p.inside.Stats())
 	return s
 }

@@ -264,6 +264,7 @@ type wrapped struct {
 	Pods      []json.RawMessage `json:"pods"`
 	GPUs      []json.RawMessage `json:"gpus"`
 	Workers   []json.RawMessage `json:"workers"`
+	Records   []json.RawMessage `json:"records"`
 }
 
 // list reads the entries of a wrapped list, of which there is the one that pick picks; null is an empty one.
@@ -286,3 +287,4 @@ func endpointsOf(w *wrapped) []json.RawMessage { return w.Endpoints }
 func podsOf(w *wrapped) []json.RawMessage      { return w.Pods }
 func gpusOf(w *wrapped) []json.RawMessage      { return w.GPUs }
 func workersOf(w *wrapped) []json.RawMessage   { return w.Workers }
+func recordsOf(w *wrapped) []json.RawMessage   { return w.Records }

@@ -162,6 +162,9 @@ type console struct {
 // RoundTrip answers one page, or the instances that a filter names.
 func (c *console) RoundTrip(req *http.Request) (*http.Response, error) {
 	c.calls[req.URL.Path]++
+	if req.URL.Path == "/api/v0/charges/" {
+		return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(`{"success":true,"results":[]}`)), Request: req}, nil
+	}
 	q := req.URL.Query()
 	from := 0
 	_, _ = fmt.Sscan(q.Get("after_token"), &from)

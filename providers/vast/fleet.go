@@ -199,6 +199,9 @@ func (f *fleet) begin(ctx context.Context, now time.Time) time.Duration {
 		f.poll(ctx, now)
 		next = now.Add(time.Hour)
 	}
+	if at := f.bill(ctx, now); at.Before(next) {
+		next = at
+	}
 	for _, h := range f.hosts {
 		switch {
 		case !h.says.candidate || h.checking || len(h.addrs) == 0:

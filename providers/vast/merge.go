@@ -30,6 +30,7 @@ func (f *fleet) take(ctx context.Context, l *listing, now time.Time) error {
 		if !seen[id] && nameless == 0 && !slices.ContainsFunc(l.Pages, func(pg page) bool { return pg.Asked.Before(h.readAt) }) {
 			f.p.log.Info("instance is gone", "endpoint", endpointID(id), "was", h.logged.state)
 			delete(f.hosts, id)
+			f.p.books.Book.Gone(string(endpointID(id)), now)
 			delete(f.byHash, h.hash)
 			f.changed = true
 		}
@@ -37,6 +38,7 @@ func (f *fleet) take(ctx context.Context, l *listing, now time.Time) error {
 	f.p.heritage = nil
 	f.pages = len(l.Pages)
 	f.review(now)
+	f.book(now)
 	if !f.listed {
 		f.listed, f.changed, f.firstBy = true, true, now.Add(f.p.opt.ProbeTimeout)
 	}

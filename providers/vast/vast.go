@@ -97,6 +97,7 @@ type Provider struct {
 	hooks  hooks
 
 	hosts    map[int64]*host // what Run knew at its end
+	books    *books
 	heritage map[int64]*host // what an earlier Provider knew; Run's, until its first list
 
 	rootMu sync.Mutex // held while the root is fetched; guards root
@@ -142,7 +143,7 @@ func New(o Options) *Provider {
 	p := &Provider{
 		opt: o, log: o.Log, now: o.Now, wake: make(chan struct{}, 1), root: o.VastRoot, nudged: map[int64]struct{}{},
 		status: api.Status{Provider: "vast", Oddities: map[string]int64{}},
-		hooks:  hooks{secret: o.WebhookSecret},
+		hooks:  hooks{secret: o.WebhookSecret}, books: &books{},
 	}
 	if p.client = o.Client; p.client == nil {
 		p.client = api.New(api.Options{Provider: "vast", Key: o.Key, Transport: o.Transport, Now: o.Now, Backoff: p.paced(backoff)})
@@ -180,6 +181,8 @@ func (p *Provider) Inherit(old *Provider) {
 	if old.opt.Key != p.opt.Key || old.opt.ConsoleURL != p.opt.ConsoleURL {
 		return
 	}
+	p.books, p.books.Busy = old.books, false
+	p.status.Bill = old.Status().Bill
 	p.heritage = map[int64]*host{}
 	maps.Copy(p.heritage, old.heritage)
 	maps.Copy(p.heritage, old.hosts)
@@ -226,6 +229,7 @@ func (p *Provider) Status() api.Status {
 	s.Oddities = maps.Clone(s.Oddities)
 	s.Skipped = slices.Clone(s.Skipped)
 	s.Calls = p.client.Stats()
+	s.Bill = s.Bill.Aged(p.now())
 	return s
 }
 

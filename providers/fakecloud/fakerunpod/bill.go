@@ -39,7 +39,7 @@ func (c *Cloud) charge(serverless, pod string, from, until time.Time, usdPerHour
 }
 
 // bill charges w until now. The caller holds e.mu.
-func (w *worker) bill() { w.billTo(time.Now()) }
+func (w *worker) bill() { w.billTo(w.e.c.cfg.BillNow()) }
 
 func (w *worker) billTo(now time.Time) {
 	if w.billed.IsZero() || !w.billed.Before(now) {
@@ -97,6 +97,13 @@ func (c *Cloud) settle() {
 	}
 }
 
+// SetBilling has the billing API tell factor times what was used. Bill and Stats go on to tell the latter.
+func (c *Cloud) SetBilling(factor float64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.billing = factor
+}
+
 // bucketOf is the begin of the bucket that holds t.
 func bucketOf(size string, t time.Time) (from, to time.Time) {
 	t = t.UTC()
@@ -136,7 +143,7 @@ func (c *Cloud) serveBilling(w http.ResponseWriter, r *http.Request, kind string
 		problem(w, http.StatusBadRequest, "lastN and startTime/endTime are mutually exclusive")
 		return
 	}
-	now := time.Now()
+	now := c.cfg.BillNow()
 	_, end := bucketOf(size, now)
 	begin, _ := bucketOf(size, now.AddDate(0, 0, -30))
 	if last != "" {
@@ -181,7 +188,7 @@ func (c *Cloud) serveBilling(w http.ResponseWriter, r *http.Request, kind string
 		if _, ok := sums[k]; !ok {
 			order = append(order, k)
 		}
-		sums[k] += b.usd
+		sums[k] += b.usd * c.billing
 		ids[id] = true
 	}
 	c.mu.Unlock()

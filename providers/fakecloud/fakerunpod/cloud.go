@@ -44,6 +44,7 @@ type Cloud struct {
 	refusals  int            // changes of endpoints that are still to be answered 403
 	lost      int            // changes of endpoints that are still to be made without an answer
 	bills     []bill
+	billing   float64 // what is billed of that
 }
 
 type connKey struct{}
@@ -52,7 +53,7 @@ type connKey struct{}
 func Start(ctx context.Context, cfg Config) (*Cloud, error) {
 	cfg.fill()
 	c := &Cloud{
-		cfg: cfg, began: time.Now(), gpus: slices.Clone(catalog[:]), calls: map[string]int{}, ended: make(chan struct{}),
+		cfg: cfg, billing: 1, began: time.Now(), gpus: slices.Clone(catalog[:]), calls: map[string]int{}, ended: make(chan struct{}),
 		rng: rand.New(rand.NewPCG(cfg.Seed, 0x72756e706f64)), //nolint:gosec // clouds are to be repeatable
 	}
 	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp4", cfg.Addr)

@@ -51,6 +51,8 @@ type Config struct {
 	// documented until 2025.
 	QueueLimit bool
 	ClockSkew  time.Duration // added to every Date header
+
+	BillNow func() time.Time // the clock by which is billed; default time.Now
 }
 
 // RateLimits are those of queue endpoints. The zero value holds the documented ones, without Retry-After: what a 429
@@ -67,6 +69,9 @@ type RateLimits struct {
 type Management struct{ PerMinute, PerHour, PerDay int }
 
 func (c *Config) fill() {
+	if c.BillNow == nil {
+		c.BillNow = time.Now
+	}
 	c.Addr = cmp.Or(c.Addr, "127.0.0.1:0")
 	c.APIKey = cmp.Or(c.APIKey, "rpa_FAKE")
 	c.EdgeFirstByte = cmp.Or(c.EdgeFirstByte, 100*time.Second)

@@ -122,7 +122,7 @@ func (p *Pod) Start() error {
 		return fmt.Errorf("start pod %s: %w", p.cfg.ID, err)
 	}
 	p.host, p.status, p.started = h, PodRunning, time.Now()
-	p.billed = p.started
+	p.billed = p.c.cfg.BillNow()
 	if p.oldPort != 0 {
 		p.oldUntil = p.started.Add(p.c.delay(p.cfg.StalePort))
 	}
@@ -177,7 +177,7 @@ func (p *Pod) down(s PodStatus, stop func(*fakecloud.Host)) {
 
 // charge bills the pod until now. The caller holds mu.
 func (p *Pod) charge() {
-	if now := time.Now(); !p.billed.IsZero() {
+	if now := p.c.cfg.BillNow(); !p.billed.IsZero() {
 		p.c.charge("", p.cfg.ID, p.billed, now, p.rate)
 		p.billed = now
 	}

@@ -70,7 +70,7 @@ func (w *worker) run(n int) {
 		}
 		e.mu.Lock()
 		w.started = time.Now()
-		w.billed = w.started
+		w.billed = e.c.cfg.BillNow()
 		cold, early := e.coldStart, min(e.cfg.ReadyEarly, e.coldStart)
 		e.mu.Unlock()
 		if pause(w.ctx, e.c.delay(cold-early)) != nil {

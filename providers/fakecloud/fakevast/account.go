@@ -43,7 +43,7 @@ type Charge struct{ GPU, Disk float64 }
 func (i *Instance) Charge() Charge {
 	i.c.mu.Lock()
 	defer i.c.mu.Unlock()
-	return i.charge(time.Now())
+	return i.charge(i.c.cfg.Now())
 }
 
 // charge is Charge at a time. The caller holds c.mu.
@@ -61,9 +61,16 @@ func (i *Instance) charge(now time.Time) Charge {
 
 // pay closes the books before price or state change. The caller holds c.mu.
 func (i *Instance) pay() {
-	now := time.Now()
+	now := i.c.cfg.Now()
 	i.paid = i.charge(now)
 	i.since = now
+}
+
+// SetBilling has charges tell factor times what was used. Charge goes on to tell the latter.
+func (c *Cloud) SetBilling(factor float64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.billing = factor
 }
 
 // charges is GET /api/v0/charges/.
@@ -88,7 +95,7 @@ func (c *Cloud) charges(a *asked) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	round := func(usd float64) float64 { return math.Round(usd*1000) / 1000 }
-	now := time.Now()
+	now := c.cfg.Now()
 	rows := []map[string]any{}
 	for _, i := range c.all() {
 		start, end := float64(i.started.Unix()), float64(c.cfg.Now().Unix())
@@ -96,6 +103,7 @@ func (c *Cloud) charges(a *asked) {
 			continue
 		}
 		ch := i.charge(now)
+		ch.GPU, ch.Disk = ch.GPU*c.billing, ch.Disk*c.billing
 		item := func(kind string, usd, perHour float64) map[string]any {
 			return map[string]any{
 				"start": int(start), "end": int(end), "type": kind, "source": nil, "amount": round(usd), "metadata": map[string]any{}, "items": []any{},

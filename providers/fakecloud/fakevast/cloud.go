@@ -36,6 +36,7 @@ type Cloud struct {
 	limits    limiter
 	troubles  []*Trouble
 	credit    float64
+	billing   float64 // what charges tell of what was used
 	offers    map[int64]*offer
 	webhooks  []*webhook
 	logsAsked map[string]int
@@ -66,7 +67,7 @@ func Start(ctx context.Context, cfg Config) (*Cloud, error) {
 		return nil, fmt.Errorf("start fake vast: %w", err)
 	}
 	c := &Cloud{
-		cfg: cfg, ca: ca, nextID: 20000001, instances: map[int64]*Instance{}, credit: cfg.Credit, offers: map[int64]*offer{},
+		cfg: cfg, ca: ca, nextID: 20000001, instances: map[int64]*Instance{}, credit: cfg.Credit, billing: 1, offers: map[int64]*offer{},
 		lastOffer: 10000000, lastWebhook: 41, lastIncrease: 900, lastEndpoint: 1200, logsAsked: map[string]int{},
 		inner: newInner(), signer: sync.OnceValue(newSigner),
 		courier: &http.Client{

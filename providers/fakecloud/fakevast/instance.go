@@ -34,10 +34,10 @@ type Instance struct {
 	evicted bool // the GPU is somebody else's
 	start   StartAnswer
 	hazards Hazard
-	started time.Time // wall clock
+	started time.Time // by the API's clock
 	pending *priceIncrease
 	paid    Charge    // until since
-	since   time.Time // wall clock
+	since   time.Time // by the API's clock
 }
 
 // view is what the API tells.
@@ -73,7 +73,7 @@ func (c *Cloud) add(cfg InstanceConfig) (*Instance, error) {
 		c.instances[cfg.ID] = nil // reserved
 		c.nextID = max(c.nextID, cfg.ID+1)
 	}
-	i := &Instance{c: c, token: c.hex(64), hazards: cfg.Hazards, started: time.Now(), since: time.Now()}
+	i := &Instance{c: c, token: c.hex(64), hazards: cfg.Hazards, started: c.cfg.Now(), since: c.cfg.Now()}
 	seed := c.rng.Uint64()
 	c.mu.Unlock()
 	if taken {
