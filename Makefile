@@ -72,6 +72,10 @@ bench-smoke: build ## run every benchmark once, and the comparison for half a mi
 	$(GO) test -run '^$$' -bench . -benchtime 1x $(PKG) | grep -v 'no test files'
 	bin/loadgen compare --headrace bin/headrace --quick $(BENCHFLAGS)
 
+.PHONY: sim
+sim: build ## hold the router to its targets in the simulator, short form (docs/simulator.md)
+	timeout 120 bin/headrace simulate --suite short $(SIMFLAGS)
+
 .PHONY: tidy
 tidy: ## check that go.mod and go.sum say what the code needs
 	$(GO) mod tidy -diff

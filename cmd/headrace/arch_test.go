@@ -60,7 +60,7 @@ type reservation struct {
 
 var reserved = []reservation{
 	{module + "/gateway/config", []string{"cmd/..."}, "only cmd reads the config and hands each package its own Options"},
-	{module + "/router/sim", []string{"cmd/..."}, "the simulator stays out of the gateway"},
+	{module + "/router/sim/...", []string{"cmd/...", "router/sim/..."}, "the simulator stays out of the gateway"},
 	{"go.opentelemetry.io/otel/sdk/...", []string{"cmd/...", "telemetry"}, "the OpenTelemetry SDK belongs to telemetry and cmd"},
 	{"go.opentelemetry.io/otel/exporters/...", []string{"cmd/...", "telemetry"}, "exporters belong to telemetry and cmd"},
 	{"github.com/valyala/fasthttp/...", notRouter, "the router does no I/O"},

@@ -8,7 +8,7 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// decoder turns a YAML tree into a Config, collecting every problem on the way.
+// decoder turns a YAML tree into a struct with our tags, collecting every problem on the way.
 type decoder struct {
 	source   string
 	dir      string // that relative file names start from
@@ -22,9 +22,9 @@ type decoder struct {
 
 const extraVisits = 10_000
 
-func (d *decoder) decode(root *yaml.Node, c *Config) {
+func (d *decoder) decode(root *yaml.Node, into any) {
 	d.visits = countNodes(root) + extraVisits
-	v := reflect.ValueOf(c).Elem()
+	v := reflect.ValueOf(into).Elem()
 	d.defaults(v)
 	if root == nil {
 		return

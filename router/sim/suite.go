@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 	"runtime"
+	"slices"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -13,8 +14,9 @@ type SuiteOptions struct {
 	Scenarios []Scenario
 	Policies  []Policy
 	Seeds     []uint64
-	Parallel  int                   // runs at once; 0 means one for each processor
-	Progress  func(done, total int) // called after each run, never by two at once; nil for none
+	Only      func(scenario, policy string) bool // leaves out the others; nil for all
+	Parallel  int                                // runs at once; 0 means one for each processor
+	Progress  func(done, total int)              // called before the first run and after each, never by two at once; nil for none
 }
 
 // Report is what became of a Suite.
@@ -99,7 +101,7 @@ func MeanOf(xs []Figure) Mean {
 }
 
 // Suite runs every scenario under every policy with every seed, some at once. The Report does not depend on how many. The
-// error is ctx's, or says what is wrong with a scenario.
+// error is ctx's, with the cells that were finished by then, or says what is wrong with a scenario.
 func Suite(ctx context.Context, o SuiteOptions) (Report, error) {
 	for i := range o.Scenarios {
 		if err := o.Scenarios[i].Validate(); err != nil {
@@ -107,10 +109,15 @@ func Suite(ctx context.Context, o SuiteOptions) (Report, error) {
 		}
 	}
 	rep := Report{Seeds: o.Seeds}
+	type pair struct{ scenario, policy int }
+	var pairs []pair // by cell
 	for i := range o.Scenarios {
 		for j := range o.Policies {
-			s := &o.Scenarios[i]
-			rep.Cells = append(rep.Cells, Cell{Scenario: s.Name, Title: s.Title, SLO: s.SLO, Policy: o.Policies[j].Name, Runs: make([]Result, len(o.Seeds))})
+			s, p := &o.Scenarios[i], o.Policies[j].Name
+			if o.Only == nil || o.Only(s.Name, p) {
+				pairs = append(pairs, pair{i, j})
+				rep.Cells = append(rep.Cells, Cell{Scenario: s.Name, Title: s.Title, SLO: s.SLO, Policy: p, Runs: make([]Result, len(o.Seeds))})
+			}
 		}
 	}
 	g, ctx := errgroup.WithContext(ctx)
@@ -119,6 +126,9 @@ func Suite(ctx context.Context, o SuiteOptions) (Report, error) {
 	}
 	g.SetLimit(o.Parallel)
 	done, total := make(chan struct{}), len(rep.Cells)*len(o.Seeds)
+	if o.Progress != nil {
+		o.Progress(0, total)
+	}
 	told := make(chan struct{})
 	go func() {
 		defer close(told)
@@ -132,8 +142,10 @@ func Suite(ctx context.Context, o SuiteOptions) (Report, error) {
 	for c := range rep.Cells {
 		for k, seed := range o.Seeds {
 			g.Go(func() (err error) {
-				rep.Cells[c].Runs[k], err = RunContext(ctx, o.Scenarios[c/len(o.Policies)], o.Policies[c%len(o.Policies)], seed)
-				done <- struct{}{}
+				rep.Cells[c].Runs[k], err = RunContext(ctx, o.Scenarios[pairs[c].scenario], o.Policies[pairs[c].policy], seed)
+				if err == nil {
+					done <- struct{}{}
+				}
 				return err
 			})
 		}
@@ -142,12 +154,14 @@ func Suite(ctx context.Context, o SuiteOptions) (Report, error) {
 	close(done)
 	<-told
 	if err != nil {
-		return Report{}, err
+		rep.Cells = slices.DeleteFunc(rep.Cells, func(c Cell) bool {
+			return slices.ContainsFunc(c.Runs, func(r Result) bool { return r.Policy == "" })
+		})
 	}
 	for c := range rep.Cells {
 		rep.Cells[c].sum(rep.Cell(rep.Cells[c].Scenario, Oracle))
 	}
-	return rep, nil
+	return rep, err
 }
 
 // Cell returns the one of a scenario and a policy, nil when there is none.
