@@ -74,7 +74,7 @@ bench-smoke: build ## run every benchmark once, and the comparison for half a mi
 
 .PHONY: sim
 sim: build ## hold the router to its targets in the simulator, short form (docs/simulator.md)
-	timeout 120 bin/headrace simulate --suite short $(SIMFLAGS)
+	bin/headrace simulate --suite short $(SIMFLAGS)
 
 .PHONY: tidy
 tidy: ## check that go.mod and go.sum say what the code needs

@@ -117,9 +117,6 @@ func TestPrint(t *testing.T) {
 		t.Fatal(err)
 	}
 	table(t, &rep)
-	for _, c := range Accept(&rep) {
-		t.Log(c.String(), c.Note)
-	}
 }
 
 // TestS1 holds the router to what the simulator is for: nearly the price of perfect information, within the SLO, and far
