@@ -135,7 +135,9 @@ func perGB(tb, gb number) float64 {
 // reserved tells whether the contract was paid ahead for a discount.
 func (r *row) reserved() bool { return r.Discount.v > 0 || r.Search.Discount.v > 0 }
 
-// trust is what Vast.ai says of whose machine it is. A data centre counts as such unless Vast.ai has withdrawn its verification.
+// trust is what Vast.ai says of whose machine it is. A data centre counts as such only while Vast.ai has verified the machine: where
+// it stands says nothing of who runs it until then, and a verified machine must not rank below one that nobody has looked at
+// (docs.vast.ai/guides/instances/choosing/find-and-rent, host/verification-stages).
 func (r *row) trust() (t endpoint.Trust, odd string) {
 	hosting, verified := r.HostingType.word(), r.Verification.word()
 	switch hosting {
@@ -151,7 +153,7 @@ func (r *row) trust() (t endpoint.Trust, odd string) {
 	default:
 		t, odd = endpoint.TrustCommunity, "unknown verification "+clip(verified, 32)
 	}
-	if (hosting == "1" || hosting == "datacenter") && verified != "deverified" {
+	if t == endpoint.TrustVerified && (hosting == "1" || hosting == "datacenter") {
 		t = endpoint.TrustDatacenter
 	}
 	return t, odd

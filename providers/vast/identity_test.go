@@ -1,16 +1,20 @@
 package vast_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -357,6 +361,46 @@ func TestTLSModes(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestPinOutlivesStop has another server take over a pinned instance's address while it does not run: as long as the instance has
+// not started anew, by its start time, that one is no other than a stranger.
+func TestPinOutlivesStop(t *testing.T) {
+	var exited, renewed atomic.Bool
+	start0 := regexp.MustCompile(`"start_date":[0-9.e+]+`)
+	r := start(t, fakevast.Config{}, func(o *vast.Options) {
+		o.TLS = vast.TLSPin
+		o.Transport = roundTrip(func(req *http.Request) (*http.Response, error) {
+			res, err := http.DefaultTransport.RoundTrip(req)
+			if err != nil || req.URL.Path != "/api/v1/instances/" {
+				return res, err
+			}
+			b, err := io.ReadAll(res.Body)
+			_ = res.Body.Close()
+			if exited.Load() {
+				b = bytes.ReplaceAll(b, []byte(`"actual_status":"running"`), []byte(`"actual_status":"exited"`))
+			}
+			if renewed.Load() {
+				b = start0.ReplaceAll(b, []byte(`"start_date":1800000000.5`))
+			}
+			return answer(req, res.StatusCode, string(b)), err
+		})
+	}, fakevast.InstanceConfig{Template: fakevast.Portal, Portal: fakevast.PortalConfig{HTTPS: true}})
+	i := r.cloud.Instances()[0]
+	pin := r.state(i, endpoint.Ready, "").TLS.Pin
+	exited.Store(true)
+	r.until("the instance to leave", func(eps []endpoint.Endpoint) bool { return eps[0].State != endpoint.Ready })
+	other := i.ReuseAddress(fakecloud.HostConfig{Name: "stranger", TLS: true})
+	exited.Store(false)
+	r.state(i, endpoint.Starting, "another certificate")
+	if n := len(other.Requests()); n > 0 {
+		t.Errorf("%d requests were sent over a connection whose certificate is not the pinned one", n)
+	}
+	renewed.Store(true)
+	r.until("the new start's server to be asked", func([]endpoint.Endpoint) bool { return len(other.Requests()) > 0 })
+	if len(pin) != 64 {
+		t.Errorf("pin %q", pin)
 	}
 }
 

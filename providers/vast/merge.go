@@ -95,6 +95,9 @@ func (f *fleet) put(r *row, hash uint64, asked time.Time) {
 	} else if asked.Before(h.readAt) {
 		return
 	}
+	if h.row != nil && h.row.Start != r.Start {
+		h.pin = "" // the server that was pinned is no more
+	}
 	delete(f.byHash, h.hash)
 	h.row, h.hash, h.readAt = r, hash, asked
 	f.byHash[hash] = h
@@ -142,8 +145,8 @@ func (f *fleet) review(now time.Time) {
 			h.odd = h.says.odd
 			f.p.odd(h.odd)
 		}
-		if !h.says.candidate { // it may come back elsewhere, and as what it now serves
-			h.addrs, h.byID, h.byIDIP, h.pin = nil, portMap{}, "", ""
+		if !h.says.candidate { // it may come back elsewhere; a pin goes with a new start only: others may answer at its address meanwhile
+			h.addrs, h.byID, h.byIDIP = nil, portMap{}, ""
 			continue
 		}
 		h.addrs = f.addresses(h)

@@ -234,7 +234,10 @@ func TestTrustAndRegion(t *testing.T) {
 	}{
 		"verified":            {`"verification":"verified","hosting_type":0,"geolocation":", US"`, endpoint.TrustVerified, "US", false},
 		"data centre":         {`"verification":"verified","hosting_type":1,"geolocation":"Guangxi, CN"`, endpoint.TrustDatacenter, "CN", false},
-		"data centre in word": {`"verification":"unverified","hosting_type":"datacenter"`, endpoint.TrustDatacenter, "", false},
+		"data centre in word": {`"verification":"verified","hosting_type":"datacenter"`, endpoint.TrustDatacenter, "", false},
+		"unverified centre":   {`"verification":"unverified","hosting_type":1`, endpoint.TrustCommunity, "", false},
+		"centre, not said":    {`"hosting_type":1`, endpoint.TrustCommunity, "", false},
+		"centre, odd word":    {`"verification":"blessed","hosting_type":1`, endpoint.TrustCommunity, "", true},
 		"withdrawn":           {`"verification":"deverified","hosting_type":1,"geolocation":null`, endpoint.TrustCommunity, "", false},
 		"nobody":              {`"verification":"unverified"`, endpoint.TrustCommunity, "", false},
 		"nothing":             {`"x":1`, endpoint.TrustCommunity, "", false},
