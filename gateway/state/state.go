@@ -87,13 +87,20 @@ const (
 	leaseFor = 30 * time.Second // a replica that dies while it fetches keeps the others waiting no longer than that
 	lookFor  = 100 * time.Millisecond
 	keepFor  = 10 // times every: how long an answer stays in Redis
+	// failedFor is how long after a fetch that failed nobody fetches: Vast.ai asks for up to 3 s between two calls of a kind, failed
+	// ones included (GET /api/v0/endptjobs/; 1 s for the list of instances).
+	failedFor = 3 * time.Second
 )
+
+// restScript lets a lease that is still ours run out in a while.
+const restScript = `if redis.call("GET", KEYS[1]) == ARGV[1] then return redis.call("PEXPIRE", KEYS[1], ARGV[2]) end return 0`
 
 // releaseScript deletes a lease that is still ours: one that has run out may be another's by now.
 const releaseScript = `if redis.call("GET", KEYS[1]) == ARGV[1] then return redis.call("DEL", KEYS[1]) end return 0`
 
 // Poll returns what fetch returns, at most every old, whichever replica has called it: one of them does, under a lease, and
-// the others get its answer. A fetch that fails is told to the replica that made it only; the next one to ask tries. When
+// the others get its answer. A fetch that fails is told to the replica that made it only; the next one tries, every later or 3 s,
+// whichever is less: no sooner than the far side takes two calls. When
 // Redis does not answer, each replica fetches for itself.
 func (r *Redis) Poll(ctx context.Context, key string, every time.Duration, fetch func(context.Context) ([]byte, error)) ([]byte, error) {
 	value, lease := r.opt.Prefix+"poll:"+key, r.opt.Prefix+"lease:"+key
@@ -156,17 +163,26 @@ func (r *Redis) fetch(ctx context.Context, value, lease string, every time.Durat
 	b, err := fetch(ctx)
 	stop()
 	<-done
-	if err == nil {
-		r.fetched.Add(1)
-		c, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.opt.Timeout)
-		defer cancel()
-		stamped := binary.BigEndian.AppendUint64(nil, uint64(r.opt.Now().UnixMilli())) //nolint:gosec // after 1970
-		if serr := r.client.Set(c, value, append(stamped, b...), max(keepFor*every, time.Minute)).Err(); serr != nil {
-			r.report(serr)
-		}
+	if err != nil {
+		r.rest(ctx, lease, min(every, failedFor))
+		return b, err
+	}
+	r.fetched.Add(1)
+	c, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.opt.Timeout)
+	defer cancel()
+	stamped := binary.BigEndian.AppendUint64(nil, uint64(r.opt.Now().UnixMilli())) //nolint:gosec // after 1970
+	if serr := r.client.Set(c, value, append(stamped, b...), max(keepFor*every, time.Minute)).Err(); serr != nil {
+		r.report(serr)
 	}
 	r.drop(ctx, lease)
-	return b, err
+	return b, nil
+}
+
+// rest keeps the lease for d, so that nobody fetches meanwhile.
+func (r *Redis) rest(ctx context.Context, lease string, d time.Duration) {
+	c, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.opt.Timeout)
+	defer cancel()
+	_ = r.client.Eval(c, restScript, []string{lease}, r.me, max(d.Milliseconds(), 1)).Err() // it runs out by itself, later
 }
 
 // drop gives the lease back; one that cannot be runs out by itself.

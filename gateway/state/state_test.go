@@ -113,17 +113,49 @@ func TestOnePoller(t *testing.T) {
 	}
 }
 
-// TestFailedFetch leaves the next try to whoever asks next, and is nobody else's answer.
+// TestFailedFetch leaves the next try to whoever asks next, and is nobody else's answer. The far side is not asked again at once,
+// whether by another replica, by one that has waited meanwhile, or by the same one.
 func TestFailedFetch(t *testing.T) {
 	s := startRedis(t)
-	a, b := s.open(nil), s.open(nil)
+	const every = 400 * time.Millisecond
 	boom := errors.New("boom")
-	if _, err := a.Poll(t.Context(), "k", time.Minute, func(context.Context) ([]byte, error) { return nil, boom }); !errors.Is(err, boom) {
-		t.Errorf("got %v", err)
-	}
-	got, err := b.Poll(t.Context(), "k", time.Minute, func(context.Context) ([]byte, error) { return []byte("x"), nil })
-	if err != nil || string(got) != "x" {
-		t.Errorf("the next one got %q, %v", got, err)
+	for name, next := range map[string]func(a, b *Redis) *Redis{
+		"another": func(_, b *Redis) *Redis { return b },
+		"itself":  func(a, _ *Redis) *Redis { return a },
+	} {
+		a, b := s.open(nil), s.open(nil)
+		var failed time.Time
+		asked := make(chan error, 1)
+		if _, err := a.Poll(t.Context(), name, every, func(context.Context) ([]byte, error) {
+			go func() { // it waits for this fetch, in vain
+				got, err := b.Poll(t.Context(), name, time.Minute, func(context.Context) ([]byte, error) { return []byte("x"), nil })
+				if err == nil && string(got) != "x" {
+					err = fmt.Errorf("got %q", got)
+				}
+				asked <- err
+			}()
+			failed = time.Now()
+			return nil, boom
+		}); !errors.Is(err, boom) {
+			t.Errorf("%s: got %v", name, err)
+		}
+		var again time.Time
+		got, err := next(a, b).Poll(t.Context(), name, every, func(context.Context) ([]byte, error) {
+			again = time.Now()
+			return []byte("x"), nil
+		})
+		if err != nil || string(got) != "x" {
+			t.Errorf("%s: the next one got %q, %v", name, got, err)
+		}
+		if d := again.Sub(failed); !again.IsZero() && d < every {
+			t.Errorf("%s: asked again after %s", name, d)
+		}
+		if err := <-asked; err != nil {
+			t.Errorf("%s: the one that waited: %v", name, err)
+		}
+		if n := a.Stats().Fetched + b.Stats().Fetched; n != 1 || time.Since(failed) < every {
+			t.Errorf("%s: %d fetches, within %s", name, n, time.Since(failed))
+		}
 	}
 }
 
