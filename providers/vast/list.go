@@ -2,10 +2,6 @@ package vast
 
 import (
 	"context"
-	"crypto/aes"
-	"crypto/cipher"
-	"crypto/hkdf"
-	"crypto/sha256"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -228,6 +224,8 @@ func (p *Provider) explain(err error) error {
 	return err
 }
 
+const sealedAs = "headrace shared list of vast instances"
+
 // shared reads the list, through the Share if there is one. within is how old an answer may be.
 func (p *Provider) shared(ctx context.Context, within time.Duration) (*listing, error) {
 	if p.opt.Share == nil {
@@ -244,12 +242,12 @@ func (p *Provider) shared(ctx context.Context, within time.Duration) (*listing, 
 		if err != nil {
 			return nil, err
 		}
-		return p.seal(plain)
+		return api.Seal(p.opt.Key, sealedAs, plain)
 	})
 	if err != nil || mine != nil {
 		return mine, err
 	}
-	plain, err := p.open(b)
+	plain, err := api.Open(p.opt.Key, sealedAs, b)
 	if err != nil {
 		return nil, fmt.Errorf("the list that another replica read cannot be used: %w", err)
 	}
@@ -259,34 +257,6 @@ func (p *Provider) shared(ctx context.Context, within time.Duration) (*listing, 
 	}
 	l.foreign(p.now(), within)
 	return l, nil
-}
-
-func (p *Provider) aead() (cipher.AEAD, error) {
-	key, err := hkdf.Key(sha256.New, []byte(p.opt.Key.Reveal()), nil, "headrace shared list of vast instances", 32)
-	if err != nil {
-		return nil, err
-	}
-	b, err := aes.NewCipher(key)
-	if err != nil {
-		return nil, err
-	}
-	return cipher.NewGCMWithRandomNonce(b)
-}
-
-func (p *Provider) seal(plain []byte) ([]byte, error) {
-	a, err := p.aead()
-	if err != nil {
-		return nil, err
-	}
-	return a.Seal(nil, nil, plain, nil), nil
-}
-
-func (p *Provider) open(sealed []byte) ([]byte, error) {
-	a, err := p.aead()
-	if err != nil {
-		return nil, err
-	}
-	return a.Open(nil, nil, sealed, nil)
 }
 
 // some reads up to a page of instances by id, with the list's own call: one for all of them.

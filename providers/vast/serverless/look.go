@@ -56,9 +56,9 @@ type rate struct {
 // look reads the account's endpoints, their workers and what those cost. Only the first is needed: what cannot be
 // read of the others stays as it was.
 func (p *Provider) look(ctx context.Context) ([]endpoint.Endpoint, error) {
-	a, err := p.console.Do(ctx, api.Call{
+	a, err := p.ask(ctx, p.console, api.Call{
 		Name: "GET /api/v0/endptjobs/", URL: p.opt.ConsoleURL + "/api/v0/endptjobs/", Key: p.opt.Key, MinInterval: p.paced(jobsEvery),
-	})
+	}, p.within)
 	if err != nil {
 		return nil, err
 	}
@@ -149,13 +149,13 @@ func (p *Provider) choose(list []jobRow, gaps bool) (jobs []*job, skipped []api.
 // so the endpoint's own is tried where that one does not do.
 func (p *Provider) readWorkers(ctx context.Context, j *job) {
 	ask := func(key endpoint.Secret) ([]workerRow, error) {
-		a, err := p.engine.Do(ctx, api.Call{
+		a, err := p.ask(ctx, p.engine, api.Call{
 			Name: "POST /get_endpoint_workers/", Method: http.MethodPost, URL: p.opt.RunURL + "/get_endpoint_workers/", Key: key, Repeat: true,
 			Body: struct {
 				ID     int64  `json:"id"`
 				APIKey string `json:"api_key"`
 			}{int64(j.row.ID), key.Reveal()},
-		})
+		}, p.within)
 		if err != nil {
 			return nil, err
 		}
@@ -258,9 +258,9 @@ func (p *Provider) readInstances(ctx context.Context, ids []int64) error {
 	}
 	q := url.Values{"limit": {strconv.Itoa(instancesPage)}, "select_cols": {columns}, "select_filters": {string(filter)}}
 	for range ids { // one page should do; more than one a row never ends
-		a, err := p.console.Do(ctx, api.Call{
+		a, err := p.ask(ctx, p.console, api.Call{
 			Name: "GET /api/v1/instances/", URL: p.opt.ConsoleURL + "/api/v1/instances/?" + q.Encode(), Key: p.opt.Key, MinInterval: p.paced(instancesEvery),
-		})
+		}, p.opt.Prices*9/10)
 		if err != nil {
 			return err
 		}

@@ -55,16 +55,16 @@ type Options struct {
 	// ConsoleURL. InsecureSkipVerify lets workers speak plain HTTP as well.
 	TLS endpoint.TLS
 
-	Poll     time.Duration // between two looks; default 15 s
-	Prices   time.Duration // age at which workers' prices are read again; default 1 min
-	MaxWait  time.Duration // that a request waits for a worker; default 20 min, since big models take a quarter of an hour to start
-	Wait     time.Duration // the unit of waits between questions for a worker; default 1 s, as Vast.ai's own client
-	Reroutes int           // workers a request is given to after the first, while none has answered; default 3
+	Poll    time.Duration // between two looks; default 15 s
+	Prices  time.Duration // age at which workers' prices are read again; default 1 min
+	MaxWait time.Duration // that a request waits for a worker; default 20 min, since big models take a quarter of an hour to start
+	Wait    time.Duration // the unit of waits between questions for a worker; default 1 s, as Vast.ai's own client
 	// Pace multiplies the least times between calls that Vast.ai's rate limit asks for; default 1. Below 1 is for fakes.
 	Pace float64
 
-	Log *slog.Logger
-	Now func() time.Time // default time.Now
+	Log   *slog.Logger
+	Now   func() time.Time // default time.Now
+	Share Share            // nil: this replica polls alone
 	// Client asks the console, so that its limits are kept together with the account's other users, who count its calls;
 	// default one of its own.
 	Client *api.Client
@@ -82,6 +82,8 @@ type Provider struct {
 	known map[string]*job // by name; Run's goroutine alone reads and writes it, and Inherit while there is none
 	rates map[int64]rate  // of workers, by instance id; Run's as well
 	root  string          // Vast.ai's root certificate as PEM; Run's as well
+	// within is how old another replica's answer may be for the look under way; Run's as well.
+	within time.Duration
 
 	mu     sync.Mutex // guards all below
 	status api.Status
@@ -108,9 +110,6 @@ func New(o Options) *Provider {
 	span(&o.Prices, time.Minute)
 	span(&o.MaxWait, 20*time.Minute)
 	span(&o.Wait, time.Second)
-	if o.Reroutes <= 0 {
-		o.Reroutes = 3
-	}
 	if o.Pace <= 0 {
 		o.Pace = 1
 	}
@@ -165,6 +164,7 @@ func (p *Provider) Inherit(old *Provider) {
 func (p *Provider) Run(ctx context.Context, out chan<- []endpoint.Endpoint) error {
 	defer p.closeIdle()
 	var last []endpoint.Endpoint
+	p.within = p.opt.Poll * 9 / 10
 	for sent := false; ; {
 		eps, err := p.look(ctx)
 		if ctx.Err() != nil {
@@ -182,7 +182,9 @@ func (p *Provider) Run(ctx context.Context, out chan<- []endpoint.Endpoint) erro
 		t := time.NewTimer(p.opt.Poll + time.Duration(rand.Int64N(int64(p.opt.Poll/8)+1))) //nolint:gosec // spreads questions, guards nothing
 		select {
 		case <-t.C:
-		case <-p.nudged:
+			p.within = p.opt.Poll * 9 / 10
+		case <-p.nudged: // what was answered before that is of no use
+			p.within = min(p.paced(jobsEvery), p.opt.Poll*9/10)
 		case <-ctx.Done():
 		}
 		t.Stop()

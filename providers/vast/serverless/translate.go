@@ -190,15 +190,20 @@ func (c *call) judge(ctx context.Context, r *reply) (done bool, f fault) {
 // clientClosed is what a worker answers with when it thinks that its client has left.
 const clientClosed = 499
 
-// again makes ready for another worker; false means that there have been enough. The first one after a fault is asked
-// for at once, since it may well be better.
+// reroutes is how often a request is given to another worker here. One route may lead to a worker that is gone, restarts or refuses
+// routes that are fine, while the endpoint is well, and Vast.ai's own client asks for a new one then; that is tried once. Whatever
+// fails twice is the router's to try elsewhere, within its budgets: each worker that was given the request may bill it.
+const reroutes = 1
+
+// again makes ready for another worker; false means that there have been enough, or that nobody waits any more. After a fault it is
+// asked for at once, since it may well be better.
 func (c *call) again(why error, atOnce bool) bool {
 	c.p.opt.Log.Debug("worker failed", "endpoint", c.id, "worker", c.worker, "error", why, "reroutes", c.reroute)
-	if c.reroute >= c.p.opt.Reroutes {
+	if c.reroute >= reroutes || c.wait.Err() != nil {
 		return false
 	}
 	c.reroute++
-	return c.reroute == 1 && atOnce || c.pause(c.reroute) == nil
+	return atOnce || c.pause(c.reroute) == nil
 }
 
 // pause waits as Vast.ai's client does: a second, then a random time up to 2^n, at most five.
