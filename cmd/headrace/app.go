@@ -340,6 +340,7 @@ func (a *app) reconfigure(r reading) bool {
 	a.actor.Configure(a.actorOptions(r.cfg))
 	a.level.Set(r.cfg.Log.Level)
 	a.access.Store(r.cfg.Log.Access)
+	a.speak.configure(r.cfg)
 	a.server.Configure(settings(r.cfg))
 	a.log.Info("config reloaded")
 	return true

@@ -72,6 +72,9 @@ func (c *clouds) next(cfg *config.Config, shared *state.Redis, log *slog.Logger)
 		if len(v.Serverless) > 0 {
 			o := serverlessOptions(v, log)
 			o.Client = c.console
+			if shared != nil {
+				o.Share = shared
+			}
 			c.serverless = serverless.New(o)
 		}
 	}
@@ -260,16 +263,22 @@ type translators struct {
 
 func newTranslators(cfg *config.Config, log *slog.Logger, current func() *clouds) *translators {
 	t := &translators{clouds: current}
-	var ttl time.Duration
-	if r := cfg.Providers.RunPod; r != nil {
-		ttl = r.JobTTL
-	}
-	t.jobs = jobs.New(jobs.Options{Log: log, TTL: ttl, Native: func(ep *endpoint.Endpoint) bool {
+	t.jobs = jobs.New(jobs.Options{Log: log, TTL: jobTTL(cfg), Native: func(ep *endpoint.Endpoint) bool {
 		c := current()
 		return c != nil && c.runpod != nil && c.runpod.Native(ep)
 	}})
 	return t
 }
+
+func jobTTL(cfg *config.Config) time.Duration {
+	if r := cfg.Providers.RunPod; r != nil {
+		return r.JobTTL
+	}
+	return 0
+}
+
+// configure changes what another config says of requests to come.
+func (t *translators) configure(cfg *config.Config) { t.jobs.SetTTL(jobTTL(cfg)) }
 
 // handler returns what stands for ep, nil for endpoints that are spoken to as they are.
 func (t *translators) handler(ep *endpoint.Endpoint) http.Handler {

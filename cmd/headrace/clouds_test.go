@@ -6,6 +6,7 @@ import (
 	"os"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -114,6 +115,37 @@ func TestReloadKeepsWhatWasLearned(t *testing.T) {
 	}
 	if after := coldStart(); after != before {
 		t.Errorf("a cold start takes %v, before the reload it took %v", after, before)
+	}
+}
+
+// TestReloadChangesJobTTL has jobs carry the time to live of the config that is in force.
+func TestReloadChangesJobTTL(t *testing.T) {
+	t.Parallel()
+	cloud := startRunPod(t, fakerunpod.Config{TimeScale: 1000, Seed: 1})
+	cloud.AddEndpoint(fakerunpod.EndpointConfig{ID: "e1", Name: "chat", Env: map[string]string{"MODEL_NAME": "org/m"}, ColdStart: time.Second, IdleTimeout: time.Second})
+	yaml := fmt.Sprintf(rentedYAML, cloud.Key(), cloud.ManagementURL(), cloud.QueueURL())
+	withTTL := func(ttl string) string {
+		return strings.Replace(yaml, "runpod: {", "runpod: {job_ttl: "+ttl+", endpoints: [{match: \"*\", native: true}], ", 1) // always by jobs
+	}
+	running := startApp(t, t.TempDir(), withTTL("20m"), make(chan os.Signal))
+	r := &rented{t: t, app: running.app, log: running.log, base: running.base}
+	r.until("found", func(hs []router.HostView) bool { return stateOf(hs, "runpod:e1") == "cold" })
+	ttls := func() (ds []time.Duration) {
+		for _, j := range cloud.Endpoint("e1").Jobs() {
+			ds = append(ds, j.TTL)
+		}
+		slices.Sort(ds)
+		return ds
+	}
+	r.chat("org/m", "hello", 8, false)
+	if got := ttls(); !slices.Equal(got, []time.Duration{20 * time.Minute}) {
+		t.Fatalf("jobs live %v", got)
+	}
+	running.write(t, withTTL("40m"))
+	running.log.await(t, "config reloaded", 1)
+	r.chat("org/m", "hello again", 8, false)
+	if got := ttls(); !slices.Equal(got, []time.Duration{20 * time.Minute, 40 * time.Minute}) {
+		t.Errorf("jobs live %v", got)
 	}
 }
 

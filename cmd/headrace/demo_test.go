@@ -344,3 +344,20 @@ func (a *app) waitReady(ctx context.Context) error {
 		}
 	}
 }
+
+// TestPlainly has the demo say of each failed attempt what its class says, and no more.
+func TestPlainly(t *testing.T) {
+	said := map[string]outcome.Class{}
+	for _, c := range []outcome.Class{
+		outcome.DialFailed, outcome.Throttled, outcome.UpstreamFault, outcome.FirstByteTimeout, outcome.UpstreamDenied, outcome.NotReady, outcome.Opaque,
+	} {
+		text := plainly(c)
+		if other, ok := said[text]; ok || text == c.String() {
+			t.Errorf("%s: %q, as of %s", c, text, other)
+		}
+		if strings.Contains(text, "reset") {
+			t.Errorf("%s: %q, which no class tells", c, text)
+		}
+		said[text] = c
+	}
+}

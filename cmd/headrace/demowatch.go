@@ -193,8 +193,10 @@ func plainly(c outcome.Class) string {
 	switch c {
 	case outcome.DialFailed:
 		return "nobody listened there"
-	case outcome.UpstreamFault, outcome.Opaque:
-		return "its connection was reset"
+	case outcome.UpstreamFault:
+		return "it failed or broke the connection"
+	case outcome.Opaque:
+		return "it failed without saying why"
 	case outcome.FirstByteTimeout:
 		return "it stayed silent"
 	case outcome.Throttled:

@@ -251,6 +251,7 @@ type Job struct {
 	Worker    string
 	Retries   int
 	Error     string
+	TTL       time.Duration // asked for by policy.ttl, 0 when it was not
 	Submitted time.Time
 	Began     time.Time // of the attempt, zero before
 	Ended     time.Time
@@ -265,7 +266,7 @@ func (e *Endpoint) Jobs() (list []Job) {
 	for _, j := range e.jobs {
 		d := Job{
 			ID: j.id, Status: j.status, Retries: j.retries, Error: j.errText, Submitted: j.submitted, Ended: j.ended,
-			Upstream: slices.Clone(j.upstream), Destroyed: j.destroyed,
+			TTL: time.Duration(j.policy.TTL) * time.Millisecond, Upstream: slices.Clone(j.upstream), Destroyed: j.destroyed,
 		}
 		if j.attempt != nil {
 			d.Worker, d.Began = j.attempt.w.id, j.attempt.began

@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -50,6 +51,7 @@ type Options struct {
 // Translator answers OpenAI requests by RunPod jobs. Its methods may be called from any goroutine.
 type Translator struct {
 	opt    Options
+	ttl    atomic.Int64 // Options.TTL as it is now, in ns
 	http   *http.Client
 	count  counters
 	cancel canceller
@@ -80,7 +82,6 @@ func New(o Options) *Translator {
 		o.Native = func(*endpoint.Endpoint) bool { return false }
 	}
 	o.Wait = min(max(cmp.Or(o.Wait, 10*time.Second), time.Second), 5*time.Minute)
-	o.TTL = max(cmp.Or(o.TTL, 30*time.Minute), 10*time.Second)
 	if o.ExecutionTimeout > 0 {
 		o.ExecutionTimeout = max(o.ExecutionTimeout, 5*time.Second)
 	}
@@ -94,9 +95,17 @@ func New(o Options) *Translator {
 			return http.ErrUseLastResponse // key and prompt go where they were sent and nowhere else
 		},
 	}}
+	t.SetTTL(o.TTL)
 	t.life, t.end = context.WithCancel(context.Background())
 	return t
 }
+
+// SetTTL changes Options.TTL for the jobs that come from now on.
+func (t *Translator) SetTTL(d time.Duration) {
+	t.ttl.Store(int64(max(cmp.Or(d, 30*time.Minute), 10*time.Second)))
+}
+
+func (t *Translator) timeToLive() time.Duration { return time.Duration(t.ttl.Load()) }
 
 // Handler returns the handler that stands for ep. It answers POST requests below /v1.
 func (t *Translator) Handler(ep endpoint.Endpoint) http.Handler {

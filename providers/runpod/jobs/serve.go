@@ -39,7 +39,7 @@ func (t *Translator) serve(w http.ResponseWriter, r *http.Request, q *queue) {
 	var payload []byte
 	if f == nil {
 		a.native = q.native
-		payload, f = a.payload(t.opt.TTL, t.opt.ExecutionTimeout)
+		payload, f = a.payload(t.timeToLive(), t.opt.ExecutionTimeout)
 	}
 	if f != nil {
 		writeFailure(w, f)

@@ -261,7 +261,7 @@ func unreachable(err error) *failure {
 // runLost notes a job that may run without anyone knowing its id: only its time to live ends it.
 func (t *Translator) runLost(q *queue, cause string) *failure {
 	t.count.runsLost.Add(1)
-	t.opt.Log.Warn("a job may have been started whose id is unknown", "endpoint", q.id, "cause", q.redact(cause), "ends_in", t.opt.TTL.String())
+	t.opt.Log.Warn("a job may have been started whose id is unknown", "endpoint", q.id, "cause", q.redact(cause), "ends_in", t.timeToLive().String())
 	return &failure{status: http.StatusBadGateway, code: "bad_answer", message: "RunPod's answer to the job was lost.", cause: cause}
 }
 
