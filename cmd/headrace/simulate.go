@@ -58,7 +58,7 @@ policies and one that knows everything, and tell what each would have cost and h
 
 Without arguments the built-in scenario S1 is simulated, with --fleet the fleet of that file. --suite standard shows every
 claim of the acceptance table (all scenarios, whole days, 5 seeds: half an hour on two processors), --suite short the
-same claims on two hours in less than a minute; with --fleet on your own fleet.
+same claims on a morning in less than a minute; with --fleet on your own fleet.
 
 Each figure is the mean over seeds, ± half its 95 % confidence interval by Student's t. Each seed draws the hosts' true
 speeds and prices, the traffic and the faults anew; all policies of one seed meet the same. The same seeds give the same
