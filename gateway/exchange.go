@@ -224,7 +224,7 @@ func (x *exchange) pick() {
 // firstWithin is how long the attempt may take to its first content.
 func (x *exchange) firstWithin() time.Duration {
 	if x.leased {
-		if s := x.lease.Endpoint.State; s == endpoint.Cold || s == endpoint.Starting {
+		if s := x.lease.Endpoint.State; s == endpoint.Cold || s == endpoint.Starting || x.lease.Decision.Cold { // workers that are up may be full
 			return max(x.set.ColdStart, x.set.FirstEvent)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -331,5 +332,43 @@ func TestColdStartDeadline(t *testing.T) {
 				t.Errorf("gave up after %s", took)
 			}
 		})
+	}
+}
+
+// TestFullWorkersDeadline gives a request that waits for a further worker the time for its start, though others are up.
+func TestFullWorkersDeadline(t *testing.T) {
+	up := newUpstream(t, func(c *upConn, _ *upRequest) bool {
+		c.gone() // never answers
+		return false
+	})
+	g := newRig(t, []string{up.url()}, func(o *rigOptions) {
+		o.set.FirstEvent, o.set.ColdStart, o.set.MaxRetries = 200*time.Millisecond, 600*time.Millisecond, 0
+		o.edit = func(eps []endpoint.Endpoint) {
+			eps[0].Tenure, eps[0].Workers, eps[0].MaxNumSeqs = endpoint.Serverless, 1, 1
+		}
+	})
+	began := time.Now()
+	first := make(chan time.Duration, 1)
+	go func() {
+		if res, body, err := g.do(chat(false)); err != nil || res.StatusCode != 504 {
+			t.Errorf("%v: %s", err, body)
+		}
+		first <- time.Since(began)
+	}()
+	for g.router.Hosts()[0].InFlight == 0 {
+		if time.Since(began) > 5*time.Second {
+			t.Fatal("the first request is not on its way")
+		}
+		runtime.Gosched()
+	}
+	second := time.Now()
+	if res, body, err := g.do(chat(false)); err != nil || res.StatusCode != 504 {
+		t.Errorf("%v: %s", err, body)
+	}
+	if took := time.Since(second); took < 600*time.Millisecond {
+		t.Errorf("gave up on a second worker after %s", took)
+	}
+	if took := <-first; took >= 600*time.Millisecond {
+		t.Errorf("gave up on the first worker after %s", took)
 	}
 }

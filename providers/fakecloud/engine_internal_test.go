@@ -161,7 +161,7 @@ func TestPromptsFollowEachOther(t *testing.T) {
 			took <- time.Since(began)
 			s.close()
 		}()
-		time.Sleep(600 * time.Millisecond) // virtual: the prompt before was read after 500 ms
+		<-time.After(600 * time.Millisecond) // virtual: the prompt before was read after 500 ms
 		e.readUntil(began.Add(500 * time.Millisecond))
 		e.prefill.release(1)
 		check(t, "the one behind", <-took, 1200*time.Millisecond)

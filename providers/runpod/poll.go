@@ -108,7 +108,7 @@ func (p *Provider) takeList(entries []json.RawMessage, now time.Time) error {
 func (p *Provider) takeEndpoint(d description, sum uint64, now time.Time) {
 	s := p.services[d.id]
 	if s == nil {
-		s = &service{reason: "not looked at yet"}
+		s = &service{reason: "not looked at yet", seen: sight{pace: p.opt.Pace}}
 		if o := p.heritage[d.id]; o != nil {
 			s.desc, s.learned, s.seen.cold = o.desc, o.learned, o.seen.cold
 		}

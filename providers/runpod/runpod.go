@@ -55,6 +55,8 @@ type Options struct {
 	// doubted.
 	Settle         time.Duration
 	RequestTimeout time.Duration // of one call; default 15 s
+	// Pace multiplies what is assumed of cold starts, and the steps in which they are told; default 1. Below 1 is for fakes.
+	Pace float64
 
 	Log       *slog.Logger
 	Now       func() time.Time

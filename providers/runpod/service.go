@@ -182,7 +182,7 @@ func (p *Provider) build(s *service) bool {
 	configured, _ := lookup(p.opt.Models, d.id, d.name)
 	ep.Served = served(configured, &d.engine, s.learned, d.name)
 	ep.Workers, ep.MaxWorkers = s.upCount(), max(0, s.desc.maxWorkers)
-	ep.MaxNumSeqs = d.engine.seqs * max(1, ep.Workers)
+	ep.MaxNumSeqs = d.engine.seqs // of one worker: the router counts workers itself
 	p.place(s, &ep)
 	ep.Price = p.price(s)
 	if d.balancer {

@@ -1,6 +1,7 @@
 package runpod
 
 import (
+	"cmp"
 	"time"
 
 	"headrace/router/endpoint"
@@ -39,14 +40,16 @@ type sight struct {
 	crashing  bool
 
 	cold time.Duration // mean of the starts that were seen whole, 0 for none
+	pace float64       // Options.Pace; 0 for 1
 }
 
 func (v *sight) coldStart() time.Duration {
+	paced := func(d time.Duration) time.Duration { return time.Duration(float64(d) * cmp.Or(v.pace, 1)) }
 	if v.cold == 0 {
-		return assumedCold
+		return paced(assumedCold)
 	}
 	// In steps, so that a mean that moves a little is no news.
-	return v.cold.Round(max(time.Second, v.cold.Truncate(10*time.Second)/10))
+	return v.cold.Round(max(paced(time.Second), v.cold.Truncate(paced(10*time.Second))/10))
 }
 
 // learn takes in how long a start took.

@@ -154,3 +154,28 @@ func TestColdStartIsLearned(t *testing.T) {
 		t.Errorf("three hours in the queue taught %v", stuck.cold)
 	}
 }
+
+// TestPace shows that a fake which runs fifty times faster is believed to start its workers as much faster.
+func TestPace(t *testing.T) {
+	v := sight{pace: 0.02}
+	if got := v.coldStart(); got != assumedCold/50 {
+		t.Errorf("cold start of which nothing is known: %v, want %v", got, assumedCold/50)
+	}
+	v.learn(512 * time.Millisecond)
+	if got := v.coldStart(); got < 500*time.Millisecond || got > 540*time.Millisecond {
+		t.Errorf("cold start after one of 512 ms: %v", got)
+	}
+}
+
+// TestRoomOfOneWorker shows that an endpoint's room is one worker's, however many are up: the router counts them itself.
+func TestRoomOfOneWorker(t *testing.T) {
+	p := New(Options{})
+	s := &service{desc: description{id: "e", engine: engine{seqs: 30}}, state: endpoint.Ready}
+	for _, workers := range []int{0, 1, 3} {
+		s.seen.up, s.seen.last = workers > 0, gauges{ready: workers}
+		p.build(s)
+		if s.ep.MaxNumSeqs != 30 || s.ep.Workers != workers {
+			t.Errorf("%d workers of 30: room for %d, %d workers", workers, s.ep.MaxNumSeqs, s.ep.Workers)
+		}
+	}
+}

@@ -184,7 +184,11 @@ func (b *backend) spawn() {
 		if b.colds.Float64() >= 0.5 {
 			cold = 45
 		}
-		b.w.in(b.w.life(cold)*logNormal(b.colds, 0.3), func() {
+		takes := b.w.life(cold) * logNormal(b.colds, 0.3)
+		if b.class.SureCold {
+			takes = b.class.ColdStart
+		}
+		b.w.in(takes, func() {
 			e.starting, e.up, e.at = false, true, b.w.now
 			b.feed(e)
 			b.released(e)

@@ -101,3 +101,19 @@ func TestFaster(t *testing.T) {
 		t.Errorf("five times ten times faster: %+v", twice)
 	}
 }
+
+// TestSureCold shows that such workers take what policies are told to start, and that a request has waited for it.
+func TestSureCold(t *testing.T) {
+	sc := halfHour()
+	sc.Hosts = workers70B()[:1]
+	sc.Hosts[0].SureCold, sc.Hosts[0].ColdStart = true, 33
+	sc.Load = Load{Trace: []Call{{Prompt: 120, Output: 50}}}
+	for _, k := range []float64{1, 50} {
+		fast := sc.Faster(k)
+		fast.Hours = 0.01 / k
+		got := run(t, fast, "headrace-passive", 1)
+		if first := k * float64(got.TTFTp50); got.Requests != 1 || first < 33.1 || first > 34 {
+			t.Errorf("%g times faster: %d requests, first token after %g s of life, want a cold start of 33 s and little more", k, got.Requests, first)
+		}
+	}
+}

@@ -35,12 +35,15 @@ func Policies() []Policy {
 	idle.advice = false
 	scraping := ours()
 	scraping.scrape = 5
+	passive := scraping
+	passive.advice = false
 	knowing := ours()
 	knowing.knowing = true
 	return []Policy{
 		{Brain, "Headrace: least marginal cost under the SLO", ours(), brain(router.PolicyCost)},
 		{"headrace-unadvised", "Headrace without capacity actions", idle, brain(router.PolicyCost)},
 		{"headrace-metrics", "Headrace that reads vLLM's metrics every 5 s", scraping, brain(router.PolicyCost)},
+		{"headrace-passive", "the same without capacity actions, as a gateway that may not take any", passive, brain(router.PolicyCost)},
 		{"headrace-p97", "Headrace asked for 97 % confidence", ours(), sure(0.97)},
 		{"headrace-p99", "Headrace asked for 99 % confidence", ours(), sure(0.99)},
 		{"headrace-latency", "Headrace's policy latency", ours(), brain(router.PolicyLatency)},

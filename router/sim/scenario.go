@@ -51,6 +51,7 @@ type Host struct {
 	Workers      int     `json:"workers,omitempty"`        // Serverless: most of them
 	Concurrency  int     `json:"concurrency,omitempty"`    // Serverless: requests that one worker is given
 	ColdStart    float64 `json:"cold_start,omitempty"`     // Serverless: seconds, as told to policies; the truth is a mixture of 8 s and 45 s
+	SureCold     bool    `json:"sure_cold,omitempty"`      // Serverless: every cold start takes what policies are told
 	IdleTimeout  float64 `json:"idle_timeout,omitempty"`   // Serverless: seconds
 
 	USDPerMTokIn     float64 `json:"usd_per_mtok_in,omitempty"`
