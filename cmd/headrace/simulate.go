@@ -367,7 +367,7 @@ func (s *simulation) run(ctx context.Context) error {
 		width := screenWidth(s.out)
 		text := cellsText(&rep, width)
 		if s.plan != nil {
-			text = claimsText(claims, s.plan.Name, len(s.options.Seeds), width)
+			text = scenariosText(&rep, width) + "\n" + claimsText(claims, s.plan.Name, len(s.options.Seeds), width)
 		}
 		if _, err := io.WriteString(s.out, text); err != nil {
 			return err

@@ -261,7 +261,7 @@ func TestSuiteMisses(t *testing.T) {
 	if code != 1 || !strings.Contains(errs, "targets missed: oracle-S1, ") || !strings.Contains(errs, "slo-S1") {
 		t.Errorf("exit code %d: %s", code, errs)
 	}
-	for _, want := range []string{"│ slo-S1 ", "≥ 92 %", "0.00 %", "missed", "not tested", "Suite short, 1 seed"} {
+	for _, want := range []string{"│ slo-S1 ", "≥ 92 %", "0.00 %", "missed", "not tested", "Suite short, 1 seed", "│ kinked "} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in\n%s", want, out)
 		}

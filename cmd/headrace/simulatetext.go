@@ -172,3 +172,36 @@ func claimsText(claims []report.Claim, suite string, seeds, width int) string {
 		"The mean decides; \"not surely\" says that the interval reaches over the target.\n",
 		suite, count(int64(seeds), "seed"), met, met+tally[report.Missed], tally[report.Barely], tally[report.Missed], tally[report.NotTested]), width)
 }
+
+// scenariosText tells how Headrace does in each scenario of a suite beside perfect information and the best simple policies.
+func scenariosText(rep *sim.Report, width int) string {
+	cols := []textColumn{
+		{name: "scenario"},
+		{name: "", most: 48, spare: 1},
+		{name: "$/Mtok", right: true},
+		{name: "over oracle", right: true},
+		{name: "SLO kept %", right: true},
+		{name: "oracle's", right: true, spare: 3},
+		{name: "best simple policy's", right: true, spare: 2},
+	}
+	for i := range rep.Cells {
+		c := &rep.Cells[i]
+		if c.Policy != sim.Brain {
+			continue
+		}
+		oracle := unknownText
+		if o := rep.Cell(c.Scenario, sim.Oracle); o != nil {
+			oracle = number(o.Mean.SLO.Mean, 100, 1)
+		}
+		simple := unknownText
+		if b := report.BestSLO(rep, c.Scenario, report.Simple); b != nil {
+			simple = fmt.Sprintf("%s (%s)", number(b.Mean.SLO.Mean, 100, 1), b.Policy)
+		}
+		for j, cell := range []string{
+			c.Scenario, c.Title, within(c.Mean.USDPerMTok, 1, 3), signedPercent(c.Mean.Regret.Mean), within(c.Mean.SLO, 100, 1), oracle, simple,
+		} {
+			cols[j].cells = append(cols[j].cells, cell)
+		}
+	}
+	return textTable(cols, width) + "\n"
+}

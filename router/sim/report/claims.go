@@ -225,13 +225,21 @@ func compared(a, b *sim.Cell, f func(*sim.Result) sim.Figure, how func(a, b sim.
 
 // best is the policy of those that keeps the SLO for most requests, "" when none was run.
 func (j *judge) best(scenario string, of func(policy string) bool) string {
-	name, most := "", math.Inf(-1)
-	for i := range j.rep.Cells {
-		if c := &j.rep.Cells[i]; c.Scenario == scenario && of(c.Policy) && float64(c.Mean.SLO.Mean) > most {
-			name, most = c.Policy, float64(c.Mean.SLO.Mean)
+	if c := BestSLO(j.rep, scenario, of); c != nil {
+		return c.Policy
+	}
+	return ""
+}
+
+// BestSLO is the cell of a scenario that keeps the SLO for most requests, of those policies that count; nil when none was run.
+func BestSLO(rep *sim.Report, scenario string, counts func(policy string) bool) (best *sim.Cell) {
+	for i := range rep.Cells {
+		c := &rep.Cells[i]
+		if c.Scenario == scenario && counts(c.Policy) && known(c.Mean.SLO.Mean) && (best == nil || c.Mean.SLO.Mean > best.Mean.SLO.Mean) {
+			best = c
 		}
 	}
-	return name
+	return best
 }
 
 // Rival is the cheapest simple policy of a scenario that keeps the SLO for no fewer requests than Headrace; nil when there
