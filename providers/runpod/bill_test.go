@@ -57,15 +57,14 @@ func TestBill(t *testing.T) {
 				}
 			})
 			tick := func(d time.Duration) {
-				polls, looks := r.Status().Polls, calls(r, "GET /health")
+				polls, pods, looks := r.Status().Polls, calls(r, "GET /v2/pods"), calls(r, "GET /health")
 				clk.add(d)
-				r.status(t, "a poll", func() bool {
-					st := r.Status()
-					return st.Polls > polls && calls(r, "GET /health") > looks
+				r.status(t, "a look at all", func() bool {
+					return r.Status().Polls > polls && calls(r, "GET /v2/pods") > pods && calls(r, "GET /health") >= looks+2
 				})
 			}
 			for r.now == nil || r.now[0].State != endpoint.Ready || r.now[0].Hardware.GPU != "L40S" {
-				tick(2 * time.Second)
+				tick(10 * time.Second)
 			}
 			for range 75 { // 6 h
 				tick(5 * time.Minute)

@@ -34,7 +34,7 @@ func (h *hand) add(d time.Duration) {
 const chargesCall = "GET /api/v0/charges/"
 
 // TestBill compares charges with prices: of one instance that runs, and one that is stopped, where storage alone goes on. The
-// clock goes in steps of 5 minutes, so that the stop is seen that late.
+// clock goes in steps of 2 minutes, so that the stop is seen, and a bill dated, that late.
 func TestBill(t *testing.T) {
 	for name, tc := range map[string]struct {
 		factor       float64
@@ -42,9 +42,9 @@ func TestBill(t *testing.T) {
 		warnings     int
 		beginAtNight bool // a day ends in between
 	}{
-		"as it says":   {factor: 1, low: -2, high: 2},
-		"30 % more":    {factor: 1.3, low: 27, high: 32, warnings: 1},
-		"over the day": {factor: 1, low: -2, high: 2, beginAtNight: true},
+		"as it says":   {factor: 1, low: -4, high: 4},
+		"30 % more":    {factor: 1.3, low: 25, high: 35, warnings: 1},
+		"over the day": {factor: 1, low: -4, high: 4, beginAtNight: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -59,32 +59,32 @@ func TestBill(t *testing.T) {
 			r.until("both", func(eps []endpoint.Endpoint) bool { return len(eps) == 2 && eps[1].State == endpoint.Ready })
 			step := func() {
 				polls, asked := r.p.Status().Polls, r.cloud.Stats().Calls[chargesCall]
-				clk.add(5 * time.Minute)
+				clk.add(2 * time.Minute)
 				r.status("a poll", func() bool { return r.p.Status().Polls > polls })
 				if n := r.cloud.Stats().Calls[chargesCall] - asked; n > 1 {
-					t.Fatalf("%d looks at the bill within 5 minutes", n)
+					t.Fatalf("%d looks at the bill within 2 minutes", n)
 				}
 			}
-			for range 20 {
-				step()
-			}
-			r.cloud.Instances()[1].Stop()
 			for range 40 {
 				step()
 			}
-			s := r.status("a bill of 3 hours", func() bool {
+			r.cloud.Instances()[1].Stop()
+			for range 80 {
+				step()
+			}
+			s := r.status("a bill of 2 hours", func() bool {
 				b := r.p.Status().Bill
-				return b != nil && b.To.Sub(b.From) > 3*time.Hour
+				return b != nil && b.To.Sub(b.From) > 2*time.Hour
 			})
 			b := s.Bill
 			if b.Compared != 2 || b.LeftOut != 0 || b.ErrorPercent < tc.low || b.ErrorPercent > tc.high || b.OtherUSD > 0.01 || b.AgeSeconds > 3700 {
 				t.Errorf("%+v", b)
 			}
 			one := r.cloud.Instances()[0].Charge()
-			if most := tc.factor * 2 * (one.GPU + one.Disk); b.BilledUSD > most || b.BilledUSD < most/2 || math.Abs(b.ExpectedUSD*tc.factor-b.BilledUSD) > 0.3 {
+			if most := tc.factor * 2 * (one.GPU + one.Disk); b.BilledUSD > most || b.BilledUSD < most/2 || math.Abs(b.ExpectedUSD*tc.factor-b.BilledUSD) > 0.5 {
 				t.Errorf("billed %g, expected %g; the first alone has cost %+v", b.BilledUSD, b.ExpectedUSD, one)
 			}
-			if n := r.cloud.Stats().Calls[chargesCall]; n < 4 || n > 6 { // in 5 hours
+			if n := r.cloud.Stats().Calls[chargesCall]; n < 3 || n > 5 { // in 4 hours
 				t.Errorf("%d looks at the bill", n)
 			}
 			if n := strings.Count(r.log.String(), "the bill is not what"); n != tc.warnings {
