@@ -143,6 +143,9 @@ func (c *Claim) Figures() (value, target string) {
 	if c.AtMost {
 		bound = "≤"
 	}
+	if c.Unit == Ratio {
+		return value, fmt.Sprintf("%s %.2f", bound, c.Target)
+	}
 	return value, fmt.Sprintf("%s %.4g%s", bound, c.Target*times, unit)
 }
 
