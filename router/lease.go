@@ -29,7 +29,7 @@ func (l *Lease) FirstContent(ttft time.Duration) {
 		h.learner.ObserveTTFT(l.firstAt, ttft.Seconds(), l.expected, l.perEngine(h.running(l.firstAt)), l.target)
 		h.publish()
 	}
-	l.r.affinity.Learn(&l.key, affinity.Host(h.cache.Load()), l.r.origin.Add(seconds(l.firstAt)))
+	l.r.affinity.Learn(l.key, affinity.Host(h.cache.Load()), l.r.origin.Add(seconds(l.firstAt)))
 }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
@@ -110,7 +110,7 @@ func (l *Lease) Done(res Result) {
 	case !math.IsNaN(l.firstAt):
 		l.learnSpeed(res.OutputTokens, res.Streamed)
 	case res.Class == outcome.Success:
-		l.r.affinity.Learn(&l.key, affinity.Host(h.cache.Load()), now)
+		l.r.affinity.Learn(l.key, affinity.Host(h.cache.Load()), now)
 		l.learnWhole(res.OutputTokens, at)
 	}
 	l.held = false

@@ -73,6 +73,9 @@ func New(o Options) *Router {
 		affinity: affinity.New(o.Affinity), origin: o.Now().Add(-time.Second), // so that second 0 was never
 	}
 	r.decisions.slots = make([]slot, decisionsKept)
+	for i := range r.decisions.slots {
+		r.decisions.slots[i].seq = 0 // takes the memory now, and not a page fault in each of the first requests
+	}
 	r.dice.Store(o.Seed)
 	r.snap.Store(&Snapshot{models: map[string]*Model{}, byID: map[endpoint.ID]*candidate{}})
 	return r
@@ -171,9 +174,9 @@ type Lease struct {
 	seq      uint64  // of the decision
 	late     float64 // seconds waited before it was picked
 	slo      SLO
-	integral float64 // of the requests in flight, when picked
-	sinceTok float64 // likewise, when the first token came
-	key      affinity.Key
+	integral float64       // of the requests in flight, when picked
+	sinceTok float64       // likewise, when the first token came
+	key      *affinity.Key // of the request, which outlives the lease
 }
 
 const (
@@ -184,7 +187,7 @@ const (
 	maxCoolDown    = 10 * time.Minute
 )
 
-// Pick leases the endpoint that serves q best into l. The error is ErrUnknownModel or an *UnavailableError.
+// Pick leases the endpoint that serves q best into l. q.Affinity is to stay as it is until l is done. The error is ErrUnknownModel or an *UnavailableError.
 func (r *Router) Pick(q *Request, l *Lease) error {
 	m := r.snap.Load().models[q.Model]
 	if m == nil {
@@ -239,7 +242,7 @@ func (s *scratch) lease(r *Router, v *view, why string, l *Lease) bool {
 		Endpoint: ep, Served: v.c.served, ServedJSON: v.c.servedJSON, Unnamed: v.c.unnamed,
 		host: h, ticket: ticket, r: r, stats: s.m.stats, held: true,
 		pickedAt: s.at, firstAt: math.NaN(), expected: v.expected, target: s.slo.TTFT.Seconds(), engines: engines, limit: v.limit, pending: pending, late: s.waited, slo: s.slo,
-		integral: integral, key: s.q.Affinity,
+		integral: integral, key: &s.q.Affinity,
 	}
 	l.seq = r.decisions.note(s, v, why)
 	d := &l.Decision

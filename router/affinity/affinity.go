@@ -181,7 +181,11 @@ func New(o Options) *Table {
 		n *= 2
 	}
 	keep := min(o.Keep, 365*24*time.Hour) / time.Second
-	return &Table{slots: make([]slot, n), mask: uint64(n/ways - 1), keep: int32(keep)} //nolint:gosec // positive and small
+	t := &Table{slots: make([]slot, n), mask: uint64(n/ways - 1), keep: int32(keep)} //nolint:gosec // positive and small
+	for i := range t.slots {
+		t.slots[i].hash.Store(0) // takes the memory now, and not a page fault in each of the first requests
+	}
+	return t
 }
 
 func unix(t time.Time) uint32 { return uint32(t.Unix()) } //nolint:gosec // wraps on purpose

@@ -14,7 +14,6 @@ type brain struct {
 	g     *replica
 	r     *router.Router
 	rules []router.ModelRule
-	q     router.Request
 	index map[endpoint.ID]int
 	tried []endpoint.ID
 }
@@ -43,7 +42,7 @@ func (p *brain) pick(r *request, a *attempt) int {
 	for _, b := range r.tried {
 		p.tried = append(p.tried, b.id)
 	}
-	q := &p.q
+	q := &a.ask
 	q.Model, q.Now, q.Came, q.Tried = model, p.g.w.clock(), epoch().Add(duration(r.at)), p.tried
 	q.PromptTokens, q.MaxTokens, q.Resumed = a.seq.prompt, 0, r.firstAt > 0
 	if r.most > 0 {

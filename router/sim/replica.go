@@ -107,7 +107,8 @@ type attempt struct {
 	done     bool
 	lastAt   float64 // of the newest token, once it has ended
 	forecast forecast
-	lease    router.Lease // of the router's policy
+	lease    router.Lease   // of the router's policy
+	ask      router.Request // what it was asked, which outlives the lease
 }
 
 // forecast is what a policy expected of an attempt.
