@@ -192,10 +192,18 @@ func (b *Breaker) tell(err error) {
 	done(err)
 }
 
-// CoolDown keeps requests away until the given time, because the endpoint asked for it.
+// CoolDown keeps requests away until the given time, because the endpoint asked for it. It does not end an earlier one sooner.
 func (b *Breaker) CoolDown(until time.Time, why string) {
-	b.coolWhy.Store(&why)
-	b.cool.Store(until.UnixNano())
+	for t := until.UnixNano(); ; {
+		old := b.cool.Load()
+		if old >= t {
+			return
+		}
+		b.coolWhy.Store(&why) // first, for Wait reads it once it sees the time
+		if b.cool.CompareAndSwap(old, t) {
+			return
+		}
+	}
 }
 
 // Returned tells that the endpoint has been started anew: a trial may begin at once.

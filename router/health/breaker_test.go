@@ -204,3 +204,18 @@ func TestHealthyPathAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
+
+// A shorter cool-down that comes later, of a request that was under way, does not end a longer one.
+func TestCoolDownsDoNotShorten(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	b := health.NewBreaker("a", health.Options{}, func() time.Time { return now })
+	b.CoolDown(now.Add(time.Minute), "credentials refused")
+	b.CoolDown(now.Add(time.Second), "rate limited")
+	if d, why := b.Wait(now); d != time.Minute || why != "credentials refused" {
+		t.Errorf("%v, %s", d, why)
+	}
+	b.CoolDown(now.Add(time.Hour), "rate limited")
+	if d, why := b.Wait(now); d != time.Hour || why != "rate limited" {
+		t.Errorf("%v, %s", d, why)
+	}
+}
