@@ -66,23 +66,21 @@ func TestIdleHostsAreUsed(t *testing.T) {
 	}
 }
 
-// Four replicas that know nothing of each other do not all send the same burst to the same host.
+// Replicas that know nothing of each other do not all send their next request to the same host.
 func TestReplicasDoNotHerd(t *testing.T) {
+	const replicas, hosts = 32, 8
 	c := newClock()
 	got := map[endpoint.ID]int{}
-	for replica := range 4 {
+	for replica := range uint64(replicas) {
 		var eps []endpoint.Endpoint
-		for i := range 8 {
+		for i := range hosts {
 			eps = append(eps, hourly(fmt.Sprint("h", i), 1, 32, "m"))
 		}
-		r := brain(c, uint64(replica), eps...)
-		for range 8 {
-			got[mustPick(t, r).Endpoint.ID]++
-		}
+		got[mustPick(t, brain(c, replica, eps...)).Endpoint.ID]++
 	}
 	for id, n := range got {
-		if n > 8 {
-			t.Errorf("%s got %d of 32 requests of four replicas, with 8 hosts alike", id, n)
+		if n > 3*replicas/hosts {
+			t.Errorf("%s got %d of %d requests, one of each replica, with %d hosts alike", id, n, replicas, hosts)
 		}
 	}
 }
