@@ -88,7 +88,9 @@ type exchange struct {
 	wrote     bool // a byte of the body went out
 	bodyEnd   bool // the upstream's body ended in good order
 	writeArm  time.Time
-	broken    error // why the stream ended early
+	writeAt   time.Time     // the newest write to the caller began
+	blocked   time.Duration // spent in such writes
+	broken    error         // why the stream ended early
 
 	m          meter
 	progressed bool // the router was told of the stream's speed under way
@@ -196,6 +198,7 @@ func (x *exchange) pick() {
 		}
 		x.leased = true
 	}
+	x.beginAt = now
 	id := x.endpointID()
 	host := x.s.forward.Host(id)
 	if host == nil { // discovery dropped it between the snapshot and now
@@ -206,7 +209,7 @@ func (x *exchange) pick() {
 		x.compose()
 	}
 	x.own += now.Sub(x.began)
-	x.beginAt, x.firstBy = now, earlier(now.Add(x.firstWithin()), x.totalBy)
+	x.firstBy = earlier(now.Add(x.firstWithin()), x.totalBy)
 	if x.attempt == nil {
 		x.attempt = attempts.Get().(*forward.Attempt)
 	}
@@ -284,7 +287,7 @@ func (x *exchange) failAttempt(oe *outcome.Error) {
 
 // again goes back to picking. Nothing of the attempt that ended may show in the next one's answer.
 func (x *exchange) again() {
-	x.isStream, x.bodyEnd, x.m, x.progressed = false, false, meter{}, false
+	x.isStream, x.bodyEnd, x.m, x.progressed, x.blocked = false, false, meter{}, false, 0
 	x.phase, x.began = picking, time.Now()
 }
 
@@ -345,12 +348,24 @@ func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
 
 // result is what the router learns of the attempt.
 func (x *exchange) result(class outcome.Class, retryAfter time.Duration) router.Result {
-	r := router.Result{Class: class, RetryAfter: retryAfter, Cached: -1, Streamed: x.m.lastAt.Sub(x.m.firstAt)}
-	r.OutputTokens, _ = x.m.output()
+	r := router.Result{Class: class, RetryAfter: retryAfter, Cached: -1, Streamed: x.streamed(), Choices: x.scan.N}
+	if x.isStream || x.m.hasUsage { // else an answer in one piece, which shows no tokens to count
+		r.OutputTokens, _ = x.m.output()
+	}
 	if x.m.hasUsage {
 		r.PromptTokens, r.Cached = max(0, x.m.usage.Prompt), x.m.usage.Cached
 	}
 	return r
+}
+
+// streamed is the time from the first to the last output token, 0 where it is the caller's doing rather than the host's: one who
+// reads too slowly holds up what comes from there.
+func (x *exchange) streamed() time.Duration {
+	d := x.m.lastAt.Sub(x.m.firstAt)
+	if x.blocked > d/8 {
+		return 0
+	}
+	return d
 }
 
 func (x *exchange) fail(e *openai.Error) {

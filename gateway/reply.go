@@ -197,6 +197,7 @@ func (x *exchange) relay(d *down) error {
 		x.held = len(a.Unread())
 	}
 	for {
+		writes := x.held > 0
 		if err := x.deliver(d); err != nil {
 			return err
 		}
@@ -207,6 +208,9 @@ func (x *exchange) relay(d *down) error {
 			return nil
 		}
 		now := time.Now()
+		if writes {
+			x.blocked += now.Sub(x.writeAt)
+		}
 		by, slack := now.Add(gap), gap/8
 		if x.m.done {
 			by, slack = now.Add(time.Second), 0 // all was said: only the framing's end is missing
@@ -268,7 +272,7 @@ func (x *exchange) deliver(d *down) error {
 	}
 	if since := x.m.lastAt.Sub(x.m.firstAt); since >= router.ProgressAfter && !x.progressed && x.leased {
 		x.progressed = true
-		x.lease.Progress(x.m.outputs, since)
+		x.lease.Progress(x.m.outputs/max(1, x.scan.N), x.streamed())
 	}
 	return nil
 }
@@ -296,6 +300,7 @@ func (x *exchange) write(d *down, p []byte) error {
 // so it is left to run down by an eighth first.
 func (x *exchange) armWrite() {
 	now := time.Now()
+	x.writeAt = now
 	if limit := x.set.ClientWrite; now.Sub(x.writeArm) > limit/8 {
 		x.writeArm = now
 		_ = x.ctx.Conn().SetWriteDeadline(now.Add(limit)) // fails on a closed connection only, as the write will

@@ -123,6 +123,10 @@ func (r *Router) Advise(now time.Time) []Advice {
 		s.release(d, spare, needed)
 		d.mu.Unlock()
 	}
+	held := r.Held()
+	for _, c := range snap.list {
+		c.host.paid.Store(held[c.ep.ID] > 0) // for any of the models that share it
+	}
 	for _, c := range snap.list {
 		if a := spare[c.ep.ID]; a != nil && !needed[c.ep.ID] {
 			out = append(out, *a)
@@ -205,15 +209,13 @@ func (v *view) cold() float64 {
 func (s *scratch) hold(d *demand, out []Advice) []Advice {
 	if math.IsInf(s.api, 1) {
 		d.held = nil // nothing to compare with
-		for i := range s.views {
-			s.views[i].c.host.paid.Store(false)
-		}
 		return out
 	}
 	if s.at-d.heldAt < holdEvery.Seconds() && d.heldAt > 0 {
 		return out
 	}
 	d.heldAt = s.at
+	before := d.held
 	d.held = map[endpoint.ID]int{}
 	type worker struct {
 		v   *view
@@ -229,25 +231,25 @@ func (s *scratch) hold(d *demand, out []Advice) []Advice {
 	slices.SortFunc(ws, func(a, b worker) int { return cmp.Compare(a.usd, b.usd) })
 	api, left := d.api.get(s.api), d.tier
 	for _, w := range ws {
-		h, ep := w.v.c.host, w.v.c.ep
+		ep := w.v.c.ep
 		carries := ep.Price.USDPerWorkerSecond / w.usd * api // USD/s at the API that one full worker replaces
 		k := 0
 		if w.usd/spareShare < api {
 			slack := 0.25
-			if h.paid.Load() {
+			if before[ep.ID] > 0 {
 				slack = 0.5
 			}
 			k = min(int(left/carries+slack), w.v.most())
 		}
-		left = max(0, left-float64(k)*carries)
-		h.paid.Store(k > 0)
+		takes := min(left, float64(k)*carries)
+		left -= takes
 		if k > 0 {
 			d.held[ep.ID] = k
 		}
 		if k > w.v.up() {
 			out = append(out, Advice{
 				Model: s.m.Name, Action: Hold, Endpoint: ep.ID, Workers: k,
-				USDPerDay: known((min(left+float64(k)*carries, float64(k)*carries) - float64(k)*ep.Price.USDPerWorkerSecond) * 86400),
+				USDPerDay: known((takes - float64(k)*ep.Price.USDPerWorkerSecond) * 86400),
 				Why:       fmt.Sprintf("what overflows would cost $%.2f an hour at the API; a full worker does it for $%.6f a request instead of $%.6f", d.tier*3600, w.usd, api),
 			})
 		}

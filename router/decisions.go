@@ -134,7 +134,7 @@ func (d *decisions) note(s *scratch, v *view, why string) (seq uint64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.seq, e.plan, e.request, e.model, e.why, e.won, e.ended = seq, s.plan, s.q.ID, s.m.Name, why, v != nil, false
-	e.attempt = len(s.q.Tried) + 1
+	e.attempt = s.attempt
 	e.q, e.m = nil, nil // they die with the request and the snapshot
 	e.ttft, e.tps = math.NaN(), math.NaN()
 	e.n, e.total = 0, len(s.m.cands)

@@ -43,7 +43,11 @@ type host struct {
 	calib    struct{ ttft, itl, usd ratio }
 	use      float64 // mean share of its safe concurrency in use, over hours
 	watched  float64 // seconds that it was taken over
-	pub      published
+
+	queuedAt   float64 // when its engine was last heard to keep requests waiting, 0 when it did not
+	queuedWith float64 // sequences that it ran then
+
+	pub published
 }
 
 // published is a host's learned state for readers without a lock. Each word is whole; readers may see a mix of two
@@ -279,8 +283,8 @@ func (h *host) crowd(at float64, others, promptTokens int64) {
 	h.othersAt.set(at)
 }
 
-// Observe takes in what an endpoint's engine says of itself: a queue tells that it is full, and what it runs beside this
-// gateway's requests belongs to others.
+// Observe takes in what an endpoint's engine says of itself: a queue twice in a row tells that it is full, and what it runs beside
+// this gateway's requests belongs to others. A queue seen once may be requests that came this moment, before the engine's next step.
 func (r *Router) Observe(id endpoint.ID, e capacity.Engine) {
 	c := r.snap.Load().byID[id]
 	if c == nil || !(e.Running >= 0 && e.Waiting >= 0) { //nolint:staticcheck // NaN
@@ -290,10 +294,15 @@ func (r *Router) Observe(id endpoint.ID, e capacity.Engine) {
 	if at-h.sharedAt.get() > staleAfter || h.sharedAt.get() == 0 {
 		h.crowd(at, int64(min(e.Running+e.Waiting, 1e6))-h.inflight.Load(), 0)
 	}
-	if e.Waiting >= 1 {
-		h.mu.Lock()
-		h.learner.ObserveQueue(at, e.Running)
-		h.publish()
-		h.mu.Unlock()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if e.Waiting < 1 {
+		h.queuedAt = 0
+		return
 	}
+	if h.queuedAt > 0 && at-h.queuedAt < staleAfter {
+		h.learner.ObserveQueue(at, max(e.Running, h.queuedWith))
+		h.publish()
+	}
+	h.queuedAt, h.queuedWith = at, e.Running
 }

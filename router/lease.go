@@ -52,7 +52,7 @@ func (l *Lease) perEngine(inFlight float64) float64 {
 // answers end.
 const ProgressAfter = 4 * time.Second
 
-// Progress tells how many output tokens have come up to now, where the newest came since after the first.
+// Progress tells how many output tokens of one choice have come up to now, where the newest came since after the first.
 func (l *Lease) Progress(outputTokens int64, since time.Duration) { l.learnSpeed(outputTokens, since) }
 
 func (l *Lease) learnSpeed(outputTokens int64, since time.Duration) {
@@ -71,20 +71,24 @@ func (l *Lease) learnSpeed(outputTokens int64, since time.Duration) {
 // fewWhole is how many tokens an answer in one piece must have to tell a speed: its first token's time is only guessed.
 const fewWhole = 64
 
-// learnWhole learns a speed from an answer that came in one piece.
+// learnWhole learns from an answer that came in one piece.
 func (l *Lease) learnWhole(outputTokens int64, at float64) {
-	took := at - l.pickedAt
-	if outputTokens < fewWhole || !(took > 0) || l.Decision.Cold { //nolint:staticcheck // NaN
+	if l.Decision.Cold {
 		return
 	}
 	h := l.host
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	defer h.publish()
+	h.learner.ObserveWell(l.perEngine(h.running(at)))
+	took := at - l.pickedAt
+	if outputTokens < fewWhole || !(took > 0) { //nolint:staticcheck // NaN
+		return
+	}
 	h.integrate(at)
 	mean := l.perEngine((h.integral - l.integral) / took)
 	decoding := took - min(l.Decision.TTFT, took/2)
 	h.learner.ObserveDecode(at, mean, decoding/float64(outputTokens-1), int(min(outputTokens, math.MaxInt32)))
-	h.publish()
 }
 
 // Result is how a lease ended. Of tokens, those that were not counted are 0, or -1 for Cached.
@@ -92,6 +96,7 @@ type Result struct {
 	Class        outcome.Class
 	RetryAfter   time.Duration // with Throttled
 	OutputTokens int64
+	Choices      int64 // that share OutputTokens and came side by side (n of a request); 0 is 1
 	PromptTokens int64
 	Cached       int64         // prompt tokens that the host read from its prefix cache; -1 when it does not say
 	Streamed     time.Duration // from the first output token to the last
@@ -106,12 +111,13 @@ func (l *Lease) Done(res Result) {
 	h := l.host
 	now := l.r.now()
 	at := l.r.seconds(now)
+	tokens := res.OutputTokens / max(1, res.Choices) // of one stream
 	switch {
 	case !math.IsNaN(l.firstAt):
-		l.learnSpeed(res.OutputTokens, res.Streamed)
+		l.learnSpeed(tokens, res.Streamed)
 	case res.Class == outcome.Success:
 		l.r.affinity.Learn(l.key, affinity.Host(h.cache.Load()), now)
-		l.learnWhole(res.OutputTokens, at)
+		l.learnWhole(tokens, at)
 	}
 	l.held = false
 	h.leave(at, now)
@@ -123,14 +129,14 @@ func (l *Lease) Done(res Result) {
 		if res.OutputTokens > 0 {
 			l.stats.output.add(float64(res.OutputTokens))
 		}
-		if c := l.Decision.Cached; c >= 1 && res.Cached >= 0 {
-			h.hits.add(min(2, float64(res.Cached)/c))
+		if l.match >= 1 && res.Cached >= 0 {
+			h.hits.add(min(2, float64(res.Cached)/l.match))
 		}
-		if s := res.Streamed.Seconds(); s > 0 && res.OutputTokens > 1 {
-			h.tps.add(float64(res.OutputTokens-1) / s)
+		if s := res.Streamed.Seconds(); s > 0 && tokens > 1 {
+			h.tps.add(float64(tokens-1) / s)
 		}
 	}
-	l.account(&res)
+	l.account(&res, tokens)
 	switch res.Class.Policy().Verdict {
 	case outcome.Healthy:
 		l.ticket.Succeeded()
@@ -184,30 +190,33 @@ func (l *Lease) Done(res Result) {
 
 const fewTokens = 10 // of an answer, whose speed nobody notices
 
-// account compares what came with what was expected.
-func (l *Lease) account(res *Result) {
+// account compares what came with what was expected; tokens are those of one stream. A first token that never came counts as
+// late, and one that came in time counts even if the rest did not.
+func (l *Lease) account(res *Result, tokens int64) {
 	ttft, tps := l.firstAt-l.pickedAt, math.NaN()
-	if s := res.Streamed.Seconds(); s > 0 && res.OutputTokens > 1 {
-		tps = float64(res.OutputTokens-1) / s
+	if s := res.Streamed.Seconds(); s > 0 && tokens > 1 {
+		tps = float64(tokens-1) / s
 	}
 	l.r.decisions.ended(l.seq, res.Class, ttft, tps)
-	if res.Class != outcome.Success || math.IsNaN(l.firstAt) {
-		return
-	}
+	came := !math.IsNaN(l.firstAt)
+	well := res.Class == outcome.Success && came
 	d := &l.Decision
 	c := &l.r.calibrated
 	c.mu.Lock()
-	if !d.resumed {
-		c.ttft.add(d.PTTFT, l.slo.Confidence, l.late+ttft <= l.slo.TTFT.Seconds())
+	if !d.resumed && (came || res.Class == outcome.FirstByteTimeout && !l.whole) {
+		c.ttft.add(d.PTTFT, l.slo.Confidence, l.late+ttft <= l.slo.TTFT.Seconds()) // NaN is late
 	}
-	if res.OutputTokens > fewTokens && !math.IsNaN(tps) {
+	if well && tokens > fewTokens && !math.IsNaN(tps) {
 		c.tps.add(d.PTPS, l.slo.Confidence, tps >= l.slo.TPS)
 	}
 	c.mu.Unlock()
+	if !well {
+		return
+	}
 	h := l.host
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if res.OutputTokens > fewTokens {
+	if tokens > fewTokens {
 		h.calib.itl.add(1/tps, 1/d.TPS)
 	}
 	if res.USD > 0 {
@@ -223,12 +232,17 @@ func (h *host) refused(l *Lease, at float64) {
 	h.publish()
 }
 
-// MeanInFlight is how many requests the endpoint served at once during the lease, on average; this one counts.
+// MeanInFlight is how many requests were served at once by the engine that the lease is on, on average during the lease; this one
+// counts.
 func (l *Lease) MeanInFlight() float64 {
 	at := l.r.seconds(l.r.now())
 	d := at - l.pickedAt
 	if d <= 0 {
 		return float64(max(1, l.host.inflight.Load()))
 	}
-	return max(1, (l.host.reading(at)-l.integral)/d)
+	n := max(1, (l.host.reading(at)-l.integral)/d)
+	if l.engines > 1 { // each of them is billed
+		n = max(l.perEngine(n), n/l.engines)
+	}
+	return n
 }

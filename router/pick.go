@@ -31,6 +31,7 @@ type view struct {
 	usd         float64 // marginal cost; NaN when unknown
 	prompt      float64 // tokens to compute
 	cached      float64 // tokens that it holds already
+	match       float64 // likewise, before what its answers said of that
 	coldSeconds float64 // until a worker is up; 0 when one is
 	session     bool    // it served the session last
 	cramped     bool    // prompt and answer may be longer than its context
@@ -95,6 +96,7 @@ type scratch struct {
 	views   []view
 	state   capacity.State
 	load    cost.Load
+	attempt int // of the request, from 1
 }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }} //nolint:gochecknoglobals // a pool of buffers
@@ -124,6 +126,7 @@ func (s *scratch) prepare(r *Router, m *Model, q *Request) {
 		now = r.now()
 	}
 	s.plan = plan{q: q, m: m, now: now, at: r.seconds(now), policy: q.Policy}
+	s.attempt = len(q.Tried) + 1
 	s.strict = m.strict || q.SLO.TTFT > 0 || q.SLO.TPS > 0
 	s.slo = q.SLO.or(m.slo)
 	if s.policy == PolicyDefault {
@@ -282,7 +285,8 @@ func (s *scratch) look(c *candidate, v *view) {
 	v.limit = s.state.Limit
 	v.cramped = c.maxContext > 0 && s.prompt+float64(max(0, s.q.MaxTokens)) > float64(c.maxContext)
 	held, session := s.matches.Tokens(affinity.Host(h.cache.Load()))
-	v.cached, v.session = min(float64(held)*h.hits.mean(1), s.prompt), session
+	v.match, v.session = min(float64(held), s.prompt), session
+	v.cached = min(v.match*h.hits.mean(1), s.prompt)
 	v.prompt = s.prompt - v.cached
 	pending, idle := h.computing(s.at), 0.0
 	ramp := h.pub.ramp.get()
@@ -291,12 +295,12 @@ func (s *scratch) look(c *candidate, v *view) {
 	}
 	cold := c.asleep()
 	if ep.Tenure == endpoint.Serverless {
-		workers := float64(max(1, ep.Workers))
-		cold = cold || n >= v.limit*workers // those that are up are full: another one has to start
+		workers, each := float64(max(1, ep.Workers)), max(1, math.Floor(v.limit)) // a limit that is learned is no whole number
+		cold = cold || n >= each*workers                                          // those that are up are full: another one has to start
 		if at := h.idleAt.Load(); n == 0 && at > 0 {
 			idle = min(max(0, s.now.Sub(time.Unix(0, at)).Seconds()), ep.Price.IdleTimeout.Seconds())
 		}
-		if n = math.Mod(n, v.limit); cold { // those that are up are filled one by one
+		if n = math.Mod(n, each); cold { // those that are up are filled one by one
 			n = 0
 		}
 		pending /= workers
@@ -388,7 +392,11 @@ func (s *scratch) choose() (best *view, why string) {
 		return s.soonest(), whySooner
 	case PolicyBalanced:
 		return s.least(func(v *view) float64 {
-			return (v.usd + USDPerSecond*(v.ttft+s.output*v.itl)) * (1 + jitter*s.luck(v))
+			usd := v.usd
+			if priced == 0 {
+				usd = 0 // nobody's price is known: time decides
+			}
+			return (usd + USDPerSecond*(v.ttft+s.output*v.itl)) * (1 + jitter*s.luck(v))
 		}), whyBalanced
 	case PolicyWeighted:
 		if priced > 0 {
@@ -443,7 +451,7 @@ func (s *scratch) least(score func(*view) float64) (best *view) {
 		if v.verdict != serves {
 			continue
 		}
-		if x := score(v); best == nil || x < least {
+		if x := score(v); best == nil || x < least || math.IsNaN(least) {
 			best, least = v, x
 		}
 	}

@@ -163,6 +163,7 @@ type Lease struct {
 	r      *Router
 	stats  *modelStats
 	held   bool
+	whole  bool // nobody sees its first token
 
 	pickedAt float64 // seconds by the learners' clock, as are all below
 	firstAt  float64
@@ -177,6 +178,7 @@ type Lease struct {
 	integral float64       // of the requests in flight, when picked
 	sinceTok float64       // likewise, when the first token came
 	key      *affinity.Key // of the request, which outlives the lease
+	match    float64       // prompt tokens that the endpoint was taken to hold, before correction
 }
 
 const (
@@ -240,9 +242,9 @@ func (s *scratch) lease(r *Router, v *view, why string, l *Lease) bool {
 	}
 	*l = Lease{
 		Endpoint: ep, Served: v.c.served, ServedJSON: v.c.servedJSON, Unnamed: v.c.unnamed,
-		host: h, ticket: ticket, r: r, stats: s.m.stats, held: true,
+		host: h, ticket: ticket, r: r, stats: s.m.stats, held: true, whole: s.q.Whole,
 		pickedAt: s.at, firstAt: math.NaN(), expected: v.expected, target: s.slo.TTFT.Seconds(), engines: engines, limit: v.limit, pending: pending, late: s.waited, slo: s.slo,
-		integral: integral, key: &s.q.Affinity,
+		integral: integral, key: &s.q.Affinity, match: v.match,
 	}
 	l.seq = r.decisions.note(s, v, why)
 	d := &l.Decision

@@ -319,6 +319,14 @@ func (l *Learner) ObserveTTFT(at, observed, expected, inFlight, target float64) 
 	}
 }
 
+// ObserveWell takes in that an answer whose first token nobody saw was completed, with inFlight sequences on the engine: so
+// many it can run, and perhaps one more.
+func (l *Learner) ObserveWell(inFlight float64) {
+	if s := &l.s; within(inFlight, 0, maxInFlight) && inFlight >= 0.85*s.Limit {
+		s.Limit = min(float64(s.MaxNumSeqs), s.Limit+1/s.Limit)
+	}
+}
+
 // ObserveFull takes in that the endpoint refused work, or queued it, with inFlight sequences on the engine.
 func (l *Learner) ObserveFull(at, inFlight float64) {
 	if !within(inFlight, 1, maxInFlight) || !isTime(at) || at-l.cutAt < limitEvery {

@@ -1,0 +1,113 @@
+package gateway
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	"headrace/router"
+	"headrace/router/endpoint"
+)
+
+// TestSlowReaderNoBlame streams far more than sockets hold to a caller who pauses: the host is not taken for slow.
+func TestSlowReaderNoBlame(t *testing.T) {
+	const tokens, size = 400, 64 << 10
+	up := newUpstream(t, func(c *upConn, _ *upRequest) bool {
+		events := make([]string, tokens, tokens+2)
+		for i := range events {
+			events[i] = tokenEvent(strings.Repeat("x", size))
+		}
+		c.sendStream(append(events, stopEvent, doneEvent)...)
+		return true
+	})
+	g := newRig(t, []string{up.url()})
+	c := g.dial().send(chat(true))
+	body := bufio.NewReader(c.response().Body)
+	pace := time.NewTicker(5 * time.Millisecond) // 200 events per second and no more
+	defer pace.Stop()
+	for range tokens {
+		<-pace.C
+		if _, err := io.CopyN(io.Discard, body, size); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, _ = io.Copy(io.Discard, body)
+	if rec := g.recordN(0); rec.Output != tokens {
+		t.Fatalf("%d tokens are recorded", rec.Output)
+	}
+	if v := g.host(0); v.TPS != nil || v.Observed != 0 {
+		t.Errorf("the host is taken to give %.0f tokens per second, with %d streams observed, by a caller who reads 200 a second", *v.TPS, v.Observed)
+	}
+}
+
+// TestWholeWithoutUsage does not take an answer that counts no tokens for one of a single token.
+func TestWholeWithoutUsage(t *testing.T) {
+	up := newUpstream(t, func(c *upConn, _ *upRequest) bool {
+		c.send(jsonAnswer(200, `{"id":"c1","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"a long answer"},"finish_reason":"stop"}]}`))
+		return true
+	})
+	g := newRig(t, []string{up.url()})
+	before := expectedOutput(t, g)
+	if res, body, err := g.do(chat(false)); err != nil || res.StatusCode != 200 {
+		t.Fatal(res, body, err)
+	}
+	g.recordN(0)
+	if after := expectedOutput(t, g); after != before {
+		t.Errorf("an answer is expected to have %v tokens, %v before", after, before)
+	}
+}
+
+func expectedOutput(t *testing.T, g *rig) float64 {
+	t.Helper()
+	x, err := g.router.Explain(&router.Request{Model: "m1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return x.Output
+}
+
+// TestChoicesTeachOneStream has a host that sends eight choices side by side.
+func TestChoicesTeachOneStream(t *testing.T) {
+	const rounds, gap = 20, 20 * time.Millisecond
+	up := newUpstream(t, func(c *upConn, _ *upRequest) bool {
+		c.send(sseHead)
+		pace := time.NewTicker(gap)
+		defer pace.Stop()
+		for range rounds {
+			<-pace.C
+			var all strings.Builder
+			for i := range 8 {
+				fmt.Fprintf(&all, "data: {\"id\":\"c1\",\"object\":\"chat.completion.chunk\",\"choices\":[{\"index\":%d,\"delta\":{\"content\":\"x\"},\"finish_reason\":null}]}\n\n", i)
+			}
+			c.sendChunk(all.String())
+		}
+		c.sendChunk(strings.Repeat(stopEvent, 8) + doneEvent)
+		c.send(lastChunk)
+		return true
+	})
+	g := newRig(t, []string{up.url()})
+	if _, body, err := g.do(post(chatPath, `{"model":"m1","stream":true,"n":8,"messages":[{"role":"user","content":"hi"}]}`)); err != nil || !strings.Contains(body, "[DONE]") {
+		t.Fatal(body, err)
+	}
+	g.recordN(0)
+	if v := g.host(0); v.TPS == nil || *v.TPS > 1.2*float64(time.Second/gap) {
+		t.Errorf("a stream is taken to give %v tokens per second, each of the eight gave 50", v.TPS)
+	}
+}
+
+// TestHostDroppedMeanwhile asks a host that discovery has just taken away: nothing was used, so nothing is charged.
+func TestHostDroppedMeanwhile(t *testing.T) {
+	up := newUpstream(t, answering)
+	g := newRig(t, []string{up.url()}, func(o *rigOptions) { o.set.MaxRetries = 0 })
+	ghost := endpoint.Endpoint{ID: "ghost", Served: []endpoint.Served{{Name: "m1"}}, Price: endpoint.Price{Basis: endpoint.PerHour, USDPerHour: 1}}
+	g.router.Update([]endpoint.Endpoint{ghost}, nil)
+	if res, body, err := g.do(chat(true)); err != nil || res.StatusCode != 503 {
+		t.Fatal(res, body, err)
+	}
+	if rec := g.recordN(0); rec.USD > 0.001 || rec.Attempts[0].Duration > time.Minute {
+		t.Errorf("$%.2f are charged for an attempt of %v", rec.USD, rec.Attempts[0].Duration)
+	}
+}
