@@ -349,8 +349,11 @@ func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
 // result is what the router learns of the attempt.
 func (x *exchange) result(class outcome.Class, retryAfter time.Duration) router.Result {
 	r := router.Result{Class: class, RetryAfter: retryAfter, Cached: -1, Streamed: x.streamed(), Choices: x.scan.N}
+	if x.isStream {
+		r.Events = x.m.outputs
+	}
 	if x.isStream || x.m.hasUsage { // else an answer in one piece, which shows no tokens to count
-		r.OutputTokens, _ = x.m.output()
+		r.OutputTokens, r.Estimated = x.m.output()
 	}
 	if x.m.hasUsage {
 		r.PromptTokens, r.Cached = max(0, x.m.usage.Prompt), x.m.usage.Cached

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -109,5 +110,30 @@ func TestHostDroppedMeanwhile(t *testing.T) {
 	}
 	if rec := g.recordN(0); rec.USD > 0.001 || rec.Attempts[0].Duration > time.Minute {
 		t.Errorf("$%.2f are charged for an attempt of %v", rec.USD, rec.Attempts[0].Duration)
+	}
+}
+
+// TestTokensPerEvent has a host that sends four tokens in each event, as its usage says once: when it says nothing it does so still.
+func TestTokensPerEvent(t *testing.T) {
+	const events = 20
+	answers := 0
+	up := newUpstream(t, func(c *upConn, _ *upRequest) bool {
+		all := slices.Repeat([]string{tokenEvent("four tokens at once")}, events)
+		if all = append(all, stopEvent); answers == 0 {
+			all = append(all, fmt.Sprintf("data: {\"id\":\"c1\",\"object\":\"chat.completion.chunk\",\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":%d,\"total_tokens\":87}}\n\n", 4*events))
+		}
+		answers++
+		c.sendStream(append(all, doneEvent)...)
+		return true
+	})
+	g := newRig(t, []string{up.url()})
+	for i := range 2 {
+		if _, body, err := g.do(chat(true)); err != nil || !strings.Contains(body, "[DONE]") {
+			t.Fatal(body, err)
+		}
+		g.recordN(i)
+		if got, want := expectedOutput(t, g), 4.0*events; got != want {
+			t.Errorf("after %d answers of %v tokens one is expected to have %v", i+1, want, got)
+		}
 	}
 }

@@ -26,6 +26,7 @@ type host struct {
 	begun    window       // requests, where the endpoint's provider limits them
 	ttft     ewma         // seconds to the first content token
 	tps      ewma         // output tokens per second of one stream
+	perEvent ewma         // output tokens that an event of a stream carries
 	idleAt   atomic.Int64 // Unix nanoseconds when the last request ended, 0 for never
 	paid     atomic.Bool  // workers are committed: see Advise
 

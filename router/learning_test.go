@@ -230,6 +230,29 @@ func TestAttemptOfForgiven(t *testing.T) {
 	}
 }
 
+// Events that carry several tokens each, as with speculative decoding, are not taken for single ones under way.
+func TestTokensPerEvent(t *testing.T) {
+	c := newClock()
+	r := brain(c, 1, hourly("a", 1, 32, "m"))
+	for i := range 40 { // 35 tokens a second, four by four
+		l := mustPick(t, r)
+		if i >= 30 && l.Decision.Feasible == 0 {
+			t.Errorf("request %d: a host of 35 tokens per second is expected to give %.1f", i, l.Decision.TPS)
+		}
+		l.FirstContent(300 * time.Millisecond)
+		l.Progress(35, 4*time.Second)
+		c.seconds(0.3 + 399*0.0286)
+		res := Result{Class: outcome.Success, OutputTokens: 400, Events: 100, Cached: -1, Streamed: seconds(399 * 0.0286)}
+		if i%4 == 3 { // the caller left
+			res.Class, res.OutputTokens, res.Estimated = outcome.ClientGone, 100, true
+		}
+		l.Done(res)
+	}
+	if itl := *r.Hosts()[0].ITLMillis; itl < 24 || itl > 33 {
+		t.Errorf("ITL %v ms, the truth is 28.6", itl)
+	}
+}
+
 // One look at an engine that has just been given some requests says nothing of how many it can run; two in a row do.
 func TestQueueTwice(t *testing.T) {
 	c := newClock()

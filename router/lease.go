@@ -52,8 +52,17 @@ func (l *Lease) perEngine(inFlight float64) float64 {
 // answers end.
 const ProgressAfter = 4 * time.Second
 
-// Progress tells how many output tokens of one choice have come up to now, where the newest came since after the first.
-func (l *Lease) Progress(outputTokens int64, since time.Duration) { l.learnSpeed(outputTokens, since) }
+// Progress tells how many events with output of one choice have come up to now, where the newest came since after the first.
+func (l *Lease) Progress(events int64, since time.Duration) {
+	l.learnSpeed(l.host.tokens(events), since)
+}
+
+// tokens is how many tokens that many events of the endpoint's streams carry: speculative decoding, for one, gives several at once.
+func (h *host) tokens(events int64) int64 {
+	return int64(math.Round(float64(events) * h.perEvent.mean(1)))
+}
+
+const fewEvents = 16 // of a stream, which do not tell how many tokens each carries
 
 func (l *Lease) learnSpeed(outputTokens int64, since time.Duration) {
 	if math.IsNaN(l.firstAt) || outputTokens < 2 || since <= 0 {
@@ -96,6 +105,8 @@ type Result struct {
 	Class        outcome.Class
 	RetryAfter   time.Duration // with Throttled
 	OutputTokens int64
+	Estimated    bool  // nobody told OutputTokens: they are Events
+	Events       int64 // of a stream, with output in them; 0 for an answer in one piece
 	Choices      int64 // that share OutputTokens and came side by side (n of a request); 0 is 1
 	PromptTokens int64
 	Cached       int64         // prompt tokens that the host read from its prefix cache; -1 when it does not say
@@ -111,6 +122,12 @@ func (l *Lease) Done(res Result) {
 	h := l.host
 	now := l.r.now()
 	at := l.r.seconds(now)
+	switch {
+	case res.Estimated:
+		res.OutputTokens = h.tokens(res.OutputTokens)
+	case res.Class == outcome.Success && res.Events >= fewEvents:
+		h.perEvent.add(float64(res.OutputTokens) / float64(res.Events))
+	}
 	tokens := res.OutputTokens / max(1, res.Choices) // of one stream
 	switch {
 	case !math.IsNaN(l.firstAt):
