@@ -1,6 +1,7 @@
 package router
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"testing"
@@ -278,4 +279,24 @@ func TestQueueTwice(t *testing.T) {
 	if got := limit(); got != 20 {
 		t.Errorf("limit %v by a queue a minute after the last", got)
 	}
+}
+
+// Too many requests that wait for a worker to start are too many requests, not a host that fails.
+func TestTooManyWaitForAWorker(t *testing.T) {
+	r := brain(newClock(), 1)
+	w := serverless("worker", 0.0007, endpoint.Cold)
+	w.Price.ColdStart = 20 * time.Second
+	r.Update([]endpoint.Endpoint{w}, []ModelRule{{Name: "m", Serves: []string{"m"}, SLO: SLO{TPS: 15}}})
+	for i := range 20 {
+		err := r.Pick(&Request{Model: "m"}, new(Lease))
+		if err == nil {
+			continue
+		}
+		ue, ok := errors.AsType[*UnavailableError](err)
+		if i != 8 || !ok || ue.Cause != Throttled || ue.RetryAfter != 20*time.Second {
+			t.Errorf("request %d: %v, %+v", i, err, ue)
+		}
+		return
+	}
+	t.Error("twenty requests wait for a worker of four")
 }

@@ -363,12 +363,16 @@ func (r *Router) unavailable(s *scratch) error {
 	return e
 }
 
-// full tells whether somebody is up who takes no more for the SLO's sake, and how many seconds until one does: about when
-// one of its requests ends.
+// full tells whether somebody is well who takes no more for the SLO's sake, and how many seconds until one does: about when
+// one of its requests ends, or a worker is up.
 func (s *scratch) full(wait *float64) (yes bool) {
 	for i := range s.views {
-		if v := &s.views[i]; v.verdict < limited && v.coldSeconds == 0 {
-			if w := s.output * v.itl / max(1, v.inFlight); !yes || w < *wait {
+		if v := &s.views[i]; v.verdict < limited {
+			w := v.coldSeconds
+			if w == 0 {
+				w = s.output * v.itl / max(1, v.inFlight)
+			}
+			if !yes || w < *wait {
 				*wait = w
 			}
 			yes = true
