@@ -300,3 +300,19 @@ func TestTooManyWaitForAWorker(t *testing.T) {
 	}
 	t.Error("twenty requests wait for a worker of four")
 }
+
+// A retry that comes too late for the promise goes to the warm host with a short queue, not to a worker that takes half a minute.
+func TestLateRetry(t *testing.T) {
+	c := newClock()
+	r := brain(c, 1, hourly("warm", 1, 48, "m"), hourly("bad", 1, 48, "m"), serverless("worker", 0.0007, endpoint.Cold))
+	for i := range 4 {
+		q := Request{Model: "m", PromptTokens: 300, Tried: []endpoint.ID{"bad"}}
+		if i == 3 {
+			q.Came = c.t.Add(-3 * time.Second)
+		}
+		var l Lease
+		if err := r.Pick(&q, &l); err != nil || l.Endpoint.ID != "warm" {
+			t.Errorf("request %d went to %v, first token in %.1f s: %s (%v)", i, l.Endpoint.ID, l.Decision.TTFT, l.Decision.Why, err)
+		}
+	}
+}

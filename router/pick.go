@@ -521,7 +521,9 @@ func (s *scratch) degrade() (best *view, why string) {
 		if !s.q.Resumed {
 			missTTFT = v.ttft / s.left
 		}
-		if missTTFT > tooLate && (v.alone < s.left || v.ttft > crowdedBy*v.alone) {
+		// Of a request that has waited before, its queue is judged by the whole promise: what is over is over, and a start takes longer.
+		whole := max(s.left, s.slo.TTFT.Seconds())
+		if !s.q.Resumed && v.ttft > tooLate*whole && (v.alone < whole || v.ttft > crowdedBy*v.alone) {
 			return math.Inf(1) // sooner another worker than a queue that grows; a long prompt takes its time anywhere
 		}
 		return max(v.itl*s.slo.TPS, missTTFT)
