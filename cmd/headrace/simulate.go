@@ -57,7 +57,7 @@ func simulateCommand() *cobra.Command {
 policies and one that knows everything, and tell what each would have cost and how many requests would have kept their SLO.
 
 Without arguments the built-in scenario S1 is simulated, with --fleet the fleet of that file. --suite standard shows every
-claim of the acceptance table (all scenarios, whole days, 5 seeds: half an hour on two processors), --suite short the
+claim of the acceptance table (all scenarios, whole days, 5 seeds: 35 minutes on two idle processors), --suite short the
 same claims on a morning in less than a minute; with --fleet on your own fleet.
 
 Each figure is the mean over seeds, ± half its 95 % confidence interval by Student's t. Each seed draws the hosts' true
