@@ -182,7 +182,7 @@ func New(o Options) *Table {
 	}
 	keep := min(o.Keep, 365*24*time.Hour) / time.Second
 	t := &Table{slots: make([]slot, n), mask: uint64(n/ways - 1), keep: int32(keep)} //nolint:gosec // positive and small
-	for i := 0; i < len(t.slots); i += 128 { // as many lie in a page: takes the memory now, and not a page fault in each of the first requests
+	for i := 0; i < len(t.slots); i += 128 {                                         // as many lie in a page: takes the memory now, and not a page fault in each of the first requests
 		t.slots[i].hash.Store(0)
 	}
 	return t
