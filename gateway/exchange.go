@@ -356,7 +356,7 @@ func (x *exchange) result(class outcome.Class, retryAfter time.Duration) router.
 		r.OutputTokens, r.Estimated = x.m.output()
 	}
 	if x.m.hasUsage {
-		r.PromptTokens, r.Cached = max(0, x.m.usage.Prompt), x.m.usage.Cached
+		r.Cached = x.m.usage.Cached
 	}
 	return r
 }

@@ -44,7 +44,7 @@ type truth struct{ a, b, ttft float64 }
 // serve answers a request of 200 tokens at once in virtual time, as if n ran there.
 func (tr truth) serve(l *Lease, n float64) {
 	l.FirstContent(seconds(tr.ttft))
-	l.Done(Result{Class: outcome.Success, OutputTokens: 200, PromptTokens: 100, Cached: -1, Streamed: seconds(199 * (tr.a + tr.b*n))})
+	l.Done(Result{Class: outcome.Success, OutputTokens: 200, Cached: -1, Streamed: seconds(199 * (tr.a + tr.b*n))})
 }
 
 // A lease's worth of marginal cost: whoever serves the most at once is not drawn more requests by it, and an idle host that is
@@ -178,7 +178,7 @@ func TestOddNumbers(t *testing.T) {
 				l.Progress(rnd.Int64N(1000)-5, time.Duration(rnd.Int64N(1e11)-5e10))
 			}
 			l.Done(Result{
-				Class: outcome.Success, OutputTokens: rnd.Int64N(1000) - 10, PromptTokens: rnd.Int64N(1000) - 10, Cached: rnd.Int64N(1000) - 10,
+				Class: outcome.Success, OutputTokens: rnd.Int64N(1000) - 10, Cached: rnd.Int64N(1000) - 10,
 				Streamed: time.Duration(rnd.Int64N(1e11) - 5e10), USD: some(),
 			})
 			r.Advise(c.t)

@@ -26,7 +26,7 @@ func TestCachedShareIsLearned(t *testing.T) {
 		expected = l.Decision.Cached
 		l.FirstContent(300 * time.Millisecond)
 		c.seconds(6)
-		l.Done(Result{Class: outcome.Success, OutputTokens: 200, PromptTokens: 1000, Cached: held, Streamed: 5700 * time.Millisecond})
+		l.Done(Result{Class: outcome.Success, OutputTokens: 200, Cached: held, Streamed: 5700 * time.Millisecond})
 		return expected
 	}
 	for _, held := range []int64{250, 0, 1000} { // the last as after a restart with the cache turned on

@@ -69,7 +69,7 @@ func (p *brain) settled(a *attempt, class outcome.Class, retryAfter float64) {
 		res.OutputTokens, res.Streamed = int64(a.seq.made), duration(a.streamed())
 	}
 	if class == outcome.Success {
-		res.PromptTokens, res.Cached = int64(a.seq.prompt), int64(a.seq.hit)
+		res.Cached = int64(a.seq.hit)
 	}
 	a.lease.Done(res)
 }
