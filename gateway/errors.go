@@ -132,6 +132,9 @@ func errUnavailable(e *router.UnavailableError) *openai.Error {
 	case router.Unqualified:
 		out.Code = "no_host_qualifies"
 		out.Message = fmt.Sprintf("No host may take a request for the model %q: %s. Demand less (x-headrace-trust, x-headrace-region, models.*.require), or add a host.", model, e.Reason)
+	case router.NotContinuable:
+		out.Status, out.Code = 502, "upstream_lost"
+		out.Message = fmt.Sprintf("The host broke off in the middle of its answer, and %s.", e.Reason)
 	case router.NoRoute:
 		out.Status, out.Type, out.Code, out.Param = 404, "invalid_request_error", "route_not_served", "model"
 		out.Message = fmt.Sprintf("The model %q cannot be asked this way: %s.", model, e.Reason)
@@ -160,6 +163,12 @@ func errAttempt(e *outcome.Error) *openai.Error {
 		out.Code, out.Message = "host_denied", "The host that serves this model refused the gateway's credentials. Its operator must check the host's api_key."
 	case outcome.Truncated:
 		out.Code, out.Message = "upstream_lost", "The host broke off in the middle of its answer."
+	case outcome.Stalled:
+		out.Code, out.Message = "upstream_lost", "The host fell silent in the middle of its answer."
+	case outcome.Moved:
+		out.Code, out.Message = "upstream_lost", "The host was taken away in the middle of its answer."
+	case outcome.Severed:
+		out.Code, out.Message = "host_failed", "The host that serves this model broke the connection before it answered."
 	case outcome.UpstreamFault:
 		out.Code, out.Message = "host_failed", "The host that serves this model failed."
 		if e.Status >= 500 {

@@ -165,7 +165,7 @@ func (l *Lease) Done(res Result) {
 		}
 	case outcome.Faulty:
 		h.failures.Add(1)
-		if res.Class == outcome.DialFailed {
+		if res.Class == outcome.DialFailed || res.Class == outcome.Severed {
 			l.ticket.Gone()
 		} else {
 			l.ticket.Failed()
@@ -200,7 +200,8 @@ func (l *Lease) Done(res Result) {
 	case outcome.UpstreamDenied:
 		h.breaker.CoolDown(now.Add(deniedCoolDown), whyDenied)
 	case outcome.Success, outcome.DialFailed, outcome.UpstreamFault, outcome.FirstByteTimeout,
-		outcome.CallerFault, outcome.Truncated, outcome.ClientGone, outcome.Unserved, outcome.Opaque:
+		outcome.CallerFault, outcome.Truncated, outcome.ClientGone, outcome.Unserved, outcome.Opaque,
+		outcome.Stalled, outcome.Severed, outcome.Moved:
 	}
 }
 

@@ -160,7 +160,7 @@ func (v *view) settled(r *ledger.Record) {
 		if moved {
 			v.moved++
 		}
-	case outcome.Truncated:
+	case outcome.Truncated, outcome.Stalled, outcome.Moved:
 		v.broken++
 		c := v.cut[r.Endpoint]
 		v.cut[r.Endpoint] = cuts{c.n + 1, time.Now()}
@@ -194,7 +194,13 @@ func plainly(c outcome.Class) string {
 	case outcome.DialFailed:
 		return "nobody listened there"
 	case outcome.UpstreamFault:
-		return "it failed or broke the connection"
+		return "it failed"
+	case outcome.Severed:
+		return "it broke the connection"
+	case outcome.Stalled:
+		return "it fell silent in mid-stream"
+	case outcome.Moved:
+		return "it was taken away in mid-stream"
 	case outcome.Opaque:
 		return "it failed without saying why"
 	case outcome.FirstByteTimeout:

@@ -17,21 +17,25 @@ const (
 	Success          Class = iota
 	DialFailed             // no request byte left us: refused, unreachable, connect timeout, TLS handshake failed
 	Throttled              // 429 or a full provider queue
-	UpstreamFault          // 5xx, reset before the first content byte, an answer that is not what was asked for
+	UpstreamFault          // 5xx, an answer that is not what was asked for
 	FirstByteTimeout       // no first event within its deadline
 	UpstreamDenied         // it refused our credentials: 401, 403
 	CallerFault            // 4xx about the request itself
-	Truncated              // broke off after the first content byte, or fell silent
+	Truncated              // broke off after the first content byte: reset, or ended without its end
 	ClientGone             // the caller left
 	Unserved               // no attempt was made: no host to send to, or the gateway takes no more
 	NotReady               // it said that nobody is up to do the work yet: no worker, a model still loading
 	Opaque                 // a bare failure that the request may have caused as well as the host: RunPod's 500 hides vLLM's 400
+	Stalled                // fell silent after the first content byte, for longer than its host's own gaps allow
+	Severed                // reset or ended on a fresh connection before any byte of an answer: nobody is there any more
+	Moved                  // taken away by us after its first content byte, because its host leaves or was preempted
 	numClasses
 )
 
 var names = [numClasses]string{
 	"success", "dial_failed", "throttled", "upstream_fault", "first_byte_timeout",
 	"upstream_denied", "caller_fault", "truncated", "client_gone", "unserved", "not_ready", "opaque",
+	"stalled", "severed", "moved",
 }
 
 // String returns the word used in logs, headers and metrics.
@@ -78,6 +82,9 @@ var policies = [numClasses]Policy{
 	Unserved:         {false, Unrelated, 503},
 	NotReady:         {true, Unrelated, 503},
 	Opaque:           {true, Doubtful, 502},
+	Stalled:          {false, Faulty, 502},
+	Severed:          {true, Faulty, 502},
+	Moved:            {true, Unrelated, 503}, // by continuation, as Truncated: see gateway/resume
 }
 
 // Policy returns what follows from c.

@@ -22,7 +22,7 @@ func TestOfStatus(t *testing.T) {
 
 // TestPolicies holds what must never change by accident: who pays for a retry, and who is blamed.
 func TestPolicies(t *testing.T) {
-	for c := outcome.Success; c <= outcome.Unserved; c++ {
+	for c := outcome.Success; c <= outcome.Moved; c++ {
 		p := c.Policy()
 		if c == outcome.CallerFault || c == outcome.ClientGone {
 			if p.Elsewhere || p.Verdict == outcome.Faulty {
@@ -32,8 +32,11 @@ func TestPolicies(t *testing.T) {
 		if c == outcome.Throttled && p.Verdict != outcome.Unrelated {
 			t.Errorf("%s counts as %v: load is no sickness", c, p.Verdict)
 		}
-		if c == outcome.Truncated && p.Elsewhere {
+		if (c == outcome.Truncated || c == outcome.Stalled) && p.Elsewhere {
 			t.Errorf("%s may be tried elsewhere: content has been delivered", c)
+		}
+		if c == outcome.Moved && p.Verdict != outcome.Unrelated {
+			t.Errorf("%s counts as %v: the host did nothing wrong", c, p.Verdict)
 		}
 		if c.String() == "" {
 			t.Errorf("class %d has no name", c)
