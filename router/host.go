@@ -14,8 +14,9 @@ import (
 // host is what is known of an endpoint beyond what discovery says; it outlives snapshots.
 type host struct {
 	breaker  *health.Breaker
-	cache    atomic.Uint32 // its affinity.Host
-	hits     ewma          // tokens read from its prefix cache, as a share of those that were expected
+	cache    atomic.Uint32            // its affinity.Host
+	prefills atomic.Pointer[[]tested] // what self-tests found; replaced whole, under Router.mu
+	hits     ewma                     // tokens read from its prefix cache, as a share of those that were expected
 	inflight atomic.Int64
 	others   atomic.Int64 // in flight from other replicas and other callers, as last heard
 	prompts  atomic.Int64 // prompt tokens of others that have no first token yet, as last heard
@@ -247,6 +248,9 @@ func (h *host) follow(was, ep *endpoint.Endpoint, prior capacity.Prior, at float
 	case !up && !math.IsNaN(h.upAt):
 		h.upFor += max(0, at-h.upAt)
 		h.upAt = math.NaN()
+	}
+	if forget {
+		h.prefills.Store(nil)
 	}
 	h.pub.hazard.set(h.hazard(ep, at))
 	h.publish()

@@ -52,17 +52,21 @@ const (
 	noRoom  // no sequence is free
 	ramping // slow start
 	// From here on a candidate is out of the question, and nothing is predicted of it.
-	limited // a rate or number of requests that its provider sets
-	barred  // breaker, or a cool-down
-	away    // by its state
-	misfit  // see fitness
-	tried   // failed this request already, or lost it to another one this moment
+	limited   // a rate or number of requests that its provider sets
+	barred    // breaker, or a cool-down
+	away      // by its state
+	misfit    // see fitness
+	asleep    // a worker would have to start, which a caller who is reading does not wait for
+	otherKind // serves another model than the one that began the answer
+	noPrefill // is not known to go on with an unfinished answer
+	tried     // failed this request already, or lost it to another one this moment
 	numVerdicts
 )
 
 var verdictWords = [numVerdicts]string{
 	"serves", "first token too late", "stream too slow", "full", "in slow start", "at its provider's limit", "breaker open or cooling down",
-	"not usable in its state", "cannot or must not take this request", "tried already",
+	"not usable in its state", "cannot or must not take this request",
+	"would start a worker first", "serves another model than began the answer", "cannot continue an answer", "tried already",
 }
 
 func (v verdict) String() string { return verdictWords[v] }
@@ -75,6 +79,7 @@ type plan struct {
 	at      float64 // now in the learners' seconds
 	slo     SLO
 	policy  Policy
+	resumed bool    // the caller is reading already
 	strict  bool    // somebody asked for the SLO: sooner refuse a request than break everyone's
 	waited  float64 // seconds since the request came
 	left    float64 // seconds for the first token; +Inf without a promise
@@ -127,6 +132,7 @@ func (s *scratch) prepare(r *Router, m *Model, q *Request) {
 	}
 	s.plan = plan{q: q, m: m, now: now, at: r.seconds(now), policy: q.Policy}
 	s.attempt = len(q.Tried) + 1
+	s.resumed = q.Resumed || q.Continue != nil
 	s.strict = m.strict || q.SLO.TTFT > 0 || q.SLO.TPS > 0
 	s.slo = q.SLO.or(m.slo)
 	if s.policy == PolicyDefault {
@@ -136,7 +142,7 @@ func (s *scratch) prepare(r *Router, m *Model, q *Request) {
 		s.waited = max(0, now.Sub(q.Came).Seconds())
 	}
 	s.left = max(0.01, s.slo.TTFT.Seconds()-s.waited)
-	if q.Resumed {
+	if s.resumed {
 		s.left = math.Inf(1)
 	}
 	s.gap = 1 / s.slo.TPS
@@ -264,6 +270,16 @@ func (s *scratch) admission(c *candidate) verdict {
 	case !c.usable():
 		return away
 	}
+	if k := s.q.Continue; k != nil {
+		switch {
+		case k.From == c.ep.ID:
+			return tried
+		case !k.alike(c):
+			return otherKind
+		case !c.host.prefill(c.served).OK:
+			return noPrefill
+		}
+	}
 	if d, _ := c.host.breaker.Wait(s.now); d > 0 {
 		return barred
 	}
@@ -305,6 +321,10 @@ func (s *scratch) look(c *candidate, v *view) {
 		}
 		pending /= workers
 	}
+	if cold && s.q.Continue != nil {
+		v.verdict = asleep
+		return
+	}
 	v.inFlight = n
 	v.itl, v.itlSigma = s.state.ITL(n + 1)
 	v.expected = s.state.ExpectedTTFT(v.prompt, pending)
@@ -339,7 +359,7 @@ func (s *scratch) look(c *candidate, v *view) {
 	case v.verdict != serves:
 	case n+1 > v.limit:
 		v.verdict = noRoom
-	case s.q.Resumed && cold, !surely(v.ttft/s.left, s.z*v.ttftSigma):
+	case s.resumed && cold, !surely(v.ttft/s.left, s.z*v.ttftSigma):
 		v.verdict = slowFirst
 	case !surely(v.itl/s.gap, s.z*v.itlSigma):
 		v.verdict = slowStream
@@ -518,19 +538,19 @@ func (s *scratch) degrade() (best *view, why string) {
 			return math.Inf(1)
 		}
 		missTTFT := 0.0
-		if !s.q.Resumed {
+		if !s.resumed {
 			missTTFT = v.ttft / s.left
 		}
 		// Of a request that has waited before, its queue is judged by the whole promise: what is over is over, and a start takes longer.
 		whole := max(s.left, s.slo.TTFT.Seconds())
-		if !s.q.Resumed && v.ttft > tooLate*whole && (v.alone < whole || v.ttft > crowdedBy*v.alone) {
+		if !s.resumed && v.ttft > tooLate*whole && (v.alone < whole || v.ttft > crowdedBy*v.alone) {
 			return math.Inf(1) // sooner another worker than a queue that grows; a long prompt takes its time anywhere
 		}
 		return max(v.itl*s.slo.TPS, missTTFT)
 	}); best != nil {
 		return best, whyCrowded
 	}
-	if !s.q.Resumed {
+	if !s.resumed {
 		if best = pick(func(v *view) float64 {
 			if v.coldSeconds == 0 || float64(v.c.host.inflight.Load()) >= coldQueue*v.limit*float64(max(1, v.c.ep.Workers)) {
 				return math.Inf(1)
@@ -540,7 +560,7 @@ func (s *scratch) degrade() (best *view, why string) {
 			return best, whyColdStart
 		}
 	}
-	if s.q.Resumed {
+	if s.resumed {
 		return pick(func(v *view) float64 { return v.itl + v.coldSeconds }), whyResumed
 	}
 	if !s.strict {

@@ -30,6 +30,9 @@ type Request struct {
 	// Resumed says that the caller is reading the stream already and the request continues it: no cold start may come in
 	// between, and the time to the first token was kept or missed before.
 	Resumed bool
+	// Continue is set for a stream that broke and is to be continued from what was delivered; it implies Resumed. Only a host that
+	// serves the same model and is known to go on with an unfinished answer may, and none that failed the request before.
+	Continue *Continuation
 	// Whole says that the answer comes in one piece, so that nobody sees its first token.
 	Whole bool
 	// Tokenless says that the answer is not made of output tokens: embeddings, scores, images. No TPS is promised then.

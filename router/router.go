@@ -77,7 +77,7 @@ func New(o Options) *Router {
 		r.decisions.slots[i].seq = 0
 	}
 	r.dice.Store(o.Seed)
-	r.snap.Store(&Snapshot{models: map[string]*Model{}, byID: map[endpoint.ID]*candidate{}})
+	r.snap.Store(&Snapshot{models: map[string]*Model{}, byID: map[endpoint.ID]*candidate{}, now: r.now})
 	return r
 }
 
@@ -107,13 +107,14 @@ type Cause uint8
 
 // Causes, from what the caller can change to what it can only wait for.
 const (
-	Failing     Cause = iota // all are failing, away or not up yet
-	Throttled                // all are at a limit of theirs
-	NoCapacity               // the provider can start no worker now
-	Unqualified              // none is what the model or the request demands (trust, encryption, region)
-	NoRoute                  // none answers this path
-	NoMedia                  // none takes images, audio or files
-	TooLarge                 // the body is larger than any of them takes
+	Failing        Cause = iota // all are failing, away or not up yet
+	Throttled                   // all are at a limit of theirs
+	NoCapacity                  // the provider can start no worker now
+	Unqualified                 // none is what the model or the request demands (trust, encryption, region)
+	NoRoute                     // none answers this path
+	NoMedia                     // none takes images, audio or files
+	TooLarge                    // the body is larger than any of them takes
+	NotContinuable              // none can go on with the answer: the caller gets an error rather than a corrupt one
 )
 
 // UnavailableError says that endpoints serve the model but none may be used now, or none for such a request.
@@ -162,6 +163,7 @@ type Lease struct {
 	ticket health.Ticket
 	r      *Router
 	stats  *modelStats
+	root   string // of the model's card
 	held   bool
 	whole  bool // nobody sees its first token
 
@@ -198,7 +200,7 @@ func (r *Router) Pick(q *Request, l *Lease) error {
 	s := scratches.Get().(*scratch)
 	defer scratches.Put(s)
 	s.prepare(r, m, q)
-	again := len(q.Tried) > 0
+	again := len(q.Tried) > 0 && q.Continue == nil
 	for s.survey(); ; {
 		v, why := s.choose()
 		switch {
@@ -242,7 +244,7 @@ func (s *scratch) lease(r *Router, v *view, why string, l *Lease) bool {
 	}
 	*l = Lease{
 		Endpoint: ep, Served: v.c.served, ServedJSON: v.c.servedJSON, Unnamed: v.c.unnamed,
-		host: h, ticket: ticket, r: r, stats: s.m.stats, held: true, whole: s.q.Whole,
+		host: h, ticket: ticket, r: r, stats: s.m.stats, root: v.c.root, held: true, whole: s.q.Whole,
 		pickedAt: s.at, firstAt: math.NaN(), expected: v.expected, target: s.slo.TTFT.Seconds(), engines: engines, limit: v.limit, pending: pending, late: s.waited, slo: s.slo,
 		integral: integral, key: &s.q.Affinity, match: v.match,
 	}
@@ -260,7 +262,7 @@ func (s *scratch) lease(r *Router, v *view, why string, l *Lease) bool {
 	d.USDPerMTok, d.MarginalUSD, d.TTFT, d.TPS = v.full*1e6, v.usd, v.ttft, 1/v.itl
 	d.PTTFT, d.PTPS = v.pTTFT(&s.plan), v.pTPS(&s.plan)
 	d.Use, d.Cached, d.Cold = v.use(), v.cached, v.coldSeconds > 0
-	d.resumed = s.q.Resumed
+	d.resumed = s.resumed
 	return true
 }
 
@@ -314,6 +316,10 @@ func (h *host) admit(l *endpoint.Limits, n int64, now time.Time) bool {
 func (r *Router) unavailable(s *scratch) error {
 	m, q, now := s.m, s.q, s.now
 	e := &UnavailableError{Model: m.Name, Reason: "every host that serves it is failing"}
+	if q.Continue != nil {
+		e.Cause, e.Reason = NotContinuable, "no other host can continue the answer"
+		return e
+	}
 	var fits, throttled, noCapacity int
 	crowded := 0.0 // seconds until the first of those that are too crowded has room again
 	cause := fit   // the last reason on the way in that still kept some candidate out

@@ -31,6 +31,7 @@ type Snapshot struct {
 	names  []string // sorted
 	byID   map[endpoint.ID]*candidate
 	list   []*candidate // by ID
+	now    func() time.Time
 }
 
 // Model is what callers may name.
@@ -47,6 +48,8 @@ type Model struct {
 	holders map[affinity.Host]*candidate
 	// textOnly says that one of them takes no images, audio or files.
 	textOnly bool
+	prefills atomic.Int32 // candidates that can continue an answer
+	fickle   bool         // one of them is Interruptible
 }
 
 // candidate is one endpoint as one model sees it.
@@ -59,6 +62,7 @@ type candidate struct {
 	maxContext int    // tokens, 0 when unknown
 	hash       uint64 // affinity.EndpointHash
 	card       json.RawMessage
+	root       string // in the card
 }
 
 // ewma is an exponentially weighted mean, weight 0.1 for the newest; NaN bits unset mean no sample.
@@ -122,7 +126,7 @@ func (l *longMean) get(def float64) float64 {
 func (r *Router) Update(eps []endpoint.Endpoint, rules []ModelRule) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s := &Snapshot{models: map[string]*Model{}, byID: make(map[endpoint.ID]*candidate, len(eps))}
+	s := &Snapshot{models: map[string]*Model{}, byID: make(map[endpoint.ID]*candidate, len(eps)), now: r.now}
 	at := r.seconds(r.now())
 	before := r.snap.Load()
 	known := make(map[endpoint.ID]*host, len(eps))
@@ -170,6 +174,7 @@ func (r *Router) Update(eps []endpoint.Endpoint, rules []ModelRule) {
 	}
 	for _, m := range s.models {
 		m.arrange()
+		m.countPrefills()
 	}
 	maps.DeleteFunc(r.stats, func(name string, _ *modelStats) bool { return s.models[name] == nil })
 	slices.Sort(s.names)
@@ -240,7 +245,7 @@ func (s *Snapshot) add(name string, base *candidate, sv *endpoint.Served) {
 		s.models[name] = m
 	}
 	c := *base
-	c.served, c.card, c.maxContext = sv.Name, sv.Card, sv.MaxContext
+	c.served, c.card, c.maxContext, c.root = sv.Name, sv.Card, sv.MaxContext, rootOf(sv.Card)
 	if c.unnamed = sv.Unnamed; c.unnamed {
 		c.servedJSON = null
 	} else if sv.Name != name {
@@ -248,6 +253,7 @@ func (s *Snapshot) add(name string, base *candidate, sv *endpoint.Served) {
 	}
 	m.cands = append(m.cands, &c)
 	m.textOnly = m.textOnly || c.ep.TextOnly
+	m.fickle = m.fickle || c.ep.Tenure == endpoint.Interruptible
 }
 
 // null stands for the model in requests to hosts of which nobody knows what they call theirs; they fill it in.

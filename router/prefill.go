@@ -1,0 +1,120 @@
+package router
+
+import (
+	"encoding/json"
+
+	"headrace/router/endpoint"
+)
+
+// Prefill is what a self-test found of a host's way with an assistant message that is not finished.
+type Prefill struct {
+	Known bool // a self-test came to a result
+	OK    bool // its engine goes on with the message, and neither begins anew nor ends it first
+	Trims bool // its template drops white space at the end of the message
+}
+
+// Continuation is what a stream that broke asks of the host that is to go on with it.
+type Continuation struct {
+	From   endpoint.ID // whose failure broke it
+	Served string      // the model's id there
+	Root   string      // "root" of that model's card, "" when unknown; see Lease.Root
+}
+
+// alike tells whether c serves the very model that began the answer: the same root where both tell theirs, else the same id.
+func (k *Continuation) alike(c *candidate) bool {
+	if k.Root != "" && c.root != "" {
+		return k.Root == c.root
+	}
+	return k.Served == c.served && !c.unnamed
+}
+
+// rootOf reads what a host's card says the model was made from.
+func rootOf(card json.RawMessage) string {
+	var c struct {
+		Root string `json:"root"`
+	}
+	if len(card) == 0 || json.Unmarshal(card, &c) != nil {
+		return ""
+	}
+	return c.Root
+}
+
+// tested is what is known of one of a host's models.
+type tested struct {
+	served string
+	p      Prefill
+}
+
+// prefill returns what is known of the model that the host serves by that id.
+func (h *host) prefill(served string) Prefill {
+	if list := h.prefills.Load(); list != nil {
+		for i := range *list {
+			if t := &(*list)[i]; t.served == served {
+				return t.p
+			}
+		}
+	}
+	return Prefill{}
+}
+
+// SetPrefill tells what a self-test of an endpoint's model found. It is kept until the host is started anew or moves to
+// another machine. Endpoints that are not in the snapshot are left alone.
+func (r *Router) SetPrefill(id endpoint.ID, served string, p Prefill) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.snap.Load()
+	c := s.byID[id]
+	if c == nil {
+		return
+	}
+	var next []tested
+	if list := c.host.prefills.Load(); list != nil {
+		for _, t := range *list {
+			if t.served != served {
+				next = append(next, t)
+			}
+		}
+	}
+	if p.Known {
+		next = append(next, tested{served, p})
+	}
+	c.host.prefills.Store(&next)
+	for _, m := range s.models {
+		m.countPrefills()
+	}
+}
+
+// Prefill is what is known of the leased host's way with an unfinished message of the leased model.
+func (l *Lease) Prefill() Prefill { return l.host.prefill(l.Served) }
+
+// Root is what the host's card says the leased model was made from, "" when it says nothing.
+func (l *Lease) Root() string { return l.root }
+
+// countPrefills notes how many candidates can continue an answer, so that requests need not look. The caller holds Router.mu.
+func (m *Model) countPrefills() {
+	n := int32(0)
+	for _, c := range m.cands {
+		if c.host.prefill(c.served).OK {
+			n++
+		}
+	}
+	m.prefills.Store(n)
+}
+
+// Continuable tells whether it is worth reading an answer of the model so that it can be continued: some host that can go on
+// with one may be used now, and there is another host, or one that may be taken away. It is cheap enough to be asked for each request.
+func (s *Snapshot) Continuable(model string) bool {
+	m := s.models[model]
+	if m == nil || m.prefills.Load() == 0 || !m.fickle && len(m.cands) < 2 {
+		return false
+	}
+	now := s.now()
+	for _, c := range m.cands {
+		if c.usable() && !c.asleep() && c.host.prefill(c.served).OK {
+			if d, _ := c.host.breaker.Wait(now); d <= 0 {
+				return true
+			}
+		}
+	}
+	return false
+}
