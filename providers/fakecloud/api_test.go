@@ -172,6 +172,56 @@ func TestContinuation(t *testing.T) {
 	}
 }
 
+// TestPrefill shows what hosts make of an unfinished answer that ends with white space.
+func TestPrefill(t *testing.T) {
+	const prompt, begun = "go on", 5
+	whole := fakecloud.Answer(model, prompt, begun+20)
+	sent := fakecloud.Answer(model, prompt, begun) + " "
+	for name, tc := range map[string]struct {
+		prefill fakecloud.Prefill
+		status  int
+		want    string // the answer begins with it, "" for anything but the answer's rest
+	}{
+		"continues": {fakecloud.PrefillContinues, 200, strings.TrimPrefix(whole, sent)},
+		"trims":     {fakecloud.PrefillTrims, 200, strings.TrimPrefix(whole, strings.TrimRight(sent, " "))},
+		"ignores":   {fakecloud.PrefillIgnored, 200, fakecloud.Answer(model, prompt+"\n"+sent, 20)},
+		"refuses":   {fakecloud.PrefillRefused, 400, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if !strings.HasPrefix(whole, sent) {
+				t.Fatalf("no white space behind token %d of %q", begun, whole)
+			}
+			h := start(t, fakecloud.HostConfig{Prefill: tc.prefill})
+			body, err := json.Marshal(map[string]any{
+				"model": model, "max_tokens": 20, "continue_final_message": true, "add_generation_prompt": false,
+				"messages": []map[string]string{{"role": "user", "content": prompt}, {"role": "assistant", "content": sent}},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var a struct {
+				Choices []struct{ Message struct{ Content string } }
+			}
+			status, b, _ := do(t, h, http.MethodPost, "/v1/chat/completions", string(body))
+			if status != tc.status {
+				t.Fatalf("status %d %s", status, b)
+			}
+			if status != http.StatusOK {
+				return
+			}
+			if err := json.Unmarshal(b, &a); err != nil {
+				t.Fatal(err)
+			}
+			if got := a.Choices[0].Message.Content; got != tc.want {
+				t.Errorf("said %q, want %q", got, tc.want)
+			}
+			if s := h.Stats(); s.BadSeams != 0 {
+				t.Errorf("%d bad seams", s.BadSeams)
+			}
+		})
+	}
+}
+
 func TestReasoning(t *testing.T) {
 	h := start(t, fakecloud.HostConfig{Models: []string{"reasoner"}})
 	_, b, _ := do(t, h, http.MethodPost, "/v1/chat/completions", `{"messages":[{"role":"user","content":"why"}],"stream":true,"max_tokens":80}`)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // stringOrList is a JSON string or a list of them.
@@ -176,12 +177,24 @@ func (x *exchange) chatJob(q *chatRequest) (*job, *problem) {
 	if p := q.check(); p != nil {
 		return nil, p
 	}
+	switch x.h.cfg.Prefill {
+	case PrefillIgnored:
+		q.ContinueFinal = false
+	case PrefillRefused:
+		if q.ContinueFinal {
+			return nil, invalid("continue_final_message", "Unrecognized request argument supplied: continue_final_message")
+		}
+	case PrefillContinues, PrefillTrims:
+	}
 	messages, sent := q.Messages, ""
 	if last := messages[len(messages)-1]; q.ContinueFinal {
 		if last.Role != "assistant" {
 			return nil, invalid("messages", "continue_final_message: the last message is not the assistant's")
 		}
 		messages, sent = messages[:len(messages)-1], string(last.Content)
+		if x.h.cfg.Prefill == PrefillTrims {
+			sent = strings.TrimRightFunc(sent, unicode.IsSpace)
+		}
 	}
 	prompt := promptOf(messages)
 	j := &job{model: q.Model, prompt: prompt + sent, stream: q.Stream, continued: q.ContinueFinal}

@@ -37,6 +37,7 @@ type HostConfig struct {
 	MaxModelLen int           // tokens of prompt and answer together; default 131072
 	KeepAlive   time.Duration // until an idle connection is closed; default 5 s, as uvicorn does
 	Legacy      bool          // answer as old vLLM versions did: flat errors, vllm:gpu_cache_usage_perc
+	Prefill     Prefill       // what becomes of continue_final_message
 
 	TLS           bool             // serve https with a certificate by a CA of its own
 	CAFile        string           // with TLS: the CA's certificate is written here
@@ -51,6 +52,18 @@ type HostConfig struct {
 	AllowHeaderFaults bool // let requests ask for faults: x-fake-fault: KIND[,after=N…][; KIND…]
 	Keep              int  // requests that Requests returns; default 64
 }
+
+// Prefill is what a host makes of an unfinished assistant message that a chat request wants continued. The zero value
+// goes on where it ends.
+type Prefill uint8
+
+// Kinds of hosts.
+const (
+	PrefillContinues Prefill = iota
+	PrefillTrims             // goes on, but its template drops white space at the end of the message
+	PrefillIgnored           // knows no continue_final_message: closes the message and answers anew
+	PrefillRefused           // 400, as engines do that take no field they do not know
+)
 
 // Chunking is how a host cuts its streams into writes. The zero value writes each event by itself.
 type Chunking struct {
