@@ -103,16 +103,42 @@ const releaseScript = `if redis.call("GET", KEYS[1]) == ARGV[1] then return redi
 // whichever is less: no sooner than the far side takes two calls. When
 // Redis does not answer, each replica fetches for itself.
 func (r *Redis) Poll(ctx context.Context, key string, every time.Duration, fetch func(context.Context) ([]byte, error)) ([]byte, error) {
-	value, lease := r.opt.Prefix+"poll:"+key, r.opt.Prefix+"lease:"+key
+	return r.poll(ctx, &poll{
+		value: r.opt.Prefix + "poll:" + key, lease: r.opt.Prefix + "lease:" + key,
+		every: every, hold: leaseFor, rest: min(every, failedFor),
+	}, fetch)
+}
+
+// Once returns what do returns, at most within ago, whichever replica has called it: of those that call at about the same time
+// one does, and the others get its answer. It differs from Poll in what it costs when something is wrong: a replica that dies
+// keeps the others waiting for 5 s, and after a do that failed the next replica goes at once.
+func (r *Redis) Once(ctx context.Context, key string, within time.Duration, do func(context.Context) ([]byte, error)) ([]byte, error) {
+	return r.poll(ctx, &poll{
+		value: r.opt.Prefix + "once:" + key, lease: r.opt.Prefix + "lease:" + key,
+		every: within, hold: onceFor,
+	}, do)
+}
+
+const onceFor = 5 * time.Second
+
+// poll is something that one replica fetches for all.
+type poll struct {
+	value, lease string        // keys
+	every        time.Duration // an answer is good for that long
+	hold         time.Duration // of the lease, renewed while the fetch lasts
+	rest         time.Duration // nobody fetches after a fetch that failed
+}
+
+func (r *Redis) poll(ctx context.Context, p *poll, fetch func(context.Context) ([]byte, error)) ([]byte, error) {
 	for {
-		b, err := r.fresh(ctx, value, every)
+		b, err := r.fresh(ctx, p)
 		if err == nil && b != nil {
 			r.shared.Add(1)
 			return b, nil
 		}
 		held := false
 		if err == nil {
-			held, err = r.acquire(ctx, lease)
+			held, err = r.acquire(ctx, p)
 		}
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
@@ -124,12 +150,12 @@ func (r *Redis) Poll(ctx context.Context, key string, every time.Duration, fetch
 		}
 		r.report(nil)
 		if held {
-			if b, _ := r.fresh(ctx, value, every); b != nil { // another has fetched between our look and the lease
-				r.drop(ctx, lease)
+			if b, _ := r.fresh(ctx, p); b != nil { // another has fetched between our look and the lease
+				r.drop(ctx, p.lease)
 				r.shared.Add(1)
 				return b, nil
 			}
-			return r.fetch(ctx, value, lease, every, fetch)
+			return r.fetch(ctx, p, fetch)
 		}
 		if err := pause(ctx, lookFor); err != nil {
 			return nil, err
@@ -149,32 +175,36 @@ func pause(ctx context.Context, d time.Duration) error {
 }
 
 // fetch fetches for all replicas. The lease is renewed as long as it takes.
-func (r *Redis) fetch(ctx context.Context, value, lease string, every time.Duration, fetch func(context.Context) ([]byte, error)) ([]byte, error) {
+func (r *Redis) fetch(ctx context.Context, p *poll, fetch func(context.Context) ([]byte, error)) ([]byte, error) {
 	renewCtx, stop := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for pause(renewCtx, leaseFor/3) == nil {
+		for pause(renewCtx, p.hold/3) == nil {
 			c, cancel := context.WithTimeout(renewCtx, r.opt.Timeout)
-			_ = r.client.PExpire(c, lease, leaseFor).Err() // lost leases cost a second fetch, nothing else
+			_ = r.client.PExpire(c, p.lease, p.hold).Err() // lost leases cost a second fetch, nothing else
 			cancel()
 		}
 	}()
 	b, err := fetch(ctx)
 	stop()
 	<-done
-	if err != nil {
-		r.rest(ctx, lease, min(every, failedFor))
+	switch {
+	case err != nil && p.rest > 0:
+		r.rest(ctx, p.lease, p.rest)
+		return b, err
+	case err != nil:
+		r.drop(ctx, p.lease)
 		return b, err
 	}
 	r.fetched.Add(1)
 	c, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.opt.Timeout)
 	defer cancel()
 	stamped := binary.BigEndian.AppendUint64(nil, uint64(r.opt.Now().UnixMilli())) //nolint:gosec // after 1970
-	if serr := r.client.Set(c, value, append(stamped, b...), max(keepFor*every, time.Minute)).Err(); serr != nil {
+	if serr := r.client.Set(c, p.value, append(stamped, b...), max(keepFor*p.every, time.Minute)).Err(); serr != nil {
 		r.report(serr)
 	}
-	r.drop(ctx, lease)
+	r.drop(ctx, p.lease)
 	return b, nil
 }
 
@@ -193,10 +223,10 @@ func (r *Redis) drop(ctx context.Context, lease string) {
 }
 
 // fresh returns the shared answer if it is young enough, nil if there is none.
-func (r *Redis) fresh(ctx context.Context, value string, every time.Duration) ([]byte, error) {
+func (r *Redis) fresh(ctx context.Context, p *poll) ([]byte, error) {
 	c, cancel := context.WithTimeout(ctx, r.opt.Timeout)
 	defer cancel()
-	b, err := r.client.Get(c, value).Bytes()
+	b, err := r.client.Get(c, p.value).Bytes()
 	if errors.Is(err, redis.Nil) {
 		return nil, nil
 	}
@@ -207,16 +237,16 @@ func (r *Redis) fresh(ctx context.Context, value string, every time.Duration) ([
 		return nil, nil
 	}
 	at := time.UnixMilli(int64(binary.BigEndian.Uint64(b))) //nolint:gosec // what was written above
-	if age := r.opt.Now().Sub(at); age >= every || age < -time.Minute {
+	if age := r.opt.Now().Sub(at); age >= p.every || age < -time.Minute {
 		return nil, nil
 	}
 	return b[8:], nil
 }
 
-func (r *Redis) acquire(ctx context.Context, lease string) (bool, error) {
+func (r *Redis) acquire(ctx context.Context, p *poll) (bool, error) {
 	c, cancel := context.WithTimeout(ctx, r.opt.Timeout)
 	defer cancel()
-	err := r.client.SetArgs(c, lease, r.me, redis.SetArgs{Mode: "NX", TTL: leaseFor}).Err()
+	err := r.client.SetArgs(c, p.lease, r.me, redis.SetArgs{Mode: "NX", TTL: p.hold}).Err()
 	if errors.Is(err, redis.Nil) {
 		return false, nil
 	}

@@ -163,7 +163,7 @@ func TestFailedFetch(t *testing.T) {
 func TestHolderDies(t *testing.T) {
 	s := startRedis(t)
 	dead, alive := s.open(nil), s.open(nil)
-	if ok, err := dead.acquire(t.Context(), "headrace:lease:k"); !ok || err != nil {
+	if ok, err := dead.acquire(t.Context(), &poll{lease: "headrace:lease:k", hold: leaseFor}); !ok || err != nil {
 		t.Fatal(ok, err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
@@ -176,6 +176,47 @@ func TestHolderDies(t *testing.T) {
 	}
 	if b, err := alive.Poll(t.Context(), "k", time.Minute, func(context.Context) ([]byte, error) { return []byte("x"), nil }); err != nil || string(b) != "x" {
 		t.Errorf("after it ran out: %q, %v", b, err)
+	}
+}
+
+// TestOnce has many replicas do one thing at about the same time: one of them does it. What was done before is not good for
+// those that come later, and one who fails leaves it to the next at once.
+func TestOnce(t *testing.T) {
+	s := startRedis(t)
+	var clock, done atomic.Int64
+	clock.Store(1_800_000_000_000)
+	now := func() time.Time { return time.UnixMilli(clock.Load()) }
+	replicas := make([]*Redis, 4)
+	for i := range replicas {
+		replicas[i] = s.open(now)
+	}
+	for round := range 3 {
+		var wg sync.WaitGroup
+		for _, r := range replicas {
+			wg.Go(func() {
+				b, err := r.Once(t.Context(), "k", time.Second, func(context.Context) ([]byte, error) {
+					return fmt.Appendf(nil, "%d", done.Add(1)), nil
+				})
+				if want := fmt.Sprint(round + 1); err != nil || string(b) != want {
+					t.Errorf("round %d: %q, %v", round, b, err)
+				}
+			})
+		}
+		wg.Wait()
+		clock.Add(time.Second.Milliseconds())
+	}
+	boom := errors.New("boom")
+	if _, err := replicas[0].Once(t.Context(), "k", time.Second, func(context.Context) ([]byte, error) { return nil, boom }); !errors.Is(err, boom) {
+		t.Errorf("got %v", err)
+	}
+	if held, err := replicas[1].client.Exists(t.Context(), "headrace:lease:k").Result(); err != nil || held != 0 {
+		t.Errorf("after one that failed: %d leases, %v", held, err)
+	}
+	s.stop()
+	began := time.Now()
+	b, err := replicas[1].Once(t.Context(), "k", time.Second, func(context.Context) ([]byte, error) { return []byte("alone"), nil })
+	if d := time.Since(began); err != nil || string(b) != "alone" || d > 5*time.Second {
+		t.Errorf("without Redis: %q, %v, after %s", b, err, d)
 	}
 }
 
