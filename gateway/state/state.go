@@ -140,8 +140,8 @@ func (r *Redis) poll(ctx context.Context, p *poll, fetch func(context.Context) (
 		if err == nil {
 			held, err = r.acquire(ctx, p)
 		}
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
+		if oerr := over(ctx); oerr != nil {
+			return nil, oerr
 		}
 		if err != nil {
 			r.report(err)
@@ -161,6 +161,14 @@ func (r *Redis) poll(ctx context.Context, p *poll, fetch func(context.Context) (
 			return nil, err
 		}
 	}
+}
+
+// over is ctx's error. A connection's deadline, which is ctx's as well, may come a moment before ctx says so.
+func over(ctx context.Context) error {
+	if t, ok := ctx.Deadline(); ok && !time.Now().Before(t) {
+		return context.DeadlineExceeded
+	}
+	return ctx.Err()
 }
 
 func pause(ctx context.Context, d time.Duration) error {
