@@ -256,7 +256,7 @@ func (x *exchange) compose() {
 		x.req.Body, x.req.Size = x.parts[:1], len(body)
 		return
 	}
-	x.req.Body, x.req.Size = x.scan.Parts(x.parts[:0], body, x.lease.ServedJSON, inject)
+	x.req.Body, x.req.Size = x.scan.Parts(x.parts[:0], body, x.lease.ServedJSON, inject, false)
 }
 
 // attemptFailed ends the attempt and decides between another one and the caller's error.

@@ -57,7 +57,7 @@ func BenchmarkParts(b *testing.B) {
 	var dst [][]byte
 	b.ReportAllocs()
 	for b.Loop() {
-		dst, _ = r.Parts(dst[:0], body, model, true)
+		dst, _ = r.Parts(dst[:0], body, model, true, false)
 	}
 }
 

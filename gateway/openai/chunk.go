@@ -13,6 +13,17 @@ type Chunk struct {
 	Reasoning bool // some of the output is reasoning
 	ToolCall  bool // some of the output is a tool call
 
+	// TextChoice says that it has exactly one choice and that its index is 0 or not given. Text is what
+	// that choice says in "content" of its delta, or in "text", as it stands between its quotes, with its
+	// escapes; TextAt is the string in the data, quotes included, and absent when there is none.
+	TextChoice bool
+	Text       []byte
+	TextAt     Span
+
+	// Other says that it carries what is neither plain text nor reasoning: a tool call, a refusal, audio,
+	// content in parts, logprobs, or a second text.
+	Other bool
+
 	// Finish says that some choice (or the message, the response) has ended for the reason given in
 	// FinishReason, the last one seen, as it stands between its quotes. "" is taken for null.
 	Finish       bool
@@ -213,17 +224,25 @@ func (c *Chunk) choices(r *reader, m *marks) {
 		return
 	}
 	for r.element() {
+		c.TextChoice = !m.choices
 		m.choices = true
 		if !r.open('{') {
+			c.TextChoice = false
 			continue
 		}
 		output := false
 		for name, ok := r.member(); ok; name, ok = r.member() {
 			switch string(name) {
+			case "index":
+				if string(r.skip()) != "0" {
+					c.TextChoice = false
+				}
 			case "delta", "message":
 				output = c.delta(r) || output
 			case "text":
-				output = r.words() || output
+				output = c.text(r) && c.TextAt.Present() || output
+			case "logprobs":
+				c.Other = filled(r.skip()) || c.Other
 			case "finish_reason":
 				c.finish(r.skip())
 			default:
@@ -244,8 +263,12 @@ func (c *Chunk) delta(r *reader) (output bool) {
 	}
 	for name, ok := r.member(); ok; name, ok = r.member() {
 		switch string(name) {
-		case "content", "refusal", "audio":
-			output = filled(r.skip()) || output
+		case "content":
+			output = c.text(r) || output
+		case "refusal", "audio":
+			if filled(r.skip()) {
+				output, c.Other = true, true
+			}
 		case "reasoning_content", "reasoning", "reasoning_details":
 			if filled(r.skip()) {
 				output, c.Reasoning = true, true
@@ -265,6 +288,23 @@ func (c *Chunk) delta(r *reader) (output bool) {
 	return output
 }
 
+// text reads what a choice says and says whether it is something.
+func (c *Chunk) text(r *reader) bool {
+	if r.problem != fine || r.peek() != '"' {
+		said := filled(r.skip())
+		c.Other = c.Other || said
+		return said
+	}
+	from := r.i
+	raw := r.str()
+	if r.problem != fine {
+		return false
+	}
+	c.Other = c.Other || c.TextAt.Present()
+	c.Text, c.TextAt = raw, Span{from, r.i}
+	return len(raw) > 0
+}
+
 // toolCall reads a tool or function call and says whether it has an id, a name or arguments. The
 // members of its "function" or "custom" count as its own.
 func (c *Chunk) toolCall(r *reader) (output bool) {
@@ -281,6 +321,8 @@ func (c *Chunk) toolCall(r *reader) (output bool) {
 			r.skip()
 		}
 	}
-	c.ToolCall = c.ToolCall || output
+	if output {
+		c.ToolCall, c.Other = true, true
+	}
 	return output
 }

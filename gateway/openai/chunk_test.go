@@ -20,6 +20,12 @@ func said(change func(*chunk)) chunk {
 	return c
 }
 
+// coarse is c without what TestParseText looks at.
+func coarse(c chunk) chunk {
+	c.Text, c.TextAt, c.TextChoice, c.Other = nil, openai.Span{}, false, false
+	return c
+}
+
 func output(c *chunk)    { c.Content, c.Outputs = true, 1 }
 func reasoning(c *chunk) { c.Content, c.Outputs, c.Reasoning = true, 1, true }
 func toolCall(c *chunk)  { c.Content, c.Outputs, c.ToolCall = true, 1, true }
@@ -177,7 +183,7 @@ func TestParse(t *testing.T) {
 		}
 		got := chunk{Error: true, Outputs: 9, Malformed: true} // Parse must overwrite all of it
 		got.Parse(name, []byte(tc.data))
-		if want := said(tc.want); !reflect.DeepEqual(got, want) {
+		if want := said(tc.want); !reflect.DeepEqual(coarse(got), want) {
 			t.Errorf("%s %s:\n got %+v\nwant %+v", tc.name, tc.data, got, want)
 		}
 	}
@@ -205,7 +211,7 @@ func TestParseBody(t *testing.T) {
 	} {
 		var got chunk
 		got.ParseBody([]byte(body))
-		if want := said(want); !reflect.DeepEqual(got, want) {
+		if want := said(want); !reflect.DeepEqual(coarse(got), want) {
 			t.Errorf("%s:\n got %+v\nwant %+v", body, got, want)
 		}
 	}
@@ -245,6 +251,7 @@ func TestParseIgnoresMemberOrder(t *testing.T) {
 			shuffled := encode(nil, v, rng)
 			var got chunk
 			got.Parse([]byte(tc.name), shuffled)
+			got.TextAt, want.TextAt = openai.Span{}, openai.Span{}
 			if !reflect.DeepEqual(got, want) {
 				t.Errorf("seed %d: %s\n got %+v\nwant %+v", seed, shuffled, got, want)
 			}

@@ -76,6 +76,8 @@ type turns struct {
 	// root is where a conversation has become itself: behind what operators write and rootBytes of the first turn that
 	// they do not, or that turn's end. 0 until there is such a turn.
 	root int
+
+	assistant bool // the last turn is the assistant's
 }
 
 // scan reads a value and keeps where its elements end, if it has any.
@@ -86,8 +88,8 @@ func (t *turns) scan(rd *reader) {
 	}
 	for rd.element() {
 		from := rd.i
-		v := rd.skip()
-		if t.root == 0 && !byOperator(v) {
+		t.assistant = rd.byAssistant()
+		if t.root == 0 && !byOperator(rd.b[from:rd.i]) {
 			t.root = min(rd.i, from+rootBytes)
 		}
 		if t.n < firstTurns {
@@ -96,6 +98,21 @@ func (t *turns) scan(rd *reader) {
 		t.last[t.n%lastTurns] = rd.i
 		t.n++
 	}
+}
+
+// byAssistant reads a message and says whether its role, the last one when there are several, is the assistant's.
+func (r *reader) byAssistant() (yes bool) {
+	if !r.open('{') {
+		return false
+	}
+	for name, ok := r.member(); ok; name, ok = r.member() {
+		if string(name) == "role" {
+			yes = stringIs(r.skip(), "assistant")
+		} else {
+			r.skip()
+		}
+	}
+	return yes
 }
 
 // byOperator tells whether a message seems to be a system prompt. Its role stands in front of the content or behind it.

@@ -79,7 +79,7 @@ func TestRandomRequests(t *testing.T) {
 			body = body[:g.IntN(len(body)+1)]
 		}
 		checkScan(t, body)
-		checkParts(t, body, "new", g.IntN(4) > 0, g.IntN(4) > 0)
+		checkParts(t, body, "new", g.IntN(4) > 0, g.IntN(4) > 0, g.IntN(4) == 0)
 		if t.Failed() {
 			t.Fatalf("seed %d", seed)
 		}

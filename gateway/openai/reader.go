@@ -169,6 +169,11 @@ func (r *reader) memberRaw() (raw []byte, ok bool) {
 	if !r.more('}', wantCommaOrBrace) {
 		return nil, false
 	}
+	return r.key()
+}
+
+// key reads a member's name and colon.
+func (r *reader) key() (raw []byte, ok bool) {
 	if r.i >= len(r.b) || r.b[r.i] != '"' {
 		r.want(wantKey)
 		return nil, false

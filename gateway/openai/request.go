@@ -18,6 +18,7 @@ type Request struct {
 	ModelAt Span   // its value, quotes included
 
 	Stream          bool // "stream" is true
+	StreamAt        Span // its value, be it null
 	IncludeUsage    bool // "stream_options" has "include_usage" true
 	StreamOptionsAt Span // value of "stream_options", be it null
 	IncludeUsageAt  Span // value of "include_usage" in it, the last one when there are several
@@ -39,6 +40,20 @@ type Request struct {
 	Logprobs       bool // "logprobs" is there and neither null nor false; 0 counts
 	Seed           bool // "seed" is there and not null; 0 counts
 	Stop           bool // "stop" or "stop_sequences" holds something
+
+	// What decides whether an answer that broke off can be continued by another host.
+	Turns           int  // messages, or items of an input that is a list
+	OwnPrefill      bool // the last of them is the assistant's, or the caller set continue_final_message or unset add_generation_prompt
+	PromptIsText    bool // the value at PromptAt is one string
+	Echo            bool // "echo" is true
+	Suffix          bool // "suffix" holds something
+	BestOf          bool // "best_of" is more than 1, or "use_beam_search" is true
+	PromptLogprobs  bool // "prompt_logprobs" is there and neither null nor false
+	Audio           bool // "modalities" names more than text
+	TokenIDs        bool // "return_token_ids" is true
+	KeepStop        bool // "include_stop_str_in_output" (vLLM) or "no_stop_trim" (SGLang) is true
+	PromptTruncated bool // "truncate_prompt_tokens" holds something
+	PromptElsewhere bool // "prompt_embeds" or "kv_transfer_params" holds something
 
 	// PromptBytes is the length of the values of messages, prompt, input, query, documents, system,
 	// instructions, tools and functions as they stand in the body: a base for estimating tokens.
@@ -134,6 +149,7 @@ func (r *Request) Scan(body []byte) error {
 			r.User, wrong = rd.wantString("user", true)
 		case "stream":
 			r.Stream, wrong = rd.wantBool("stream")
+			r.StreamAt = Span{from, rd.i}
 		case "stream_options":
 			wrong = r.scanStreamOptions(&rd)
 		case "max_completion_tokens":
@@ -184,6 +200,31 @@ func (r *Request) Scan(body []byte) error {
 			r.Seed = filled(rd.skip())
 		case "stop", "stop_sequences":
 			r.Stop = filled(rd.skip()) || r.Stop
+		case "continue_final_message":
+			r.OwnPrefill = filled(rd.skip()) || r.OwnPrefill
+		case "add_generation_prompt":
+			v := rd.skip()
+			r.OwnPrefill = len(v) > 0 && v[0] != 't' && v[0] != 'n' || r.OwnPrefill
+		case "echo":
+			r.Echo = filled(rd.skip())
+		case "suffix":
+			r.Suffix = filled(rd.skip())
+		case "best_of":
+			r.BestOf = moreThanOne(rd.skip()) || r.BestOf
+		case "use_beam_search":
+			r.BestOf = filled(rd.skip()) || r.BestOf
+		case "prompt_logprobs":
+			r.PromptLogprobs = filled(rd.skip())
+		case "modalities":
+			r.Audio = rd.wantsMoreThanText()
+		case "return_token_ids":
+			r.TokenIDs = filled(rd.skip())
+		case "include_stop_str_in_output", "no_stop_trim":
+			r.KeepStop = filled(rd.skip()) || r.KeepStop
+		case "truncate_prompt_tokens":
+			r.PromptTruncated = filled(rd.skip())
+		case "prompt_embeds", "kv_transfer_params":
+			r.PromptElsewhere = filled(rd.skip()) || r.PromptElsewhere
 		default:
 			v := rd.skip()
 			if bytes.HasPrefix(name, []byte("guided_")) && filled(v) {
@@ -206,6 +247,11 @@ func (r *Request) Scan(body []byte) error {
 		if !r.PromptAt.Present() {
 			r.PromptAt = p
 		}
+	}
+	r.PromptIsText = r.PromptAt.Present() && body[r.PromptAt.From] == '"'
+	if t := &r.Layout.turns; t.n > 0 && t.at == r.PromptAt.From {
+		r.Turns = t.n
+		r.OwnPrefill = t.assistant || r.OwnPrefill
 	}
 	for _, limit := range [...]int64{output, most, completion} {
 		if limit >= 0 {
@@ -321,6 +367,27 @@ func (r *reader) bindsText() bool {
 		}
 	}
 	return binds
+}
+
+// moreThanOne says whether the JSON value v is a number above 1.
+func moreThanOne(v []byte) bool {
+	if len(v) == 0 || v[0]-'0' > 9 {
+		return false
+	}
+	n, ok := integer(v)
+	return !ok || n > 1
+}
+
+// wantsMoreThanText reads the value of "modalities".
+func (r *reader) wantsMoreThanText() (more bool) {
+	if r.problem != fine || r.peek() != '[' {
+		return filled(r.skip())
+	}
+	r.enter('[')
+	for r.element() {
+		more = !stringIs(r.skip(), "text") || more
+	}
+	return more
 }
 
 // stringIs says whether the JSON value v is the string want.

@@ -244,13 +244,13 @@ func anyBadUsage(t *testing.T, v json.RawMessage) (bad bool) {
 
 func FuzzParts(f *testing.F) {
 	for i, seed := range scanSeeds {
-		f.Add([]byte(seed), `meta-llama/"70B"`, i%3 != 0, i%2 == 0)
+		f.Add([]byte(seed), `meta-llama/"70B"`, i%3 != 0, i%2 == 0, i%5 < 2)
 	}
 	f.Fuzz(checkParts)
 }
 
 // checkParts compares what Parts makes of body with the same change made by encoding/json.
-func checkParts(t *testing.T, body []byte, model string, replace, inject bool) {
+func checkParts(t *testing.T, body []byte, model string, replace, inject, stream bool) {
 	t.Helper()
 	var r openai.Request
 	if r.Scan(body) != nil {
@@ -261,7 +261,7 @@ func checkParts(t *testing.T, body []byte, model string, replace, inject bool) {
 	if replace {
 		modelJSON = openai.AppendString(nil, model)
 	}
-	parts, n := r.Parts(nil, body, modelJSON, inject)
+	parts, n := r.Parts(nil, body, modelJSON, inject, stream)
 	joined := bytes.Join(parts, nil)
 	if n != len(joined) || !bytes.Equal(body, before) {
 		t.Fatalf("%q: length %d said, %d written", body, n, len(joined))
@@ -273,6 +273,10 @@ func checkParts(t *testing.T, body []byte, model string, replace, inject bool) {
 	want, _, _ := members(body)
 	if replace {
 		want["model"] = modelJSON
+	}
+	if stream {
+		want["stream"] = json.RawMessage("true")
+		inject = true
 	}
 	if inject {
 		gotOptions, wantOptions := map[string]json.RawMessage{}, map[string]json.RawMessage{}
@@ -296,7 +300,7 @@ func checkParts(t *testing.T, body []byte, model string, replace, inject bool) {
 		t.Fatalf("%q became %q", body, joined)
 	}
 	var again openai.Request
-	if err := again.Scan(joined); err != nil || inject && !again.IncludeUsage {
+	if err := again.Scan(joined); err != nil || inject && !again.IncludeUsage || stream && !again.Stream {
 		t.Fatalf("%q became %q: %v", body, joined, err)
 	}
 }

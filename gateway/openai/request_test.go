@@ -23,11 +23,12 @@ func TestScan(t *testing.T) {
 		" \t\n{ }": {MaxTokens: -1, N: 1, OpenAt: 4, Empty: true},
 		`{"model":"m","stream":true}`: absent(func(r *request) {
 			r.Model, r.ModelAt, r.Stream = []byte("m"), openai.Span{From: 9, To: 12}, true
+			r.StreamAt = openai.Span{From: 22, To: 26}
 		}),
 		`{"model":""}`:                                           absent(func(r *request) { r.Model, r.ModelAt = []byte{}, openai.Span{From: 9, To: 11} }),
 		`{"m\u006fdel":"a\/b\u00e9"}`:                            absent(func(r *request) { r.Model, r.ModelAt = []byte("a/bé"), openai.Span{From: 14, To: 26} }),
 		`{"model":"\ud83d\ude00\ud83d"}`:                         absent(func(r *request) { r.Model, r.ModelAt = []byte("😀\uFFFD"), openai.Span{From: 9, To: 29} }),
-		`{"stream":null,"max_tokens":null,"n":null,"user":null}`: absent(func(*request) {}),
+		`{"stream":null,"max_tokens":null,"n":null,"user":null}`: absent(func(r *request) { r.StreamAt = openai.Span{From: 10, To: 14} }),
 		`{"stream_options":null}`:                                absent(func(r *request) { r.StreamOptionsAt = openai.Span{From: 18, To: 22} }),
 		`{"stream_options":{}}`:                                  absent(func(r *request) { r.StreamOptionsAt = openai.Span{From: 18, To: 20} }),
 		`{"stream_options": {"include_usage" :false } }`: absent(func(r *request) {
@@ -70,16 +71,18 @@ func TestScan(t *testing.T) {
 		`{"prompt_cache_key":"a\n"}`:                            absent(func(r *request) { r.CacheKey = []byte(`a\n`) }),
 		`{"prompt_cache_key":{"a":1}}`:                          absent(func(*request) {}),
 		`{"prompt":"ab","messages": [1] }`: absent(func(r *request) {
-			r.PromptBytes, r.PromptAt = 7, openai.Span{From: 27, To: 30}
+			r.PromptBytes, r.PromptAt, r.Turns = 7, openai.Span{From: 27, To: 30}, 1
 		}),
 		`{"query":"q","documents":["a","b"],"input":[]}`: absent(func(r *request) {
 			r.PromptBytes, r.PromptAt = 3+9+2, openai.Span{From: 43, To: 45}
 		}),
 		// What looks like a member but lies deeper is none.
 		`{"messages":[{"model":"x","stream":true}],"metadata":{"model":1,"n":"a"}}`: absent(func(r *request) {
-			r.PromptBytes, r.PromptAt = 29, openai.Span{From: 12, To: 41}
+			r.PromptBytes, r.PromptAt, r.Turns = 29, openai.Span{From: 12, To: 41}, 1
 		}),
-		`{"prompt":"\"model\":\"x\", \\"}`: absent(func(r *request) { r.PromptBytes, r.PromptAt = 21, openai.Span{From: 10, To: 31} }),
+		`{"prompt":"\"model\":\"x\", \\"}`: absent(func(r *request) {
+			r.PromptBytes, r.PromptAt, r.PromptIsText = 21, openai.Span{From: 10, To: 31}, true
+		}),
 	} {
 		var got request
 		got.Stop = true // Scan must overwrite all of it
@@ -238,7 +241,7 @@ func TestRequestDoesNotAllocate(t *testing.T) {
 		if err := r.Scan(body); err != nil {
 			t.Fatal(err)
 		}
-		dst, _ = r.Parts(dst[:0], body, model, true)
+		dst, _ = r.Parts(dst[:0], body, model, true, false)
 	}); n != 0 {
 		t.Errorf("Scan and Parts allocate %v times, want 0", n)
 	}
@@ -265,11 +268,11 @@ func TestParts(t *testing.T) {
 		if err := r.Scan(body); err != nil {
 			t.Fatalf("%s: %v", tc.body, err)
 		}
-		parts, n := r.Parts(nil, body, []byte(model), true)
+		parts, n := r.Parts(nil, body, []byte(model), true, false)
 		if got := string(bytes.Join(parts, nil)); got != tc.want || n != len(got) {
 			t.Errorf("%s:\n got %s (%d)\nwant %s (%d)", tc.body, got, n, tc.want, len(tc.want))
 		}
-		parts, n = r.Parts([][]byte{[]byte("kept")}, body, nil, false)
+		parts, n = r.Parts([][]byte{[]byte("kept")}, body, nil, false, false)
 		if got := string(bytes.Join(parts, nil)); got != "kept"+tc.body || n != len(tc.body) {
 			t.Errorf("%s without a change: %s (%d)", tc.body, got, n)
 		}

@@ -1,8 +1,11 @@
 package openai
 
+import "math"
+
 // What Parts puts in. These are constants: nobody may write to them.
 var (
 	modelName       = []byte(`"model":`)
+	streamMember    = []byte(`"stream":true`)
 	usageMember     = []byte(`"stream_options":{"include_usage":true}`)
 	usageObject     = []byte(`{"include_usage":true}`)
 	usageFirst      = []byte(`"include_usage":true`)
@@ -14,42 +17,57 @@ var (
 // Parts appends to dst the pieces of body, which r was scanned from, with the model replaced by
 // modelJSON (a JSON string literal, added when body names no model; nil leaves the model alone) and,
 // with injectUsage, stream_options.include_usage made true whether stream_options was absent, null,
-// without it, or had it false. Everything else stays as it was, byte for byte. The pieces alias body,
-// modelJSON and constants: read them only. It returns the summed length as well.
-func (r *Request) Parts(dst [][]byte, body, modelJSON []byte, injectUsage bool) ([][]byte, int) {
+// without it, or had it false; forceStream does so and makes stream true as well. Everything else stays
+// as it was, byte for byte. The pieces alias body, modelJSON and constants: read them only. It returns
+// the summed length as well.
+func (r *Request) Parts(dst [][]byte, body, modelJSON []byte, injectUsage, forceStream bool) ([][]byte, int) {
 	p := pieces{dst: dst, body: body}
-	addModel := modelJSON != nil && !r.ModelAt.Present()
-	addUsage := injectUsage && !r.StreamOptionsAt.Present()
-	if addModel || addUsage {
+	injectUsage = injectUsage || forceStream
+	setModel, setStream, setUsage := modelJSON != nil, forceStream && !r.Stream, injectUsage && !r.IncludeUsage
+	addModel := setModel && !r.ModelAt.Present()
+	addStream := setStream && !r.StreamAt.Present()
+	addUsage := setUsage && !r.StreamOptionsAt.Present()
+	if addModel || addStream || addUsage {
 		p.upTo(r.OpenAt)
 		if addModel {
 			p.put(modelName)
 			p.put(modelJSON)
 		}
-		if addModel && addUsage {
-			p.put(comma)
+		if addStream {
+			p.next(addModel, streamMember)
 		}
 		if addUsage {
-			p.put(usageMember)
+			p.next(addModel || addStream, usageMember)
 		}
 		if !r.Empty {
 			p.put(comma)
 		}
 	}
-	replaceModel := modelJSON != nil && !addModel
-	replaceUsage := injectUsage && !addUsage && !r.IncludeUsage
-	modelFirst := r.ModelAt.From < r.StreamOptionsAt.From
-	if replaceModel && (modelFirst || !replaceUsage) {
-		p.replace(r.ModelAt, modelJSON)
-	}
-	if replaceUsage {
-		r.setUsage(&p)
-	}
-	if replaceModel && !modelFirst && replaceUsage {
-		p.replace(r.ModelAt, modelJSON)
+	setModel, setStream, setUsage = setModel && !addModel, setStream && !addStream, setUsage && !addUsage
+	for setModel || setStream || setUsage { // in the order in which they stand
+		model, stream, usage := spot(setModel, r.ModelAt), spot(setStream, r.StreamAt), spot(setUsage, r.StreamOptionsAt)
+		switch min(model, stream, usage) {
+		case model:
+			p.replace(r.ModelAt, modelJSON)
+			setModel = false
+		case stream:
+			p.replace(r.StreamAt, trueWord)
+			setStream = false
+		default:
+			r.setUsage(&p)
+			setUsage = false
+		}
 	}
 	p.upTo(len(body))
 	return p.dst, p.n
+}
+
+// spot is where at begins, behind everything when it is not wanted.
+func spot(wanted bool, at Span) int {
+	if !wanted {
+		return math.MaxInt
+	}
+	return at.From
 }
 
 // setUsage replaces what the value of stream_options lacks.
@@ -83,6 +101,14 @@ func (p *pieces) put(b []byte) {
 		p.dst = append(p.dst, b)
 		p.n += len(b)
 	}
+}
+
+// next puts the member b, behind a comma unless it is the first one.
+func (p *pieces) next(behind bool, b []byte) {
+	if behind {
+		p.put(comma)
+	}
+	p.put(b)
 }
 
 // upTo puts what is left of body in front of index end.
