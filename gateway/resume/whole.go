@@ -1,0 +1,116 @@
+package resume
+
+// Whole appends the answer, of which all events were gathered, as the one JSON object that vLLM answers a
+// request with that asks for no stream: a chat.completion or text_completion. With a Reason other than
+// None it cannot be put together, and nothing is appended: several choices, tool calls, audio, logprobs or
+// an unreadable event.
+func (s *Story) Whole(dst []byte) ([]byte, Reason) {
+	switch {
+	case s.odd != None:
+		return dst, s.odd
+	case s.notes == nil:
+		return dst, Unreadable
+	}
+	n := s.notes
+	dst = append(dst, '{')
+	dst = member(dst, `"id":`, n.id)
+	if s.chat {
+		dst = append(dst, `"object":"chat.completion",`...)
+	} else {
+		dst = append(dst, `"object":"text_completion",`...)
+	}
+	dst = member(dst, `"created":`, n.created)
+	dst = member(dst, `"model":`, n.model)
+	dst = append(dst, `"choices":[{"index":0,`...)
+	if s.chat {
+		dst = s.message(dst)
+	} else {
+		dst = append(appendRaw(append(dst, `"text":"`...), s.raw()), '"')
+	}
+	dst = append(dst, `,"logprobs":null,"finish_reason":`...)
+	dst = orNull(dst, n.finish)
+	dst = n.choice.named(dst, `"stop_reason"`)
+	if s.chat {
+		dst = n.choice.named(dst, `"token_ids"`)
+	}
+	dst = append(n.choice.rest(dst), `}]`...)
+	dst = n.top.named(dst, `"service_tier"`)
+	dst = orNull(append(dst, `,"system_fingerprint":`...), n.fingerprint)
+	if len(n.usage) > 0 {
+		dst = append(append(dst, `,"usage":`...), n.usage...)
+	}
+	if s.chat {
+		dst = n.top.named(dst, `"prompt_logprobs"`)
+		dst = n.top.named(dst, `"prompt_token_ids"`)
+	}
+	dst = n.top.named(dst, `"kv_transfer_params"`)
+	return append(n.top.rest(dst), '}'), None
+}
+
+// message appends the member "message".
+func (s *Story) message(dst []byte) []byte {
+	n := s.notes
+	dst = append(dst, `"message":{"role":`...)
+	if len(n.roleName) > 0 {
+		dst = append(dst, n.roleName...)
+	} else {
+		dst = append(dst, `"assistant"`...)
+	}
+	text := s.raw()
+	thought := len(n.reasoning[0]) > 0 || len(n.reasoning[1]) > 0
+	if dst = append(dst, `,"content":`...); len(text) > 0 || !thought && len(n.refusal) == 0 {
+		dst = append(appendRaw(append(dst, '"'), text), '"')
+	} else {
+		dst = append(dst, "null"...)
+	}
+	dst = quoted(dst, `,"refusal":`, n.refusal)
+	dst = n.message.named(dst, `"annotations"`)
+	dst = n.message.named(dst, `"audio"`)
+	dst = n.message.named(dst, `"function_call"`)
+	for i, name := range reasoningNames {
+		if i == 0 || n.reasoned[i] {
+			dst = append(append(append(dst, `,"`...), name...), `":`...)
+			dst = quoted(dst, "", n.reasoning[i])
+		}
+	}
+	return append(n.message.rest(dst), '}')
+}
+
+// quoted appends a member that is a string, null when it is empty.
+func quoted(dst []byte, name string, raw []byte) []byte {
+	dst = append(dst, name...)
+	if len(raw) == 0 {
+		return append(dst, "null"...)
+	}
+	return append(appendRaw(append(dst, '"'), raw), '"')
+}
+
+func orNull(dst, v []byte) []byte {
+	if len(v) == 0 {
+		return append(dst, "null"...)
+	}
+	return append(dst, v...)
+}
+
+// named appends a comma and the member of that name, null when there is none, and takes it out.
+func (f *fields) named(dst []byte, name string) []byte {
+	dst = append(append(append(dst, ','), name...), ':')
+	for i := range *f {
+		if one := &(*f)[i]; string(one.name) == name {
+			dst = append(dst, one.value...)
+			one.name = one.name[:0]
+			return dst
+		}
+	}
+	return append(dst, "null"...)
+}
+
+// rest appends the other members.
+func (f *fields) rest(dst []byte) []byte {
+	for _, one := range *f {
+		if len(one.name) > 0 {
+			dst = append(append(append(append(dst, ','), one.name...), ':'), one.value...)
+		}
+	}
+	return dst
+}
