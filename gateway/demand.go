@@ -13,6 +13,7 @@ import (
 const (
 	headerPrefix  = "X-Headrace-"
 	wantsSession  = "Session"
+	wantsOnLoss   = "On-Preemption"
 	maxSessionLen = 256
 )
 
@@ -42,6 +43,14 @@ func (x *exchange) demand(name, value []byte) *openai.Error {
 			return errDemand("x-headrace-session", "a name of at most 256 bytes")
 		}
 		x.ask.Affinity.Session = affinity.SessionHash(x.model, value)
+		return nil
+	}
+	if is(wantsOnLoss) {
+		p, ok := ParsePreemption(strings.ToLower(string(value)))
+		if !ok {
+			return errDemand("x-headrace-on-preemption", "continue, restart or fail")
+		}
+		x.onLoss = p
 		return nil
 	}
 	for i := range wishes {

@@ -187,6 +187,13 @@ func errAttempt(e *outcome.Error) *openai.Error {
 	return out
 }
 
+// errLost is what a caller is told of an answer that broke off and is not gone on with.
+func errLost() *openai.Error {
+	e := errAttempt(&outcome.Error{Class: outcome.Truncated})
+	e.Partial = true
+	return e
+}
+
 // clip bounds what is echoed of a caller's text.
 func clip(s string, n int) string {
 	if len(s) > n {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/valyala/fasthttp"
@@ -17,6 +18,7 @@ import (
 	"headrace/gateway/ledger"
 	"headrace/gateway/listen"
 	"headrace/gateway/openai"
+	"headrace/gateway/resume"
 	"headrace/gateway/sse"
 	"headrace/router"
 	"headrace/router/endpoint"
@@ -60,6 +62,10 @@ type exchange struct {
 	parts      [9][]byte
 	head       []byte
 	form       *form // a multipart body, or nil
+
+	onLoss Preemption
+	tale   *tale         // nil where nobody else may go on with the answer
+	why    resume.Reason // for which that is so
 
 	lease   router.Lease
 	leased  bool
@@ -108,6 +114,7 @@ const (
 	awaitingHead
 	awaitingContent // the head said event stream
 	awaitingBody    // a plain answer, read whole before it goes out
+	gathering       // a stream that is put together for a caller who wants it in one piece
 	ready
 	failed
 )
@@ -151,6 +158,8 @@ func (x *exchange) advance(until time.Time) bool {
 			}
 		case awaitingBody:
 			x.awaitBody()
+		case gathering:
+			x.gather()
 		case ready, failed:
 			return true
 		}
@@ -185,8 +194,11 @@ func (x *exchange) pick() {
 	now := time.Now()
 	if x.pinned == "" {
 		x.ask.Now, x.ask.Tried = now, x.tried[:min(x.rec.Tries, len(x.tried))]
-		err := x.s.router.Pick(&x.ask, &x.lease)
+		err := x.place()
 		switch {
+		case err != nil && x.resumed():
+			x.failAttempt(x.last)
+			return
 		case err != nil && x.last != nil: // nobody is left to retry with: how the last one failed tells more
 			x.s.router.Budget.Refund()
 			x.retries--
@@ -205,8 +217,10 @@ func (x *exchange) pick() {
 		x.attemptFailed(&outcome.Error{Class: outcome.DialFailed, Endpoint: id, Err: net.ErrClosed})
 		return
 	}
-	if x.leased {
-		x.compose()
+	if x.leased && !x.compose() {
+		x.endAttempt(outcome.Error{Class: outcome.ClientGone, Endpoint: id, Err: errNotComposed}, now)
+		x.failAttempt(x.last)
+		return
 	}
 	x.own += now.Sub(x.began)
 	x.firstBy = earlier(now.Add(x.firstWithin()), x.totalBy)
@@ -224,15 +238,40 @@ func (x *exchange) pick() {
 	x.phase = awaitingHead
 }
 
+// place leases an endpoint, unless one was taken already.
+func (x *exchange) place() error {
+	if t := x.tale; t != nil && t.taken {
+		x.lease, t.ahead, t.taken = t.ahead, router.Lease{}, false
+		return nil
+	}
+	return x.s.router.Pick(&x.ask, &x.lease)
+}
+
+// resumed tells whether the answer was gone on with.
+func (x *exchange) resumed() bool { return x.tale != nil && x.tale.breaks > 0 }
+
+var errNotComposed = errors.New("the request that goes on with the answer cannot be written")
+
 // firstWithin is how long the attempt may take to its first content.
 func (x *exchange) firstWithin() time.Duration {
 	if x.leased {
 		if s := x.lease.Endpoint.State; s == endpoint.Cold || s == endpoint.Starting || x.lease.Decision.Cold { // workers that are up may be full
 			return max(x.set.ColdStart, x.set.FirstEvent)
 		}
+		if d := &x.lease.Decision; x.set.Stuck > 0 && d.Candidates > 1 && x.seesFirst() { // else it may show nothing before its end
+			return min(max(x.set.Stuck, time.Duration(stuckTimes*d.TTFT*float64(time.Second))), x.set.FirstEvent)
+		}
 	}
 	return x.set.FirstEvent
 }
+
+// seesFirst tells whether the first token of the answer will be seen before its last.
+func (x *exchange) seesFirst() bool {
+	return !x.ask.Tokenless && x.form == nil && (x.wantStream || x.tale != nil && x.tale.opened)
+}
+
+// stuckTimes is how many times its expected time a first token may take, where another host can be asked.
+const stuckTimes = 4
 
 func (x *exchange) pickError(err error) *openai.Error {
 	if ue, ok := errors.AsType[*router.UnavailableError](err); ok {
@@ -241,22 +280,30 @@ func (x *exchange) pickError(err error) *openai.Error {
 	return errModelUnknown(x.model, x.s.router.Snapshot().Models())
 }
 
-// compose builds the body for the leased endpoint, aliasing the caller's.
-func (x *exchange) compose() {
+// compose builds the body for the leased endpoint, aliasing the caller's; false when it cannot be.
+func (x *exchange) compose() bool {
 	ep := x.lease.Endpoint
 	if x.form != nil {
 		x.req.Upload, x.req.UploadSize = x.form.reader(x.lease.Served)
-		return
+		return true
 	}
-	inject := x.wantStream && x.route.usage && !ep.NoUsageInjection && !x.scan.IncludeUsage && x.noInject != ep.ID && !x.s.refusedUsage(ep.ID)
+	if x.resumed() {
+		return x.composeOn()
+	}
+	gather := x.tale != nil && x.tale.gather
+	inject := (x.wantStream || gather) && x.route.usage && !ep.NoUsageInjection && !x.scan.IncludeUsage && x.noInject != ep.ID && !x.s.refusedUsage(ep.ID)
 	x.dropUsage = inject
+	if gather {
+		x.tale.opened = inject // without its usage it is not put together
+	}
 	body := x.ctx.Request.Body()
 	if x.lease.ServedJSON == nil && !inject {
 		x.parts[0] = body
 		x.req.Body, x.req.Size = x.parts[:1], len(body)
-		return
+		return true
 	}
-	x.req.Body, x.req.Size = x.scan.Parts(x.parts[:0], body, x.lease.ServedJSON, inject, false)
+	x.req.Body, x.req.Size = x.scan.Parts(x.parts[:0], body, x.lease.ServedJSON, inject, inject && gather)
+	return true
 }
 
 // attemptFailed ends the attempt and decides between another one and the caller's error.
@@ -267,12 +314,18 @@ func (x *exchange) attemptFailed(err error) {
 		oe = &outcome.Error{Class: outcome.UpstreamFault, Endpoint: x.endpointID(), Err: err}
 	}
 	x.endAttempt(*oe, time.Now())
-	if oe.Class.Policy().Elsewhere && x.pinned == "" && (x.form == nil || x.form.replayable()) && x.mayRetry() {
+	if oe.Class.Policy().Elsewhere && x.pinned == "" && x.mayRestart(oe.Class) && (x.form == nil || x.form.replayable()) && x.mayRetry() {
 		x.last = oe
 		x.again()
 		return
 	}
 	x.failAttempt(oe)
+}
+
+// mayRestart tells whether the model's policy lets another attempt begin anew where one has failed so. What broke off before the
+// host had begun, or was refused, is no preemption.
+func (x *exchange) mayRestart(class outcome.Class) bool {
+	return x.onLoss != Fail || class != outcome.Severed && class != outcome.Moved || x.attempt == nil || x.attempt.Status == 0
 }
 
 // failAttempt tells the caller how the last attempt failed.
@@ -289,6 +342,9 @@ func (x *exchange) failAttempt(oe *outcome.Error) {
 func (x *exchange) again() {
 	x.isStream, x.bodyEnd, x.m, x.progressed, x.blocked = false, false, meter{}, false, 0
 	x.phase, x.began = picking, time.Now()
+	if x.tale != nil && !x.resumed() {
+		x.beginTale()
+	}
 }
 
 // mayRetry takes a retry out of the request's and the fleet's budgets.
@@ -372,8 +428,11 @@ func (x *exchange) streamed() time.Duration {
 }
 
 func (x *exchange) fail(e *openai.Error) {
-	if x.watch.drained.Load() {
+	switch {
+	case x.watch.drained.Load():
 		e = errDraining()
+	case x.committed && x.resumed():
+		e = errLost()
 	}
 	x.failure, x.phase = e, failed
 	x.rec.Code = e.Code
@@ -403,6 +462,10 @@ func (x *exchange) judgeHead() {
 		x.judgeError(class)
 		return
 	}
+	if x.resumed() && !isType(a.Head.ContentType(), eventStream) {
+		x.attemptFailed(&outcome.Error{Class: outcome.UpstreamFault, Endpoint: x.endpointID(), Status: a.Status, Err: errNoStream})
+		return
+	}
 	if x.noInject != "" && x.noInject == x.endpointID() { // it was our stream_options indeed
 		x.s.noUsage.Store(x.noInject, true)
 		x.noInject = ""
@@ -428,6 +491,7 @@ var (
 	errErrorBody = errors.New("answered with an error under status 200")
 	errEvent     = errors.New("sent an error event")
 	errNoEvents  = errors.New("ended before the first token")
+	errNoStream  = errors.New("answered in one piece what was to be a stream")
 )
 
 // judgeError reads the body of a non-2xx answer and decides.
@@ -452,6 +516,11 @@ func (x *exchange) judgeError(class outcome.Class) {
 	oe := &outcome.Error{Class: class, Endpoint: x.endpointID(), Status: a.Status, RetryAfter: x.retryWait, Err: &ne}
 	if class != outcome.CallerFault {
 		x.attemptFailed(oe)
+		return
+	}
+	if x.resumed() { // against what we made of the request
+		x.endAttempt(*oe, time.Now())
+		x.failAttempt(x.last)
 		return
 	}
 	if asIs && a.Ended() && outcome.OfStatus(a.Status) == outcome.CallerFault {
@@ -528,6 +597,12 @@ func (x *exchange) awaitContent(until time.Time) bool {
 
 func (x *exchange) upstreamFault(err error) *outcome.Error {
 	class := outcome.UpstreamFault
+	switch {
+	case errors.Is(err, forward.ErrInterrupted):
+		class = outcome.Moved
+	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, io.ErrClosedPipe):
+		class = outcome.Severed
+	}
 	if x.watch.Aborted() {
 		class = outcome.ClientGone
 	}
@@ -546,7 +621,7 @@ func (x *exchange) scanEvents(now time.Time) {
 			break
 		}
 		x.take(ev, now)
-		if x.phase == failed || x.phase == picking {
+		if x.phase == failed || x.phase == picking || x.tale != nil && x.tale.errand {
 			return
 		}
 	}
@@ -555,23 +630,28 @@ func (x *exchange) scanEvents(now time.Time) {
 	}
 }
 
-// takeLast takes what stands behind the last blank line when the body has ended.
-func (x *exchange) takeLast(now time.Time) {
+// takeLast takes what stands behind the last blank line when the body has ended; yes says that it is a whole event but for that line.
+func (x *exchange) takeLast(now time.Time) (yes bool) {
 	if rest := x.attempt.Unread()[x.held:]; len(rest) > 0 {
 		if ev, ok := x.events.Last(rest); ok {
 			ev.Size = len(rest)
 			if x.chunk.Parse(ev.Name, ev.Data); !x.chunk.Malformed { // else it was cut off, and says nothing
 				x.take(ev, now)
-				return
+				return true
 			}
 		}
 		x.held += len(rest)
 	}
+	return false
 }
 
 func (x *exchange) take(ev sse.Event, now time.Time) {
-	if !ev.HasData {
-		x.held += ev.Size // comments and the like mean nothing to us
+	if !ev.HasData { // comments and the like mean nothing to us
+		if x.gathers() || x.resumed() {
+			x.attempt.Cut(x.held, ev.Size)
+			return
+		}
+		x.held += ev.Size
 		return
 	}
 	c := &x.chunk
@@ -584,13 +664,18 @@ func (x *exchange) take(ev sse.Event, now time.Time) {
 	if x.phase == awaitingContent && x.leased && x.lease.Unnamed {
 		x.learn(ev.Data)
 	}
-	if x.dropUsage && c.UsageOnly {
+	begins := x.phase == awaitingContent && (c.Content || c.Finish || c.Done || (x.route.proto == protoOpaque))
+	switch {
+	case x.tale != nil && x.tell(c, &ev, now), x.dropUsage && c.UsageOnly:
 		x.attempt.Cut(x.held, ev.Size)
-		return
+	default:
+		x.held += ev.Size
 	}
-	x.held += ev.Size
-	if x.phase == awaitingContent && (c.Content || c.Finish || c.Done || (x.route.proto == protoOpaque)) {
+	if begins {
 		x.phase, x.began = ready, now
+		if x.gathers() {
+			x.phase = gathering
+		}
 	}
 }
 

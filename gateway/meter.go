@@ -101,6 +101,13 @@ func (h *gapHistogram) add(d time.Duration) {
 	}
 }
 
+// merge adds what o counted.
+func (h *gapHistogram) merge(o *gapHistogram) {
+	for i, n := range o.n {
+		h.n[i] = uint16(min(uint32(h.n[i])+uint32(n), 1<<16-2)) //nolint:gosec // bounded
+	}
+}
+
 func gapIndex(d time.Duration) int {
 	us := uint64(max(0, d.Microseconds()))
 	if us < 4 {

@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strconv"
 	"time"
 
 	"github.com/valyala/fasthttp"
 
+	"headrace/gateway/forward"
 	"headrace/gateway/openai"
 	"headrace/router"
 	"headrace/router/outcome"
@@ -31,6 +33,15 @@ func (x *exchange) answer() (complete bool) {
 	x.ctx.SetStatusCode(a.Status)
 	copyHead(&x.ctx.Response.Header, &a.Head)
 	x.rec.Status = a.Status
+	if x.gathers() && x.bodyEnd {
+		h := &x.ctx.Response.Header
+		h.SetContentTypeBytes(jsonType)
+		h.DelBytes(cacheControl)            // the stream's
+		x.ctx.Response.SetBody(x.tale.body) // a copy: the buffer goes back with the tale
+		x.rec.BytesOut = int64(len(x.tale.body))
+		x.setHeaders(x.began)
+		return true
+	}
 	if x.verbatim || x.bodyEnd || a.Ended() && !x.isStream {
 		x.bodyEnd = true
 		x.ctx.Response.SetBody(a.Unread()) // a copy: the buffer goes back with the attempt
@@ -46,6 +57,8 @@ func (x *exchange) answer() (complete bool) {
 	x.stream()
 	return false
 }
+
+var cacheControl = []byte("Cache-Control")
 
 // stream hands the rest of the answer to WriteTo.
 func (x *exchange) stream() {
@@ -175,11 +188,13 @@ var ping = []byte(": ping\n\n")
 
 // relay sends the answer; nil means that it is complete and the response may end in good order.
 func (x *exchange) relay(d *down) error {
-	for x.phase != ready && x.phase != failed {
+	if !x.ready() {
 		if err := x.write(d, ping); err != nil { // due: heartbeat's time has passed in silence
 			return err
 		}
-		x.advance(time.Now().Add(x.set.Heartbeat))
+		if err := x.wait(d); err != nil {
+			return err
+		}
 	}
 	if x.phase == failed {
 		return x.abandon(d, x.failure)
@@ -192,24 +207,37 @@ func (x *exchange) relay(d *down) error {
 		}
 		return x.abandon(d, &e)
 	}
-	gap := x.set.Gap
 	if !x.isStream || x.opaque {
 		x.held = len(a.Unread())
 	}
+	patient := false // nobody else can go on with a stream that stalls
 	for {
 		writes := x.held > 0
 		if err := x.deliver(d); err != nil {
 			return err
 		}
+		if t := x.tale; t != nil && t.errand {
+			if on, err := x.broke(d, errEvent); !on {
+				return err
+			}
+			continue
+		}
 		if a.Ended() && len(a.Unread()) == 0 {
 			if x.bodyEnd = true; !x.whole() {
-				return x.lost(d, io.ErrUnexpectedEOF)
+				if on, err := x.broke(d, io.ErrUnexpectedEOF); !on {
+					return err
+				}
+				continue
 			}
 			return nil
 		}
 		now := time.Now()
 		if writes {
 			x.blocked += now.Sub(x.writeAt)
+		}
+		gap := x.set.Gap
+		if x.tale != nil && !patient {
+			gap = x.silence()
 		}
 		by, slack := now.Add(gap), gap/8
 		if x.m.done {
@@ -221,40 +249,103 @@ func (x *exchange) relay(d *down) error {
 		case err == nil && (!x.isStream || x.opaque):
 			x.held = len(a.Unread())
 		case err == nil:
+			patient = false
 			x.scanEvents(now)
 		case a.Full(err):
 			x.opaque, x.held = true, len(a.Unread())
 		case errors.Is(err, io.EOF):
 			if x.isStream && !x.opaque {
-				x.takeLast(now)
+				if last := x.takeLast(now); last && x.tale != nil && x.held > 0 && !x.whole() { // it lacks the blank line that ends an event
+					x.tale.out = append(append(x.tale.out, a.Unread()[:x.held]...), "\n\n"...)
+				}
 			} else {
 				x.held = len(a.Unread())
 			}
 			if !x.whole() {
-				return x.lost(d, io.ErrUnexpectedEOF) // without the piece of an event that may be there
+				if on, err := x.broke(d, io.ErrUnexpectedEOF); !on { // without the piece of an event that may be there
+					return err
+				}
+				continue
 			}
 			x.bodyEnd = true
 			return x.deliver(d)
 		case x.m.done:
 			return nil // [DONE] was passed on; whatever went wrong behind it concerns nobody
+		case errors.Is(err, forward.ErrInterrupted) && !x.reserve():
+			a.CarryOn() // to the end, if it comes to one
+		case errors.Is(err, os.ErrDeadlineExceeded) && gap < x.set.Gap && now.Before(x.totalBy) && !x.watch.Aborted() && !x.reserve():
+			patient = true
 		default:
-			return x.lost(d, err)
+			if on, err := x.broke(d, err); !on {
+				return err
+			}
 		}
 	}
 }
 
+func (x *exchange) ready() bool { return x.phase == ready || x.phase == failed }
+
+// wait drives the attempts until there is something to be sent. While it lasts the caller gets a comment now and then.
+func (x *exchange) wait(d *down) error {
+	for !x.ready() {
+		until := x.totalBy.Add(time.Hour)
+		if x.set.Heartbeat > 0 {
+			until = time.Now().Add(x.set.Heartbeat)
+		}
+		if !x.advance(until) {
+			if err := x.write(d, ping); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// broke decides what becomes of a stream that broke off with err: on says that another host goes on with it. Else the response is
+// over, and the error is the relay's; nil when the caller lacks nothing.
+func (x *exchange) broke(d *down, err error) (on bool, _ error) {
+	t := x.tale
+	if t == nil || x.watch.Aborted() {
+		return false, x.lost(d, err)
+	}
+	oe := x.lostAs(err)
+	x.held = 0
+	switch {
+	case x.goOn(oe):
+		if err := x.wait(d); err != nil {
+			return false, err
+		}
+		if x.phase == failed {
+			return false, x.abandon(d, x.failure)
+		}
+		return true, nil
+	case x.spent():
+		x.complete(oe)
+		return false, x.deliver(d)
+	}
+	if len(t.out) > 0 {
+		if err := x.deliver(d); err != nil {
+			return false, err
+		}
+	}
+	return false, x.lost(d, err)
+}
+
 // deliver sends the held bytes.
 func (x *exchange) deliver(d *down) error {
-	if x.held == 0 {
-		return nil
-	}
 	n := x.held
 	x.held = 0
 	var err error
-	if !x.wrote || d.conn == nil {
+	switch t := x.tale; {
+	case t != nil && len(t.out) > 0:
+		err = x.write(d, t.out)
+		t.out = t.out[:0]
+	case n == 0:
+		return nil
+	case !x.wrote || d.conn == nil:
 		err = x.write(d, x.attempt.Unread()[:n])
 		x.attempt.Consume(n)
-	} else {
+	default:
 		x.rec.BytesOut += int64(n)
 		x.armWrite()
 		err = x.attempt.WriteChunk(d.conn, n)
@@ -270,17 +361,22 @@ func (x *exchange) deliver(d *down) error {
 			x.lease.FirstContent(x.m.firstAt.Sub(x.beginAt))
 		}
 	}
+	x.progress()
+	return nil
+}
+
+// progress tells the router of the stream's speed under way.
+func (x *exchange) progress() {
 	if since := x.m.lastAt.Sub(x.m.firstAt); since >= router.ProgressAfter && !x.progressed && x.leased {
 		x.progressed = true
 		x.lease.Progress(x.m.outputs/max(1, x.scan.N), x.streamed())
 	}
-	return nil
 }
 
 // forget gives the request's body back: content is out, so no other attempt will send it, and a
 // prompt of megabytes need not wait for its answer's end.
 func (x *exchange) forget() {
-	if x.form == nil && x.pinned == "" {
+	if x.form == nil && x.pinned == "" && x.tale == nil {
 		x.parts = [len(x.parts)][]byte{}
 		x.req.Body, x.scan = nil, openai.Request{N: x.scan.N}
 		x.ctx.Request.ResetBody()
@@ -319,7 +415,7 @@ func (x *exchange) lost(d *down, err error) error {
 	if x.watch.Aborted() && !x.watch.drained.Load() {
 		return err // nobody is there to be told
 	}
-	e := errAttempt(&outcome.Error{Class: outcome.Truncated})
+	e := errLost()
 	if x.watch.drained.Load() {
 		e = errDraining()
 	}
@@ -390,6 +486,7 @@ func (x *exchange) settle() {
 		x.form.close()
 	}
 	x.fillRecord(now)
+	x.endTale()
 	x.s.settled(&x.rec)
 }
 
@@ -437,7 +534,11 @@ func (x *exchange) fillRecord(now time.Time) {
 			r.Status = 499
 		}
 	}
-	m := &x.m
+	all := x.all()
+	m := &all
+	if x.tale != nil {
+		r.SeamGap = x.tale.gap
+	}
 	r.Prompt, r.Cached, r.Output, r.Reasoning = -1, -1, -1, -1
 	if m.hasUsage {
 		r.Prompt, r.Cached, r.Reasoning = m.usage.Prompt, m.usage.Cached, m.usage.Reasoning
@@ -452,7 +553,9 @@ func (x *exchange) fillRecord(now time.Time) {
 		}
 	}
 	if x.isStream && !m.firstAt.IsZero() {
-		r.UpstreamTTFT = m.firstAt.Sub(x.beginAt)
+		if !x.m.firstAt.IsZero() {
+			r.UpstreamTTFT = x.m.firstAt.Sub(x.beginAt)
+		}
 		if !m.handedAt.IsZero() {
 			r.TTFT = m.handedAt.Sub(r.At)
 		}

@@ -79,6 +79,12 @@ type Settings struct {
 	Drain       time.Duration // running requests may take that long when the server stops
 	MaxRetries  int           // per request
 
+	OnPreemption    map[string]Preemption // by model; Continue where nothing is said
+	MaxResumes      int                   // times that one answer is gone on with
+	MaxContinuation int                   // bytes of an answer's text that are kept for that
+	Stall           time.Duration         // silence inside an answer that another host can go on with; 20 usual gaps where that is more
+	Stuck           time.Duration         // as FirstEvent, where the host is up and another can be asked; 4 expected times where that is more
+
 	Passthrough endpoint.ID // endpoint that gets unknown paths under /v1; "" for none
 }
 
@@ -465,10 +471,12 @@ func (x *exchange) admit() *openai.Error {
 	if x.scan.MaxTokens > 0 {
 		x.ask.MaxTokens = int(min(x.scan.MaxTokens, math.MaxInt32))
 	}
+	x.onLoss = x.set.OnPreemption[x.model]
 	if e := x.demands(); e != nil {
 		return e
 	}
 	x.prepare(forwarded)
+	x.follow()
 	return nil
 }
 

@@ -87,6 +87,9 @@ func (r *Router) SetPrefill(id endpoint.ID, served string, p Prefill) {
 // Prefill is what is known of the leased host's way with an unfinished message of the leased model.
 func (l *Lease) Prefill() Prefill { return l.host.prefill(l.Served) }
 
+// Tokens is about how many tokens that many events of a stream of the leased host carry.
+func (l *Lease) Tokens(events int64) int64 { return l.host.tokens(events) }
+
 // Root is what the host's card says the leased model was made from, "" when it says nothing.
 func (l *Lease) Root() string { return l.root }
 
@@ -99,6 +102,12 @@ func (m *Model) countPrefills() {
 		}
 	}
 	m.prefills.Store(n)
+}
+
+// Interruptible tells whether some host of the model may be taken away.
+func (s *Snapshot) Interruptible(model string) bool {
+	m := s.models[model]
+	return m != nil && m.fickle
 }
 
 // Continuable tells whether it is worth reading an answer of the model so that it can be continued: some host that can go on

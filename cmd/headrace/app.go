@@ -161,6 +161,11 @@ func settings(c *config.Config) gateway.Settings {
 		MaxBody: int(c.Limits.MaxBody), MaxUpload: c.Limits.MaxUpload, MaxInFlight: int64(c.Limits.MaxInFlight),
 		Read: c.Timeouts.Read, FirstEvent: c.Timeouts.FirstEvent, ColdStart: c.Timeouts.ColdStart, Gap: c.Timeouts.Gap, Total: c.Timeouts.Total,
 		ClientWrite: c.Timeouts.ClientWrite, Heartbeat: c.Timeouts.Heartbeat, Drain: c.Timeouts.Drain, MaxRetries: c.Retries.Max,
+		OnPreemption: map[string]gateway.Preemption{}, MaxResumes: c.Retries.MaxResumes, MaxContinuation: int(c.Limits.MaxContinuation),
+		Stall: c.Timeouts.Stall, Stuck: c.Timeouts.Stuck,
+	}
+	for name := range c.Models {
+		s.OnPreemption[name], _ = gateway.ParsePreemption(c.Models[name].OnPreemption) // the config knows its words
 	}
 	if c.Passthrough != "" {
 		s.Passthrough = endpoint.ID("static:" + c.Passthrough)
@@ -292,6 +297,7 @@ func (a *app) sources() []providers.Source {
 func (a *app) discovered(eps []endpoint.Endpoint) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.leave(eps)
 	eps, err := a.forward.Usable(eps)
 	if err != nil {
 		a.log.Error("hosts left out: they cannot be reached as described", "error", err)
@@ -303,6 +309,24 @@ func (a *app) discovered(eps []endpoint.Endpoint) {
 	a.fleet = eps
 	a.router.Update(eps, a.rules)
 	a.engines.Update(eps)
+}
+
+// leave calls requests away from hosts that their provider has taken away, by the news in eps: those that can go on elsewhere need
+// not wait until their connection breaks. The caller holds mu.
+func (a *app) leave(eps []endpoint.Endpoint) {
+	was := make(map[endpoint.ID]endpoint.State, len(a.fleet))
+	for i := range a.fleet {
+		was[a.fleet[i].ID] = a.fleet[i].State
+	}
+	for i := range eps {
+		ep := &eps[i]
+		if s, known := was[ep.ID]; !known || s == ep.State || ep.State != endpoint.Preempted && ep.State != endpoint.Gone {
+			continue
+		}
+		if n := a.forward.Interrupt(ep.ID); n > 0 {
+			a.log.Info("host taken away: its requests go on elsewhere, where they can", "endpoint", ep.ID, "state", ep.State.String(), "requests", n)
+		}
+	}
 }
 
 // hosts returns the fleet. Nobody changes the slice.

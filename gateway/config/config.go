@@ -32,7 +32,7 @@ type Config struct {
 	Passthrough          string           `yaml:"passthrough" otherwise:"off" doc:"Name of the static host that gets every unknown path under /v1, any method, byte for byte."`
 	Limits               Limits           `yaml:"limits" doc:"What one process and one request may take up." aka:"limit"`
 	Timeouts             Timeouts         `yaml:"timeouts" doc:"How long each phase of a request may last." aka:"timeout|deadlines"`
-	Retries              Retries          `yaml:"retries" doc:"Second attempts at another host, before the first content byte has been sent on." aka:"retry"`
+	Retries              Retries          `yaml:"retries" doc:"Second attempts at another host." aka:"retry"`
 	Breaker              Breaker          `yaml:"breaker" doc:"When a failing host is left alone, and for how long." aka:"circuit_breaker"`
 	Catalogue            []Expectation    `yaml:"catalogue" otherwise:"the built-in catalogue" doc:"How fast hosts are expected to be before they were measured, where you know better than the built-in catalogue." aka:"catalog|expect|priors"`
 	State                State            `yaml:"state" doc:"What replicas of the gateway share."`
@@ -122,6 +122,8 @@ type Model struct {
 	Require Require  `yaml:"require" doc:"What every host must be that gets its requests." aka:"requires|demand"`
 	SLO     SLO      `yaml:"slo" otherwise:"2s, 15 tokens per second, for 9 of 10 requests, and no request is refused for it" doc:"What callers are promised. Hosts that are not expected to keep it come last; with ttft or tps set here, requests are refused with 429 rather than break it for all."`
 	Policy  string   `yaml:"policy" words:"cost|latency|balanced|weighted" default:"cost" doc:"What is looked for among the hosts that keep the slo: the least marginal cost; the earliest first token, then the fastest stream; cost and time together at $0.001 a second; drawn at random by the inverse square of the price." aka:"strategy|routing"`
+	// OnPreemption is "continue", "restart" or "fail".
+	OnPreemption string `yaml:"on_preemption" words:"continue|restart|fail" default:"continue" doc:"What becomes of an answer whose host is lost in the middle of it: continued on another host, where that is safe (docs/continuation.md); begun anew, as long as the caller has none of it; or ended with an error." aka:"on_interruption|on_failure|preemption"`
 }
 
 // SLO is what the callers of a model are promised; zero values are the router's defaults.
@@ -137,6 +139,8 @@ type Limits struct {
 	MaxUpload   int64 `yaml:"max_upload" unit:"bytes" above:"0" default:"512MiB" doc:"Largest body of an upload, such as audio, images or files." aka:"upload"`
 	MaxInFlight int   `yaml:"max_in_flight" min:"1" max:"10000000" default:"10000" doc:"Requests served at once." aka:"max_concurrency|concurrency|max_requests|max_inflight"`
 	MaxHead     int64 `yaml:"max_head" unit:"bytes" above:"0" default:"16KiB" doc:"Largest request line and headers together." aka:"max_header|max_headers|header"`
+	// MaxContinuation is bytes of an answer's text, as it stands in JSON.
+	MaxContinuation int64 `yaml:"max_continuation" unit:"bytes" above:"0" default:"256KiB" doc:"Text of an answer that is kept so that another host can continue it; a longer one cannot be continued." aka:"continuation|resume_buffer"`
 }
 
 // Timeouts bound the phases of a request.
@@ -145,6 +149,8 @@ type Timeouts struct {
 	FirstEvent   time.Duration `yaml:"first_event" above:"0" default:"120s" doc:"From the request sent to the beginning of the answer." aka:"first_byte|first_token|ttft"`
 	ColdStart    time.Duration `yaml:"cold_start" above:"0" default:"10m" doc:"The same, where a serverless worker has to start first."`
 	Gap          time.Duration `yaml:"gap" above:"0" default:"60s" doc:"Between two events of a stream." aka:"idle_gap|between"`
+	Stall        time.Duration `yaml:"stall" above:"0" default:"5s" doc:"The same, where another host can continue the answer; 20 times the stream's usual gap where that is more." aka:"stalled"`
+	Stuck        time.Duration `yaml:"stuck" above:"0" default:"12s" doc:"From a streaming request sent to its first token, where the host is up and another one can be asked; 4 times the expected time where that is more." aka:"slow_first_token"`
 	Total        time.Duration `yaml:"total" above:"0" default:"30m" doc:"A whole request, all attempts and the whole stream together." aka:"request|overall"`
 	ClientWrite  time.Duration `yaml:"client_write" above:"0" default:"30s" doc:"Without a byte taken by the caller while some wait to be sent." aka:"write"`
 	Idle         time.Duration `yaml:"idle" above:"0" default:"75s" doc:"A caller's connection between two requests." aka:"keepalive|keep_alive"`
@@ -159,6 +165,8 @@ type Retries struct {
 	Max       int     `yaml:"max" min:"0" max:"10" default:"2" doc:"Further attempts of one request." aka:"attempts|count"`
 	Budget    float64 `yaml:"budget" min:"0" max:"1" default:"0.2" doc:"Retries earned by each request: 0.2 allows one for every five." aka:"ratio"`
 	BudgetCap int     `yaml:"budget_cap" min:"0" max:"1000000" default:"200" doc:"Retries that can be saved up." aka:"cap|burst"`
+	// MaxResumes is how often one answer is continued.
+	MaxResumes int `yaml:"max_resumes" min:"0" max:"100" default:"4" doc:"Times that one answer is continued on another host; each after the first counts as a retry of the budget." aka:"resumes|continuations"`
 }
 
 // Breaker says when a failing host is left alone.

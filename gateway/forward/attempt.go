@@ -75,7 +75,7 @@ func (a *Attempt) send(now time.Time, fresh bool) error {
 		a.conn, a.Reused = c, c.reused
 		break
 	}
-	if !a.guard.attach(a.conn) {
+	if !a.guard.attach(a.conn, &a.host.serving) {
 		a.drop()
 		return a.fail(outcome.ClientGone, net.ErrClosed)
 	}
@@ -98,7 +98,15 @@ func (a *Attempt) unsent(err error) error {
 		return a.repair()
 	}
 	a.drop()
-	return a.fail(outcome.UpstreamFault, err)
+	return a.fail(broken(err), err)
+}
+
+// broken is the class of an attempt whose connection failed before anything of an answer came.
+func broken(err error) outcome.Class {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.ErrClosedPipe) {
+		return outcome.Severed
+	}
+	return outcome.UpstreamFault
 }
 
 var heads = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return &b }}
@@ -267,6 +275,10 @@ func (a *Attempt) AwaitHead(until time.Time) error {
 			return a.fail(outcome.UpstreamFault, errors.New("response head: "+errTooLong.Error()))
 		}
 		if err := c.fillUntil(until, headSlack); err != nil {
+			if errors.Is(err, ErrInterrupted) {
+				a.drop()
+				return a.fail(outcome.Moved, err)
+			}
 			if c.first != nil && !errors.Is(err, os.ErrDeadlineExceeded) { // the request is not out, or not all of it
 				if err = c.sendRest(err); err == nil {
 					continue
@@ -288,7 +300,7 @@ func (a *Attempt) AwaitHead(until time.Time) error {
 				continue
 			}
 			a.drop()
-			return a.fail(outcome.UpstreamFault, err)
+			return a.fail(broken(err), err)
 		}
 	}
 }
@@ -344,10 +356,14 @@ func (a *Attempt) readHead(n int) (interim bool, err error) {
 
 // More waits for bytes of the body, which Unread then returns, until the given time, give or take
 // slack. It returns io.EOF at the body's end, os.ErrDeadlineExceeded when the time has come,
+// ErrInterrupted when Client.Interrupt wants it elsewhere, which CarryOn declines, and
 // io.ErrUnexpectedEOF or another error when the body broke off.
 func (a *Attempt) More(until time.Time, slack time.Duration) error {
 	return a.conn.more(until, slack)
 }
+
+// CarryOn goes on with an attempt that was interrupted.
+func (a *Attempt) CarryOn() { a.conn.carryOn() }
 
 // Unread returns the bytes of the body that have come and were not consumed, until the next call of
 // another method.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -56,8 +57,9 @@ type conn struct {
 	sent  int // bytes of first that are out
 
 	body    framing
-	reused  bool // it served another request before this one
-	tainted bool // it must not serve another
+	reused  bool        // it served another request before this one
+	tainted bool        // it must not serve another
+	called  atomic.Bool // away: see Client.Interrupt
 }
 
 func newConn(nc net.Conn) *conn {
@@ -71,6 +73,24 @@ func (c *conn) reset() {
 	c.release()
 	c.forgetFirst()
 	c.limit, c.body, c.tainted = bufBytes, framing{}, false
+	if c.called.Load() {
+		c.carryOn()
+	}
+}
+
+// ErrInterrupted says that Client.Interrupt called the attempt away from its host.
+var ErrInterrupted = errors.New("called away from the host")
+
+// call wakes whoever waits for the upstream, from any goroutine.
+func (c *conn) call() {
+	c.called.Store(true)                   // first: a waiter sets its deadline, and then looks
+	_ = c.SetReadDeadline(time.Unix(1, 0)) // fails on a closed connection only, which wakes as well
+}
+
+// carryOn makes the connection usable again after call.
+func (c *conn) carryOn() {
+	c.called.Store(false)
+	c.armed = time.Time{}
 }
 
 // Write writes all of p.
@@ -165,7 +185,13 @@ func (c *conn) fillUntil(until time.Time, slack time.Duration) error {
 			c.armed = until
 			_ = c.SetReadDeadline(until) // fails on a closed connection only, as the read will
 		}
+		if c.called.Load() {
+			return ErrInterrupted
+		}
 		err := c.fill()
+		if err != nil && c.called.Load() {
+			return ErrInterrupted
+		}
 		if err == nil || !errors.Is(err, os.ErrDeadlineExceeded) || slack == 0 || !time.Now().Before(until) {
 			return err
 		}
@@ -272,25 +298,79 @@ func (c *conn) writeChunk(w io.Writer, n int) error {
 // Guard is how other goroutines end an exchange: it knows the upstream connection in use. The zero
 // value is ready for one exchange.
 type Guard struct {
-	mu   sync.Mutex // guards all below
+	mu   sync.Mutex // guards conn and gone
 	conn *conn
 	gone bool
+
+	at         *crowd // whose list it is in, nil for none; its owner's
+	next, prev *Guard // in that list, guarded by its mu
 }
 
-// attach makes c the connection that Abort closes. It returns false when Abort was called already:
+// crowd is the exchanges that one host serves now.
+type crowd struct {
+	mu    sync.Mutex // guards first and the links of all that are in the list
+	first *Guard
+}
+
+func (l *crowd) enter(g *Guard) {
+	l.mu.Lock()
+	if g.next = l.first; g.next != nil {
+		g.next.prev = g
+	}
+	l.first = g
+	l.mu.Unlock()
+	g.at = l
+}
+
+func (l *crowd) leave(g *Guard) {
+	l.mu.Lock()
+	if g.prev != nil {
+		g.prev.next = g.next
+	} else {
+		l.first = g.next
+	}
+	if g.next != nil {
+		g.next.prev = g.prev
+	}
+	g.next, g.prev = nil, nil
+	l.mu.Unlock()
+	g.at = nil
+}
+
+// call interrupts all, and returns how many there were.
+func (l *crowd) call() (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for g := l.first; g != nil; g = g.next {
+		g.mu.Lock()
+		if g.conn != nil {
+			g.conn.call()
+			n++
+		}
+		g.mu.Unlock()
+	}
+	return n
+}
+
+// attach makes c, a connection to the host of l, the one that Abort closes. It returns false when Abort was called already:
 // then c is not to be used.
-func (g *Guard) attach(c *conn) bool {
+func (g *Guard) attach(c *conn, l *crowd) bool {
 	g.mu.Lock()
-	defer g.mu.Unlock()
 	if g.gone {
+		g.mu.Unlock()
 		return false
 	}
 	g.conn = c
+	g.mu.Unlock()
+	l.enter(g)
 	return true
 }
 
-// detach takes the connection out of Abort's reach, before it gets its next user.
+// detach takes the connection out of Abort's and call's reach, before it gets its next user.
 func (g *Guard) detach() {
+	if g.at != nil {
+		g.at.leave(g)
+	}
 	g.mu.Lock()
 	g.conn = nil
 	g.mu.Unlock()

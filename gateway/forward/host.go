@@ -127,6 +127,16 @@ func (c *Client) Update(eps []endpoint.Endpoint) error {
 // Host returns the host of an endpoint, or nil when discovery has dropped it.
 func (c *Client) Host(id endpoint.ID) *Host { return (*c.hosts.Load())[id] }
 
+// Interrupt calls every attempt at the endpoint away from it, because it is leaving: More and AwaitHead return at once. It
+// returns how many there were. An address that the endpoint has left already is not looked at.
+func (c *Client) Interrupt(id endpoint.ID) int {
+	h := c.Host(id)
+	if h == nil {
+		return 0
+	}
+	return h.serving.call()
+}
+
 // CloseIdle closes every idle connection.
 func (c *Client) CloseIdle() {
 	for _, h := range *c.hosts.Load() {
@@ -153,6 +163,8 @@ type Host struct {
 	head   string // header lines that every request to it carries, the request line excepted
 	opt    Options
 	pool   connPool
+
+	serving crowd
 }
 
 // connPool hides that fasthttp's connection handles are of an unexported type.

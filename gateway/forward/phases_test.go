@@ -260,3 +260,88 @@ func TestWriteChunk(t *testing.T) {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}
 }
+
+// TestInterrupt calls attempts away in every phase, and lets one of them go on all the same.
+func TestInterrupt(t *testing.T) {
+	asked := make(chan net.Conn, 8)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = ln.Close() }()
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
+					asked <- c
+				}
+			}()
+		}
+	}()
+	c := New(Options{})
+	eps := []endpoint.Endpoint{{ID: "static:a", BaseURL: "http://" + ln.Addr().String()}}
+	if err := c.Update(eps); err != nil {
+		t.Fatal(err)
+	}
+	late := time.Now().Add(patience)
+	interrupt := func(want int) {
+		t.Helper()
+		if n := c.Interrupt("static:a"); n != want {
+			t.Errorf("%d attempts were called away, want %d", n, want)
+		}
+	}
+	interrupt(0)
+	var a, b Attempt
+	var ga, gb Guard
+	for _, s := range []struct {
+		a *Attempt
+		g *Guard
+	}{{&a, &ga}, {&b, &gb}} {
+		if err := s.a.Start(c.Host("static:a"), s.g, body("{}"), time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	done := make(chan error, 1)
+	go func() { done <- b.AwaitHead(late) }()
+	<-asked
+	interrupt(2) // a has not begun to wait
+	if oe, ok := errors.AsType[*outcome.Error](<-done); !ok || oe.Class != outcome.Moved {
+		t.Errorf("while waiting for a head: %v", oe)
+	}
+	if oe, ok := errors.AsType[*outcome.Error](a.AwaitHead(late)); !ok || oe.Class != outcome.Moved {
+		t.Errorf("before waiting for a head: %v", oe)
+	}
+	interrupt(0)
+
+	if err := a.Start(c.Host("static:a"), &ga, body("{}"), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	defer a.Finish()
+	go func() { done <- a.AwaitHead(late) }()
+	host := <-asked
+	_, _ = io.WriteString(host, "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nabc")
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if len(a.Unread()) == 0 {
+		if err := a.More(late, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	go func() { done <- a.More(late, time.Minute) }()
+	interrupt(1)
+	if err := <-done; !errors.Is(err, ErrInterrupted) {
+		t.Errorf("inside a body: %v", err)
+	}
+	a.CarryOn()
+	_, _ = io.WriteString(host, "def")
+	if err := a.More(late, time.Minute); err != nil || string(a.Unread()) != "abcdef" {
+		t.Errorf("after going on: %q, %v", a.Unread(), err)
+	}
+	a.Finish()
+	interrupt(0)
+}

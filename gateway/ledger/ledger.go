@@ -11,7 +11,7 @@ import (
 )
 
 // MaxAttempts bounds the attempts that a record names; later ones are counted only.
-const MaxAttempts = 4
+const MaxAttempts = 8
 
 // Attempt is one try at one endpoint.
 type Attempt struct {
@@ -39,6 +39,8 @@ type Record struct {
 	Finish   string // the first choice's finish_reason
 	Attempts [MaxAttempts]Attempt
 	Tries    int
+	Resumes  int           // times that another host went on with the answer
+	SeamGap  time.Duration // the longest silence that the caller had at such a seam
 
 	TTFT         time.Duration // accepted to first content token handed to the caller
 	UpstreamTTFT time.Duration // request sent to first content token received, last attempt

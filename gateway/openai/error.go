@@ -34,6 +34,7 @@ type Error struct {
 	Type       string        // "" means TypeOfStatus(Status)
 	Param      string        // the request member at fault, "" for none
 	Code       string        // what programs may key on, "" for none
+	Partial    bool          // a part of the answer was sent: adds "partial":true
 	RetryAfter time.Duration // value for the Retry-After header, 0 for none; not part of the JSON
 }
 
@@ -60,6 +61,9 @@ func (e *Error) AppendJSON(dst []byte) []byte {
 	dst = appendStringOrNull(dst, e.Param)
 	dst = append(dst, `,"code":`...)
 	dst = appendStringOrNull(dst, e.Code)
+	if e.Partial {
+		dst = append(dst, `,"partial":true`...)
+	}
 	return append(dst, '}', '}')
 }
 

@@ -27,7 +27,7 @@ const (
 	NotReady               // it said that nobody is up to do the work yet: no worker, a model still loading
 	Opaque                 // a bare failure that the request may have caused as well as the host: RunPod's 500 hides vLLM's 400
 	Stalled                // fell silent after the first content byte, for longer than its host's own gaps allow
-	Severed                // reset or ended on a fresh connection before any byte of an answer: nobody is there any more
+	Severed                // the connection broke before the first content byte, and a fresh one at that: nobody is there any more
 	Moved                  // taken away by us after its first content byte, because its host leaves or was preempted
 	numClasses
 )

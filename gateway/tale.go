@@ -1,0 +1,416 @@
+package gateway
+
+import (
+	"errors"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"headrace/gateway/forward"
+	"headrace/gateway/openai"
+	"headrace/gateway/resume"
+	"headrace/gateway/sse"
+	"headrace/router"
+	"headrace/router/outcome"
+)
+
+// Preemption is what becomes of an answer whose host is lost in the middle of it.
+type Preemption uint8
+
+// What may become of it.
+const (
+	Continue Preemption = iota // another host goes on with it, where that is safe: see gateway/resume
+	Restart                    // another host begins anew, as long as the caller has none of it
+	Fail                       // the caller gets an error
+)
+
+// ParsePreemption reads the word used in config and headers.
+func ParsePreemption(word string) (Preemption, bool) {
+	switch word {
+	case "continue":
+		return Continue, true
+	case "restart":
+		return Restart, true
+	case "fail":
+		return Fail, true
+	}
+	return Continue, false
+}
+
+// tale is an answer that another host can go on with: what the caller has of it, and how often it was broken off. An exchange
+// has one while that is so.
+type tale struct {
+	story  resume.Story
+	path   string              // below /v1
+	gather bool                // the caller gets it in one piece: it is read as a stream and put together
+	opened bool                // the attempt asks for that stream
+	breaks int                 // times it was gone on with
+	seam   bool                // what comes is a later attempt's: it is retold
+	mark   bool                // the caller is to be told of the seam with the next piece
+	out    []byte              // retold and not written yet
+	body   []byte              // of the request that goes on with it
+	want   router.Continuation // of whoever goes on with it
+	ahead  router.Lease        // taken before the host was given up
+	taken  bool                // ahead is held
+	errand bool                // the host ended it with an error event
+	before meter               // of the attempts that broke off
+	events int64               // with output, in those
+	lost   int64               // their output, in tokens
+	gap    time.Duration       // the longest silence at a seam
+	stall  time.Duration       // silence that means the host is lost
+	judged int64               // outputs when stall was set
+}
+
+var tales = sync.Pool{New: func() any { return new(tale) }}
+
+// keptOut bounds what a tale's buffers keep for the next one.
+const keptOut = 64 << 10
+
+func (x *exchange) endTale() {
+	t := x.tale
+	if t == nil {
+		return
+	}
+	x.tale = nil
+	if t.taken {
+		t.ahead.Done(router.Result{Class: outcome.ClientGone, Cached: -1})
+	}
+	t.story.Release()
+	out, body := t.out[:0], t.body[:0]
+	if cap(out) > keptOut {
+		out = nil
+	}
+	if cap(body) > keptOut {
+		body = nil
+	}
+	*t = tale{out: out, body: body}
+	tales.Put(t)
+}
+
+// follow begins a tale, if the answer could be gone on with.
+func (x *exchange) follow() {
+	if x.onLoss != Continue || x.route.proto != protoChat || x.set.MaxResumes <= 0 {
+		return
+	}
+	path, snap := x.route.below(), x.s.router.Snapshot()
+	if x.why = resume.Allowed(path, &x.scan); x.why != resume.None {
+		return
+	}
+	gather := !x.wantStream
+	if gather && !snap.Interruptible(x.model) || !snap.Continuable(x.model) {
+		return
+	}
+	t := tales.Get().(*tale)
+	t.path, t.stall, t.gather = path, x.set.Stall, gather
+	x.tale, x.ask.Whole = t, false
+	x.beginTale()
+}
+
+// beginTale forgets all of the answer that was seen.
+func (x *exchange) beginTale() {
+	t := x.tale
+	t.story.Begin(t.path == "/chat/completions", t.gather, x.set.MaxContinuation)
+	t.seam, t.errand, t.breaks, t.events, t.lost, t.before, t.judged, t.stall = false, false, 0, 0, 0, meter{}, 0, x.set.Stall
+	x.why = resume.None
+	x.ask.Continue, x.ask.Resumed = nil, false
+}
+
+// gathers tells whether the running attempt's events are put together.
+func (x *exchange) gathers() bool { return x.tale != nil && x.tale.gather && x.isStream }
+
+// tell lets the tale have an event; taken says that the event itself goes no further.
+func (x *exchange) tell(c *openai.Chunk, ev *sse.Event, now time.Time) (taken bool) {
+	t := x.tale
+	switch {
+	case c.Error && x.phase != awaitingContent:
+		t.errand = true
+		return true
+	case t.seam:
+		had := len(t.out)
+		if t.mark {
+			t.out = append(t.out, seamMark...)
+		}
+		n := len(t.out)
+		var no resume.Reason
+		if t.out, no = t.story.Continue(t.out, c, ev, x.scan.IncludeUsage); no != resume.None {
+			t.errand = true // what came is no continuation
+		}
+		switch {
+		case len(t.out) == n:
+			t.out = t.out[:had]
+		default:
+			t.mark = false
+		}
+	default:
+		t.story.See(c, ev)
+		if !t.gather {
+			return false
+		}
+	}
+	if t.gather && c.Content && x.leased {
+		x.lease.FirstContent(x.m.firstAt.Sub(x.beginAt)) // only the first counts
+		x.progress()
+	}
+	if c.Content && t.seam && x.m.outputs == int64(max(1, c.Outputs)) && !t.errand {
+		x.rec.Resumes++
+		t.gap = max(t.gap, now.Sub(t.before.lastAt))
+	}
+	return true
+}
+
+var seamMark = []byte(": resumed\n\n")
+
+// mayGoOn tells whether another host could go on with the answer from here.
+func (x *exchange) mayGoOn() bool {
+	t := x.tale
+	return t != nil && !x.opaque && x.leased && !x.watch.Aborted() && t.breaks < x.set.MaxResumes && time.Now().Before(x.totalBy) && x.ending() == resume.None
+}
+
+// ending is what keeps the answer from being gone on with.
+func (x *exchange) ending() resume.Reason {
+	t := x.tale
+	if t == nil {
+		return x.why
+	}
+	return t.story.Reason()
+}
+
+// gather reads a stream to its end, for a caller who gets it in one piece.
+func (x *exchange) gather() {
+	a := x.attempt
+	if x.tale.errand {
+		x.gatherBroke(errEvent)
+		return
+	}
+	if a.Ended() && len(a.Unread()) == 0 || x.m.done {
+		x.gathered(io.ErrUnexpectedEOF)
+		return
+	}
+	gap := x.silence()
+	switch err := a.More(earlier(time.Now().Add(gap), x.totalBy), gap/8); {
+	case err == nil:
+		x.scanEvents(time.Now())
+	case errors.Is(err, io.EOF):
+		x.takeLast(time.Now())
+		x.gathered(io.ErrUnexpectedEOF)
+	case x.whole():
+		x.gathered(err)
+	default:
+		x.gatherBroke(err)
+	}
+}
+
+// gathered takes the stream for ended, if all has come.
+func (x *exchange) gathered(err error) {
+	if x.tale.errand || !x.whole() {
+		x.gatherBroke(err)
+		return
+	}
+	x.gatherWhole()
+}
+
+// gatherWhole puts the answer together. An answer that is not understood is asked for again, in one piece.
+func (x *exchange) gatherWhole() {
+	t := x.tale
+	x.bodyEnd = true
+	if t.body, x.why = t.story.Whole(t.body[:0]); x.why == resume.None {
+		x.phase, x.began = ready, time.Now()
+		return
+	}
+	why := x.why
+	oe := &outcome.Error{Class: outcome.Success, Endpoint: x.endpointID(), Status: x.attempt.Status}
+	x.endAttempt(*oe, time.Now())
+	x.endTale()
+	x.why, x.ask.Whole = why, true
+	if !x.mayRetry() {
+		oe.Class = outcome.UpstreamFault
+		x.failAttempt(oe)
+		return
+	}
+	x.last = oe
+	x.again()
+}
+
+// gatherBroke goes on elsewhere with a stream that broke off, or begins anew: the caller has nothing of it yet.
+func (x *exchange) gatherBroke(err error) {
+	oe := x.lostAs(err)
+	if x.goOn(oe) {
+		return
+	}
+	if x.spent() {
+		x.complete(oe)
+		x.gatherWhole()
+		return
+	}
+	x.began = time.Now()
+	x.endAttempt(*oe, x.began)
+	if x.watch.Aborted() || !x.mayRetry() {
+		x.failAttempt(oe)
+		return
+	}
+	x.beginTale()
+	x.last = oe
+	x.again()
+}
+
+// silence is how long the answer may be silent: a host that is gone sends no word of it. Only where another one can go on is it
+// given up before timeouts.gap.
+func (x *exchange) silence() time.Duration {
+	t := x.tale
+	if t == nil || x.opaque || x.m.outputs == 0 {
+		return x.set.Gap
+	}
+	if t.judged == 0 || x.m.outputs >= 2*t.judged {
+		t.judged = x.m.outputs
+		itl := time.Duration(0)
+		if x.leased && x.lease.Decision.TPS > 0 {
+			itl = time.Duration(float64(time.Second) / x.lease.Decision.TPS)
+		}
+		if n := x.m.outputs - 1; n > 0 {
+			itl = max(itl, x.m.lastAt.Sub(x.m.firstAt)/time.Duration(n))
+		}
+		t.stall = min(max(x.set.Stall, stallGaps*itl), x.set.Gap)
+	}
+	return t.stall
+}
+
+// stallGaps is how many usual gaps make a stall.
+const stallGaps = 20
+
+// reserve takes a place at another host before the running attempt is given up; false when there is none.
+func (x *exchange) reserve() bool {
+	t := x.tale
+	if !x.mayGoOn() || t.taken {
+		return false
+	}
+	tried := x.tried
+	n := min(x.rec.Tries, len(tried))
+	if n < len(tried) {
+		tried[n] = x.lease.Endpoint.ID
+		n++
+	}
+	ask := x.ask
+	x.want(&ask)
+	ask.Now, ask.Tried = time.Now(), tried[:n]
+	if x.s.router.Pick(&ask, &t.ahead) != nil {
+		return false
+	}
+	t.taken = true
+	return true
+}
+
+// want makes q a question for a host that goes on with the answer.
+func (x *exchange) want(q *router.Request) {
+	t := x.tale
+	t.want = router.Continuation{From: x.lease.Endpoint.ID, Served: x.lease.Served, Root: x.lease.Root()}
+	delivered := t.lost + x.lease.Tokens(x.m.outputs)
+	q.Continue, q.Resumed = &t.want, true
+	q.PromptTokens = promptTokens(x.ctx.Request.Body(), x.scan.PromptBytes) + int(delivered)
+	if x.scan.MaxTokens > 0 {
+		q.MaxTokens = max(1, int(min(x.scan.MaxTokens, 1<<30)-delivered))
+	}
+}
+
+// goOn has another host go on with an answer that broke off as oe says. false means that none may, or can; nothing has changed then.
+func (x *exchange) goOn(oe *outcome.Error) bool {
+	t := x.tale
+	if !x.mayGoOn() || t.story.Finished() {
+		return false
+	}
+	delivered := t.lost + x.lease.Tokens(x.m.outputs)
+	body := x.ctx.Request.Body()
+	if t.body, x.why = t.story.Ask(t.body[:0], body, nil, delivered, false); x.why != resume.None {
+		return false
+	}
+	if t.breaks > 0 && !x.s.router.Budget.Spend() {
+		return false
+	}
+	x.want(&x.ask)
+	x.began = time.Now()
+	t.before.add(&x.m)
+	t.events += x.m.outputs
+	t.lost = delivered
+	t.breaks++
+	t.seam, t.mark, t.errand, t.judged = true, !t.gather, false, 0
+	x.endAttempt(*oe, x.began)
+	x.last = oe
+	x.again()
+	return true
+}
+
+// spent tells whether the answer had all its tokens when it broke off.
+func (x *exchange) spent() bool {
+	t := x.tale
+	return t != nil && (t.story.Finished() || x.why == resume.Exhausted)
+}
+
+// complete ends an answer that lacked its end only, when its host was lost as oe says.
+func (x *exchange) complete(oe *outcome.Error) {
+	t := x.tale
+	u := openai.NoUsage()
+	u.Completion = t.lost + x.lease.Tokens(x.m.outputs)
+	t.out = t.story.End(t.out, x.scan.IncludeUsage, u)
+	x.endAttempt(*oe, time.Now())
+	x.m.done, x.bodyEnd = true, true
+	x.rec.Class = outcome.Success // the caller lacks nothing
+}
+
+// composeOn builds the request that goes on with the answer at the leased endpoint.
+func (x *exchange) composeOn() bool {
+	t := x.tale
+	t.body, x.why = t.story.Ask(t.body[:0], x.ctx.Request.Body(), x.lease.ServedJSON, t.lost, x.lease.Prefill().Trims)
+	if x.why != resume.None {
+		return false
+	}
+	t.story.Seam()
+	x.dropUsage = false // retold events leave it out
+	x.parts[0] = t.body
+	x.req.Body, x.req.Size = x.parts[:1], len(t.body)
+	return true
+}
+
+// lostAs is how an attempt ended whose answer broke off with err.
+func (x *exchange) lostAs(err error) *outcome.Error {
+	class := outcome.Truncated
+	switch {
+	case errors.Is(err, forward.ErrInterrupted):
+		class = outcome.Moved
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		class = outcome.Stalled
+	case x.tale != nil && x.tale.errand:
+		class = outcome.UpstreamFault
+	}
+	return &outcome.Error{Class: class, Endpoint: x.endpointID(), Status: x.attempt.Status, Err: err}
+}
+
+// add makes m what it and n measured together, one after the other.
+func (m *meter) add(n *meter) {
+	if m.outputs == 0 {
+		m.firstAt = n.firstAt
+	}
+	if m.handedAt.IsZero() {
+		m.handedAt = n.handedAt
+	}
+	if n.outputs > 0 {
+		m.lastAt = n.lastAt
+	}
+	m.outputs += n.outputs
+	m.gaps.merge(&n.gaps)
+	m.finishes, m.finish, m.finishN = n.finishes, n.finish, n.finishN
+	m.usage, m.hasUsage, m.done, m.failed = n.usage, n.hasUsage, n.done, n.failed
+}
+
+// all is what was measured of the whole answer.
+func (x *exchange) all() meter {
+	t := x.tale
+	if t == nil || t.breaks == 0 {
+		return x.m
+	}
+	m := t.before
+	m.add(&x.m)
+	if m.hasUsage {
+		m.usage = t.story.Usage(m.usage)
+	}
+	return m
+}
