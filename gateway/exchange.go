@@ -72,7 +72,7 @@ type exchange struct {
 	pinned  endpoint.ID // passthrough: the one endpoint, without a lease
 	attempt *forward.Attempt
 	worker  endpoint.WorkerReport // of the attempt that just ended
-	tried   [ledger.MaxAttempts]endpoint.ID
+	tried   [maxTried]endpoint.ID
 	retries int
 	last    *outcome.Error // of the attempt that is being retried
 
@@ -105,6 +105,9 @@ type exchange struct {
 	began      time.Time     // an own stretch began
 	settled    bool
 }
+
+// maxTried bounds the hosts that a request is kept from because they failed it.
+const maxTried = 8
 
 // phase is where an exchange stands. advance moves it on; ready and failed are final.
 type phase uint8
@@ -368,8 +371,10 @@ func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
 	if x.watch.drained.Load() && oe.Class == outcome.ClientGone {
 		oe.Class = outcome.Truncated // ended by us: neither the caller left nor the host failed; see errDraining
 	}
-	if x.rec.Tries < ledger.MaxAttempts {
+	if x.rec.Tries < maxTried {
 		x.tried[x.rec.Tries] = oe.Endpoint
+	}
+	if x.rec.Tries < ledger.MaxAttempts {
 		x.rec.Attempts[x.rec.Tries] = ledger.Attempt{Endpoint: oe.Endpoint, Class: oe.Class, Status: oe.Status, Duration: now.Sub(x.beginAt), Worker: x.worker}
 	}
 	x.rec.Tries++
@@ -433,6 +438,7 @@ func (x *exchange) fail(e *openai.Error) {
 		e = errDraining()
 	case x.committed && x.resumed():
 		e = errLost()
+		x.rec.Lost = x.lostWhy()
 	}
 	x.failure, x.phase = e, failed
 	x.rec.Code = e.Code
@@ -600,7 +606,7 @@ func (x *exchange) upstreamFault(err error) *outcome.Error {
 	switch {
 	case errors.Is(err, forward.ErrInterrupted):
 		class = outcome.Moved
-	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, io.ErrClosedPipe):
+	case errors.Is(err, syscall.ECONNRESET), x.isStream && (errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.ErrClosedPipe)):
 		class = outcome.Severed
 	}
 	if x.watch.Aborted() {

@@ -42,10 +42,10 @@ func faults() []fault {
 	}
 	then := func(a, b func(*upConn)) func(*upConn) { return func(c *upConn) { a(c); b(c) } }
 	return []fault{
-		{"reset before the head", (*upConn).reset, outcome.UpstreamFault, true, 502, "host_failed"},
-		{"closed before the head", func(*upConn) {}, outcome.UpstreamFault, true, 502, "host_failed"},
-		{"reset inside the head", func(c *upConn) { c.send("HTTP/1.1 200 OK\r\nContent-"); c.reset() }, outcome.UpstreamFault, true, 502, "host_failed"},
-		{"reset after the head", then(func(c *upConn) { c.send(sseHead) }, (*upConn).reset), outcome.UpstreamFault, true, 502, "host_failed"},
+		{"reset before the head", (*upConn).reset, outcome.Severed, true, 502, "host_failed"},
+		{"closed before the head", func(*upConn) {}, outcome.Severed, true, 502, "host_failed"},
+		{"reset inside the head", func(c *upConn) { c.send("HTTP/1.1 200 OK\r\nContent-"); c.reset() }, outcome.Severed, true, 502, "host_failed"},
+		{"reset after the head", then(func(c *upConn) { c.send(sseHead) }, (*upConn).reset), outcome.Severed, true, 502, "host_failed"},
 		{"500", status(500), outcome.UpstreamFault, true, 502, "host_failed"},
 		{"503", status(503), outcome.UpstreamFault, true, 502, "host_failed"},
 		{"429", status(429, "Retry-After: 7"), outcome.Throttled, true, 429, "rate_limit_exceeded"},
@@ -63,7 +63,7 @@ func faults() []fault {
 		{"flat vLLM error under 200", func(c *upConn) {
 			c.send(jsonAnswer(200, `{"object":"error","message":"SECRET-UPSTREAM-TEXT","type":"InternalServerError","param":null,"code":500}`))
 		}, outcome.UpstreamFault, true, 502, "host_failed"},
-		{"role event, then reset", then(stream(roleEvent), (*upConn).reset), outcome.UpstreamFault, false, 502, "host_failed"},
+		{"role event, then reset", then(stream(roleEvent), (*upConn).reset), outcome.Severed, false, 502, "host_failed"},
 		{"role event, then a clean end", stream(roleEvent, "", "0"), outcome.UpstreamFault, false, 502, "host_failed"},
 		{"error event first", stream("data: {\"error\":{\"message\":\"SECRET-UPSTREAM-TEXT\",\"code\":500}}\n\n"), outcome.UpstreamFault, false, 502, "host_failed"},
 		{"named error event first", stream("event: error\ndata: {\"message\":\"SECRET-UPSTREAM-TEXT\"}\n\n"), outcome.UpstreamFault, false, 502, "host_failed"},

@@ -92,7 +92,7 @@ func TestFailureAfterPings(t *testing.T) {
 		"responses":        {"/v1/responses", `{"model":"m1","stream":true,"input":"x"}`, jsonAnswer(500, "{}"), "host_failed", outcome.UpstreamFault},
 		"anthropic, 429":   {"/v1/messages", `{"model":"m1","stream":true,"messages":[]}`, jsonAnswer(429, "{}"), "rate_limit_error", outcome.Throttled},
 		"responses, fault": {"/v1/responses", `{"model":"m1","stream":true,"input":"x"}`, jsonAnswer(400, refused), "upstream_lost", outcome.CallerFault},
-		"closed":           {chatPath, `{"model":"m1","stream":true,"messages":[]}`, "", "host_failed", outcome.UpstreamFault},
+		"closed":           {chatPath, `{"model":"m1","stream":true,"messages":[]}`, "", "host_failed", outcome.Severed},
 	} {
 		t.Run(name, func(t *testing.T) {
 			goOn := make(chan struct{})

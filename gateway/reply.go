@@ -416,6 +416,9 @@ func (x *exchange) lost(d *down, err error) error {
 		return err // nobody is there to be told
 	}
 	e := errLost()
+	if x.isStream {
+		x.rec.Lost = x.lostWhy()
+	}
 	if x.watch.drained.Load() {
 		e = errDraining()
 	}

@@ -254,6 +254,21 @@ func (x *exchange) gatherBroke(err error) {
 	x.again()
 }
 
+// lostWhy says why no host goes on with an answer that broke off.
+func (x *exchange) lostWhy() string {
+	switch r := x.ending(); {
+	case x.onLoss != Continue:
+		return "policy"
+	case r != resume.None:
+		return r.String()
+	case x.why != resume.None:
+		return x.why.String()
+	case x.tale != nil && x.tale.breaks >= x.set.MaxResumes:
+		return "max_resumes"
+	}
+	return "no_host"
+}
+
 // silence is how long the answer may be silent: a host that is gone sends no word of it. Only where another one can go on is it
 // given up before timeouts.gap.
 func (x *exchange) silence() time.Duration {

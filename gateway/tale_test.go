@@ -335,22 +335,23 @@ func TestNotContinued(t *testing.T) {
 		headers []string
 		change  func(*rigOptions)
 		before  func(*rig)
+		why     string
 	}{
-		"tools":             {members: `,"tools":[{"type":"function","function":{"name":"f"}}]`},
-		"structured output": {members: `,"response_format":{"type":"json_object"}`},
-		"several choices":   {members: `,"n":2`},
-		"logprobs":          {members: `,"logprobs":true`},
-		"seed":              {members: `,"seed":1`},
-		"guided decoding":   {members: `,"guided_regex":"a+"`},
-		"opted out":         {headers: []string{"x-headrace-on-preemption: fail"}},
-		"the model's policy": {change: func(o *rigOptions) {
+		"tools":             {why: "tools", members: `,"tools":[{"type":"function","function":{"name":"f"}}]`},
+		"structured output": {why: "structured_output", members: `,"response_format":{"type":"json_object"}`},
+		"several choices":   {why: "choices", members: `,"n":2`},
+		"logprobs":          {why: "logprobs", members: `,"logprobs":true`},
+		"seed":              {why: "seed", members: `,"seed":1`},
+		"guided decoding":   {why: "structured_output", members: `,"guided_regex":"a+"`},
+		"opted out":         {why: "policy", headers: []string{"x-headrace-on-preemption: fail"}},
+		"the model's policy": {why: "policy", change: func(o *rigOptions) {
 			o.set.OnPreemption = map[string]Preemption{model: Restart}
 		}},
-		"too long a text": {change: func(o *rigOptions) { o.set.MaxContinuation = 64 }},
-		"no host that can": {before: func(g *rig) {
+		"too long a text": {why: "too_long", change: func(o *rigOptions) { o.set.MaxContinuation = 64 }},
+		"no host that can": {why: "no_host", before: func(g *rig) {
 			g.router.SetPrefill("static:h1", model, router.Prefill{Known: true})
 		}},
-		"another model": {change: func(o *rigOptions) {
+		"another model": {why: "no_host", change: func(o *rigOptions) {
 			edit := o.edit
 			o.edit = func(eps []endpoint.Endpoint) {
 				edit(eps)
@@ -380,8 +381,8 @@ func TestNotContinued(t *testing.T) {
 			if len(b.requests()) != 0 {
 				t.Errorf("the other host was asked %+v", b.requests())
 			}
-			if r := g.recordN(0); r.Class != outcome.Truncated || r.Resumes != 0 {
-				t.Errorf("class %s, %d resumes", r.Class, r.Resumes)
+			if r := g.recordN(0); r.Class != outcome.Truncated || r.Resumes != 0 || r.Lost != tc.why {
+				t.Errorf("class %s, %d resumes, not gone on with for %q", r.Class, r.Resumes, r.Lost)
 			}
 		})
 	}
@@ -426,7 +427,7 @@ func TestTokenBudget(t *testing.T) {
 				if err != nil || res.StatusCode != 200 {
 					t.Fatalf("%v: %s", err, body)
 				}
-				text, finish := "", ""
+				var text, finish string
 				if members != "" {
 					s := readTold(t, body)
 					if text, finish = s.text, s.finish; !s.done {
@@ -497,7 +498,7 @@ func TestMoves(t *testing.T) {
 				t.Errorf("%d were called away", k)
 			}
 			r := wait(t, got, "the answer")
-			text := ""
+			var text string
 			if stream {
 				text = readTold(t, r.body).text
 			} else {

@@ -299,8 +299,12 @@ func (a *Attempt) AwaitHead(until time.Time) error {
 				c = a.conn
 				continue
 			}
+			class := broken(err)
+			if len(p) > 0 && !errors.Is(err, syscall.ECONNRESET) {
+				class = outcome.UpstreamFault // it has said something, if nothing of use
+			}
 			a.drop()
-			return a.fail(broken(err), err)
+			return a.fail(class, err)
 		}
 	}
 }

@@ -11,7 +11,7 @@ import (
 )
 
 // MaxAttempts bounds the attempts that a record names; later ones are counted only.
-const MaxAttempts = 8
+const MaxAttempts = 5
 
 // Attempt is one try at one endpoint.
 type Attempt struct {
@@ -40,7 +40,8 @@ type Record struct {
 	Attempts [MaxAttempts]Attempt
 	Tries    int
 	Resumes  int           // times that another host went on with the answer
-	SeamGap  time.Duration // the longest silence that the caller had at such a seam
+	SeamGap  time.Duration // the longest silence at such a seam
+	Lost     string        // why no host goes on with an answer that broke off: a gateway/resume.Reason or "no_host"; "" where none did
 
 	TTFT         time.Duration // accepted to first content token handed to the caller
 	UpstreamTTFT time.Duration // request sent to first content token received, last attempt

@@ -36,7 +36,7 @@ func TestRingKeepsTheNewest(t *testing.T) {
 }
 
 func TestUnknownIsNull(t *testing.T) {
-	r := ledger.Record{Prompt: -1, Cached: -1, Output: -1, Reasoning: -1, Tries: 6, Class: outcome.Truncated, Duration: 1500 * time.Microsecond}
+	r := ledger.Record{Prompt: -1, Cached: -1, Output: -1, Reasoning: -1, Tries: ledger.MaxAttempts + 2, Class: outcome.Truncated, Duration: 1500 * time.Microsecond}
 	b, err := json.Marshal(&r)
 	if err != nil {
 		t.Fatal(err)

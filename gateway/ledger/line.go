@@ -28,6 +28,13 @@ func (r *Record) AppendLine(dst []byte, now time.Time) []byte {
 	if r.Code != "" {
 		l.text(`,"error_code":`, r.Code)
 	}
+	if r.Resumes > 0 {
+		l.count(`,"resumes":`, int64(r.Resumes))
+		l.figure(`,"seam_gap_ms":`, millis(r.SeamGap))
+	}
+	if r.Lost != "" {
+		l.text(`,"not_resumed":`, r.Lost)
+	}
 	if r.TTFT > 0 {
 		l.figure(`,"ttft_ms":`, millis(r.TTFT))
 		l.figure(`,"upstream_ttft_ms":`, millis(r.UpstreamTTFT))

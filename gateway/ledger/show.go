@@ -21,6 +21,9 @@ type view struct {
 	Code         string        `json:"error_code,omitempty"`
 	Finish       string        `json:"finish_reason,omitempty"`
 	Attempts     []attemptView `json:"attempts"`
+	Resumes      int           `json:"resumes,omitempty"`
+	SeamGap      float64       `json:"seam_gap_ms,omitempty"`
+	Lost         string        `json:"not_resumed,omitempty"`
 	TTFT         *float64      `json:"ttft_ms"`
 	UpstreamTTFT *float64      `json:"upstream_ttft_ms"`
 	Duration     float64       `json:"duration_ms"`
@@ -71,6 +74,7 @@ func (r *Record) MarshalJSON() ([]byte, error) {
 		Duration: millis(r.Duration), Overhead: micros(r.Overhead), ITLp50: some(millis(r.ITLp50), 0), ITLp99: some(millis(r.ITLp99), 0),
 		TPS: some(r.TPS, 0), Prompt: some(r.Prompt, -1), Cached: some(r.Cached, -1), Output: some(r.Output, -1), Reasoning: some(r.Reasoning, -1),
 		Estimated: r.Estimated, BytesIn: r.BytesIn, BytesOut: r.BytesOut, MoreAttempts: max(0, r.Tries-MaxAttempts),
+		Resumes: r.Resumes, SeamGap: millis(r.SeamGap), Lost: r.Lost,
 	}
 	if r.USDKnown {
 		v.USD = &r.USD
@@ -92,6 +96,12 @@ func (r *Record) Attrs(dst []slog.Attr) []slog.Attr {
 		slog.Float64("overhead_us", micros(r.Overhead)))
 	if r.Code != "" {
 		dst = append(dst, slog.String("error_code", r.Code))
+	}
+	if r.Resumes > 0 {
+		dst = append(dst, slog.Int("resumes", r.Resumes), slog.Float64("seam_gap_ms", millis(r.SeamGap)))
+	}
+	if r.Lost != "" {
+		dst = append(dst, slog.String("not_resumed", r.Lost))
 	}
 	if r.TTFT > 0 {
 		dst = append(dst, slog.Float64("ttft_ms", millis(r.TTFT)), slog.Float64("upstream_ttft_ms", millis(r.UpstreamTTFT)))
