@@ -45,6 +45,12 @@ type Chunk struct {
 	Malformed bool // neither [DONE] nor a JSON object; what was found before the fault still holds
 }
 
+// Aborted says that the host has given the output up, as vLLM does when it is shut down or fails inside: that
+// is no end, though it has a finish_reason.
+func (c *Chunk) Aborted() bool {
+	return c.Finish && (string(c.FinishReason) == "abort" || string(c.FinishReason) == "error")
+}
+
 // marks are what one pass over the outermost object leaves to be judged at its end, since "type" may
 // come last. All are raw JSON values.
 type marks struct {

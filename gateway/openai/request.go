@@ -50,10 +50,10 @@ type Request struct {
 	BestOf          bool // "best_of" is more than 1, or "use_beam_search" is true
 	PromptLogprobs  bool // "prompt_logprobs" is there and neither null nor false
 	Audio           bool // "modalities" names more than text
-	TokenIDs        bool // "return_token_ids" is true
+	TokenIDs        bool // "return_token_ids" (vLLM) or "return_hidden_states" (SGLang) is true
 	KeepStop        bool // "include_stop_str_in_output" (vLLM) or "no_stop_trim" (SGLang) is true
 	PromptTruncated bool // "truncate_prompt_tokens" holds something
-	PromptElsewhere bool // "prompt_embeds" or "kv_transfer_params" holds something
+	PromptElsewhere bool // "prompt_embeds", "kv_transfer_params" (vLLM) or "session_params" (SGLang) holds something
 
 	// PromptBytes is the length of the values of messages, prompt, input, query, documents, system,
 	// instructions, tools and functions as they stand in the body: a base for estimating tokens.
@@ -217,13 +217,13 @@ func (r *Request) Scan(body []byte) error {
 			r.PromptLogprobs = filled(rd.skip())
 		case "modalities":
 			r.Audio = rd.wantsMoreThanText()
-		case "return_token_ids":
-			r.TokenIDs = filled(rd.skip())
+		case "return_token_ids", "return_hidden_states":
+			r.TokenIDs = filled(rd.skip()) || r.TokenIDs
 		case "include_stop_str_in_output", "no_stop_trim":
 			r.KeepStop = filled(rd.skip()) || r.KeepStop
 		case "truncate_prompt_tokens":
 			r.PromptTruncated = filled(rd.skip())
-		case "prompt_embeds", "kv_transfer_params":
+		case "prompt_embeds", "kv_transfer_params", "session_params":
 			r.PromptElsewhere = filled(rd.skip()) || r.PromptElsewhere
 		default:
 			v := rd.skip()

@@ -13,11 +13,16 @@ var doneEvent = []byte("data: [DONE]\n\n")
 // Continue appends to dst what the caller is to see instead of an event of a later attempt: a whole event
 // with the blank line behind it, or nothing. The caller sees one id, created, model and fingerprint, one
 // role, no white space twice, and usage, if wantUsage, of the answer as a whole. While the answer is
-// gathered nothing is ever appended. Error events are passed over: they are the relay's business.
+// gathered nothing is ever appended. Error events and aborted ends are passed over: they are the relay's business.
 //
 // With a Reason other than None the event cannot be a continuation of the text, and the answer is lost: a
 // host that reasons anew, calls a tool, or writes what cannot be read. Nothing is appended then.
 func (s *Story) Continue(dst []byte, c *openai.Chunk, ev *sse.Event, wantUsage bool) ([]byte, Reason) {
+	if s.framed(c, ev) {
+		n := s.notes
+		s.say(c.Text)
+		return append(append(append(dst, n.front...), c.Text...), n.back...), None
+	}
 	ended := s.ended
 	if !s.look(c, ev) {
 		switch {
@@ -48,7 +53,26 @@ func (s *Story) Continue(dst []byte, c *openai.Chunk, ev *sse.Event, wantUsage b
 	at := len(dst)
 	w := writer{s: s, c: c, dst: dst, data: ev.Data, cut: cut, spoke: spoke, wantUsage: wantUsage}
 	w.event()
-	return append(lines(w.dst, at), "\n\n"...), None
+	dst = append(lines(w.dst, at), "\n\n"...)
+	if spoke && w.said > 0 && len(dst) == len(w.dst)+2 && plain(c) && ev.Name == nil {
+		n := s.notes
+		n.before = append(n.before[:0], ev.Data[:c.TextAt.From]...)
+		n.after = append(n.after[:0], ev.Data[c.TextAt.To:]...)
+		n.front = append(n.front[:0], dst[at-len("data: "):w.said]...)
+		n.back = append(n.back[:0], dst[w.said+len(c.Text)-cut:]...)
+	}
+	return dst, None
+}
+
+// plain says that an event holds text at most.
+func plain(c *openai.Chunk) bool {
+	return c.TextChoice && !c.Finish && !c.Other && !c.Reasoning && !c.HasUsage
+}
+
+// framed says whether an event is like the newest one but for its text, as most are: then front and back go around that.
+func (s *Story) framed(c *openai.Chunk, ev *sse.Event) bool {
+	n := s.notes
+	return plain(c) && n != nil && len(n.front) > 0 && len(n.space) == 0 && len(c.Text) > 0 && ev.Name == nil && s.alike(c, ev.Data)
 }
 
 // dropSpace returns how many bytes of text are white space that the caller has already.
@@ -86,6 +110,7 @@ type writer struct {
 	data      []byte
 	done      int // bytes of data that are in dst or replaced
 	cut       int // bytes at the front of the text that are dropped
+	said      int // index in dst of the text
 	spoke     bool
 	wantUsage bool
 }
@@ -156,8 +181,9 @@ func (w *writer) choice(at openai.Span) {
 }
 
 func (w *writer) text(at openai.Span) {
-	if at == w.c.TextAt && w.cut > 0 {
+	if at == w.c.TextAt {
 		w.replace(at.From+1, at.From+1+w.cut, nil)
+		w.said = len(w.dst)
 	}
 }
 

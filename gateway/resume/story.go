@@ -38,6 +38,7 @@ type notes struct {
 	id, created, model, fingerprint []byte
 
 	before, after []byte // the newest event without its text
+	front, back   []byte // what the caller saw around the text, at a later attempt
 
 	roleName             []byte
 	reasoning            [2][]byte // inside of strings, by the names below
@@ -104,7 +105,7 @@ func (s *Story) Release() {
 func (n *notes) clear() {
 	const most = 4 << 10 // bytes
 	for _, b := range [...]*[]byte{
-		&n.id, &n.created, &n.model, &n.fingerprint, &n.before, &n.after, &n.roleName, &n.reasoning[0], &n.reasoning[1], &n.refusal,
+		&n.id, &n.created, &n.model, &n.fingerprint, &n.before, &n.after, &n.front, &n.back, &n.roleName, &n.reasoning[0], &n.reasoning[1], &n.refusal,
 		&n.finish, &n.usage, &n.space, &n.nextSpace,
 	} {
 		if *b = (*b)[:0]; cap(*b) > most {
@@ -122,9 +123,10 @@ func (n *notes) clear() {
 	}
 }
 
-// Reason says why no other host can go on with the answer, by what was seen of it; None when one can.
+// Reason says why no other host can go on with the answer, by what was seen of it; None when one can. What is
+// gathered and not yet with the caller can always be asked for from the beginning, behind another Begin.
 func (s *Story) Reason() Reason {
-	if s.reason == None && s.finished {
+	if s.finished {
 		return Finished
 	}
 	return s.reason
@@ -156,7 +158,7 @@ func (s *Story) refuse(r Reason) {
 
 // See takes an event of the first attempt, which goes to the caller as it came. It keeps nothing of c and ev.
 func (s *Story) See(c *openai.Chunk, ev *sse.Event) {
-	if c.TextChoice && s.headed && !c.Finish && !c.Other && !c.Reasoning && !c.HasUsage && (!s.gather || s.alike(c, ev.Data)) {
+	if plain(c) && s.headed && (!s.gather || s.alike(c, ev.Data)) {
 		s.say(c.Text)
 		return
 	}
@@ -197,7 +199,7 @@ func (s *Story) say(raw []byte) {
 // look notes what any event may tell and says whether there is more to it.
 func (s *Story) look(c *openai.Chunk, ev *sse.Event) bool {
 	switch {
-	case len(ev.Data) == 0 || c.Error: // a comment; errors are the relay's business
+	case len(ev.Data) == 0 || c.Error || c.Aborted(): // a comment, or the relay's business
 		return false
 	case c.Done:
 		s.ended = true
