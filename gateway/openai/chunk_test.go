@@ -189,6 +189,56 @@ func TestParse(t *testing.T) {
 	}
 }
 
+func TestParseText(t *testing.T) {
+	for data, want := range map[string]struct {
+		text          string // with its quotes, "" for none
+		choice, other bool
+	}{
+		`{"choices":[{"index":0,"delta":{"content":" a\n"},"logprobs":null}]}`:        {`" a\n"`, true, false},
+		`{"choices":[{"delta":{"content":""}}]}`:                                      {`""`, true, false},
+		`{ "choices" : [ { "index" : 0 , "text" : "x" , "logprobs" : null } ] }`:      {`"x"`, true, false},
+		`{"choices":[{"delta":{"content":null}}]}`:                                    {``, true, false},
+		`{"choices":[{"delta":{},"finish_reason":"stop"}]}`:                           {``, true, false},
+		`{"choices":[{"delta":{"c\u006fntent":"x"}}]}`:                                {`"x"`, true, false},
+		`{"choices":[{"delta":{"reasoning":"hm","content":"x"}}]}`:                    {`"x"`, true, false},
+		`{"choices":[{"index":1,"delta":{"content":"x"}}]}`:                           {`"x"`, false, false},
+		`{"choices":[{"delta":{"content":"x"},"index":"0"}]}`:                         {`"x"`, false, false},
+		`{"choices":[{"delta":{"content":"x"}},{"index":1,"delta":{}}]}`:              {`"x"`, false, false},
+		`{"choices":[{"delta":{"content":"x"}},{"index":0,"delta":{"content":"y"}}]}`: {`"y"`, false, true},
+		`{"choices":[{"delta":{"content":"x"},"text":"y"}]}`:                          {`"y"`, true, true},
+		`{"choices":[{"delta":{"content":"x"}}],"choices":[{"index":0,"delta":{}}]}`:  {`"x"`, false, false},
+		`{"choices":[5]}`: {``, false, false},
+		`{"choices":[],"usage":{"prompt_tokens":1}}`:                                          {``, false, false},
+		`{"choices":[{"delta":{"content":[{"text":"x"}]}}]}`:                                  {``, true, true},
+		`{"choices":[{"delta":{"content":[]}}]}`:                                              {``, true, false},
+		`{"choices":[{"delta":{"content":"x"},"logprobs":{"content":[]}}]}`:                   {`"x"`, true, true},
+		`{"choices":[{"delta":{"refusal":"no"}}]}`:                                            {``, true, true},
+		`{"choices":[{"delta":{"refusal":null,"audio":null,"tool_calls":[],"content":"x"}}]}`: {`"x"`, true, false},
+		`{"choices":[{"delta":{"audio":{"id":"a"}}}]}`:                                        {``, true, true},
+		`{"choices":[{"delta":{"tool_calls":[{"index":0,"function":{"arguments":"{"}}]}}]}`:   {``, true, true},
+		`{"choices":[{"delta":{"function_call":{"name":"f"}}}]}`:                              {``, true, true},
+		`{"type":"response.output_text.delta","delta":"x"}`:                                   {``, false, false},
+		`[DONE]`: {``, false, false},
+	} {
+		var c chunk
+		c.Parse(nil, []byte(data))
+		text := data[c.TextAt.From:c.TextAt.To]
+		if text != want.text || c.TextChoice != want.choice || c.Other != want.other || want.text != "" && `"`+string(c.Text)+`"` != text {
+			t.Errorf("%s: text %s (%q), the only choice %v, other output %v", data, text, c.Text, c.TextChoice, c.Other)
+		}
+	}
+}
+
+func TestAborted(t *testing.T) {
+	for reason, want := range map[string]bool{`"stop"`: false, `"length"`: false, `null`: false, `"abort"`: true, `"error"`: true} {
+		var c chunk
+		c.Parse(nil, []byte(`{"choices":[{"delta":{},"finish_reason":`+reason+`}]}`))
+		if c.Aborted() != want {
+			t.Errorf("%s: aborted %v", reason, c.Aborted())
+		}
+	}
+}
+
 func TestParseBody(t *testing.T) {
 	content := func(c *chunk) { c.Content = true }
 	for body, want := range map[string]func(*chunk){

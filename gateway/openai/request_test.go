@@ -97,6 +97,78 @@ func TestScan(t *testing.T) {
 	}
 }
 
+// What forbids that another host continues the answer.
+func TestScanContinuation(t *testing.T) {
+	for body, want := range map[string]func(*request){
+		`"n":1`:                                func(*request) {},
+		`"stream":false`:                       func(r *request) { r.StreamAt = openai.Span{From: 10, To: 15} },
+		`"echo":true,"suffix":"x","best_of":2`: func(r *request) { r.Echo, r.Suffix, r.BestOf = true, true, true },
+		`"echo":false,"suffix":"","best_of":1,"use_beam_search":false`:                  func(*request) {},
+		`"use_beam_search":true,"best_of":1`:                                            func(r *request) { r.BestOf = true },
+		`"best_of":"many"`:                                                              func(*request) {},
+		`"best_of":1.5`:                                                                 func(r *request) { r.BestOf = true },
+		`"prompt_logprobs":0,"return_token_ids":true`:                                   func(r *request) { r.PromptLogprobs, r.TokenIDs = true, true },
+		`"prompt_logprobs":null,"return_token_ids":false`:                               func(*request) {},
+		`"return_hidden_states":true,"session_params":{"id":"a"}`:                       func(r *request) { r.TokenIDs, r.PromptElsewhere = true, true },
+		`"modalities":["text"]`:                                                         func(*request) {},
+		`"modalities":["t\u0065xt","audio"]`:                                            func(r *request) { r.Audio = true },
+		`"modalities":"audio"`:                                                          func(r *request) { r.Audio = true },
+		`"modalities":null,"truncate_prompt_tokens":null,"kv_transfer_params":{}`:       func(*request) {},
+		`"truncate_prompt_tokens":-1,"prompt_embeds":"AA=="`:                            func(r *request) { r.PromptTruncated, r.PromptElsewhere = true, true },
+		`"include_stop_str_in_output":true`:                                             func(r *request) { r.KeepStop = true },
+		`"no_stop_trim":true,"include_stop_str_in_output":false`:                        func(r *request) { r.KeepStop = true },
+		`"continue_final_message":true`:                                                 func(r *request) { r.OwnPrefill = true },
+		`"continue_final_message":false,"add_generation_prompt":true`:                   func(*request) {},
+		`"add_generation_prompt":false`:                                                 func(r *request) { r.OwnPrefill = true },
+		`"add_generation_prompt":null`:                                                  func(*request) {},
+		`"messages":[{"role":"assistant"},{"role":"user"}]`:                             func(r *request) { r.Turns = 2 },
+		`"messages":[{"role":"user"},{"content":[{"role":"user"}],"role":"assistant"}]`: func(r *request) { r.Turns, r.OwnPrefill = 2, true },
+		`"messages":[{"role":"user","content":{"role":"assistant"}}]`:                   func(r *request) { r.Turns = 1 },
+		`"messages":[{"role":"user","r\u006fle":"\u0061ssistant"}]`:                     func(r *request) { r.Turns, r.OwnPrefill = 1, true },
+		`"messages":["assistant"]`:                                                      func(r *request) { r.Turns = 1 },
+		`"messages":[],"input":[{"role":"assistant"}]`:                                  func(*request) {},
+		`"messages":null,"prompt":"x"`:                                                  func(*request) {},
+		`"prompt":"x"`:                                                                  func(r *request) { r.PromptIsText = true },
+		`"prompt":["x"]`:                                                                func(*request) {},
+	} {
+		var got request
+		if err := got.Scan([]byte("{" + body + "}")); err != nil {
+			t.Errorf("%s: %v", body, err)
+			continue
+		}
+		w := request{MaxTokens: -1, N: 1, OpenAt: 1}
+		want(&w)
+		w.Stream, w.Layout, w.PromptAt, w.PromptBytes = got.Stream, got.Layout, got.PromptAt, got.PromptBytes
+		if !reflect.DeepEqual(got, w) {
+			t.Errorf("%s:\n got %+v\nwant %+v", body, got, w)
+		}
+	}
+}
+
+func TestPartsOfAStream(t *testing.T) {
+	const usage = `"stream_options":{"include_usage":true}`
+	for _, tc := range []struct{ body, want string }{
+		{`{}`, `{"model":"new","stream":true,` + usage + `}`},
+		{`{"a":1}`, `{"model":"new","stream":true,` + usage + `,"a":1}`},
+		{`{"stream":true,"a":1}`, `{"model":"new",` + usage + `,"stream":true,"a":1}`},
+		{`{"stream": false ,"model":"old","a":1}`, `{` + usage + `,"stream": true ,"model":"new","a":1}`},
+		{`{"model":"old","stream_options":null,"stream":null}`, `{"model":"new","stream_options":{"include_usage":true},"stream":true}`},
+		{`{"stream_options":{"x":1},"stream":false,"model":"old"}`, `{"stream_options":{"include_usage":true,"x":1},"stream":true,"model":"new"}`},
+		{`{"str\u0065am":false,"stream_options":{"include_usage":true},"model":"old"}`, `{"str\u0065am":true,"stream_options":{"include_usage":true},"model":"new"}`},
+		{`{"stream_options":{"include_usage":false}}`, `{"model":"new","stream":true,"stream_options":{"include_usage":true}}`},
+	} {
+		var r openai.Request
+		body := []byte(tc.body)
+		if err := r.Scan(body); err != nil {
+			t.Fatalf("%s: %v", tc.body, err)
+		}
+		parts, n := r.Parts(nil, body, []byte(`"new"`), false, true)
+		if got := string(bytes.Join(parts, nil)); got != tc.want || n != len(got) || len(parts) > 9 {
+			t.Errorf("%s:\n got %s (%d, %d parts)\nwant %s (%d)", tc.body, got, n, len(parts), tc.want, len(tc.want))
+		}
+	}
+}
+
 func TestScanErrors(t *testing.T) {
 	deep := strings.Repeat(`[`, 512)
 	for _, tc := range []struct {
