@@ -177,11 +177,11 @@ func (s *Story) write(dst, body, modelJSON, text []byte, delivered int64) []byte
 			}
 			done = end
 		case "continue_final_message":
-			if continues = true; text != nil {
+			if continues = true; text != nil && s.chat {
 				replace(at, "true")
 			}
 		case "add_generation_prompt":
-			if adds = true; text != nil {
+			if adds = true; text != nil && s.chat {
 				replace(at, "false")
 			}
 		}

@@ -164,10 +164,10 @@ func (w *writer) share(at openai.Span, v []byte) {
 // choice looks at the only element of the array at.
 func (w *writer) choice(at openai.Span) {
 	v := only(w.data[at.From:at.To])
-	from := at.From + 1
-	for w.data[from] != '{' { // white space
-		from++
+	if len(v) == 0 || v[0] != '{' { // there are two such members
+		return
 	}
+	from := at.From + bytes.IndexByte(w.data[at.From:at.To], '{')
 	m := openai.ReadMembers(v)
 	for name, at, ok := m.Next(); ok; name, at, ok = m.Next() {
 		at.From, at.To = at.From+from, at.To+from

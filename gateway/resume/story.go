@@ -290,6 +290,9 @@ func only(v []byte) []byte {
 	return bytes.TrimSpace(v[1 : len(v)-1])
 }
 
+// some says whether v is an object or a list with something in it.
+func some(v []byte) bool { return v[0] == '{' || len(only(v)) > 0 }
+
 func (s *Story) noteChoice(c *openai.Chunk, v []byte) {
 	if !c.TextChoice {
 		if c.Content || c.Finish {
@@ -343,9 +346,17 @@ func (s *Story) noteDelta(v []byte) {
 			if inside, ok := inside(value); ok {
 				n.refusal, n.refused = append(n.refusal, inside...), true
 			}
-		case "tool_calls", "function_call", "audio", "reasoning_details":
-			if len(only(value)) > 0 || value[0] == '{' {
+		case "tool_calls", "function_call":
+			if some(value) {
 				s.odd = ToolCall
+			}
+		case "audio":
+			if some(value) {
+				s.odd = Audio
+			}
+		case "reasoning_details": // a list that goes on with each event
+			if some(value) {
+				s.odd = Unreadable
 			}
 		default:
 			if s.gather {

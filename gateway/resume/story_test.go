@@ -235,9 +235,9 @@ func checkCut(t *testing.T, pieces []string, cut int, chat, trims bool, rng *ran
 	stream := first.stream(pieces[:cut], "")
 	see(t, &s, stream)
 
-	body := `{"model":"m","messages":[{"role":"user","content":"hi"}],"max_tokens":100}`
+	body := `{"model":"m","messages":[{"role":"user","content":"hi"}],"max_tokens":100000}`
 	if !chat {
-		body = `{"model":"m","prompt":"say \"hi\"\n","max_tokens":100}`
+		body = `{"model":"m","prompt":"say \"hi\"\n","max_tokens":100000}`
 	}
 	ask, r := s.Ask(nil, []byte(body), nil, int64(cut), trims)
 	if r != resume.None {

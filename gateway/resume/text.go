@@ -90,7 +90,7 @@ func shapeOf(raw []byte) (s shape) {
 		c, size = character(raw[i:])
 		switch {
 		case utf16.IsSurrogate(c) || c == utf8.RuneError && size == 1:
-			s.invalid = true
+			s.invalid, s.solid = true, i+size
 		case !isSpace(c):
 			s.solid = i + size
 		case i == 0:

@@ -1,5 +1,16 @@
 package resume
 
+import "slices"
+
+// Members that vLLM writes, be they null, in its order. Those behind the first are Chat Completions' alone.
+const tier = `"service_tier"`
+
+var (
+	topNames     = []string{`"kv_transfer_params"`, `"prompt_logprobs"`, `"prompt_token_ids"`}
+	choiceNames  = []string{`"stop_reason"`, `"token_ids"`}
+	messageNames = []string{`"annotations"`, `"audio"`, `"function_call"`}
+)
+
 // Whole appends the answer, of which all events were gathered, as the one JSON object that vLLM answers a
 // request with that asks for no stream: a chat.completion or text_completion. With a Reason other than
 // None it cannot be put together, and nothing is appended: several choices, tool calls, audio, logprobs or
@@ -29,22 +40,19 @@ func (s *Story) Whole(dst []byte) ([]byte, Reason) {
 	}
 	dst = append(dst, `,"logprobs":null,"finish_reason":`...)
 	dst = orNull(dst, n.finish)
-	dst = n.choice.named(dst, `"stop_reason"`)
-	if s.chat {
-		dst = n.choice.named(dst, `"token_ids"`)
+	choice, top := choiceNames, topNames
+	if !s.chat {
+		choice, top = choice[:1], top[:1]
 	}
-	dst = append(n.choice.rest(dst), `}]`...)
-	dst = n.top.named(dst, `"service_tier"`)
+	dst = n.choice.named(dst, choice...)
+	dst = append(n.choice.rest(dst, choice...), `}]`...)
+	dst = n.top.named(dst, tier)
 	dst = orNull(append(dst, `,"system_fingerprint":`...), n.fingerprint)
 	if len(n.usage) > 0 {
 		dst = append(append(dst, `,"usage":`...), n.usage...)
 	}
-	if s.chat {
-		dst = n.top.named(dst, `"prompt_logprobs"`)
-		dst = n.top.named(dst, `"prompt_token_ids"`)
-	}
-	dst = n.top.named(dst, `"kv_transfer_params"`)
-	return append(n.top.rest(dst), '}'), None
+	dst = n.top.named(dst, top...)
+	return append(n.top.rest(dst, append(slices.Clip(top), tier)...), '}'), None
 }
 
 // message appends the member "message".
@@ -64,16 +72,14 @@ func (s *Story) message(dst []byte) []byte {
 		dst = append(dst, "null"...)
 	}
 	dst = quoted(dst, `,"refusal":`, n.refusal)
-	dst = n.message.named(dst, `"annotations"`)
-	dst = n.message.named(dst, `"audio"`)
-	dst = n.message.named(dst, `"function_call"`)
+	dst = n.message.named(dst, messageNames...)
 	for i, name := range reasoningNames {
 		if i == 0 || n.reasoned[i] {
 			dst = append(append(append(dst, `,"`...), name...), `":`...)
 			dst = quoted(dst, "", n.reasoning[i])
 		}
 	}
-	return append(n.message.rest(dst), '}')
+	return append(n.message.rest(dst, messageNames...), '}')
 }
 
 // quoted appends a member that is a string, null when it is empty.
@@ -92,23 +98,24 @@ func orNull(dst, v []byte) []byte {
 	return append(dst, v...)
 }
 
-// named appends a comma and the member of that name, null when there is none, and takes it out.
-func (f *fields) named(dst []byte, name string) []byte {
-	dst = append(append(append(dst, ','), name...), ':')
-	for i := range *f {
-		if one := &(*f)[i]; string(one.name) == name {
-			dst = append(dst, one.value...)
-			one.name = one.name[:0]
-			return dst
+// named appends commas and the members of those names, null where there is none.
+func (f fields) named(dst []byte, names ...string) []byte {
+	for _, name := range names {
+		var value []byte
+		for _, one := range f {
+			if string(one.name) == name {
+				value = one.value
+			}
 		}
+		dst = orNull(append(append(append(dst, ','), name...), ':'), value)
 	}
-	return append(dst, "null"...)
+	return dst
 }
 
 // rest appends the other members.
-func (f *fields) rest(dst []byte) []byte {
-	for _, one := range *f {
-		if len(one.name) > 0 {
+func (f fields) rest(dst []byte, names ...string) []byte {
+	for _, one := range f {
+		if !slices.Contains(names, string(one.name)) {
 			dst = append(append(append(append(dst, ','), one.name...), ':'), one.value...)
 		}
 	}
