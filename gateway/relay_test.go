@@ -64,6 +64,17 @@ func newRelayRig(t testing.TB, out net.Conn) *relayRig {
 	return &relayRig{x: x, d: down{w: out, conn: out}, host: host}
 }
 
+// follow has the answer followed, so that another host could go on with it.
+func (r *relayRig) follow(t testing.TB) {
+	t.Helper()
+	set := *r.x.set
+	set.MaxResumes, set.MaxContinuation, set.Stall = 1, 1<<30, 5*time.Second
+	r.x.set, r.x.tale = &set, tales.Get().(*tale)
+	r.x.tale.path = "/chat/completions"
+	r.x.beginTale()
+	t.Cleanup(r.x.endTale)
+}
+
 // relay passes one piece of the wire on, as relay's loop does.
 func (r *relayRig) relay(t testing.TB, wire []byte, by time.Time) { //nolint:thelper // a benchmark's inner loop
 	if _, err := r.host.Write(wire); err != nil {
@@ -99,15 +110,23 @@ func TestRelayAllocatesNothing(t *testing.T) {
 		"8 KiB":               oneChunk(tokenEvent(strings.Repeat("x", 8<<10))),
 	} {
 		t.Run(name, func(t *testing.T) {
-			out := &sink{}
-			r := newRelayRig(t, out)
-			by := time.Now().Add(time.Hour)
-			r.relay(t, wire, by) // the first one sets the deadline
-			if n := testing.AllocsPerRun(200, func() { r.relay(t, wire, by) }); n != 0 {
-				t.Errorf("%v allocations for each", n)
-			}
-			if out.n == 0 || r.x.m.outputs < 200 {
-				t.Errorf("%d bytes passed, %d tokens seen", out.n, r.x.m.outputs)
+			for _, followed := range []bool{false, true} {
+				out := &sink{}
+				r := newRelayRig(t, out)
+				if followed {
+					r.follow(t)
+				}
+				by := time.Now().Add(time.Hour)
+				r.relay(t, wire, by) // the first one sets the deadline
+				if n := testing.AllocsPerRun(200, func() { r.relay(t, wire, by) }); n != 0 {
+					t.Errorf("%v allocations for each, followed %t", n, followed)
+				}
+				if out.n == 0 || r.x.m.outputs < 200 {
+					t.Errorf("%d bytes passed, %d tokens seen", out.n, r.x.m.outputs)
+				}
+				if followed && r.x.tale.story.Size() < 200 {
+					t.Errorf("%d bytes of text were kept", r.x.tale.story.Size())
+				}
 			}
 		})
 	}
@@ -145,8 +164,13 @@ func TestScanAllocatesNothing(t *testing.T) {
 
 // BenchmarkRelayEvent is a token's way through the gateway, the system calls on both sides included.
 func BenchmarkRelayEvent(b *testing.B) {
-	for name, n := range map[string]int{"one a write": 1, "ten a write": 10} {
-		b.Run(name, func(b *testing.B) {
+	for _, c := range []struct {
+		name     string
+		n        int
+		followed bool
+	}{{"one a write", 1, false}, {"one a write, followed", 1, true}, {"ten a write", 10, false}, {"ten a write, followed", 10, true}} {
+		n := c.n
+		b.Run(c.name, func(b *testing.B) {
 			ln := listenLoopback(b)
 			caller, err := net.Dial("tcp", ln.Addr().String())
 			if err != nil {
@@ -159,10 +183,17 @@ func BenchmarkRelayEvent(b *testing.B) {
 			drained := make(chan struct{})
 			go func() { defer close(drained); _, _ = io.Copy(io.Discard, caller) }()
 			r := newRelayRig(b, ours)
+			if c.followed {
+				r.follow(b)
+			}
 			wire := oneChunk(strings.Repeat(tokenEvent("hello"), n))
 			by := time.Now().Add(time.Hour)
 			b.ReportAllocs()
-			for b.Loop() {
+			for i := 0; b.Loop(); i += n {
+				if c.followed && i >= 1000 { // tokens of a long answer
+					i = 0
+					r.x.beginTale()
+				}
 				r.relay(b, wire, by)
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*n), "ns/event")
