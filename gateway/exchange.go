@@ -79,6 +79,7 @@ type exchange struct {
 	phase     phase
 	beginAt   time.Time // the attempt began
 	firstBy   time.Time // its first event is due
+	fullBy    time.Time // the same, where nobody else can be asked
 	totalBy   time.Time
 	failure   *openai.Error // phase failed
 	verbatim  bool          // phase failed: hand the host's own answer on
@@ -152,7 +153,7 @@ func (x *exchange) advance(until time.Time) bool {
 				x.attemptFailed(err)
 			case err == nil:
 				x.judgeHead()
-			case !x.overdue():
+			case !x.overdue() && !time.Now().Before(until):
 				return false
 			}
 		case awaitingContent:
@@ -176,9 +177,15 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
-// overdue fails the attempt if its first event is due; false means that there is time left.
+// overdue fails the attempt if its first event is due; false means that there is time left. Where no other attempt can be made
+// there is all of it: too many requests are no reason to serve none.
 func (x *exchange) overdue() bool {
-	if time.Now().Before(x.firstBy) {
+	now := time.Now()
+	if now.Before(x.firstBy) {
+		return false
+	}
+	if now.Before(x.fullBy) && (x.retries >= x.set.MaxRetries || !x.s.router.Budget.Left()) {
+		x.firstBy = x.fullBy
 		return false
 	}
 	x.attemptFailed(&outcome.Error{Class: outcome.FirstByteTimeout, Endpoint: x.endpointID(), Err: os.ErrDeadlineExceeded})
@@ -226,7 +233,7 @@ func (x *exchange) pick() {
 		return
 	}
 	x.own += now.Sub(x.began)
-	x.firstBy = earlier(now.Add(x.firstWithin()), x.totalBy)
+	x.due(now)
 	if x.attempt == nil {
 		x.attempt = attempts.Get().(*forward.Attempt)
 	}
@@ -236,9 +243,15 @@ func (x *exchange) pick() {
 		return
 	}
 	if x.form != nil || x.req.Upload != nil { // sent at the caller's pace, which is no fault of the host's
-		x.firstBy = earlier(time.Now().Add(x.firstWithin()), x.totalBy)
+		x.due(time.Now())
 	}
 	x.phase = awaitingHead
+}
+
+// due sets when the first event of an attempt is due that has begun now.
+func (x *exchange) due(now time.Time) {
+	soon, full := x.firstWithin()
+	x.firstBy, x.fullBy = earlier(now.Add(soon), x.totalBy), earlier(now.Add(full), x.totalBy)
 }
 
 // place leases an endpoint, unless one was taken already.
@@ -255,17 +268,19 @@ func (x *exchange) resumed() bool { return x.tale != nil && x.tale.breaks > 0 }
 
 var errNotComposed = errors.New("the request that goes on with the answer cannot be written")
 
-// firstWithin is how long the attempt may take to its first content.
-func (x *exchange) firstWithin() time.Duration {
+// firstWithin is how long the attempt may take to its first content: where another one can be made, and at all.
+func (x *exchange) firstWithin() (soon, full time.Duration) {
+	full = x.set.FirstEvent
 	if x.leased {
 		if s := x.lease.Endpoint.State; s == endpoint.Cold || s == endpoint.Starting || x.lease.Decision.Cold { // workers that are up may be full
-			return max(x.set.ColdStart, x.set.FirstEvent)
+			full = max(x.set.ColdStart, full)
+			return full, full
 		}
 		if d := &x.lease.Decision; x.set.Stuck > 0 && d.Candidates > 1 && x.seesFirst() { // else it may show nothing before its end
-			return min(max(x.set.Stuck, time.Duration(stuckTimes*d.TTFT*float64(time.Second))), x.set.FirstEvent)
+			return min(max(x.set.Stuck, time.Duration(stuckTimes*d.TTFT*float64(time.Second))), full), full
 		}
 	}
-	return x.set.FirstEvent
+	return full, full
 }
 
 // seesFirst tells whether the first token of the answer will be seen before its last.
@@ -578,7 +593,7 @@ func (x *exchange) awaitContent(until time.Time) bool {
 	case err == nil:
 		x.scanEvents(time.Now())
 	case errors.Is(err, os.ErrDeadlineExceeded) && !x.watch.Aborted():
-		return x.overdue()
+		return x.overdue() || time.Now().Before(until)
 	case a.Full(err):
 		x.opaque = true
 		x.phase, x.began = ready, time.Now()

@@ -210,7 +210,6 @@ func (x *exchange) relay(d *down) error {
 	if !x.isStream || x.opaque {
 		x.held = len(a.Unread())
 	}
-	patient := false // nobody else can go on with a stream that stalls
 	for {
 		writes := x.held > 0
 		if err := x.deliver(d); err != nil {
@@ -229,27 +228,22 @@ func (x *exchange) relay(d *down) error {
 				}
 				continue
 			}
-			return nil
+			return x.finish(d)
 		}
 		now := time.Now()
 		if writes {
 			x.blocked += now.Sub(x.writeAt)
 		}
-		gap := x.set.Gap
-		if x.tale != nil && !patient {
-			gap = x.silence()
-		}
-		by, slack := now.Add(gap), gap/8
+		by, slack := x.quietBy(now)
 		if x.m.done {
 			by, slack = now.Add(time.Second), 0 // all was said: only the framing's end is missing
 		}
-		err := a.More(earlier(by, x.totalBy), slack)
+		err := a.More(by, slack)
 		now = time.Now()
 		switch {
 		case err == nil && (!x.isStream || x.opaque):
 			x.held = len(a.Unread())
 		case err == nil:
-			patient = false
 			x.scanEvents(now)
 		case a.Full(err):
 			x.opaque, x.held = true, len(a.Unread())
@@ -268,19 +262,30 @@ func (x *exchange) relay(d *down) error {
 				continue
 			}
 			x.bodyEnd = true
-			return x.deliver(d)
+			if err := x.deliver(d); err != nil {
+				return err
+			}
+			return x.finish(d)
 		case x.m.done:
 			return nil // [DONE] was passed on; whatever went wrong behind it concerns nobody
 		case errors.Is(err, forward.ErrInterrupted) && !x.reserve():
 			a.CarryOn() // to the end, if it comes to one
-		case errors.Is(err, os.ErrDeadlineExceeded) && gap < x.set.Gap && now.Before(x.totalBy) && !x.watch.Aborted() && !x.reserve():
-			patient = true
+		case errors.Is(err, os.ErrDeadlineExceeded) && x.patient(now):
 		default:
 			if on, err := x.broke(d, err); !on {
 				return err
 			}
 		}
 	}
+}
+
+// finish adds what a host left out that went on with an answer: its end mark.
+func (x *exchange) finish(d *down) error {
+	if t := x.tale; t == nil || !t.seam || x.m.done {
+		return nil
+	}
+	x.tale.out = x.tale.story.End(x.tale.out, x.scan.IncludeUsage, openai.NoUsage())
+	return x.deliver(d)
 }
 
 func (x *exchange) ready() bool { return x.phase == ready || x.phase == failed }

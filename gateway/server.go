@@ -575,6 +575,9 @@ func (x *exchange) usd(now time.Time) (float64, bool) {
 		Busy: now.Sub(x.beginAt), InFlight: x.lease.MeanInFlight(), Executed: x.worker.Executed, Prompt: -1, Cached: -1, Output: -1,
 		BytesIn: x.rec.BytesIn, BytesOut: x.rec.BytesOut,
 	}
+	if x.tale != nil {
+		u.BytesOut -= x.tale.sent
+	}
 	if x.m.hasUsage {
 		u.Prompt, u.Cached, u.Output = x.m.usage.Prompt, x.m.usage.Cached, x.m.usage.Completion
 	}

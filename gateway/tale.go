@@ -41,25 +41,29 @@ func ParsePreemption(word string) (Preemption, bool) {
 // tale is an answer that another host can go on with: what the caller has of it, and how often it was broken off. An exchange
 // has one while that is so.
 type tale struct {
-	story  resume.Story
-	path   string              // below /v1
-	gather bool                // the caller gets it in one piece: it is read as a stream and put together
-	opened bool                // the attempt asks for that stream
-	breaks int                 // times it was gone on with
-	seam   bool                // what comes is a later attempt's: it is retold
-	mark   bool                // the caller is to be told of the seam with the next piece
-	out    []byte              // retold and not written yet
-	body   []byte              // of the request that goes on with it
-	want   router.Continuation // of whoever goes on with it
-	ahead  router.Lease        // taken before the host was given up
-	taken  bool                // ahead is held
-	errand bool                // the host ended it with an error event
-	before meter               // of the attempts that broke off
-	events int64               // with output, in those
-	lost   int64               // their output, in tokens
-	gap    time.Duration       // the longest silence at a seam
-	stall  time.Duration       // silence that means the host is lost
-	judged int64               // outputs when stall was set
+	story   resume.Story
+	path    string              // below /v1
+	gather  bool                // the caller gets it in one piece: it is read as a stream and put together
+	opened  bool                // the attempt asks for that stream
+	breaks  int                 // times it was gone on with
+	seam    bool                // what comes is a later attempt's: it is retold
+	mark    bool                // the caller is to be told of the seam with the next piece
+	out     []byte              // retold and not written yet
+	body    []byte              // of the request that goes on with it
+	want    router.Continuation // of whoever goes on with it
+	ahead   router.Lease        // taken before the host was given up
+	taken   bool                // ahead is held
+	errand  bool                // the host ended it with an error event
+	before  meter               // of the attempts that broke off
+	events  int64               // with output, in those
+	lost    int64               // their output, in tokens
+	gap     time.Duration       // the longest silence at a seam
+	stall   time.Duration       // silence that means the host is lost
+	judged  int64               // outputs when stall was set
+	heard   int64               // outputs at heardAt, when the newest of them was handed on
+	heardAt time.Time
+	asked   time.Time // the same, or later when nobody else could go on with it
+	sent    int64     // bytes that the caller got of attempts before
 }
 
 var tales = sync.Pool{New: func() any { return new(tale) }}
@@ -112,6 +116,7 @@ func (x *exchange) beginTale() {
 	t := x.tale
 	t.story.Begin(t.path == "/chat/completions", t.gather, x.set.MaxContinuation)
 	t.seam, t.errand, t.breaks, t.events, t.lost, t.before, t.judged, t.stall = false, false, 0, 0, 0, meter{}, 0, x.set.Stall
+	t.heard = 0
 	x.why = resume.None
 	x.ask.Continue, x.ask.Resumed = nil, false
 }
@@ -145,6 +150,11 @@ func (x *exchange) tell(c *openai.Chunk, ev *sse.Event, now time.Time) (taken bo
 	default:
 		t.story.See(c, ev)
 		if !t.gather {
+			if r := t.story.Reason(); r != resume.None && r != resume.Finished {
+				x.endTale()
+				x.why = r
+				x.forget()
+			}
 			return false
 		}
 	}
@@ -187,8 +197,8 @@ func (x *exchange) gather() {
 		x.gathered(io.ErrUnexpectedEOF)
 		return
 	}
-	gap := x.silence()
-	switch err := a.More(earlier(time.Now().Add(gap), x.totalBy), gap/8); {
+	by, slack := x.quietBy(time.Now())
+	switch err := a.More(by, slack); {
 	case err == nil:
 		x.scanEvents(time.Now())
 	case errors.Is(err, io.EOF):
@@ -196,6 +206,9 @@ func (x *exchange) gather() {
 		x.gathered(io.ErrUnexpectedEOF)
 	case x.whole():
 		x.gathered(err)
+	case errors.Is(err, forward.ErrInterrupted) && !x.reserve():
+		a.CarryOn() // to the end, if it comes to one
+	case errors.Is(err, os.ErrDeadlineExceeded) && x.patient(time.Now()):
 	default:
 		x.gatherBroke(err)
 	}
@@ -290,13 +303,47 @@ func (x *exchange) silence() time.Duration {
 	return t.stall
 }
 
+// quietBy is until when nothing need come, and how early that may be found out.
+func (x *exchange) quietBy(now time.Time) (by time.Time, slack time.Duration) {
+	gap := x.silence()
+	from := now
+	if t := x.tale; t != nil && !x.opaque && x.m.outputs > 0 { // comments keep a connection alive, and no answer
+		if t.heard != x.m.outputs {
+			t.heard, t.heardAt, t.asked = x.m.outputs, now, now
+		}
+		if from = t.asked; gap >= x.set.Gap {
+			from = now
+		}
+	}
+	return earlier(from.Add(gap), x.totalBy), gap / 8
+}
+
+// patient tells whether to go on waiting for a host that has stalled, because no other can go on with the answer.
+func (x *exchange) patient(now time.Time) bool {
+	t := x.tale
+	if t == nil || x.opaque || x.m.outputs == 0 || x.watch.Aborted() || !now.Before(x.totalBy) || now.Sub(t.heardAt) >= x.set.Gap || x.reserve() {
+		return false
+	}
+	t.asked = now
+	return true
+}
+
 // stallGaps is how many usual gaps make a stall.
 const stallGaps = 20
 
 // reserve takes a place at another host before the running attempt is given up; false when there is none.
 func (x *exchange) reserve() bool {
 	t := x.tale
-	if !x.mayGoOn() || t.taken {
+	if !x.mayGoOn() || t.story.Finished() {
+		return false
+	}
+	if t.taken {
+		return true
+	}
+	if t.body, x.why = t.story.Ask(t.body[:0], x.ctx.Request.Body(), nil, t.lost+x.lease.Tokens(x.m.outputs), false); x.why != resume.None {
+		return false
+	}
+	if t.breaks > 0 && !x.s.router.Budget.Spend() {
 		return false
 	}
 	tried := x.tried
@@ -309,6 +356,9 @@ func (x *exchange) reserve() bool {
 	x.want(&ask)
 	ask.Now, ask.Tried = time.Now(), tried[:n]
 	if x.s.router.Pick(&ask, &t.ahead) != nil {
+		if t.breaks > 0 {
+			x.s.router.Budget.Refund()
+		}
 		return false
 	}
 	t.taken = true
@@ -338,16 +388,17 @@ func (x *exchange) goOn(oe *outcome.Error) bool {
 	if t.body, x.why = t.story.Ask(t.body[:0], body, nil, delivered, false); x.why != resume.None {
 		return false
 	}
-	if t.breaks > 0 && !x.s.router.Budget.Spend() {
+	if t.breaks > 0 && !t.taken && !x.s.router.Budget.Spend() {
 		return false
 	}
 	x.want(&x.ask)
+	t.sent = x.rec.BytesOut
 	x.began = time.Now()
 	t.before.add(&x.m)
 	t.events += x.m.outputs
 	t.lost = delivered
 	t.breaks++
-	t.seam, t.mark, t.errand, t.judged = true, !t.gather, false, 0
+	t.seam, t.mark, t.errand, t.judged, t.heard = true, !t.gather, false, 0, 0
 	x.endAttempt(*oe, x.began)
 	x.last = oe
 	x.again()

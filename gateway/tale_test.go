@@ -21,6 +21,7 @@ type teller struct {
 	lose  func(c *upConn)
 	times int // answers that it strikes at most
 	delay func(i int)
+	mute  bool // no [DONE]
 
 	mu    sync.Mutex // guards all below
 	asked []tellerAsk
@@ -125,7 +126,9 @@ func (h *teller) serve(c *upConn, r *upRequest) bool {
 	if q.Options != nil && q.Options.IncludeUsage {
 		c.sendChunk(fmt.Sprintf("data: {\"id\":%q,\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"m1\",\"choices\":[],\"usage\":%s}\n\n", id, usage))
 	}
-	c.sendChunk(doneEvent)
+	if !h.mute {
+		c.sendChunk(doneEvent)
+	}
 	c.send(lastChunk)
 	return true
 }
@@ -240,6 +243,20 @@ func losses() map[string]func(c *upConn) {
 		"inside an event": func(c *upConn) { c.sendChunk("data: {\"id\":\"x\",\"choi") },
 		"inside a chunk":  func(c *upConn) { c.send("40\r\ndata: {\"id\"") },
 		"silence":         func(c *upConn) { c.gone() },
+		"comments only": func(c *upConn) {
+			gone := make(chan struct{})
+			go func() { defer close(gone); c.gone() }()
+			tick := time.NewTicker(20 * time.Millisecond)
+			defer tick.Stop()
+			for {
+				select {
+				case <-gone:
+					return
+				case <-tick.C:
+					c.sendChunk(": ping\n\n")
+				}
+			}
+		},
 		"an error event": func(c *upConn) {
 			c.sendChunk("data: {\"error\":{\"message\":\"EngineDeadError SECRET-UPSTREAM-TEXT\",\"type\":\"x\",\"code\":500}}\n\n")
 			c.sendChunk(doneEvent)
@@ -271,6 +288,7 @@ func TestContinues(t *testing.T) {
 					if want := fmt.Sprintf(`{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d`, tellerPrompt, n, tellerPrompt+n); !strings.HasPrefix(s.usage, want) {
 						t.Errorf("usage %s, want %s", s.usage, want)
 					}
+					s.comments = slices.DeleteFunc(s.comments, func(c string) bool { return c == ": ping" }) // the host's
 					if len(s.comments) != 1 || s.comments[0] != ": resumed" || strings.Contains(body, "SECRET") {
 						t.Errorf("comments %q", s.comments)
 					}
@@ -547,6 +565,64 @@ func TestStaysWhereNobodyElseCan(t *testing.T) {
 	}
 	if r := g.recordN(0); r.Tries != 1 || r.Class != outcome.Success {
 		t.Errorf("record %+v", r)
+	}
+}
+
+// TestEndsWell adds the end mark that a host leaves out which goes on with an answer: the caller has begun to read a stream with one.
+func TestEndsWell(t *testing.T) {
+	a, b := &teller{words: 40, at: 17, lose: (*upConn).reset, times: 1}, &teller{words: 40, mute: true}
+	g := newTellers(t, []*teller{a, b})
+	_, body, err := g.do(ask(chatPath, streamed))
+	if s := readTold(t, body); err != nil || s.text != words(40) || !s.done || s.finish != "stop" {
+		t.Errorf("%v: done %t, finish %q", err, s.done, s.finish)
+	}
+}
+
+// TestStuck leaves a host that shows no first token, long before its time is over, if another one can be asked; and does not where the
+// budget of retries is spent.
+func TestStuck(t *testing.T) {
+	for name, tc := range map[string]struct {
+		retries int
+		moves   bool
+	}{"moves": {2, true}, "no retry is left": {0, false}} {
+		t.Run(name, func(t *testing.T) {
+			goOn := make(chan struct{})
+			a, b := &teller{words: 5, delay: func(i int) {
+				if i == 0 {
+					<-goOn
+				}
+			}}, &teller{words: 5}
+			g := newTellers(t, []*teller{a, b}, func(o *rigOptions) {
+				o.set.MaxRetries, o.set.Stuck = tc.retries, 100*time.Millisecond
+				edit := o.edit
+				o.edit = func(eps []endpoint.Endpoint) {
+					edit(eps)
+					eps[0].Hardware.GPU = "H100 80GB" // expected within milliseconds
+				}
+			})
+			got := make(chan string, 1)
+			go func() {
+				_, body, _ := g.do(ask(chatPath, streamed))
+				got <- body
+			}()
+			if tc.moves {
+				if s := readTold(t, wait(t, got, "the answer of the other host")); s.text != words(5) || !s.done {
+					t.Errorf("%+v", s)
+				}
+				close(goOn)
+				if r := g.recordN(0); r.Attempts[0].Class != outcome.FirstByteTimeout || r.Duration > 5*time.Second {
+					t.Errorf("%s after %v", r.Attempts[0].Class, r.Duration)
+				}
+				return
+			}
+			eventually(t, "the host is asked", func() bool { return len(a.requests()) == 1 })
+			quiet := time.NewTimer(time.Second)
+			<-quiet.C
+			close(goOn)
+			if s := readTold(t, wait(t, got, "the late answer")); s.text != words(5) || !s.done || len(b.requests()) != 0 {
+				t.Errorf("%+v", s)
+			}
+		})
 	}
 }
 

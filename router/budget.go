@@ -42,6 +42,9 @@ func (b *Budget) Refund() {
 	}
 }
 
+// Left tells whether there is a retry to be had.
+func (b *Budget) Left() bool { return b.left.Load() >= 1000 }
+
 // Spend takes one retry; false means there is none.
 func (b *Budget) Spend() bool {
 	for {
