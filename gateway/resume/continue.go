@@ -15,8 +15,9 @@ var doneEvent = []byte("data: [DONE]\n\n")
 // role, no white space twice, and usage, if wantUsage, of the answer as a whole. While the answer is
 // gathered nothing is ever appended. Error events and aborted ends are passed over: they are the relay's business.
 //
-// With a Reason other than None the event cannot be a continuation of the text, and the answer is lost: a
-// host that reasons anew, calls a tool, or writes what cannot be read. Nothing is appended then.
+// With a Reason other than None the event cannot belong to the answer, and the attempt is of no use: a host
+// that reasons anew, calls a tool, or writes what cannot be read. Nothing is appended, and s is as before:
+// another host may be asked.
 func (s *Story) Continue(dst []byte, c *openai.Chunk, ev *sse.Event, wantUsage bool) ([]byte, Reason) {
 	if s.framed(c, ev) {
 		n := s.notes
@@ -24,20 +25,21 @@ func (s *Story) Continue(dst []byte, c *openai.Chunk, ev *sse.Event, wantUsage b
 		return append(append(append(dst, n.front...), c.Text...), n.back...), None
 	}
 	ended := s.ended
-	if !s.look(c, ev) {
-		switch {
-		case c.Malformed && len(ev.Data) > 0 && !c.Error:
-			return dst, Unreadable
-		case s.ended && !ended && !s.gather:
+	switch {
+	case !s.tells(c, ev):
+		if s.ended && !ended && !s.gather {
 			dst = append(dst, doneEvent...)
 		}
 		return dst, None
+	case c.Malformed:
+		return dst, Unreadable
 	}
-	if r := judge(c); r != None {
-		if s.refuse(r); s.prefilled {
-			return dst, r
-		}
+	r := judge(c)
+	if r != None && s.prefilled {
+		return dst, r
 	}
+	s.refuse(r)
+	s.mark(c)
 	spoke := s.role
 	cut := s.dropSpace(c.Text)
 	s.note(c, ev.Data)

@@ -128,9 +128,16 @@ func TestContinue(t *testing.T) {
 			if text == "" {
 				text = "a"
 			}
-			got, r := goOn(t, broken(t, true, text, 200), tc.in, tc.wantUsage)
+			s := broken(t, true, text, 200)
+			got, r := goOn(t, s, tc.in, tc.wantUsage)
 			if got != tc.want || r != tc.reason {
 				t.Errorf("%q\n got %s\nwant %s", r, got, tc.want)
+			}
+			if tc.reason == resume.None {
+				return
+			}
+			if _, r := s.Ask(nil, []byte(chatBody), nil, 200, true); r != resume.None { // of a host that does better
+				t.Errorf("nobody else may be asked: %q", r)
 			}
 		})
 	}

@@ -162,10 +162,16 @@ func (s *Story) See(c *openai.Chunk, ev *sse.Event) {
 		s.say(c.Text)
 		return
 	}
-	if !s.look(c, ev) {
+	switch {
+	case !s.tells(c, ev):
+		return
+	case c.Malformed: // and the caller has it
+		s.refuse(Unreadable)
+		s.odd = Unreadable
 		return
 	}
 	s.refuse(judge(c))
+	s.mark(c)
 	s.note(c, ev.Data)
 	s.say(c.Text)
 }
@@ -196,19 +202,14 @@ func (s *Story) say(raw []byte) {
 	s.text = s.text.add(raw)
 }
 
-// look notes what any event may tell and says whether there is more to it.
-func (s *Story) look(c *openai.Chunk, ev *sse.Event) bool {
-	switch {
-	case len(ev.Data) == 0 || c.Error || c.Aborted(): // a comment, or the relay's business
-		return false
-	case c.Done:
-		s.ended = true
-		return false
-	case c.Malformed:
-		s.refuse(Unreadable)
-		s.odd = Unreadable
-		return false
-	}
+// tells says whether there is something in an event besides an end mark, which it notes.
+func (s *Story) tells(c *openai.Chunk, ev *sse.Event) bool {
+	s.ended = s.ended || c.Done
+	return len(ev.Data) > 0 && !c.Done && !c.Error && !c.Aborted() // the last two are the relay's business
+}
+
+// mark notes ends and usage.
+func (s *Story) mark(c *openai.Chunk) {
 	if s.notes == nil {
 		s.notes = notesPool.Get().(*notes)
 	}
@@ -217,7 +218,6 @@ func (s *Story) look(c *openai.Chunk, ev *sse.Event) bool {
 	if c.HasUsage && !s.prefilled && c.Usage.Prompt >= 0 {
 		s.prompt = c.Usage.Prompt
 	}
-	return true
 }
 
 // judge says why an answer with such an event in it cannot be continued.
