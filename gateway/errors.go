@@ -181,7 +181,7 @@ func errAttempt(e *outcome.Error) *openai.Error {
 		out.Code, out.Message = "host_failed", "The host that serves this model failed without saying why. If it does so again for this request alone, look at the request: a prompt that is too long, or a parameter it does not know."
 	case outcome.CallerFault:
 		out.Status, out.Type, out.Code, out.Message = 400, "invalid_request_error", "invalid_request", "The request body could not be read to its end."
-	case outcome.ClientGone, outcome.Success, outcome.Unserved:
+	case outcome.ClientGone, outcome.Success, outcome.Unserved, outcome.Outrun:
 		out.Status, out.Code, out.Message = 499, "client_gone", "The client closed the connection."
 	}
 	return out

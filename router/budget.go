@@ -8,7 +8,7 @@ type BudgetOptions struct {
 	Cap        int     // most retries saved up, and the number at start; 0 means 200
 }
 
-// Budget is a token bucket of retries, filled by requests. It counts in thousandths.
+// Budget is a token bucket of retries, or of hedges, filled by requests. It counts in thousandths.
 type Budget struct {
 	left      atomic.Int64
 	perMille  int64
@@ -34,6 +34,9 @@ func (b *Budget) Earn() {
 		b.left.CompareAndSwap(l, min(b.capMilles, l+b.perMille)) // a lost race loses a fifth of a retry
 	}
 }
+
+// Left tells whether there is a retry to spend.
+func (b *Budget) Left() bool { return b.left.Load() >= 1000 }
 
 // Refund gives back a retry that was not made after all.
 func (b *Budget) Refund() {

@@ -152,7 +152,7 @@ func (l *Lease) Done(res Result) {
 			h.tps.add(float64(tokens-1) / s)
 		}
 	}
-	l.account(&res, tokens)
+	l.account(&res, tokens, at)
 	switch res.Class.Policy().Verdict {
 	case outcome.Healthy:
 		l.ticket.Succeeded()
@@ -202,6 +202,8 @@ func (l *Lease) Done(res Result) {
 	case outcome.Success, outcome.DialFailed, outcome.UpstreamFault, outcome.FirstByteTimeout,
 		outcome.CallerFault, outcome.Truncated, outcome.ClientGone, outcome.Unserved, outcome.Opaque,
 		outcome.Stalled, outcome.Severed, outcome.Moved:
+	case outcome.Outrun:
+		l.outrun(at)
 	}
 }
 
@@ -209,7 +211,7 @@ const fewTokens = 10 // of an answer, whose speed nobody notices
 
 // account compares what came with what was expected; tokens are those of one stream. A first token that never came counts as
 // late, and one that came in time counts even if the rest did not.
-func (l *Lease) account(res *Result, tokens int64) {
+func (l *Lease) account(res *Result, tokens int64, at float64) {
 	ttft, tps := l.firstAt-l.pickedAt, math.NaN()
 	if s := res.Streamed.Seconds(); s > 0 && tokens > 1 {
 		tps = float64(tokens-1) / s
@@ -220,7 +222,7 @@ func (l *Lease) account(res *Result, tokens int64) {
 	d := &l.Decision
 	c := &l.r.calibrated
 	c.mu.Lock()
-	if !d.resumed && (came || res.Class == outcome.FirstByteTimeout && !l.whole) {
+	if !d.resumed && (came || l.missed(res.Class, at)) {
 		c.ttft.add(d.PTTFT, l.slo.Confidence, l.late+ttft <= l.slo.TTFT.Seconds()) // NaN is late
 	}
 	if well && tokens > fewTokens && !math.IsNaN(tps) {

@@ -49,8 +49,9 @@ const (
 	serves verdict = iota
 	slowFirst
 	slowStream
-	noRoom  // no sequence is free
-	ramping // slow start
+	noRoom   // no sequence is free
+	ramping  // slow start
+	notSpare // a second attempt there would cost something: see Hedge
 	// From here on a candidate is out of the question, and nothing is predicted of it.
 	limited   // a rate or number of requests that its provider sets
 	barred    // breaker, or a cool-down
@@ -64,7 +65,7 @@ const (
 )
 
 var verdictWords = [numVerdicts]string{
-	"serves", "first token too late", "stream too slow", "full", "in slow start", "at its provider's limit", "breaker open or cooling down",
+	"serves", "first token too late", "stream too slow", "full", "in slow start", "not idle, or not paid anyway", "at its provider's limit", "breaker open or cooling down",
 	"not usable in its state", "cannot or must not take this request",
 	"would start a worker first", "serves another model than began the answer", "cannot continue an answer", "tried already",
 }

@@ -28,6 +28,7 @@ import (
 type Options struct {
 	Breaker health.Options
 	Retry   BudgetOptions
+	Hedge   BudgetOptions    // of hedges; zero values mean 0.02 and 10
 	Now     func() time.Time // the clock; required
 	// Prior is what to expect of an endpoint before it was measured; default capacity.Lookup.
 	Prior    func(*endpoint.Endpoint) capacity.Prior
@@ -40,6 +41,7 @@ type Router struct {
 	opt    Options
 	now    func() time.Time
 	Budget *Budget // of retries, shared by all requests
+	Hedges *Budget // of second attempts beside a running one, likewise
 
 	mu     sync.Mutex // guards hosts and stats; held in Update only
 	hosts  map[endpoint.ID]*host
@@ -69,7 +71,7 @@ func New(o Options) *Router {
 		o.Prior = capacity.Lookup
 	}
 	r := &Router{
-		opt: o, now: o.Now, Budget: NewBudget(o.Retry), hosts: map[endpoint.ID]*host{}, stats: map[string]*modelStats{},
+		opt: o, now: o.Now, Budget: NewBudget(o.Retry), Hedges: NewBudget(o.Hedge.orHedges()), hosts: map[endpoint.ID]*host{}, stats: map[string]*modelStats{},
 		affinity: affinity.New(o.Affinity), origin: o.Now().Add(-time.Second), // so that second 0 was never
 	}
 	r.decisions.slots = make([]slot, decisionsKept)
@@ -167,20 +169,21 @@ type Lease struct {
 	held   bool
 	whole  bool // nobody sees its first token
 
-	pickedAt float64 // seconds by the learners' clock, as are all below
-	firstAt  float64
-	expected float64 // time to the first token, before correction
-	target   float64 // promised time to the first token
-	engines  float64 // that share the endpoint's requests
-	limit    float64 // sequences of one of them
-	pending  int64   // prompt tokens counted in host.pending
-	seq      uint64  // of the decision
-	late     float64 // seconds waited before it was picked
-	slo      SLO
-	integral float64       // of the requests in flight, when picked
-	sinceTok float64       // likewise, when the first token came
-	key      *affinity.Key // of the request, which outlives the lease
-	match    float64       // prompt tokens that the endpoint was taken to hold, before correction
+	pickedAt  float64 // seconds by the learners' clock, as are all below
+	firstAt   float64
+	expected  float64 // time to the first token, before correction
+	target    float64 // promised time to the first token
+	ttftSigma float64 // of the logarithm of that time, as expected
+	engines   float64 // that share the endpoint's requests
+	limit     float64 // sequences of one of them
+	pending   int64   // prompt tokens counted in host.pending
+	seq       uint64  // of the decision
+	late      float64 // seconds waited before it was picked
+	slo       SLO
+	integral  float64       // of the requests in flight, when picked
+	sinceTok  float64       // likewise, when the first token came
+	key       *affinity.Key // of the request, which outlives the lease
+	match     float64       // prompt tokens that the endpoint was taken to hold, before correction
 }
 
 const (
@@ -245,7 +248,7 @@ func (s *scratch) lease(r *Router, v *view, why string, l *Lease) bool {
 	*l = Lease{
 		Endpoint: ep, Served: v.c.served, ServedJSON: v.c.servedJSON, Unnamed: v.c.unnamed,
 		host: h, ticket: ticket, r: r, stats: s.m.stats, root: v.c.root, held: true, whole: s.q.Whole,
-		pickedAt: s.at, firstAt: math.NaN(), expected: v.expected, target: s.slo.TTFT.Seconds(), engines: engines, limit: v.limit, pending: pending, late: s.waited, slo: s.slo,
+		pickedAt: s.at, firstAt: math.NaN(), expected: v.expected, target: s.slo.TTFT.Seconds(), ttftSigma: v.ttftSigma, engines: engines, limit: v.limit, pending: pending, late: s.waited, slo: s.slo,
 		integral: integral, key: &s.q.Affinity, match: v.match,
 	}
 	l.seq = r.decisions.note(s, v, why)

@@ -211,6 +211,8 @@ func plainly(c outcome.Class) string {
 		return "nobody was up there yet"
 	case outcome.UpstreamDenied:
 		return "it refused the key"
+	case outcome.Outrun:
+		return "another one was faster"
 	case outcome.Success, outcome.CallerFault, outcome.Truncated, outcome.ClientGone, outcome.Unserved:
 	}
 	return c.String()

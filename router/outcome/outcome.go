@@ -29,13 +29,14 @@ const (
 	Stalled                // fell silent after the first content byte, for longer than its host's own gaps allow
 	Severed                // the connection broke before the first content byte, and a fresh one at that: nobody is there any more
 	Moved                  // taken away by us after its first content byte, because its host leaves or was preempted
+	Outrun                 // cut by us: another host that was asked beside it began its answer sooner
 	numClasses
 )
 
 var names = [numClasses]string{
 	"success", "dial_failed", "throttled", "upstream_fault", "first_byte_timeout",
 	"upstream_denied", "caller_fault", "truncated", "client_gone", "unserved", "not_ready", "opaque",
-	"stalled", "severed", "moved",
+	"stalled", "severed", "moved", "outrun",
 }
 
 // String returns the word used in logs, headers and metrics.
@@ -85,6 +86,7 @@ var policies = [numClasses]Policy{
 	Stalled:          {false, Faulty, 502},
 	Severed:          {true, Faulty, 502},
 	Moved:            {true, Unrelated, 503}, // by continuation, as Truncated: see gateway/resume
+	Outrun:           {false, Unrelated, 503},
 }
 
 // Policy returns what follows from c.

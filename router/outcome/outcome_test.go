@@ -22,7 +22,7 @@ func TestOfStatus(t *testing.T) {
 
 // TestPolicies holds what must never change by accident: who pays for a retry, and who is blamed.
 func TestPolicies(t *testing.T) {
-	for c := outcome.Success; c <= outcome.Moved; c++ {
+	for c := outcome.Success; c <= outcome.Outrun; c++ {
 		p := c.Policy()
 		if c == outcome.CallerFault || c == outcome.ClientGone {
 			if p.Elsewhere || p.Verdict == outcome.Faulty {
@@ -37,6 +37,9 @@ func TestPolicies(t *testing.T) {
 		}
 		if c == outcome.Moved && p.Verdict != outcome.Unrelated {
 			t.Errorf("%s counts as %v: the host did nothing wrong", c, p.Verdict)
+		}
+		if c == outcome.Outrun && (p.Verdict != outcome.Unrelated || p.Elsewhere) {
+			t.Errorf("%s: %+v: to be slower is no failure, and its request is answered", c, p)
 		}
 		if c.String() == "" {
 			t.Errorf("class %d has no name", c)
