@@ -251,14 +251,15 @@ func (x *exchange) gatherBroke(err error) {
 	if x.goOn(oe) {
 		return
 	}
-	if x.spent() {
+	again := !x.watch.Aborted() && x.mayRetry()
+	if x.spent() && (x.m.hasUsage || !again) { // else it costs its tokens once more, and tells how many
 		x.complete(oe)
 		x.gatherWhole()
 		return
 	}
 	x.began = time.Now()
 	x.endAttempt(*oe, x.began)
-	if x.watch.Aborted() || !x.mayRetry() {
+	if !again {
 		x.failAttempt(oe)
 		return
 	}

@@ -3,14 +3,18 @@ package gateway
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"headrace/router"
 	"headrace/router/endpoint"
+	"headrace/router/health"
 	"headrace/router/outcome"
 )
 
@@ -21,7 +25,8 @@ type teller struct {
 	lose  func(c *upConn)
 	times int // answers that it strikes at most
 	delay func(i int)
-	mute  bool // no [DONE]
+	mute  bool                                  // no [DONE]
+	fate  func() (at int, lose func(c *upConn)) // in place of at, lose and times; nil lose is none
 
 	mu    sync.Mutex // guards all below
 	asked []tellerAsk
@@ -61,10 +66,14 @@ func (h *teller) serve(c *upConn, r *upRequest) bool {
 	}
 	h.mu.Lock()
 	h.asked = append(h.asked, q)
-	strikes := h.lose != nil && h.times > 0
-	if strikes {
-		h.times--
+	nth := len(h.asked)
+	at, lose := h.at, h.lose
+	if h.fate != nil {
+		at, lose = h.fate()
+	} else if h.times--; h.times < 0 {
+		lose = nil
 	}
+	strikes := lose != nil
 	h.mu.Unlock()
 	from, text := 0, strings.HasSuffix(r.URL.Path, "/chat/completions")
 	said := q.Prompt
@@ -90,8 +99,12 @@ func (h *teller) serve(c *upConn, r *upRequest) bool {
 		n, finish = q.MaxTokens, "length"
 	}
 	usage := fmt.Sprintf(`{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d}`, tellerPrompt+from, n, tellerPrompt+from+n)
-	id := fmt.Sprintf("id-%p-%d", h, len(h.asked))
-	if !q.Stream {
+	id := fmt.Sprintf("id-%p-%d", h, nth)
+	if !q.Stream { // in one piece
+		if strikes {
+			c.reset()
+			return false
+		}
 		b, _ := json.Marshal(words(n))
 		c.send(jsonAnswer(200, fmt.Sprintf(`{"id":%q,"object":"chat.completion","created":1,"model":"m1","choices":[{"index":0,"message":{"role":"assistant","content":%s},"finish_reason":%q}],"usage":%s}`, id, b, finish, usage)))
 		return true
@@ -108,8 +121,8 @@ func (h *teller) serve(c *upConn, r *upRequest) bool {
 		c.sendChunk(event(`{"role":"assistant","content":""}`, "null"))
 	}
 	for i := from; i < from+n; i++ {
-		if strikes && i == h.at {
-			h.lose(c)
+		if strikes && i == at {
+			lose(c)
 			return false
 		}
 		if h.delay != nil {
@@ -118,8 +131,8 @@ func (h *teller) serve(c *upConn, r *upRequest) bool {
 		b, _ := json.Marshal(word(i))
 		c.sendChunk(event(`{"content":`+string(b)+"}", "null"))
 	}
-	if strikes && h.at == from+n {
-		h.lose(c)
+	if strikes && at == from+n {
+		lose(c)
 		return false
 	}
 	c.sendChunk(event(`{"content":""}`, `"`+finish+`"`))
@@ -174,7 +187,7 @@ func readTold(t *testing.T, body string) told {
 				}
 				Usage json.RawMessage
 				Error *struct {
-					Code    string
+					Code    any
 					Partial bool
 				}
 			}
@@ -182,7 +195,7 @@ func readTold(t *testing.T, body string) told {
 				t.Fatalf("event %q: %v", data, err)
 			}
 			if c.Error != nil {
-				s.code, s.partial = c.Error.Code, c.Error.Partial
+				s.code, s.partial = fmt.Sprint(c.Error.Code), c.Error.Partial
 				continue
 			}
 			s.ids[c.ID]++
@@ -457,7 +470,11 @@ func TestTokenBudget(t *testing.T) {
 				if text != words(30) || finish != "length" {
 					t.Errorf("finish %q, text %q", finish, text)
 				}
-				if asked := b.requests(); len(asked) != tc.asks || tc.asks > 0 && asked[0].MaxTokens != tc.left {
+				asks, left := tc.asks, tc.left
+				if asks == 0 && members == "" {
+					asks, left = 1, 30 // begun anew: nobody knows its usage
+				}
+				if asked := b.requests(); len(asked) != asks || asks > 0 && asked[0].MaxTokens != left {
 					t.Errorf("asked %+v", asked)
 				}
 				if r := g.recordN(0); r.Class != outcome.Success || r.Attempts[0].Class != outcome.Truncated {
@@ -566,6 +583,112 @@ func TestStaysWhereNobodyElseCan(t *testing.T) {
 	if r := g.recordN(0); r.Tries != 1 || r.Class != outcome.Success {
 		t.Errorf("record %+v", r)
 	}
+}
+
+// TestRandomLosses has hosts lost at random, in every way, under callers of every kind: each gets every word once, or the beginning and
+// a clear error; never a good end too early, and nothing is left behind.
+func TestRandomLosses(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	requests, callers := 1500, 24
+	if raceEnabled {
+		requests = 300
+	}
+	const n = 12
+	ways := losses()
+	delete(ways, "comments only") // keeps a stream alive that nobody else can go on with
+	names := slices.Sorted(maps.Keys(ways))
+	var hosts []*teller
+	for i := range 5 {
+		rng := rand.New(rand.NewPCG(seed, uint64(i)))                               //nolint:gosec // to be repeatable
+		hosts = append(hosts, &teller{words: n, fate: func() (int, func(*upConn)) { // called under the host's lock
+			if at, way := rng.IntN(n+1), ways[names[rng.IntN(len(names))]]; rng.Float64() < 0.4 {
+				return at, way
+			}
+			return 0, nil
+		}})
+	}
+	g := newTellers(t, hosts, func(o *rigOptions) {
+		o.noTLS, o.set.MaxInFlight = true, 1000
+		o.set.Stall, o.set.Gap = 50*time.Millisecond, time.Second
+		o.retry = router.BudgetOptions{PerRequest: 1, Cap: 100000}
+		o.breaker = health.Options{Failures: 1000, OpenFor: time.Millisecond}
+	})
+	var next, whole, lost, resumed atomic.Int64
+	var wg sync.WaitGroup
+	for w := range callers {
+		rng := rand.New(rand.NewPCG(seed, 1000+uint64(w))) //nolint:gosec // likewise
+		wg.Go(func() {
+			for next.Add(1) <= int64(requests) {
+				path, stream, mayGoOn := chatPath, rng.IntN(3) > 0, rng.IntN(5) > 0
+				members, want := "", words(n)
+				if rng.IntN(4) == 0 {
+					path, members = "/v1/completions", `,"max_tokens":50`
+				} else if rng.IntN(3) == 0 {
+					members, want = `,"max_tokens":7`, words(7)
+				}
+				if stream {
+					members += streamed
+				}
+				if !mayGoOn {
+					members += `,"seed":1`
+				}
+				res, body, err := g.do(ask(path, members))
+				switch {
+				case stream && res.StatusCode == 200:
+					s := readTold(t, body)
+					if len(s.ids) > 1 || s.roles["assistant"] > 1 || !strings.HasPrefix(want, s.text) {
+						t.Errorf("ids %v, roles %v, text %q", s.ids, s.roles, s.text)
+					}
+					switch {
+					case err == nil && s.done && s.text == want && s.code == "" && s.finish != "":
+						whole.Add(1)
+					case err != nil && !s.done && s.code == "upstream_lost" && s.partial, !mayGoOn && s.code == "500": // the host's own
+						lost.Add(1)
+					default:
+						t.Errorf("%v: done %t, error %q, finish %q, text %q of %q", err, s.done, s.code, s.finish, s.text, want)
+					}
+					if slices.Contains(s.comments, ": resumed") {
+						if resumed.Add(1); !mayGoOn {
+							t.Error("went on with what it must not")
+						}
+					}
+				case res.StatusCode == 200:
+					if err != nil || !strings.Contains(body, `"usage"`) {
+						t.Errorf("%v: %s", err, body)
+					} else if text := plainText(t, body); text != want {
+						t.Errorf("text %q, want %q", text, want)
+					}
+					whole.Add(1)
+				default:
+					parseError(t, body)
+					lost.Add(1)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	t.Logf("%d whole, %d of them gone on with in a stream, %d lost", whole.Load(), resumed.Load(), lost.Load())
+	if whole.Load()+lost.Load() != int64(requests) || resumed.Load() < int64(requests)/20 || lost.Load() > int64(requests)/4 {
+		t.Error("that is not what was to be expected")
+	}
+	g.recordN(requests - 1) // each is settled once: see close
+}
+
+// plainText is the text of an answer in one piece, of either path.
+func plainText(t *testing.T, body string) string {
+	t.Helper()
+	var a struct {
+		Choices []struct {
+			Text    string
+			Message struct{ Content string }
+		}
+	}
+	if err := json.Unmarshal([]byte(body), &a); err != nil || len(a.Choices) != 1 {
+		t.Errorf("%v: %s", err, body)
+		return ""
+	}
+	return a.Choices[0].Text + a.Choices[0].Message.Content
 }
 
 // TestEndsWell adds the end mark that a host leaves out which goes on with an answer: the caller has begun to read a stream with one.
