@@ -35,9 +35,6 @@ func (b *Budget) Earn() {
 	}
 }
 
-// Left tells whether there is a retry to spend.
-func (b *Budget) Left() bool { return b.left.Load() >= 1000 }
-
 // Refund gives back a retry that was not made after all.
 func (b *Budget) Refund() {
 	if b.left.Load()+1000 <= b.capMilles {
