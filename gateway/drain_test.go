@@ -103,6 +103,9 @@ func TestDrainLimit(t *testing.T) {
 			t.Fatalf("stream %q, %v", got, err)
 		}
 		checkErrorEvent(t, "", rest, "gateway_shutdown")
+		if !strings.Contains(rest, `"partial":true,"retry_after":1}}`) {
+			t.Errorf("the event does not say that a part was sent, or when to try again: %s", rest)
+		}
 	}
 	r, body, err := plain.whole()
 	if e := parseError(t, body); err != nil || r.StatusCode != 503 || e.Code != "gateway_shutdown" {
@@ -118,6 +121,62 @@ func TestDrainLimit(t *testing.T) {
 		}
 	}
 	eventually(t, "the host is freed", func() bool { return up.open() == 0 })
+}
+
+// TestDrainCutsByItsLimitOnly drains with one stream that ends within the limit and one that does not (langwatch#6941: a limit that
+// nobody had set cut streams): the first is whole, and with a limit that is long enough the second would be.
+func TestDrainCutsByItsLimitOnly(t *testing.T) {
+	for name, tc := range map[string]struct {
+		limit time.Duration
+		whole bool
+	}{"a limit of an hour": {time.Hour, true}, "a short limit": {400 * time.Millisecond, false}} {
+		t.Run(name, func(t *testing.T) {
+			began, short, long := make(chan struct{}, 2), make(chan struct{}), make(chan struct{})
+			up := newUpstream(t, func(c *upConn, r *upRequest) bool {
+				c.send(sseHead)
+				c.sendChunk(tokenEvent("x"))
+				began <- struct{}{}
+				if strings.Contains(string(r.body), "short") {
+					<-short
+				} else {
+					<-long
+				}
+				c.sendChunk(tokenEvent("y"))
+				c.sendChunk(stopEvent)
+				c.sendChunk(doneEvent)
+				c.send(lastChunk)
+				return true
+			})
+			g := newRig(t, []string{up.url()}, func(o *rigOptions) { o.set.Drain = tc.limit })
+			a := g.dial().send(post(chatPath, `{"model":"`+model+`","stream":true,"messages":[{"role":"user","content":"short"}]}`))
+			b := g.dial().send(chat(true))
+			for range 2 {
+				wait(t, began, "the stream at the host")
+			}
+			g.stop()
+			eventually(t, "the server drains", g.srv.Draining)
+			close(short)
+			want := tokenEvent("x") + tokenEvent("y") + stopEvent + doneEvent
+			if _, got, err := a.whole(); err != nil || got != want {
+				t.Errorf("the shorter stream ended as %q, %v", got, err)
+			}
+			if tc.whole {
+				close(long)
+			} else {
+				defer close(long)
+			}
+			_, got, err := b.whole()
+			switch {
+			case tc.whole && (err != nil || got != want):
+				t.Errorf("the longer stream ended as %q, %v", got, err)
+			case !tc.whole && (!cutShort(err) || strings.Contains(got, "[DONE]") || !strings.HasPrefix(got, tokenEvent("x")) || strings.Contains(got, tokenEvent("y"))):
+				t.Errorf("the longer stream ended as %q, %v", got, err)
+			case !tc.whole:
+				checkErrorEvent(t, "", strings.TrimPrefix(got, tokenEvent("x")), "gateway_shutdown")
+			}
+			wait(t, g.done, "Serve to return")
+		})
+	}
 }
 
 // TestServeFails returns the error of a listener that fails, after draining the others.

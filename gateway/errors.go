@@ -247,16 +247,18 @@ func anthropicType(status int) string {
 	}
 }
 
-// errorEvent is e as the last event of a stream that has begun.
+// errorEvent is e as the last event of a stream that has begun. It is too late for a Retry-After header: the event says it.
 func errorEvent(e *openai.Error, proto protocol) []byte {
 	switch proto {
 	case protoMessages:
-		return append(append([]byte("event: error\ndata: "), errorBody(e, proto)...), "\n\n"...)
+		b := append([]byte("event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":"), openai.AppendString(nil, anthropicType(e.Status))...)
+		b = openai.AppendString(append(b, `,"message":`...), e.Message)
+		return append(e.AppendRetryAfter(b), "}}\n\n"...)
 	case protoResponses:
 		b := append([]byte("event: error\ndata: {\"type\":\"error\",\"code\":"), openai.AppendString(nil, e.Code)...)
 		b = openai.AppendString(append(b, `,"message":`...), e.Message)
-		return append(b, ",\"param\":null,\"sequence_number\":0}\n\n"...)
+		return append(e.AppendRetryAfter(append(b, `,"param":null,"sequence_number":0`...)), "}\n\n"...)
 	case protoChat, protoOpaque:
 	}
-	return append(append([]byte("data: "), e.AppendJSON(nil)...), "\n\n"...)
+	return append(e.AppendEvent([]byte("data: ")), "\n\n"...)
 }

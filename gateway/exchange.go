@@ -451,6 +451,7 @@ func (x *exchange) fail(e *openai.Error) {
 	switch {
 	case x.watch.drained.Load():
 		e = errDraining()
+		e.Partial = x.committed && x.all().outputs > 0
 	case x.committed && x.resumed():
 		e = errLost()
 		x.rec.Lost = x.lostWhy()

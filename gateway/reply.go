@@ -426,6 +426,7 @@ func (x *exchange) lost(d *down, err error) error {
 	}
 	if x.watch.drained.Load() {
 		e = errDraining()
+		e.Partial = x.all().outputs > 0
 	}
 	if !x.isStream {
 		return err // a plain body has no room for an error: its broken framing says it

@@ -3,6 +3,7 @@ package openai
 import (
 	"fmt"
 	"net/http"
+	"strconv"
 	"time"
 )
 
@@ -35,7 +36,7 @@ type Error struct {
 	Param      string        // the request member at fault, "" for none
 	Code       string        // what programs may key on, "" for none
 	Partial    bool          // a part of the answer was sent: adds "partial":true
-	RetryAfter time.Duration // value for the Retry-After header, 0 for none; not part of the JSON
+	RetryAfter time.Duration // value for the Retry-After header, 0 for none; only AppendEvent makes it part of the JSON
 }
 
 // Error returns status, code and message on one line, for logs.
@@ -48,7 +49,24 @@ func (e *Error) Error() string {
 
 // AppendJSON appends {"error":{"message":…,"type":…,"param":…,"code":…}} to dst, with null for an
 // empty param or code. It is valid JSON whatever the fields hold.
-func (e *Error) AppendJSON(dst []byte) []byte {
+func (e *Error) AppendJSON(dst []byte) []byte { return append(e.appendMembers(dst), '}', '}') }
+
+// AppendEvent appends what AppendJSON does, for an event of a stream whose header is out: RetryAfter becomes the member
+// "retry_after" of the error, in whole seconds, rounded up.
+func (e *Error) AppendEvent(dst []byte) []byte {
+	return append(e.AppendRetryAfter(e.appendMembers(dst)), '}', '}')
+}
+
+// AppendRetryAfter appends ,"retry_after":SECONDS to an object that is not closed yet; nothing where RetryAfter is 0.
+func (e *Error) AppendRetryAfter(dst []byte) []byte {
+	if e.RetryAfter <= 0 {
+		return dst
+	}
+	return strconv.AppendInt(append(dst, `,"retry_after":`...), int64((e.RetryAfter+time.Second-1)/time.Second), 10)
+}
+
+// appendMembers is AppendJSON without the two closing braces.
+func (e *Error) appendMembers(dst []byte) []byte {
 	kind := e.Type
 	if kind == "" {
 		kind = TypeOfStatus(e.Status)
@@ -64,7 +82,7 @@ func (e *Error) AppendJSON(dst []byte) []byte {
 	if e.Partial {
 		dst = append(dst, `,"partial":true`...)
 	}
-	return append(dst, '}', '}')
+	return dst
 }
 
 func appendStringOrNull(dst []byte, s string) []byte {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"headrace/gateway/openai"
@@ -25,6 +26,18 @@ func TestErrorJSON(t *testing.T) {
 	} {
 		if got := string(tc.err.AppendJSON([]byte("> "))); got != "> "+tc.want {
 			t.Errorf("%+v:\n got %s\nwant > %s", tc.err, got, tc.want)
+		}
+	}
+	for _, tc := range []struct {
+		err  openai.Error
+		want string
+	}{
+		{openai.Error{Status: 502, Message: "no", Code: "gone", Partial: true}, `{"error":{"message":"no","type":"server_error","param":null,"code":"gone","partial":true}}`},
+		{openai.Error{Status: 503, Message: "no", RetryAfter: time.Second}, `{"error":{"message":"no","type":"server_error","param":null,"code":null,"retry_after":1}}`},
+		{openai.Error{Status: 503, Message: "no", Partial: true, RetryAfter: 2001 * time.Millisecond}, `{"error":{"message":"no","type":"server_error","param":null,"code":null,"partial":true,"retry_after":3}}`},
+	} {
+		if got := string(tc.err.AppendEvent([]byte("> "))); got != "> "+tc.want {
+			t.Errorf("%+v as an event:\n got %s\nwant > %s", tc.err, got, tc.want)
 		}
 	}
 	var err error = &openai.Error{Status: 404, Message: "no such model", Code: "model_not_found"}
