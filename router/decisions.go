@@ -108,6 +108,8 @@ func (k *keptView) keep(p *plan, v *view) {
 	k.view, k.id, k.state, k.reason = *v, ep.ID, ep.State, ""
 	k.c = nil
 	switch {
+	case v.verdict == away && v.c.host.drained.Load():
+		k.reason = whyDrained
 	case v.verdict == away:
 		k.reason = ep.StateReason
 	case v.verdict == barred:

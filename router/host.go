@@ -30,6 +30,7 @@ type host struct {
 	perEvent ewma         // output tokens that an event of a stream carries
 	idleAt   atomic.Int64 // Unix nanoseconds when the last request ended, 0 for never
 	paid     atomic.Bool  // workers are committed: see Advise
+	drained  atomic.Bool  // its operator lets nothing new in: see Drain
 
 	sharedAt number  // when replicas last told of others
 	othersAt number  // when others was last set

@@ -272,7 +272,7 @@ func (s *scratch) lease(r *Router, v *view, why string, l *Lease) bool {
 // normal is the probability that a standard normal variable is at most z.
 func normal(z float64) float64 { return 0.5 * math.Erfc(-z/math.Sqrt2) }
 
-func (c *candidate) usable() bool { return Usable(c.ep) }
+func (c *candidate) usable() bool { return Usable(c.ep) && !c.host.drained.Load() }
 
 // Usable tells whether the endpoint's state lets requests in. A serverless endpoint that is starting takes them:
 // they wait for the worker that comes up.

@@ -352,6 +352,7 @@ type HostView struct {
 	PriceAgeSeconds    *float64 `json:"price_age_seconds"`
 	Tenure             string   `json:"tenure"`
 	StateReason        string   `json:"state_reason,omitempty"`
+	Drained            bool     `json:"drained"` // by its operator: see Router.Drain
 	Dialect            string   `json:"dialect"`
 	Trust              string   `json:"trust"`
 	Encrypted          bool     `json:"encrypted"`
@@ -384,7 +385,7 @@ func (r *Router) Hosts() []HostView {
 			Breaker: h.breaker.State(now), Opens: h.breaker.Opens(), InFlight: h.inflight.Load(),
 			Requests: h.requests.Load(), Failures: h.failures.Load(),
 			PriceBasis: ep.Price.Basis.String(), PriceSource: ep.Price.Source, Tenure: ep.Tenure.String(),
-			StateReason: ep.StateReason, Dialect: ep.Dialect.String(), Trust: ep.Trust.String(), Encrypted: ep.Encrypted(), Region: ep.Region,
+			StateReason: ep.StateReason, Drained: h.drained.Load(), Dialect: ep.Dialect.String(), Trust: ep.Trust.String(), Encrypted: ep.Encrypted(), Region: ep.Region,
 			GPU: ep.Hardware.GPU, GPUCount: ep.Hardware.GPUCount, Workers: ep.Workers, USDPerHour: known(usdPerHour(&ep.Price)),
 			TTFTMillis: known(h.ttft.mean(math.NaN()) * 1e3), TPS: known(h.tps.mean(math.NaN())),
 			FullLoadUSDPerMTok: known(c.fullLoadUSDPerMTok(r.seconds(now))), StreamUSDPerMTok: known(c.streamUSDPerMTok()),
