@@ -69,7 +69,8 @@ type exchange struct {
 
 	lease   router.Lease
 	leased  bool
-	pinned  endpoint.ID // passthrough: the one endpoint, without a lease
+	ahead   *router.Lease // taken before the running attempt was given up; nil for none
+	pinned  endpoint.ID   // passthrough: the one endpoint, without a lease
 	attempt *forward.Attempt
 	worker  endpoint.WorkerReport // of the attempt that just ended
 	tried   [maxTried]endpoint.ID
@@ -153,6 +154,8 @@ func (x *exchange) advance(until time.Time) bool {
 				x.attemptFailed(err)
 			case err == nil:
 				x.judgeHead()
+			case errors.Is(err, forward.ErrInterrupted):
+				x.calledAway()
 			case !x.overdue() && !time.Now().Before(until):
 				return false
 			}
@@ -256,8 +259,8 @@ func (x *exchange) due(now time.Time) {
 
 // place leases an endpoint, unless one was taken already.
 func (x *exchange) place() error {
-	if t := x.tale; t != nil && t.taken {
-		x.lease, t.ahead, t.taken = t.ahead, router.Lease{}, false
+	if x.ahead != nil {
+		x.lease, x.ahead = *x.ahead, nil
 		return nil
 	}
 	return x.s.router.Pick(&x.ask, &x.lease)
@@ -523,7 +526,10 @@ func (x *exchange) judgeError(class outcome.Class) {
 	by := earlier(time.Now().Add(errorBodyTime), x.totalBy)
 	var err error
 	for err == nil && len(a.Unread()) < maxErrorBody {
-		err = a.More(by, 0)
+		if err = a.More(by, 0); errors.Is(err, forward.ErrInterrupted) { // the little that is missing is worth more than another attempt
+			a.CarryOn()
+			err = nil
+		}
 	}
 	class = x.classify(class, a.Status, a.Unread())
 	ne, asIs := openai.NormalizeError(a.Status, a.Head.ContentType(), a.Unread())
@@ -595,6 +601,8 @@ func (x *exchange) awaitContent(until time.Time) bool {
 		x.scanEvents(time.Now())
 	case errors.Is(err, os.ErrDeadlineExceeded) && !x.watch.Aborted():
 		return x.overdue() || time.Now().Before(until)
+	case errors.Is(err, forward.ErrInterrupted):
+		x.calledAway()
 	case a.Full(err):
 		x.opaque = true
 		x.phase, x.began = ready, time.Now()
@@ -620,8 +628,6 @@ func (x *exchange) awaitContent(until time.Time) bool {
 func (x *exchange) upstreamFault(err error) *outcome.Error {
 	class := outcome.UpstreamFault
 	switch {
-	case errors.Is(err, forward.ErrInterrupted):
-		class = outcome.Moved
 	case errors.Is(err, syscall.ECONNRESET), x.isStream && (errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.ErrClosedPipe)):
 		class = outcome.Severed
 	}
@@ -738,6 +744,10 @@ func (x *exchange) awaitBody() {
 		switch {
 		case err == nil:
 			continue
+		case errors.Is(err, forward.ErrInterrupted):
+			if x.calledAway(); x.phase == awaitingBody {
+				continue
+			}
 		case errors.Is(err, io.EOF):
 			x.bodyEnd = true
 			x.judgeBody()

@@ -494,6 +494,7 @@ func (x *exchange) settle() {
 	if x.form != nil {
 		x.form.close()
 	}
+	x.giveBack()
 	x.fillRecord(now)
 	x.endTale()
 	x.s.settled(&x.rec)

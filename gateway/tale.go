@@ -51,8 +51,6 @@ type tale struct {
 	out     []byte              // retold and not written yet
 	body    []byte              // of the request that goes on with it
 	want    router.Continuation // of whoever goes on with it
-	ahead   router.Lease        // taken before the host was given up
-	taken   bool                // ahead is held
 	errand  bool                // the host ended it with an error event
 	before  meter               // of the attempts that broke off
 	events  int64               // with output, in those
@@ -77,9 +75,6 @@ func (x *exchange) endTale() {
 		return
 	}
 	x.tale = nil
-	if t.taken {
-		t.ahead.Done(router.Result{Class: outcome.ClientGone, Cached: -1})
-	}
 	t.story.Release()
 	out, body := t.out[:0], t.body[:0]
 	if cap(out) > keptOut {
@@ -338,7 +333,7 @@ func (x *exchange) reserve() bool {
 	if !x.mayGoOn() || t.story.Finished() {
 		return false
 	}
-	if t.taken {
+	if x.ahead != nil {
 		return true
 	}
 	if t.body, x.why = t.story.Ask(t.body[:0], x.ctx.Request.Body(), nil, t.lost+x.lease.Tokens(x.m.outputs), false); x.why != resume.None {
@@ -347,22 +342,14 @@ func (x *exchange) reserve() bool {
 	if t.breaks > 0 && !x.s.router.Budget.Spend() {
 		return false
 	}
-	tried := x.tried
-	n := min(x.rec.Tries, len(tried))
-	if n < len(tried) {
-		tried[n] = x.lease.Endpoint.ID
-		n++
-	}
 	ask := x.ask
 	x.want(&ask)
-	ask.Now, ask.Tried = time.Now(), tried[:n]
-	if x.s.router.Pick(&ask, &t.ahead) != nil {
+	if !x.takeAhead(&ask) {
 		if t.breaks > 0 {
 			x.s.router.Budget.Refund()
 		}
 		return false
 	}
-	t.taken = true
 	return true
 }
 
@@ -389,7 +376,7 @@ func (x *exchange) goOn(oe *outcome.Error) bool {
 	if t.body, x.why = t.story.Ask(t.body[:0], body, nil, delivered, false); x.why != resume.None {
 		return false
 	}
-	if t.breaks > 0 && !t.taken && !x.s.router.Budget.Spend() {
+	if t.breaks > 0 && x.ahead == nil && !x.s.router.Budget.Spend() {
 		return false
 	}
 	x.want(&x.ask)

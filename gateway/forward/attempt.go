@@ -248,8 +248,9 @@ const maxHead = bufBytes
 const maxInterims = 1000
 
 // AwaitHead waits for the status line and header fields until the given time. It returns
-// os.ErrDeadlineExceeded when the time has come, and may be called again then; every other error is
-// an *outcome.Error that ended the attempt.
+// os.ErrDeadlineExceeded when the time has come, and ErrInterrupted when Client.Interrupt wants the
+// attempt elsewhere, which CarryOn declines; it may be called again then. Every other error is an
+// *outcome.Error that ended the attempt.
 func (a *Attempt) AwaitHead(until time.Time) error {
 	c := a.conn
 	for scanned := 0; ; {
@@ -276,8 +277,7 @@ func (a *Attempt) AwaitHead(until time.Time) error {
 		}
 		if err := c.fillUntil(until, headSlack); err != nil {
 			if errors.Is(err, ErrInterrupted) {
-				a.drop()
-				return a.fail(outcome.Moved, err)
+				return ErrInterrupted
 			}
 			if c.first != nil && !errors.Is(err, os.ErrDeadlineExceeded) { // the request is not out, or not all of it
 				if err = c.sendRest(err); err == nil {

@@ -127,15 +127,18 @@ func (c *Client) Update(eps []endpoint.Endpoint) error {
 // Host returns the host of an endpoint, or nil when discovery has dropped it.
 func (c *Client) Host(id endpoint.ID) *Host { return (*c.hosts.Load())[id] }
 
-// Interrupt calls every attempt at the endpoint away from it, because it is leaving: More and AwaitHead return at once. It
-// returns how many there were. An address that the endpoint has left already is not looked at.
+// Interrupt calls every attempt at the endpoint away from it, because it is leaving: More and AwaitHead return ErrInterrupted at
+// once. It returns how many there were. An address that the endpoint has left already is not looked at: see Host.Interrupt.
 func (c *Client) Interrupt(id endpoint.ID) int {
 	h := c.Host(id)
 	if h == nil {
 		return 0
 	}
-	return h.serving.call()
+	return h.Interrupt()
 }
+
+// Interrupt is Client.Interrupt for a host that may be no longer in use.
+func (h *Host) Interrupt() int { return h.serving.call() }
 
 // CloseIdle closes every idle connection.
 func (c *Client) CloseIdle() {

@@ -309,20 +309,23 @@ func TestInterrupt(t *testing.T) {
 	go func() { done <- b.AwaitHead(late) }()
 	<-asked
 	interrupt(2) // a has not begun to wait
-	if oe, ok := errors.AsType[*outcome.Error](<-done); !ok || oe.Class != outcome.Moved {
-		t.Errorf("while waiting for a head: %v", oe)
+	if err := <-done; !errors.Is(err, ErrInterrupted) {
+		t.Errorf("while waiting for a head: %v", err)
 	}
-	if oe, ok := errors.AsType[*outcome.Error](a.AwaitHead(late)); !ok || oe.Class != outcome.Moved {
-		t.Errorf("before waiting for a head: %v", oe)
+	b.Finish()
+	if err := a.AwaitHead(late); !errors.Is(err, ErrInterrupted) {
+		t.Errorf("before waiting for a head: %v", err)
 	}
-	interrupt(0)
-
-	if err := a.Start(c.Host("static:a"), &ga, body("{}"), time.Now()); err != nil {
-		t.Fatal(err)
-	}
+	a.CarryOn() // sends the request now
 	defer a.Finish()
 	go func() { done <- a.AwaitHead(late) }()
 	host := <-asked
+	interrupt(1)
+	if err := <-done; !errors.Is(err, ErrInterrupted) {
+		t.Errorf("while waiting for a head, after going on: %v", err)
+	}
+	a.CarryOn()
+	go func() { done <- a.AwaitHead(late) }()
 	_, _ = io.WriteString(host, "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nabc")
 	if err := <-done; err != nil {
 		t.Fatal(err)
