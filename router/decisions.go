@@ -117,7 +117,7 @@ func (k *keptView) keep(p *plan, v *view) {
 	case v.verdict == misfit && v.cramped:
 		k.reason = "its context is too short for prompt and answer"
 	case v.verdict == misfit:
-		k.reason = v.c.fitness(p.m, p.q).String()
+		k.reason = v.c.fitness(p.q).String()
 	}
 }
 

@@ -54,10 +54,10 @@ const (
 )
 
 // fitness tells whether the candidate can and may take q at all.
-func (c *candidate) fitness(m *Model, q *Request) unfit {
+func (c *candidate) fitness(q *Request) unfit {
 	ep := c.ep
 	switch {
-	case !m.demand.Meets(ep) || !q.Demand.Meets(ep):
+	case !c.meets || q.Demand.Demanding() && !q.Demand.Meets(ep):
 		return unfitDemand
 	case q.Route != "" && ep.Routes != nil && !slices.Contains(ep.Routes, q.Route):
 		return unfitRoute

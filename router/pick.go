@@ -23,7 +23,6 @@ type view struct {
 	itlSigma    float64 // relative
 	expected    float64 // seconds to the first token before correction
 	ttft        float64 // seconds to the first token, a cold start included
-	alone       float64 // likewise, with nobody else's prompt before it and a worker that is up
 	ttftSigma   float64 // of the logarithm
 	safe        float64 // sequences at once that keep the SLO
 	spread      float64 // likewise, doubt left aside
@@ -103,6 +102,8 @@ type scratch struct {
 	state   capacity.State
 	load    cost.Load
 	attempt int // of the request, from 1
+
+	perLeft, perGap float64 // 1 over plan.left and plan.gap: every candidate is held against them
 }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }} //nolint:gochecknoglobals // a pool of buffers
@@ -159,6 +160,7 @@ func (s *scratch) prepare(r *Router, m *Model, q *Request) {
 	if s.output = max(1, s.output); q.Tokenless {
 		s.output, s.gap = 1, math.Inf(1)
 	}
+	s.perLeft, s.perGap = 1/s.left, 1/s.gap
 	if s.prompt = float64(q.PromptTokens); q.PromptTokens <= 0 {
 		s.prompt = float64(q.BodyBytes) / 4
 	}
@@ -266,7 +268,7 @@ func (s *scratch) admission(c *candidate) verdict {
 	switch {
 	case slices.Contains(s.q.Tried, c.ep.ID):
 		return tried
-	case c.fitness(s.m, s.q) != fit:
+	case c.fitness(s.q) != fit:
 		return misfit
 	case !c.usable():
 		return away
@@ -302,9 +304,11 @@ func (s *scratch) look(c *candidate, v *view) {
 	v.limit = s.state.Limit
 	v.cramped = c.maxContext > 0 && s.prompt+float64(max(0, s.q.MaxTokens)) > float64(c.maxContext)
 	held, session := s.matches.Tokens(affinity.Host(h.cache.Load()))
-	v.match, v.session = min(float64(held), s.prompt), session
-	v.cached = min(v.match*h.hits.mean(1), s.prompt)
-	v.prompt = s.prompt - v.cached
+	if v.prompt, v.session = s.prompt, session; held > 0 {
+		v.match = min(float64(held), s.prompt)
+		v.cached = min(v.match*h.hits.mean(1), s.prompt)
+		v.prompt -= v.cached
+	}
 	pending, idle := h.computing(s.at), 0.0
 	ramp := h.pub.ramp.get()
 	if ramp > 0 && float64(h.inflight.Load()) >= ramp {
@@ -330,7 +334,6 @@ func (s *scratch) look(c *candidate, v *view) {
 	v.itl, v.itlSigma = s.state.ITL(n + 1)
 	v.expected = s.state.ExpectedTTFT(v.prompt, pending)
 	v.ttft, v.ttftSigma = s.state.TTFT(v.expected)
-	v.alone, _ = s.state.TTFT(s.state.ExpectedTTFT(v.prompt, 0))
 	if cold {
 		if v.coldSeconds = ep.Price.ColdStart.Seconds(); v.coldSeconds <= 0 {
 			v.coldSeconds = coldStart
@@ -342,7 +345,7 @@ func (s *scratch) look(c *candidate, v *view) {
 	}
 	v.safe = s.state.SafeConcurrency(s.slo.TPS, s.zSafe, v.itlSigma)
 	v.spread = s.state.SafeConcurrency(s.slo.TPS, 0, 0)
-	v.full = cost.FullLoad(&ep.Price, s.state.Throughput(v.safe))
+	v.full = cost.FullLoad(&ep.Price, s.state.SecondsPerToken(v.safe))
 	s.load = cost.Load{
 		OutputTokens: s.output, PromptTokens: v.prompt, CachedTokens: v.cached, BodyBytes: float64(s.q.BodyBytes),
 		Concurrency: n + 1, ITLSeconds: v.itl, PrefillPerSec: s.state.PrefillTokensPerSecond, FirstSeconds: s.state.TTFTSeconds,
@@ -360,9 +363,9 @@ func (s *scratch) look(c *candidate, v *view) {
 	case v.verdict != serves:
 	case n+1 > v.limit:
 		v.verdict = noRoom
-	case s.resumed && cold, !surely(v.ttft/s.left, s.z*v.ttftSigma):
+	case s.resumed && cold, !surely(v.ttft*s.perLeft, s.z*v.ttftSigma):
 		v.verdict = slowFirst
-	case !surely(v.itl/s.gap, s.z*v.itlSigma):
+	case !surely(v.itl*s.perGap, s.z*v.itlSigma):
 		v.verdict = slowStream
 	}
 }
@@ -520,6 +523,13 @@ func (s *scratch) draw() (best *view) {
 	return best
 }
 
+// alone is the seconds to the first token with nobody else's prompt before it and a worker that is up.
+func (s *scratch) alone(v *view) float64 {
+	v.c.host.pub.load(&s.state, s.at)
+	ttft, _ := s.state.TTFT(s.state.ExpectedTTFT(v.prompt, 0))
+	return ttft
+}
+
 // degrade returns whom to ask when nobody keeps the SLO: the one that misses it least among those that are not hopelessly
 // crowded; a cold start; for a stream that is being read, whoever is up. If nobody asked for an SLO, any that is up.
 func (s *scratch) degrade() (best *view, why string) {
@@ -544,8 +554,10 @@ func (s *scratch) degrade() (best *view, why string) {
 		}
 		// Of a request that has waited before, its queue is judged by the whole promise: what is over is over, and a start takes longer.
 		whole := max(s.left, s.slo.TTFT.Seconds())
-		if !s.resumed && v.ttft > tooLate*whole && (v.alone < whole || v.ttft > crowdedBy*v.alone) {
-			return math.Inf(1) // sooner another worker than a queue that grows; a long prompt takes its time anywhere
+		if !s.resumed && v.ttft > tooLate*whole {
+			if alone := s.alone(v); alone < whole || v.ttft > crowdedBy*alone {
+				return math.Inf(1) // sooner another worker than a queue that grows; a long prompt takes its time anywhere
+			}
 		}
 		return max(v.itl*s.slo.TPS, missTTFT)
 	}); best != nil {

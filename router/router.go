@@ -327,7 +327,7 @@ func (r *Router) unavailable(s *scratch) error {
 	crowded := 0.0 // seconds until the first of those that are too crowded has room again
 	cause := fit   // the last reason on the way in that still kept some candidate out
 	for _, c := range m.cands {
-		if u := c.fitness(m, q); u != fit {
+		if u := c.fitness(q); u != fit {
 			if cause == fit || u < cause {
 				cause = u
 			}
@@ -395,7 +395,7 @@ func (s *scratch) full(wait *float64) (yes bool) {
 func (m *Model) noCapacity(q *Request) string {
 	var why []string
 	for _, c := range m.cands {
-		if s := c.ep.StateReason; c.fitness(m, q) == fit && s != "" && !slices.Contains(why, s) {
+		if s := c.ep.StateReason; c.fitness(q) == fit && s != "" && !slices.Contains(why, s) {
 			why = append(why, s)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"headrace/router/affinity"
 	"headrace/router/endpoint"
 	"headrace/router/health"
 	"headrace/router/outcome"
@@ -234,27 +235,52 @@ func spendAll(b *Budget) int {
 	return n
 }
 
+// conversation is a request that continues one of several conversations with a prompt of a few turns.
+func conversation(i uint64) Request {
+	q := Request{Model: "m", Now: time.Now(), PromptTokens: 500, Affinity: affinity.Key{Session: i + 1, Root: 7}}
+	for turn := range int32(8) {
+		q.Affinity.Add(affinity.Mark{Hash: i<<8 + uint64(turn) + 1, Tokens: 60 * (turn + 1)}) //nolint:gosec // not negative
+	}
+	return q
+}
+
+// serve is what a streamed answer asks of the router, from its pick to its end.
+func serve(r *Router, q *Request, l *Lease) error {
+	if err := r.Pick(q, l); err != nil {
+		return err
+	}
+	l.FirstContent(100 * time.Millisecond)
+	l.Done(Result{Class: outcome.Success, OutputTokens: 200, Events: 200, Cached: 100, Streamed: 6 * time.Second, USD: 1e-4})
+	return nil
+}
+
+// hosts are n of a model, with hourly prices from $1 on.
+func hosts(n, seqs int) (eps []endpoint.Endpoint) {
+	for i := range n {
+		eps = append(eps, hourly(fmt.Sprint("h", i), float64(i+1), seqs, "m"))
+	}
+	return eps
+}
+
 func TestPickAllocatesNothing(t *testing.T) {
-	r := newRouter(hourly("a", 1, 10, "m"), hourly("b", 2, 10, "m"))
-	var l Lease
-	q := Request{Model: "m", Now: time.Now()}
-	if n := testing.AllocsPerRun(200, func() {
-		if r.Pick(&q, &l) == nil {
-			l.Done(Result{Class: outcome.Success, OutputTokens: 200, Streamed: 6 * time.Second})
+	for _, n := range []int{2, 16} {
+		r := newRouter(hosts(n, 10)...)
+		var l Lease
+		q := conversation(0)
+		if allocs := testing.AllocsPerRun(200, func() {
+			if err := serve(r, &q, &l); err != nil {
+				t.Fatal(err)
+			}
+		}); allocs != 0 {
+			t.Errorf("%v allocations at %d hosts", allocs, n)
 		}
-	}); n != 0 {
-		t.Errorf("%v allocations", n)
 	}
 }
 
 func BenchmarkPickDone(b *testing.B) {
 	for _, n := range []int{1, 16, 64, 256, 1000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			var eps []endpoint.Endpoint
-			for i := range n {
-				eps = append(eps, hourly(fmt.Sprint("h", i), float64(i+1), 8, "m"))
-			}
-			r := newRouter(eps...)
+			r := newRouter(hosts(n, 8)...)
 			var l Lease
 			q := Request{Model: "m", Now: time.Now()}
 			b.ReportAllocs()
@@ -268,15 +294,31 @@ func BenchmarkPickDone(b *testing.B) {
 	}
 }
 
+// BenchmarkConversation is all that streamed answers of eight conversations ask of the router, each with its marks.
+func BenchmarkConversation(b *testing.B) {
+	for _, n := range []int{1, 16, 64} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			r := newRouter(hosts(n, 8)...)
+			var l Lease
+			var qs [8]Request
+			for i := range qs {
+				qs[i] = conversation(uint64(i)) //nolint:gosec // not negative
+			}
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				if err := serve(r, &qs[i%len(qs)], &l); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
 // BenchmarkContention is Pick and Done by several goroutines at once, at 16 hosts.
 func BenchmarkContention(b *testing.B) {
 	for _, workers := range []int{1, 2, 8} {
 		b.Run(fmt.Sprint(workers), func(b *testing.B) {
-			var eps []endpoint.Endpoint
-			for i := range 16 {
-				eps = append(eps, hourly(fmt.Sprint("h", i), float64(i+1), 64, "m"))
-			}
-			r := newRouter(eps...)
+			r := newRouter(hosts(16, 64)...)
 			var wg sync.WaitGroup
 			b.ReportAllocs()
 			b.ResetTimer()

@@ -59,6 +59,7 @@ type candidate struct {
 	served     string
 	servedJSON []byte
 	unnamed    bool
+	meets      bool   // what the operator demands of the model's hosts
 	maxContext int    // tokens, 0 when unknown
 	hash       uint64 // affinity.EndpointHash
 	card       json.RawMessage
@@ -189,6 +190,9 @@ func (m *Model) arrange() {
 			return 1
 		}
 		return 0
+	}
+	for _, c := range m.cands {
+		c.meets = m.demand.Meets(c.ep)
 	}
 	slices.SortStableFunc(m.cands, func(a, b *candidate) int { return metered(a) - metered(b) })
 	m.paid = len(m.cands)
@@ -325,7 +329,7 @@ func (c *candidate) fullLoadUSDPerMTok(at float64) float64 {
 	c.host.pub.load(&s, at)
 	_, sigma := s.ITL(1)
 	safe := s.SafeConcurrency(DefaultSLO().TPS, zUsual, sigma)
-	return cost.FullLoad(&c.ep.Price, s.Throughput(safe)) * 1e6
+	return cost.FullLoad(&c.ep.Price, s.SecondsPerToken(safe)) * 1e6
 }
 
 // HostView is what the admin API and the demo show of an endpoint.

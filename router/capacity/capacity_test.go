@@ -44,7 +44,7 @@ func TestCurve(t *testing.T) {
 	for _, v := range []struct{ n, each, all float64 }{{1, 35, 35}, {8, 27.58, 220.6}, {32, 15.96, 510.9}} {
 		itl, _ := s.ITL(v.n)
 		near(t, "tokens per second", 1/itl, v.each, 1e-3)
-		near(t, "of all", s.Throughput(v.n), v.all, 1e-3)
+		near(t, "of all", 1/s.SecondsPerToken(v.n), v.all, 1e-3)
 	}
 	near(t, "c* at 15", s.SafeConcurrency(15, 1.28, 0), 35.67, 1e-3)
 	near(t, "c* at 20", s.SafeConcurrency(20, 1.28, 0), 20.5, 1e-3)

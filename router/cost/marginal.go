@@ -42,7 +42,7 @@ const (
 func Marginal(p *endpoint.Price, l *Load) (usd float64, ok bool) {
 	switch p.Basis {
 	case endpoint.PerHour:
-		usd = l.OutputTokens*releaseShare*l.FullLoadUSDPerToken + (l.BodyBytes*p.USDPerGBIn+l.OutputTokens*bytesPerTok*p.USDPerGBOut)/1e9
+		usd = l.OutputTokens*releaseShare*l.FullLoadUSDPerToken + (l.BodyBytes*p.USDPerGBIn+l.OutputTokens*bytesPerTok*p.USDPerGBOut)*1e-9
 	case endpoint.PerWorkerSecond:
 		prefill := l.PromptTokens / l.PrefillPerSec
 		seconds := l.OutputTokens*l.ITLSeconds/max(1, l.Concurrency) + prefillShare*prefill
@@ -68,14 +68,14 @@ func Marginal(p *endpoint.Price, l *Load) (usd float64, ok bool) {
 	return usd, !math.IsNaN(usd)
 }
 
-// FullLoad returns the dollars per output token of an engine that gives tokensPerSecond to all its streams together; NaN
+// FullLoad returns the dollars per output token of an engine that gives one every secondsPerToken, all its streams together; NaN
 // when the price is unknown.
-func FullLoad(p *endpoint.Price, tokensPerSecond float64) float64 {
+func FullLoad(p *endpoint.Price, secondsPerToken float64) float64 {
 	switch p.Basis {
 	case endpoint.PerHour:
-		return p.USDPerHour / 3600 / tokensPerSecond
+		return p.USDPerHour * (secondsPerToken * (1. / 3600))
 	case endpoint.PerWorkerSecond:
-		return p.USDPerWorkerSecond / tokensPerSecond
+		return p.USDPerWorkerSecond * secondsPerToken
 	case endpoint.PerToken:
 		return p.USDPerMTokOut / 1e6
 	case endpoint.BasisUnknown:

@@ -31,12 +31,12 @@ func TestFullLoad(t *testing.T) {
 		{0.90, 510.9, 0.489}, // 8 and 32 streams (vector 2)
 	} {
 		p := endpoint.Price{Basis: endpoint.PerHour, USDPerHour: v.usdPerHour}
-		near(t, "USD per million", cost.FullLoad(&p, v.tps)*1e6, v.want, 1e-3)
+		near(t, "USD per million", cost.FullLoad(&p, 1/v.tps)*1e6, v.want, 1e-3)
 	}
-	if !math.IsNaN(cost.FullLoad(&endpoint.Price{}, 100)) {
+	if !math.IsNaN(cost.FullLoad(&endpoint.Price{}, 0.01)) {
 		t.Error("an unknown price was given a number")
 	}
-	if cost.FullLoad(&endpoint.Price{Basis: endpoint.PerHour}, 100) != 0 {
+	if cost.FullLoad(&endpoint.Price{Basis: endpoint.PerHour}, 0.01) != 0 {
 		t.Error("a price of 0 is one")
 	}
 }

@@ -122,7 +122,7 @@ func (p *oracle) see(b *backend, a *attempt) truth {
 	t.safe = max(1, min(t.limit, nature.curve.safe(math.Exp(-p.zSafe()*t.sigmaITL)/slo.TPS/slow/stall)))
 	t.tight = t.n > 0 && e.kv+float64(a.seq.prompt+a.seq.output)+0.5*float64(len(e.run))*p.output > nature.kv
 	price := p.price(b)
-	t.full = cost.FullLoad(&price, t.safe/(nature.curve.itl(t.safe)*slow*stall))
+	t.full = cost.FullLoad(&price, nature.curve.itl(t.safe)*slow*stall/t.safe)
 	return t
 }
 
