@@ -404,6 +404,7 @@ func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
 			verdict = outcome.ClientGone // says nothing about the host
 		}
 		res := x.result(verdict, oe.RetryAfter)
+		res.At = now
 		if usd, ok := x.usd(now); ok {
 			x.rec.USD += usd
 			x.rec.USDKnown = true

@@ -572,7 +572,7 @@ func finishReason(b []byte) string {
 // usd is what the attempt has cost by now.
 func (x *exchange) usd(now time.Time) (float64, bool) {
 	u := cost.Used{
-		Busy: now.Sub(x.beginAt), InFlight: x.lease.MeanInFlight(), Executed: x.worker.Executed, Prompt: -1, Cached: -1, Output: -1,
+		Busy: now.Sub(x.beginAt), InFlight: x.lease.MeanInFlight(now), Executed: x.worker.Executed, Prompt: -1, Cached: -1, Output: -1,
 		BytesIn: x.rec.BytesIn, BytesOut: x.rec.BytesOut,
 	}
 	if x.tale != nil {

@@ -192,7 +192,7 @@ func TestMeanInFlightOfWorkers(t *testing.T) {
 	c.seconds(10)
 	sum := 0.0
 	for _, l := range leases {
-		sum += 1 / l.MeanInFlight() // workers' worth
+		sum += 1 / l.MeanInFlight(c.now()) // workers' worth
 	}
 	if math.Abs(sum-4) > 0.1 {
 		t.Errorf("40 requests on 4 full workers are charged %.2f of them", sum)

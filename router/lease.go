@@ -103,6 +103,7 @@ func (l *Lease) learnWhole(outputTokens int64, at float64) {
 // Result is how a lease ended. Of tokens, those that were not counted are 0, or -1 for Cached.
 type Result struct {
 	Class        outcome.Class
+	At           time.Time     // when, by the Router's clock; zero asks the clock
 	RetryAfter   time.Duration // with Throttled
 	OutputTokens int64
 	Estimated    bool          // nobody told OutputTokens: they are Events
@@ -118,8 +119,10 @@ func (l *Lease) Done(res Result) {
 	if !l.held {
 		return
 	}
-	h := l.host
-	now := l.r.now()
+	h, now := l.host, res.At
+	if now.IsZero() {
+		now = l.r.now()
+	}
 	at := l.r.seconds(now)
 	switch {
 	case res.Estimated:
@@ -252,9 +255,9 @@ func (h *host) refused(l *Lease, at float64) {
 }
 
 // MeanInFlight is how many requests were served at once by the engine that the lease is on, on average during the lease; this one
-// counts.
-func (l *Lease) MeanInFlight() float64 {
-	at := l.r.seconds(l.r.now())
+// counts. now is the Router's clock, as it is for Result.At.
+func (l *Lease) MeanInFlight(now time.Time) float64 {
+	at := l.r.seconds(now)
 	d := at - l.pickedAt
 	if d <= 0 {
 		return float64(max(1, l.host.inflight.Load()))
