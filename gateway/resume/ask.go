@@ -78,7 +78,6 @@ func (s *Story) Seam() {
 		n.space, n.nextSpace = n.nextSpace, n.space
 		n.before, n.after = n.before[:0], n.after[:0]
 	}
-	s.reported, s.ended = false, false
 }
 
 // read collects from body.

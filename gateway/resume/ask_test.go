@@ -62,7 +62,7 @@ func TestAsk(t *testing.T) {
 			`{"stream":true,"stream_options":{"include_usage":true},"max_tokens":-1,"max_completion_tokens":null,"min_tokens":0,"messages":[1,{"role":"assistant","content":"x"}]` + tail,
 		},
 		{
-			"a host that trims", `{"stream":true,"stream_options":null,"messages":[1]}`, ``, `x \u00a0\n`, 15, true,
+			"a host that trims", `{"stream":true,"stream_options":null,"messages":[1]}`, ``, `x \u00a0\u001c\n`, 15, true,
 			`{"stream":true,"stream_options":{"include_usage":true},"messages":[1,{"role":"assistant","content":"x"}]` + tail,
 		},
 		{
@@ -141,7 +141,7 @@ func TestAskRefuses(t *testing.T) {
 		"ends in a replacement":   {chat.stream([]string{"x\ufffd"}, ""), body, resume.Unreadable},
 		"one with an escape":      {chat.stream([]string{`x\uFFFD`}, ""), body, resume.Unreadable},
 		"one further in front":    {chat.stream([]string{`\uFFFD x`}, ""), body, resume.None},
-		"too long":                {chat.stream([]string{strings.Repeat("x", 60), strings.Repeat("x", 60)}, ""), body, resume.TooLong},
+		"too long":                {chat.stream([]string{strings.Repeat("x", 60), strings.Repeat("x", 41)}, ""), body, resume.TooLong},
 		"just not too long":       {chat.stream([]string{strings.Repeat("x", 60), strings.Repeat("x", 40)}, ""), body, resume.None},
 		"in a stop string":        {chat.stream([]string{"x Obs"}, ""), `{"messages":[1],"stop":"Observation:"}`, resume.Stop},
 		"in one of several":       {chat.stream([]string{`x\u000aO`}, ""), `{"messages":[1],"stop":["zz","\nOb"]}`, resume.Stop},

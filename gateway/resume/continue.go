@@ -74,7 +74,7 @@ func plain(c *openai.Chunk) bool {
 // framed says whether an event is like the newest one but for its text, as most are: then front and back go around that.
 func (s *Story) framed(c *openai.Chunk, ev *sse.Event) bool {
 	n := s.notes
-	return plain(c) && n != nil && len(n.front) > 0 && len(n.space) == 0 && len(c.Text) > 0 && ev.Name == nil && s.alike(c, ev.Data)
+	return plain(c) && n != nil && len(n.front) > 0 && len(c.Text) > 0 && ev.Name == nil && s.alike(c, ev.Data)
 }
 
 // dropSpace returns how many bytes of text are white space that the caller has already.

@@ -52,6 +52,10 @@ func TestContinue(t *testing.T) {
 			in:   second + `"choices":[ {"delta":{"content":"x","role":"assistant","a":1}}]}` + "\n\n",
 			want: first + `"choices":[ {"delta":{"content":"x","a":1}}]}` + "\n\n",
 		},
+		"a role that is null, as SGLang has it": {
+			in:   second + `"choices":[{"index":0,"delta":{"role":null,"content":"x","tool_calls":null}}]}` + "\n\n",
+			want: first + `"choices":[{"index":0,"delta":{"content":"x","tool_calls":null}}]}` + "\n\n",
+		},
 		"the role in each": {
 			in: strings.Repeat(second+`"choices":[{"index":0,"delta":{"role":"assistant","content":"x"}}]}`+"\n\n", 3),
 			want: first + `"choices":[{"index":0,"delta":{"content":"x"}}]}` + "\n\n" + first + `"choices":[{"index":0,"delta":{"content":"x"}}]}` + "\n\n" +
@@ -72,6 +76,10 @@ func TestContinue(t *testing.T) {
 		"comments, names of events and line ends": {
 			in:   ": ping\r\n\r\nevent: chunk\r\nid: 7\r\n" + second + `"choices":[{"delta":{"content":"x"}}]}` + "\r\n\r\n: idle\n\ndata\n\n",
 			want: "event: chunk\n" + first + `"choices":[{"delta":{"content":"x"}}]}` + "\n\n",
+		},
+		"a name from the second one on": {
+			in:   sayings(second, `"x"`) + "event: chunk\n" + sayings(second, `"y"`),
+			want: sayings(first, `"x"`) + "event: chunk\n" + sayings(first, `"y"`),
 		},
 		"data in several lines": {
 			in:   "data: {\"id\":\"second\",\ndata: \"choices\":\ndata:[\ndata: {\"delta\":{\"content\":\ndata: \" \\nx\"}}]}\n\n",
@@ -170,6 +178,42 @@ func TestContinueFromTheBeginning(t *testing.T) {
 			}
 		})
 	}
+	t.Run("the role in each", func(t *testing.T) {
+		var s resume.Story
+		s.Begin(true, false, 100)
+		defer s.Release()
+		s.Ask(nil, []byte(chatBody), nil, 0, true)
+		s.Seam()
+		const event = `data: {"choices":[{"delta":{"role":"assistant","content":"x"}}]}` + "\n\n"
+		got, r := goOn(t, &s, event+event+event, true)
+		if want := strings.ReplaceAll(event+sayings("data: {", `"x"`, `"x"`), `"index":0,`, ""); got != want || r != resume.None {
+			t.Errorf("%q\n got %s\nwant %s", r, got, want)
+		}
+	})
+	t.Run("no role from the first host", func(t *testing.T) {
+		var s resume.Story
+		s.Begin(true, false, 100)
+		defer s.Release()
+		see(t, &s, sayings("data: {", `"a"`))
+		s.Ask(nil, []byte(chatBody), nil, 1, true)
+		s.Seam()
+		got, r := goOn(t, &s, `data: {"choices":[{"delta":{"role":"assistant","content":"x"}}]}`+"\n\n", true)
+		if want := `data: {"choices":[{"delta":{"content":"x"}}]}` + "\n\n"; got != want || r != resume.None {
+			t.Errorf("%q\n got %s\nwant %s", r, got, want)
+		}
+	})
+	t.Run("a null for a role from the first host", func(t *testing.T) {
+		var s resume.Story
+		s.Begin(true, false, 100)
+		defer s.Release()
+		see(t, &s, `data: {"choices":[{"delta":{"role":null,"content":""}}]}`+"\n\n")
+		s.Ask(nil, []byte(chatBody), nil, 0, true)
+		s.Seam()
+		const in = `data: {"choices":[{"delta":{"role":"assistant","content":"x"}}]}` + "\n\n"
+		if got, r := goOn(t, &s, in, true); got != in || r != resume.None {
+			t.Errorf("%q\n got %s\nwant %s", r, got, in)
+		}
+	})
 	t.Run("before its first event", func(t *testing.T) {
 		var s resume.Story
 		s.Begin(true, false, 100)
@@ -247,6 +291,13 @@ func TestEnd(t *testing.T) {
 		"finished": {
 			host{id: "first", chat: true}.event(`{"index":0,"delta":{"content":"x"},"finish_reason":"stop"}`), true, known,
 			share + `"choices":[],"usage":{"prompt_tokens":7,"total_tokens":19,"completion_tokens":12}}` + "\n\ndata: [DONE]\n\n",
+		},
+		"usage with every event": {
+			strings.Replace(host{id: "first", chat: true}.event(`{"index":0,"delta":{"content":"x"}}`), `"choices"`, `"usage":{"prompt_tokens":5,"completion_tokens":1},"choices"`, 1),
+			true,
+			openai.Usage{Prompt: -1, Completion: 12, Cached: -1, Reasoning: -1},
+			share + `"choices":[{"index":0,"delta":{},"logprobs":null,"finish_reason":"length","stop_reason":null}]}` + "\n\n" +
+				share + `"choices":[],"usage":{"prompt_tokens":5,"total_tokens":17,"completion_tokens":12}}` + "\n\ndata: [DONE]\n\n",
 		},
 		"without its end mark": {strings.TrimSuffix(host{id: "first", chat: true}.stream([]string{"x"}, "stop"), "data: [DONE]\n\n"), true, known, "data: [DONE]\n\n"},
 		"whole":                {host{id: "first", chat: true}.stream([]string{"x"}, "stop"), true, known, ""},

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"math/rand/v2"
+	"strings"
 	"testing"
+	"unicode"
 	"unicode/utf8"
 
 	"headrace/gateway/openai"
@@ -100,4 +102,73 @@ func checkWritten(t *testing.T, got, data []byte) {
 	if json.Valid(data) && !json.Valid(ev.Data) {
 		t.Fatalf("%q became %q", data, ev.Data)
 	}
+}
+
+// Whatever is asked, what the next host is asked is the same with the text behind it.
+func FuzzAsk(f *testing.F) {
+	f.Add([]byte(`{"model":"m","messages":[{"role":"user","content":"hi"}],"max_tokens":9,"stream":false,"stream_options":null}`), "a\n", true, true)
+	f.Add([]byte(`{"prompt":"say \"hi\"","stream_options":{"include_usage":false},"stop":["a","\n"]} `), " once", false, true)
+	f.Add([]byte(`{"m\u0065ssages" : [ 1 ] , "continue_final_message":null,"add_generation_prompt":true,"min_tokens":1e1}`), "\"\\", true, false)
+	f.Fuzz(func(t *testing.T, body []byte, text string, chat, trims bool) {
+		path := "/completions"
+		if chat {
+			path = "/chat/completions"
+		}
+		var q openai.Request
+		if !utf8.ValidString(text) || len(text) > 1000 || q.Scan(body) != nil || resume.Allowed(path, &q) != resume.None {
+			return
+		}
+		quoted, _ := json.Marshal(text)
+		s := told(t, chat, string(quoted[1:len(quoted)-1]))
+		ask, r := s.Ask(nil, body, []byte(`"served"`), 1, trims)
+		if r != resume.None {
+			if len(ask) > 0 {
+				t.Fatalf("%q: %q and %s", body, r, ask)
+			}
+			return
+		}
+		var again openai.Request
+		if err := again.Scan(ask); err != nil || !again.Stream || !again.IncludeUsage || string(again.Model) != "served" {
+			t.Fatalf("%q became %q: %v", body, ask, err)
+		}
+		had, have := members(t, body), members(t, ask)
+		for name, v := range had {
+			switch name {
+			case "model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "min_tokens", "messages", "prompt":
+			case "continue_final_message", "add_generation_prompt":
+			default:
+				if !bytes.Equal(v, have[name]) {
+					t.Fatalf("%q: %s became %q", body, name, have[name])
+				}
+			}
+		}
+		if solid := strings.TrimFunc(text, unicode.IsSpace); solid != "" && !strings.HasPrefix(text, behind(t, had, have, chat)) {
+			t.Fatalf("%q became %q", body, ask)
+		}
+	})
+}
+
+// behind is the text that was put at the end of a prompt.
+func behind(t testing.TB, had, have map[string]json.RawMessage, chat bool) (text string) {
+	t.Helper()
+	if !chat {
+		var before, after string
+		if json.Unmarshal(had["prompt"], &before) != nil || json.Unmarshal(have["prompt"], &after) != nil || !strings.HasPrefix(after, before) {
+			t.Fatalf("%q became %q", had["prompt"], have["prompt"])
+		}
+		return after[len(before):]
+	}
+	var before, after []json.RawMessage
+	var last struct{ Role, Content string }
+	if json.Unmarshal(had["messages"], &before) != nil || json.Unmarshal(have["messages"], &after) != nil || len(after) > len(before)+1 {
+		t.Fatalf("%q became %q", had["messages"], have["messages"])
+	}
+	if len(after) == len(before) {
+		return ""
+	}
+	if err := json.Unmarshal(after[len(before)], &last); err != nil || last.Role != "assistant" || string(have["continue_final_message"]) != "true" ||
+		string(have["add_generation_prompt"]) != "false" {
+		t.Fatalf("%q became %q: %v", had["messages"], have["messages"], err)
+	}
+	return last.Content
 }

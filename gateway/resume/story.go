@@ -44,12 +44,10 @@ type notes struct {
 	reasoning            [2][]byte // inside of strings, by the names below
 	reasoned             [2]bool
 	refusal              []byte
-	refused              bool
 	finish               []byte
 	usage                []byte
 	top, choice, message fields
 	space, nextSpace     []byte // decoded white space that is dropped if the next text begins with it
-	stops                []string
 }
 
 var reasoningNames = [2]string{"reasoning_content", "reasoning"}
@@ -59,18 +57,21 @@ type fields []field
 
 type field struct{ name, value []byte }
 
-// set keeps a value that is not null. name has its quotes.
-func (f *fields) set(name, value []byte) {
+// set keeps a value that is not null. name has its quotes. false means that there are too many.
+func (f *fields) set(name, value []byte) bool {
 	if len(value) == 0 || value[0] == 'n' {
-		return
+		return true
 	}
 	for i := range *f {
 		if one := &(*f)[i]; bytes.Equal(one.name, name) {
 			one.value = append(one.value[:0], value...)
-			return
+			return true
 		}
 	}
 	n := len(*f)
+	if n == maxFields {
+		return false
+	}
 	if n < cap(*f) {
 		*f = (*f)[:n+1]
 	} else {
@@ -79,7 +80,14 @@ func (f *fields) set(name, value []byte) {
 	one := &(*f)[n]
 	one.name = append(one.name[:0], name...)
 	one.value = append(one.value[:0], value...)
+	return true
 }
+
+// What is gathered is bounded for the sake of hosts that never come to an end.
+const (
+	maxFields = 64       // members that nobody here knows, in one object
+	maxWhole  = 64 << 20 // bytes of text, and of reasoning
+)
 
 // Begin readies s for an answer: of Chat Completions or, with chat false, Completions. With gather, Whole
 // is wanted in the end. Of more than limit bytes of text, as they stand in the events, s keeps no more than
@@ -112,7 +120,7 @@ func (n *notes) clear() {
 			*b = nil
 		}
 	}
-	n.reasoned, n.refused, n.stops = [2]bool{}, false, nil
+	n.reasoned = [2]bool{}
 	for _, f := range [...]*fields{&n.top, &n.choice, &n.message} {
 		for i := range *f {
 			if cap((*f)[i].value) > most {
@@ -196,6 +204,10 @@ func (s *Story) say(raw []byte) {
 	if s.reason != None && !s.gather {
 		return
 	}
+	if len(raw) > maxWhole-len(s.raw()) {
+		s.odd = TooLong
+		return
+	}
 	if s.text == nil {
 		s.text = takeBuffer(len(raw))
 	}
@@ -265,13 +277,19 @@ func (s *Story) note(c *openai.Chunk, data []byte) {
 		default:
 			if s.gather {
 				quoted := m.NameAt()
-				n.top.set(data[quoted.From:quoted.To], v)
+				s.keepField(&n.top, data[quoted.From:quoted.To], v)
 			}
 		}
 	}
 	if s.gather && c.TextAt.Present() {
 		n.before = append(n.before[:0], data[:c.TextAt.From]...)
 		n.after = append(n.after[:0], data[c.TextAt.To:]...)
+	}
+}
+
+func (s *Story) keepField(f *fields, name, value []byte) {
+	if !f.set(name, value) {
+		s.odd = Unreadable
 	}
 }
 
@@ -318,7 +336,7 @@ func (s *Story) noteChoice(c *openai.Chunk, v []byte) {
 			}
 		default:
 			if s.gather {
-				s.notes.choice.set(v[quoted.From:quoted.To], value)
+				s.keepField(&s.notes.choice, v[quoted.From:quoted.To], value)
 			}
 		}
 	}
@@ -331,7 +349,8 @@ func (s *Story) noteDelta(v []byte) {
 		quoted, value := m.NameAt(), v[at.From:at.To]
 		switch string(name) {
 		case "role":
-			if s.role = true; value[0] == '"' {
+			if value[0] == '"' {
+				s.role = true
 				n.roleName = append(n.roleName[:0], value...)
 			}
 		case "content":
@@ -339,12 +358,12 @@ func (s *Story) noteDelta(v []byte) {
 				s.odd = Unreadable
 			}
 		case reasoningNames[0]:
-			n.reason(0, value)
+			s.think(0, value)
 		case reasoningNames[1]:
-			n.reason(1, value)
+			s.think(1, value)
 		case "refusal":
-			if inside, ok := inside(value); ok {
-				n.refusal, n.refused = append(n.refusal, inside...), true
+			if inside, ok := inside(value); ok && len(inside) <= maxWhole-len(n.refusal) {
+				n.refusal = append(n.refusal, inside...)
 			}
 		case "tool_calls", "function_call":
 			if some(value) {
@@ -360,7 +379,7 @@ func (s *Story) noteDelta(v []byte) {
 			}
 		default:
 			if s.gather {
-				n.message.set(v[quoted.From:quoted.To], value)
+				s.keepField(&n.message, v[quoted.From:quoted.To], value)
 			}
 		}
 	}
@@ -374,8 +393,15 @@ func inside(v []byte) (s []byte, ok bool) {
 	return v[1 : len(v)-1], true
 }
 
-func (n *notes) reason(i int, value []byte) {
-	if inside, ok := inside(value); ok {
+// think notes reasoning by the name i.
+func (s *Story) think(i int, value []byte) {
+	n := s.notes
+	inside, ok := inside(value)
+	switch {
+	case !ok:
+	case len(inside) > maxWhole-len(n.reasoning[i]):
+		s.odd = TooLong
+	default:
 		n.reasoning[i], n.reasoned[i] = append(n.reasoning[i], inside...), true
 	}
 }

@@ -3,6 +3,7 @@ package resume_test
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"maps"
 	"net/http"
@@ -143,6 +144,15 @@ data: [DONE]
 	}
 }
 
+func TestWholeOfARefusal(t *testing.T) {
+	h := host{id: "a", chat: true}
+	b, r := gathered(t, true, h.event(`{"index":0,"delta":{"role":"assistant","content":""}}`)+h.event(`{"index":0,"delta":{"refusal":"no"},"finish_reason":"stop"}`)).Whole(nil)
+	m := object(t, b)["choices"].([]any)[0].(map[string]any)["message"].(map[string]any)
+	if content, there := m["content"]; r != resume.None || content != nil || !there || m["refusal"] != "no" {
+		t.Errorf("%q %s", r, b)
+	}
+}
+
 func TestWholeOfTwoHosts(t *testing.T) {
 	s := gathered(t, true, host{id: "first", chat: true}.stream([]string{"a", "b "}, ""))
 	if _, r := s.Ask(nil, []byte(chatBody), nil, 2, true); r != resume.None {
@@ -174,6 +184,14 @@ func TestWholeOfAnEnd(t *testing.T) {
 	}
 }
 
+// manyMembers are events each of which has a member that no other one has.
+func manyMembers() (s string) {
+	for i := range 100 {
+		s += fmt.Sprintf("data: {\"x%d\":1,\"choices\":[{\"delta\":{\"content\":\"x\"}}]}\n\n", i)
+	}
+	return s
+}
+
 func TestWholeRefuses(t *testing.T) {
 	chat := host{id: "a", chat: true}
 	for name, tc := range map[string]struct {
@@ -189,6 +207,9 @@ func TestWholeRefuses(t *testing.T) {
 		"logprobs":             {chat.event(`{"index":0,"delta":{"content":"x"},"logprobs":{"content":[]}}`), resume.Logprobs},
 		"another choice":       {chat.event(`{"index":1,"delta":{"content":"x"}}`), resume.Choices},
 		"a broken event":       {chat.stream([]string{"x"}, "") + "data: {\n\n", resume.Unreadable},
+		"no end of members":    {chat.stream([]string{"x"}, "") + manyMembers(), resume.Unreadable},
+		"no end of text":       {strings.Repeat(chat.event(`{"index":0,"delta":{"content":"`+strings.Repeat("x", 1<<20)+`"}}`), 65), resume.TooLong},
+		"no end of thoughts":   {strings.Repeat(chat.event(`{"index":0,"delta":{"reasoning":"`+strings.Repeat("x", 1<<20)+`"}}`), 65), resume.TooLong},
 		"too much to continue": {chat.stream([]string{strings.Repeat("x", 1<<20), strings.Repeat("x", 1<<20)}, "stop"), resume.None},
 	} {
 		t.Run(name, func(t *testing.T) {
