@@ -222,6 +222,33 @@ func TestPrefill(t *testing.T) {
 	}
 }
 
+// TestContinuedCompletion goes on with an answer whose beginning stands at the end of the prompt.
+func TestContinuedCompletion(t *testing.T) {
+	h := start(t, fakecloud.HostConfig{})
+	model := h.Config().Models[0]
+	const question = "Q: go on\nA:"
+	whole := fakecloud.Answer(model, question, 30)
+	for _, cut := range []int{0, 1, len(fakecloud.Answer(model, question, 11)), len(fakecloud.Answer(model, question, 12)) - 1} {
+		prompt, err := json.Marshal(question + whole[:cut])
+		if err != nil {
+			t.Fatal(err)
+		}
+		next, _, _ := fakecloud.Position(model, question, whole[:cut])
+		_, b, _ := do(t, h, http.MethodPost, "/v1/completions", fmt.Sprintf(`{"model":%q,"prompt":%s,"max_tokens":%d}`, model, prompt, 30-next))
+		var a struct{ Choices []struct{ Text string } }
+		if err := json.Unmarshal(b, &a); err != nil || len(a.Choices) != 1 {
+			t.Fatalf("%v: %s", err, b)
+		}
+		if got := whole[:cut] + a.Choices[0].Text; got != whole {
+			t.Errorf("cut at %d: %q, want %q", cut, got, whole)
+		}
+	}
+	do(t, h, http.MethodPost, "/v1/completions", fmt.Sprintf(`{"model":%q,"prompt":"Q: go on\nA: never said"}`, model))
+	if s := h.Stats(); s.Continued != 3 || s.BadSeams != 1 {
+		t.Errorf("books %+v, want 3 continued, 1 bad seam", s)
+	}
+}
+
 func TestReasoning(t *testing.T) {
 	h := start(t, fakecloud.HostConfig{Models: []string{"reasoner"}})
 	_, b, _ := do(t, h, http.MethodPost, "/v1/chat/completions", `{"messages":[{"role":"user","content":"why"}],"stream":true,"max_tokens":80}`)

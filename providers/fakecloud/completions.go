@@ -2,6 +2,7 @@ package fakecloud
 
 import (
 	"encoding/json"
+	"strings"
 	"time"
 )
 
@@ -47,6 +48,19 @@ type completionRequest struct {
 	IncludeStop   bool           `json:"include_stop_str_in_output"`
 }
 
+// answerMark ends the question of a completion's prompt: what is behind it is an answer that was begun elsewhere.
+const answerMark = "\nA:"
+
+// begun parts a completion's prompt into question and beginning of the answer. No answer has the mark.
+func begun(prompt string) (question, sent string) {
+	i := strings.LastIndex(prompt, answerMark)
+	if i < 0 {
+		return prompt, ""
+	}
+	i += len(answerMark)
+	return prompt[:i], prompt[i:]
+}
+
 // defaultCompletion is vLLM's max_tokens for completions.
 const defaultCompletion = 16
 
@@ -71,8 +85,15 @@ func (x *exchange) completionJob(q *completionRequest) (*job, *problem) {
 			return nil, p
 		}
 		j.promptTokens += n
+		question, sent := begun(prompt)
+		if _, _, ok := Position(q.Model, question, sent); ok && sent != "" {
+			j.continued = true
+		} else if sent != "" {
+			j.badSeam = true
+			question, sent = prompt, ""
+		}
 		for i := range choices(q.N) {
-			w := wish{model: q.Model, prompt: Choice(prompt, i), limit: limit, stops: q.Stop, keepStop: q.IncludeStop}
+			w := wish{model: q.Model, prompt: Choice(question, i), limit: limit, stops: q.Stop, keepStop: q.IncludeStop, sent: sent}
 			o := w.output()
 			if q.Echo {
 				o.pieces[0].text = prompt + o.pieces[0].text

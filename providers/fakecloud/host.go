@@ -147,7 +147,7 @@ func StartHost(ctx context.Context, cfg HostConfig) (*Host, error) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.forget = context.AfterFunc(ctx, func() { h.end(true, 0) })
+	h.forget = context.AfterFunc(ctx, func() { h.end(true, 0, false) })
 	return h, nil
 }
 
@@ -267,14 +267,18 @@ func (h *Host) SetFaults(faults ...Fault) error {
 
 // Kill takes the host away as a preemption does: all connections are reset, new ones refused. It returns when
 // nothing of the host runs any more.
-func (h *Host) Kill() { h.end(false, 0) }
+func (h *Host) Kill() { h.end(false, 0, false) }
+
+// Exit is the end of the server's process, as by an orderly shutdown of the machine: like Kill, but connections end by FIN, in
+// the middle of whatever they carry.
+func (h *Host) Exit() { h.end(false, 0, true) }
 
 // stopLimit is how long Stop waits for running requests.
 const stopLimit = 5 * time.Second
 
 // Stop ends the host for good: nothing new is taken, running requests have five seconds to finish and those that
 // hang by a fault none. It returns when nothing of the host runs any more.
-func (h *Host) Stop() { h.end(true, stopLimit) }
+func (h *Host) Stop() { h.end(true, stopLimit, false) }
 
 // Revive brings a killed host back at the same address, with an empty prefix cache and the books it had.
 func (h *Host) Revive() error {
@@ -290,11 +294,11 @@ func (h *Host) Revive() error {
 	return h.up()
 }
 
-func (h *Host) end(forGood bool, grace time.Duration) {
+func (h *Host) end(forGood bool, grace time.Duration, gently bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.life != nil {
-		h.life.end(grace)
+		h.life.end(grace, gently)
 		h.life = nil
 	}
 	if forGood && h.release != nil {

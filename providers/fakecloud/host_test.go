@@ -162,6 +162,45 @@ func TestKillAndRevive(t *testing.T) {
 	})
 }
 
+// TestExit ends a stream by FIN, without its last chunk, over plain HTTP and over TLS.
+func TestExit(t *testing.T) {
+	for name, secure := range map[string]bool{"plain": false, "TLS": true} {
+		t.Run(name, func(t *testing.T) {
+			cfg := running()
+			cfg.TLS = secure
+			h := start(t, cfg)
+			tr := &http.Transport{DisableKeepAlives: true}
+			if secure {
+				pool := x509.NewCertPool()
+				pool.AppendCertsFromPEM(h.CAPEM())
+				tr.TLSClientConfig = &tls.Config{RootCAs: pool}
+			}
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, h.URL()+"/v1/chat/completions", strings.NewReader(chatBody("x", `,"stream":true,"max_tokens":4000`)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := tr.RoundTrip(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			wait(t, h, func(s fakecloud.Stats) bool { return s.OutputTokens > 1 })
+			h.Exit()
+			if _, err := io.Copy(io.Discard, resp.Body); !errors.Is(err, io.ErrUnexpectedEOF) {
+				t.Errorf("the stream of a host that exited ended with %v, want an unexpected end", err)
+			}
+			s := h.Stats()
+			balanced(t, s)
+			if s.Failed != 1 || s.Connections != 0 {
+				t.Errorf("books after the exit: %+v", s)
+			}
+			if err := h.Revive(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 func TestPortIsKeptWhileDown(t *testing.T) {
 	h := start(t, fakecloud.HostConfig{})
 	h.Kill()

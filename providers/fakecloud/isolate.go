@@ -66,7 +66,7 @@ func (h *Host) Move(addr string) error {
 	}
 	alive := h.life != nil
 	if alive {
-		h.life.end(0)
+		h.life.end(0, false)
 		h.life = nil
 		h.engine.forget()
 	}

@@ -63,7 +63,8 @@ func (l *life) deaf() {
 	l.srv.SetKeepAlivesEnabled(false)
 }
 
-func (l *life) end(grace time.Duration) {
+// end ends the life: after grace, with a FIN on what is still connected if gently, else with RST.
+func (l *life) end(grace time.Duration, gently bool) {
 	close(l.quit)
 	if grace > 0 {
 		l.dropFresh()
@@ -83,8 +84,8 @@ func (l *life) end(grace time.Duration) {
 		l.ln = nil
 	}
 	l.finish()
-	l.reset()
-	l.cancel() // after the resets: no handler may still end its answer as if all were well
+	l.drop(gently)
+	l.cancel() // after that: no handler may still end its answer as if all were well
 	_ = l.srv.Close()
 	<-l.idle
 	l.wg.Wait()
@@ -145,14 +146,16 @@ func (l *life) dropFresh() {
 	}
 }
 
-// reset sends RST on all connections.
-func (l *life) reset() {
+// drop closes all connections, by FIN if gently, else by RST.
+func (l *life) drop(gently bool) {
 	l.mu.Lock()
 	conns := l.conns
 	l.conns = map[*conn]struct{}{}
 	l.mu.Unlock()
 	for c := range conns {
-		_ = c.SetLinger(0)
+		if !gently {
+			_ = c.SetLinger(0)
+		}
 		_ = c.Close()
 	}
 }

@@ -103,7 +103,7 @@ func (o oracle) locate(sent string) (next, within int, ok bool) {
 }
 
 // Token is token i, from 0, of the answer that model gives to prompt. The prompt of a chat is the text of its
-// messages joined by line ends; see also Choice.
+// messages joined by line ends; that of a completion ends at its last "\nA:", if there is one; see also Choice.
 func Token(model, prompt string, i int) string { return newOracle(model, prompt).token(i) }
 
 // Answer is the first n tokens of the answer that model gives to prompt.
