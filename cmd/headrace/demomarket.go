@@ -138,19 +138,24 @@ func hurried(cfg *config.Config, pace float64, log *slog.Logger) *clouds {
 	return c
 }
 
-// subscribe has Vast.ai post its events to the gateway at base, as one does in its console. The secret proves them.
+// subscribe has Vast.ai post its events to the gateway at base.
 func (m *market) subscribe(ctx context.Context, base string) (endpoint.Secret, error) {
+	return subscribe(ctx, m.Vast.ConsoleURL(), m.env[config.EnvVastKey], base)
+}
+
+// subscribe has Vast.ai post its events to the gateway at base, as one does in its console. The secret proves them.
+func subscribe(ctx context.Context, console, key, base string) (endpoint.Secret, error) {
 	body, err := json.Marshal(map[string]any{
 		"name": "headrace", "webhook_url": base + "/webhooks/vast", "event_types": []string{"client:outbid", "client:instance_started"},
 	})
 	if err != nil {
 		return "", err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, m.Vast.ConsoleURL()+"/api/v0/webhooks/", bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, console+"/api/v0/webhooks/", bytes.NewReader(body))
 	if err != nil {
 		return "", err
 	}
-	req.Header.Set("Authorization", "Bearer "+m.env[config.EnvVastKey])
+	req.Header.Set("Authorization", "Bearer "+key)
 	req.Header.Set("Content-Type", "application/json")
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	res, err := client.Do(req)
