@@ -604,6 +604,8 @@ func (x *exchange) awaitContent(until time.Time) bool {
 		return x.overdue() || time.Now().Before(until)
 	case errors.Is(err, forward.ErrInterrupted):
 		x.calledAway()
+	case a.Full(err) && (x.gathers() || x.resumed()): // has to be read
+		x.attemptFailed(x.upstreamFault(err))
 	case a.Full(err):
 		x.opaque = true
 		x.phase, x.began = ready, time.Now()

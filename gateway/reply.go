@@ -245,7 +245,7 @@ func (x *exchange) relay(d *down) error {
 			x.held = len(a.Unread())
 		case err == nil:
 			x.scanEvents(now)
-		case a.Full(err):
+		case a.Full(err) && !x.resumed(): // else it has to be read
 			x.opaque, x.held = true, len(a.Unread())
 		case errors.Is(err, io.EOF):
 			if x.isStream && !x.opaque {

@@ -230,7 +230,7 @@ func (x *exchange) gatherWhole() {
 	oe := &outcome.Error{Class: outcome.Success, Endpoint: x.endpointID(), Status: x.attempt.Status}
 	x.endAttempt(*oe, time.Now())
 	x.endTale()
-	x.why, x.ask.Whole = why, true
+	x.why, x.ask.Whole, x.ask.Continue, x.ask.Resumed = why, true, nil, false
 	if !x.mayRetry() {
 		oe.Class = outcome.UpstreamFault
 		x.failAttempt(oe)
@@ -432,7 +432,7 @@ func (x *exchange) lostAs(err error) *outcome.Error {
 		class = outcome.Moved
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		class = outcome.Stalled
-	case x.tale != nil && x.tale.errand:
+	case x.tale != nil && x.tale.errand, x.attempt.Full(err):
 		class = outcome.UpstreamFault
 	}
 	return &outcome.Error{Class: class, Endpoint: x.endpointID(), Status: x.attempt.Status, Err: err}

@@ -26,6 +26,7 @@ type teller struct {
 	times int // answers that it strikes at most
 	delay func(i int)
 	mute  bool                                  // no [DONE]
+	pad   int                                   // bytes of white space in each event
 	fate  func() (at int, lose func(c *upConn)) // in place of at, lose and times; nil lose is none
 
 	mu    sync.Mutex // guards all below
@@ -129,7 +130,7 @@ func (h *teller) serve(c *upConn, r *upRequest) bool {
 			h.delay(i)
 		}
 		b, _ := json.Marshal(word(i))
-		c.sendChunk(event(`{"content":`+string(b)+"}", "null"))
+		c.sendChunk(event(`{"content":`+strings.Repeat(" ", h.pad)+string(b)+"}", "null"))
 	}
 	if strikes && at == from+n {
 		lose(c)
@@ -699,6 +700,27 @@ func TestEndsWell(t *testing.T) {
 	if s := readTold(t, body); err != nil || s.text != words(40) || !s.done || s.finish != "stop" {
 		t.Errorf("%v: done %t, finish %q", err, s.done, s.finish)
 	}
+}
+
+// TestHugeEvents never passes on unread what is to be retold or put together, though an event is too long to be held whole.
+func TestHugeEvents(t *testing.T) {
+	huge := func(o *rigOptions) { o.forward.MaxEvent = 32 << 10 }
+	t.Run("behind a seam", func(t *testing.T) {
+		a, b, c := &teller{words: 40, at: 17, lose: (*upConn).reset, times: 1}, &teller{words: 40, pad: 64 << 10}, &teller{words: 40}
+		g := newTellers(t, []*teller{a, b, c}, huge)
+		_, body, err := g.do(ask(chatPath, streamed))
+		if s := readTold(t, body); err != nil || s.text != words(40) || !s.done || len(s.ids) != 1 {
+			t.Errorf("%v: %+v", err, s)
+		}
+	})
+	t.Run("of a plain answer", func(t *testing.T) {
+		a, b := &teller{words: 40, pad: 64 << 10}, &teller{words: 40}
+		g := newTellers(t, []*teller{a, b}, huge)
+		_, body, err := g.do(ask(chatPath, ""))
+		if text, finish := readWhole(t, body); err != nil || text != words(40) || finish != "stop" {
+			t.Errorf("%v: %q", err, body)
+		}
+	})
 }
 
 // TestStuck leaves a host that shows no first token, long before its time is over, if another one can be asked; and does not where the
