@@ -50,9 +50,12 @@ func (s *Story) Ask(dst, body, modelJSON []byte, delivered int64, trims bool) ([
 		s.notes.nextSpace = decode(s.notes.nextSpace, text)
 		return s.write(dst, body, modelJSON, nil, 0), None
 	}
+	said := decode(nil, text)
 	switch {
 	case !a.prompt:
 		return dst, PromptForm
+	case s.chat && thinks(said):
+		return dst, Reasoning
 	case sh.invalid:
 		return dst, Unreadable
 	case a.limit >= 0 && delivered >= a.limit:
@@ -60,11 +63,11 @@ func (s *Story) Ask(dst, body, modelJSON []byte, delivered int64, trims bool) ([
 	}
 	// White space at the end is cut here where the host may do it: then it is known what the host goes on
 	// with. Transformers does so too where the text begins with white space, whatever the template.
-	if s.chat && (trims || sh.indent) || crosses(text, a.stops) {
-		s.notes.nextSpace = decode(s.notes.nextSpace, text[sh.solid:])
-		text = text[:sh.solid]
+	space := decode(s.notes.nextSpace, text[sh.solid:])
+	if s.chat && (trims || sh.indent) || crosses(said, a.stops) {
+		s.notes.nextSpace, text, said = space, text[:sh.solid], said[:len(said)-len(space)]
 	}
-	if crosses(text, a.stops) {
+	if crosses(said, a.stops) {
 		return dst, Stop // the host would not find a stop string that began before its own first token
 	}
 	s.next = attempt{prefilled: true, delivered: delivered}

@@ -127,17 +127,24 @@ func appendRaw(dst, raw []byte) []byte {
 	return append(dst, raw[from:]...)
 }
 
-// crosses says whether raw ends in the beginning of one of the strings, but not in all of it.
-func crosses(raw []byte, stops []string) bool {
-	if len(stops) == 0 {
-		return false
-	}
-	text := decode(nil, raw)
+// crosses says whether text ends in the beginning of one of the strings, but not in all of it.
+func crosses(text []byte, stops []string) bool {
 	for _, s := range stops {
 		for n := min(len(s)-1, len(text)); n > 0; n-- {
 			if bytes.HasSuffix(text, []byte(s[:n])) {
 				return true
 			}
+		}
+	}
+	return false
+}
+
+// thinks says whether text has marks around reasoning in it, as of an engine without a parser for them. Templates
+// take what is between them out of earlier messages, or more than that.
+func thinks(text []byte) bool {
+	for _, mark := range [...]string{"<think>", "</think>", "[THINK]", "[/THINK]", "<|channel|>", "<seed:think>", "◁think▷"} {
+		if bytes.Contains(text, []byte(mark)) {
+			return true
 		}
 	}
 	return false
