@@ -465,7 +465,9 @@ func (x *exchange) CloseWithError(err error) error {
 
 // release makes a settled exchange another request's. Nothing may touch it afterwards.
 func (x *exchange) release() {
-	*x = exchange{head: x.head}
+	head := x.head
+	*x = exchange{} // in place: a literal that mentions x is built on the stack and copied, 4 KiB each
+	x.head = head
 	exchanges.Put(x)
 }
 
