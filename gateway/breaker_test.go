@@ -23,30 +23,65 @@ func TestBreaker(t *testing.T) {
 		}
 		return answering(c, r)
 	})
-	const openFor = 300 * time.Millisecond
-	g := newRig(t, []string{up.url()}, func(o *rigOptions) { o.set.MaxRetries = 0; o.breaker = health.Options{OpenFor: openFor} })
+	good := newUpstream(t, answering)
+	g := newRig(t, []string{up.url(), good.url()}, func(o *rigOptions) {
+		o.set.MaxRetries = 0
+		o.breaker = health.Options{OpenFor: 300 * time.Millisecond}
+	})
+	for failed := 0; failed < 2; {
+		if r, _, _ := g.do(chat(true)); r.StatusCode == 502 {
+			failed++
+		} else if r.StatusCode != 200 {
+			t.Fatalf("status %d", r.StatusCode)
+		}
+	}
+	if h := g.host(0); h.Breaker != "open" {
+		t.Fatalf("breaker %s after two failures in a row", h.Breaker)
+	}
+	for range 5 {
+		if r, body, _ := g.do(chat(true)); r.StatusCode != 200 {
+			t.Errorf("while one of two is open: %d %q", r.StatusCode, body)
+		}
+	}
+	if seen.Load() != 2 {
+		t.Errorf("the host got %d requests, want 2: an open breaker lets none through", seen.Load())
+	}
+	sick.Store(false)
+	eventually(t, "the breaker lets a trial in", func() bool { return g.host(0).Breaker == "probing" })
+	eventually(t, "the trial went well", func() bool {
+		if r, body, err := g.do(chat(true)); err != nil || r.StatusCode != 200 {
+			t.Fatalf("%d %q %v", r.StatusCode, body, err)
+		}
+		return g.host(0).Breaker == "closed"
+	})
+	if h := g.host(0); h.Opens != 1 {
+		t.Errorf("opened %d times", h.Opens)
+	}
+}
+
+// TestBadHostIsBetterThanNone asks a host that fails when there is no other, and finds at once that it is well again.
+func TestBadHostIsBetterThanNone(t *testing.T) {
+	var sick atomic.Bool
+	sick.Store(true)
+	up := newUpstream(t, func(c *upConn, r *upRequest) bool {
+		if sick.Load() {
+			c.send(jsonAnswer(500, `{}`))
+			return true
+		}
+		return answering(c, r)
+	})
+	g := newRig(t, []string{up.url()}, func(o *rigOptions) { o.set.MaxRetries = 0; o.breaker = health.Options{OpenFor: time.Hour} })
 	for range 5 {
 		if r, _, _ := g.do(chat(true)); r.StatusCode != 502 {
 			t.Fatalf("status %d", r.StatusCode)
 		}
 	}
-	if h := g.host(0); h.Breaker != "open" {
-		t.Fatalf("breaker %s after five failures", h.Breaker)
-	}
-	r, body, _ := g.do(chat(true))
-	if e := parseError(t, body); r.StatusCode != 503 || e.Code != "no_host_available" || r.Header.Get("Retry-After") != "1" {
-		t.Errorf("while open: %d %q, Retry-After %q", r.StatusCode, e.Code, r.Header.Get("Retry-After"))
-	}
-	if seen.Load() != 5 {
-		t.Errorf("the host got %d requests, want 5: an open breaker lets none through", seen.Load())
+	if h := g.host(0); h.Breaker != "open" || h.Requests != 5 {
+		t.Errorf("breaker %s after %d failures", h.Breaker, h.Requests)
 	}
 	sick.Store(false)
-	eventually(t, "the breaker is half open", func() bool { return g.host(0).Breaker == "half_open" })
-	if r, body, err := g.do(chat(true)); err != nil || r.StatusCode != 200 {
-		t.Fatalf("trial: %d %q %v", r.StatusCode, body, err)
-	}
-	if h := g.host(0); h.Breaker != "closed" || h.Opens != 1 {
-		t.Errorf("breaker %s, opened %d times", h.Breaker, h.Opens)
+	if r, body, err := g.do(chat(true)); err != nil || r.StatusCode != 200 || g.host(0).Breaker != "closed" {
+		t.Errorf("%d %q %v, breaker %s", r.StatusCode, body, err, g.host(0).Breaker)
 	}
 }
 
@@ -58,13 +93,12 @@ func TestBreakerOpensOnBrokenStreams(t *testing.T) {
 		return false
 	})
 	g := newRig(t, []string{up.url()})
-	for i := range 5 {
-		if r, _, err := g.do(chat(true)); r.StatusCode != 200 || !cutShort(err) {
-			t.Fatalf("stream %d: %d %v", i, r.StatusCode, err)
-		}
+	if r, _, err := g.do(chat(true)); r.StatusCode != 200 || !cutShort(err) {
+		t.Fatalf("%d %v", r.StatusCode, err)
 	}
-	if r, body, _ := g.do(chat(true)); r.StatusCode != 503 {
-		t.Errorf("%d %q from a host that broke five streams", r.StatusCode, body)
+	r, body, _ := g.do(chat(true))
+	if e := parseError(t, body); r.StatusCode != 503 || e.Code != "no_host_available" || r.Header.Get("Retry-After") == "" {
+		t.Errorf("%d %q, Retry-After %q, from a host that broke a stream", r.StatusCode, e.Code, r.Header.Get("Retry-After"))
 	}
 }
 
@@ -75,8 +109,9 @@ func TestHalfOpenCrowd(t *testing.T) {
 	arrived, finish := make(chan struct{}), make(chan struct{})
 	up := newUpstream(t, func(c *upConn, r *upRequest) bool {
 		if sick.Load() {
-			c.send(jsonAnswer(500, `{}`))
-			return true
+			c.send(sseHead)
+			c.sendChunk(tokenEvent("x"))
+			return false
 		}
 		arrived <- struct{}{}
 		<-finish
@@ -84,11 +119,11 @@ func TestHalfOpenCrowd(t *testing.T) {
 	})
 	g := newRig(t, []string{up.url()}, func(o *rigOptions) {
 		o.set.MaxRetries = 0
-		o.breaker = health.Options{Failures: 1, OpenFor: 20 * time.Millisecond}
+		o.breaker = health.Options{OpenFor: 20 * time.Millisecond}
 	})
-	_, _, _ = g.do(chat(false))
+	_, _, _ = g.do(chat(true))
 	sick.Store(false)
-	eventually(t, "the breaker is half open", func() bool { return g.host(0).Breaker == "half_open" })
+	eventually(t, "the breaker lets a trial in", func() bool { return g.host(0).Breaker == "probing" })
 	trial := g.dial().send(chat(false))
 	wait(t, arrived, "the trial at the host")
 	for range 5 {

@@ -145,6 +145,7 @@ func runOddAnswers(t *testing.T, rows []oddAnswer, change ...func(*rigOptions)) 
 	}
 	change = append([]func(*rigOptions){func(o *rigOptions) {
 		o.noTLS, o.set.MaxRetries = true, 0
+		o.breaker.OpenFor = time.Nanosecond // a host that broke a stream is tried again at once
 		o.edit = func(eps []endpoint.Endpoint) {
 			for i := range rows {
 				eps[i].Served = []endpoint.Served{{Name: fmt.Sprintf("row%d", i)}}

@@ -234,6 +234,9 @@ func (r *Router) Explain(q *Request) (Explanation, error) {
 	s.prepare(r, m, q)
 	s.survey()
 	v, why := s.choose()
+	for v == nil && s.forgive() {
+		v, why = s.choose()
+	}
 	if v == nil {
 		why = r.unavailable(s).Error()
 	}

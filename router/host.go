@@ -14,9 +14,10 @@ import (
 // host is what is known of an endpoint beyond what discovery says; it outlives snapshots.
 type host struct {
 	breaker  *health.Breaker
-	cache    atomic.Uint32            // its affinity.Host
-	prefills atomic.Pointer[[]tested] // what self-tests found; replaced whole, under Router.mu
-	hits     ewma                     // tokens read from its prefix cache, as a share of those that were expected
+	cache    atomic.Uint32             // its affinity.Host
+	near     [numKinships]atomic.Int64 // Unix nanoseconds until which a host that near is thought to have been taken away
+	prefills atomic.Pointer[[]tested]  // what self-tests found; replaced whole, under Router.mu
+	hits     ewma                      // tokens read from its prefix cache, as a share of those that were expected
 	inflight atomic.Int64
 	others   atomic.Int64 // in flight from other replicas and other callers, as last heard
 	prompts  atomic.Int64 // prompt tokens of others that have no first token yet, as last heard
@@ -32,9 +33,10 @@ type host struct {
 	paid     atomic.Bool  // workers are committed: see Advise
 	drained  atomic.Bool  // its operator lets nothing new in: see Drain
 
-	sharedAt number  // when replicas last told of others
-	othersAt number  // when others was last set
-	goneAt   float64 // when discovery dropped it, NaN while it lists it; guarded by Router.mu
+	sharedAt number             // when replicas last told of others
+	othersAt number             // when others was last set
+	goneAt   float64            // when discovery dropped it, NaN while it lists it; guarded by Router.mu
+	last     *endpoint.Endpoint // as it was listed last; guarded by Router.mu
 
 	mu       sync.Mutex // guards what follows; picks read pub instead
 	learner  *capacity.Learner
@@ -217,32 +219,45 @@ func elsewhere(a, b *endpoint.Hardware) bool {
 	return differ(a.Machine, b.Machine) || differ(a.GPU, b.GPU) || a.GPUCount != b.GPUCount && a.GPUCount > 0 && b.GPUCount > 0
 }
 
-// follow takes in what discovery says of the endpoint: was is what it said before, nil for a new one.
-func (h *host) follow(was, ep *endpoint.Endpoint, prior capacity.Prior, at float64) (forget bool) {
+// follow takes in what discovery says of the endpoint; dropped says that it did not list it before. What it comes to for the
+// breaker is returned, and whether what the host held in its caches is lost.
+func (h *host) follow(ep *endpoint.Endpoint, dropped bool, prior capacity.Prior, at float64) (change health.Change, forget bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	up := Usable(ep)
+	was, up := h.last, Usable(ep)
+	moved, back := false, false
 	switch {
 	case h.learner == nil:
 		h.learner = capacity.New(prior, ep.MaxNumSeqs)
 		h.upAt = math.NaN()
 	case was != nil && elsewhere(&was.Hardware, &ep.Hardware):
 		h.learner.Reset(prior, ep.MaxNumSeqs) // on another machine it is another host
-		forget = true
+		moved = true
 	default:
 		h.learner.SetPrior(prior, ep.MaxNumSeqs)
 	}
-	if was != nil && was.State != ep.State {
-		if ep.State == endpoint.Preempted && Usable(was) {
+	missing, told := h.breaker.Missing()
+	switch {
+	case ep.State == endpoint.Preempted:
+		if was != nil && Usable(was) {
 			h.losses++
 		}
-		if up && (was.State == endpoint.Preempted || was.State == endpoint.Gone || was.State == endpoint.Starting && was.Tenure != endpoint.Serverless) {
-			h.learner.Restarted()
-			h.breaker.Returned()
-			h.comesBack()
-			forget = true
-		}
+		change = h.breaker.Preempt()
+	case was == nil || !up:
+	case dropped && missing && Usable(was): // taken away, and off the list before that could be said
+		h.losses++
+		back = true
+	case was.State == endpoint.Preempted, was.State == endpoint.Gone, was.State == endpoint.Starting && rented(was):
+		back = true
+	case told, missing && (moved || was.BaseURL != ep.BaseURL): // at another address it is another start
+		back = true
 	}
+	if back {
+		h.learner.Restarted()
+		h.breaker.Returned()
+		h.comesBack()
+	}
+	h.last = ep
 	switch {
 	case up && math.IsNaN(h.upAt):
 		h.upAt = at
@@ -250,12 +265,25 @@ func (h *host) follow(was, ep *endpoint.Endpoint, prior capacity.Prior, at float
 		h.upFor += max(0, at-h.upAt)
 		h.upAt = math.NaN()
 	}
-	if forget {
+	if forget = moved || back || ep.State == endpoint.Preempted; forget {
 		h.prefills.Store(nil)
 	}
 	h.pub.hazard.set(h.hazard(ep, at))
 	h.publish()
-	return forget
+	return change, forget
+}
+
+// drop notes that discovery does not list it any more. The caller holds Router.mu.
+func (h *host) drop(at float64) {
+	h.goneAt = at
+	last := *h.last // a copy, for it lies among all the others of its time
+	h.last = &last
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !math.IsNaN(h.upAt) {
+		h.upFor += max(0, at-h.upAt)
+		h.upAt = math.NaN()
+	}
 }
 
 // staleAfter is how many seconds what replicas or an engine said of others is believed.

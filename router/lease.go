@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"headrace/router/affinity"
+	"headrace/router/health"
 	"headrace/router/outcome"
 )
 
@@ -15,7 +16,7 @@ func (l *Lease) FirstContent(ttft time.Duration) {
 		return
 	}
 	h := l.host
-	l.ticket.Succeeded()
+	l.r.judged(l, l.ticket.Succeeded())
 	h.ttft.add(ttft.Seconds())
 	h.pending.Add(-l.pending)
 	l.pending = 0
@@ -156,31 +157,21 @@ func (l *Lease) Done(res Result) {
 		}
 	}
 	l.account(&res, tokens, at)
+	l.r.judged(l, l.ticket.Ended(health.Of(res.Class, l.Decision.Cold)))
+	if res.Class == outcome.Success {
+		l.ticket.Completed()
+		h.wentWell()
+	}
 	switch res.Class.Policy().Verdict {
 	case outcome.Healthy:
-		l.ticket.Succeeded()
 		if h.doubts.Load() > 0 {
 			h.doubts.Store(0)
 		}
-		if res.Class == outcome.Success {
-			l.ticket.Completed()
-			h.wentWell()
-		}
 	case outcome.Faulty:
 		h.failures.Add(1)
-		if res.Class == outcome.DialFailed || res.Class == outcome.Severed {
-			l.ticket.Gone()
-		} else {
-			l.ticket.Failed()
-		}
-		if d, _ := h.breaker.Wait(now); d > 0 {
-			h.comesBack() // when it does
-		}
 	case outcome.Unrelated:
-		l.ticket.Release()
 	case outcome.Doubtful:
 		h.failures.Add(1)
-		l.ticket.Release()
 		if h.doubts.Add(1) >= doubtsInRow {
 			h.doubts.Store(0)
 			h.breaker.CoolDown(now.Add(doubtCoolDown), whyDoubtful)

@@ -32,6 +32,7 @@ type view struct {
 	cached      float64 // tokens that it holds already
 	match       float64 // likewise, before what its answers said of that
 	coldSeconds float64 // until a worker is up; 0 when one is
+	forced      bool    // it may be asked though its breaker is open
 	session     bool    // it served the session last
 	cramped     bool    // prompt and answer may be longer than its context
 	metered     bool
@@ -51,6 +52,7 @@ const (
 	noRoom   // no sequence is free
 	ramping  // slow start
 	notSpare // a second attempt there would cost something: see Hedge
+	nearLost // likely to go the way of the host that the answer began on
 	// From here on a candidate is out of the question, and nothing is predicted of it.
 	limited   // a rate or number of requests that its provider sets
 	barred    // breaker, or a cool-down
@@ -64,7 +66,7 @@ const (
 )
 
 var verdictWords = [numVerdicts]string{
-	"serves", "first token too late", "stream too slow", "full", "in slow start", "not idle, or not paid anyway", "at its provider's limit", "breaker open or cooling down",
+	"serves", "first token too late", "stream too slow", "full", "in slow start", "not idle, or not paid anyway", "near a host that was taken away", "at its provider's limit", "breaker open or cooling down",
 	"not usable in its state", "cannot or must not take this request",
 	"would start a worker first", "serves another model than began the answer", "cannot continue an answer", "tried already",
 }
@@ -97,11 +99,14 @@ type plan struct {
 // scratch is the memory of one Pick.
 type scratch struct {
 	plan
-	matches affinity.Matches
-	views   []view
-	state   capacity.State
-	load    cost.Load
-	attempt int // of the request, from 1
+	matches  affinity.Matches
+	views    []view
+	state    capacity.State
+	load     cost.Load
+	attempt  int // of the request, from 1
+	lenience leniency
+	bad      int                // with ofBad: how bad a host may be
+	from     *endpoint.Endpoint // with Continue: where the answer broke off; nil when nobody knows
 
 	perLeft, perGap float64 // 1 over plan.left and plan.gap: every candidate is held against them
 }
@@ -134,6 +139,10 @@ func (s *scratch) prepare(r *Router, m *Model, q *Request) {
 	}
 	s.plan = plan{q: q, m: m, now: now, at: r.seconds(now), policy: q.Policy}
 	s.attempt = len(q.Tried) + 1
+	s.lenience, s.from = firm, nil
+	if q.Continue != nil {
+		s.from = r.snap.Load().Endpoint(q.Continue.From)
+	}
 	s.resumed = q.Resumed || q.Continue != nil
 	s.strict = m.strict || q.SLO.TTFT > 0 || q.SLO.TPS > 0
 	s.slo = q.SLO.or(m.slo)
@@ -181,6 +190,9 @@ func (s *scratch) survey() {
 		s.metered = meteredUSD
 	}
 	s.uncramp()
+	if s.q.Continue != nil {
+		s.keepApart()
+	}
 	for i := range s.views {
 		if v := &s.views[i]; v.verdict < limited && v.coldSeconds == 0 && v.c.host.paid.Load() { // paid for while demand justifies it
 			v.usd = cost.Paid(s.output, s.metered, v.use())
@@ -255,18 +267,57 @@ func (s *scratch) uncramp() {
 	}
 }
 
-// forgive lets those in that failed the request before.
-func (s *scratch) forgive() {
-	q := *s.q
-	q.Tried = nil
-	s.q = &q
-	s.survey()
+// leniency is what is put up with when nobody else is left.
+type leniency uint8
+
+const (
+	firm         leniency = iota
+	ofSuspects            // hosts that have to show that they are still there, because others near them are not
+	ofTried               // hosts that failed this request before
+	ofBad                 // hosts that answer badly, the least bad first; never those where nobody is
+	mostLeniency = ofBad
+)
+
+// forgive surveys once more with the next leniency that could help; false when none is left.
+func (s *scratch) forgive() bool {
+	for s.lenience < mostLeniency {
+		s.lenience++
+		if s.lenience == ofTried && (len(s.q.Tried) == 0 || s.q.Continue != nil) { // a second time corrupts what a first one may have done right
+			continue
+		}
+		if s.lenience == ofBad && !s.leastBad() {
+			continue
+		}
+		s.survey()
+		return true
+	}
+	return false
+}
+
+// leastBad finds how bad the least bad host is that could be asked all the same; false when there is none.
+func (s *scratch) leastBad() bool {
+	s.bad = math.MaxInt
+	for _, c := range s.m.cands {
+		if bad, ok := c.host.breaker.Ignorable(); ok && c.usable() && c.fitness(s.q) == fit {
+			s.bad = min(s.bad, bad)
+		}
+	}
+	return s.bad < math.MaxInt
+}
+
+// excused tells whether the candidate's open breaker is put up with.
+func (s *scratch) excused(c *candidate) bool {
+	if s.lenience < ofSuspects {
+		return false
+	}
+	bad, ok := c.host.breaker.Ignorable()
+	return ok && (bad == 0 && s.lenience < ofBad || s.lenience == ofBad && bad <= s.bad)
 }
 
 // admission is whether the candidate may be used at all, whatever it would cost.
 func (s *scratch) admission(c *candidate) verdict {
 	switch {
-	case slices.Contains(s.q.Tried, c.ep.ID):
+	case slices.Contains(s.q.Tried, c.ep.ID) && (s.lenience < ofTried || s.q.Continue != nil):
 		return tried
 	case c.fitness(s.q) != fit:
 		return misfit
@@ -283,7 +334,7 @@ func (s *scratch) admission(c *candidate) verdict {
 			return noPrefill
 		}
 	}
-	if d, _ := c.host.breaker.Wait(s.now); d > 0 {
+	if d, _ := c.host.breaker.Wait(s.now); d > 0 && !s.excused(c) {
 		return barred
 	}
 	if c.host.limited(&c.ep.Limits, s.now) > 0 {
@@ -303,6 +354,7 @@ func (s *scratch) look(c *candidate, v *view) {
 	n := h.running(s.at)
 	v.limit = s.state.Limit
 	v.cramped = c.maxContext > 0 && s.prompt+float64(max(0, s.q.MaxTokens)) > float64(c.maxContext)
+	v.forced = s.lenience >= ofSuspects
 	held, session := s.matches.Tokens(affinity.Host(h.cache.Load()))
 	if v.prompt, v.session = s.prompt, session; held > 0 {
 		v.match = min(float64(held), s.prompt)

@@ -26,7 +26,8 @@ import (
 
 // Options set up a Router; zero values but Now mean defaults.
 type Options struct {
-	Breaker health.Options
+	Breaker health.Options // Probed and Seed are set by Probes and Seed below
+	Probes  bool           // somebody carries out what Probes returns; without, callers' requests try hosts that failed
 	Retry   BudgetOptions
 	Hedge   BudgetOptions    // of hedges; zero values mean 0.02 and 10
 	Now     func() time.Time // the clock; required
@@ -58,8 +59,9 @@ type Router struct {
 
 // modelStats is what is learned of a model's requests, wherever they went; it outlives snapshots.
 type modelStats struct {
-	output longMean // tokens of an answer
-	demand demand
+	output   longMean // tokens of an answer
+	wantedAt number   // when it was last asked for, served or not
+	demand   demand
 }
 
 // New returns a Router without endpoints.
@@ -70,6 +72,7 @@ func New(o Options) *Router {
 	if o.Prior == nil {
 		o.Prior = capacity.Lookup
 	}
+	o.Breaker.Probed, o.Breaker.Seed = o.Probes, o.Seed
 	r := &Router{
 		opt: o, now: o.Now, Budget: NewBudget(o.Retry), Hedges: NewBudget(o.Hedge.orHedges()), hosts: map[endpoint.ID]*host{}, stats: map[string]*modelStats{},
 		affinity: affinity.New(o.Affinity), origin: o.Now().Add(-time.Second), // so that second 0 was never
@@ -203,15 +206,13 @@ func (r *Router) Pick(q *Request, l *Lease) error {
 	s := scratches.Get().(*scratch)
 	defer scratches.Put(s)
 	s.prepare(r, m, q)
-	again := len(q.Tried) > 0 && q.Continue == nil
+	m.stats.wantedAt.set(s.at)
 	for s.survey(); ; {
 		v, why := s.choose()
-		switch {
-		case v == nil && again: // all that live were tried: the least bad one again
-			again = false
-			s.forgive()
-			continue
-		case v == nil:
+		if v == nil {
+			if s.forgive() {
+				continue
+			}
 			r.decisions.note(s, nil, "nobody can be asked")
 			return r.unavailable(s)
 		}
@@ -227,6 +228,9 @@ func (r *Router) Pick(q *Request, l *Lease) error {
 func (s *scratch) lease(r *Router, v *view, why string, l *Lease) bool {
 	h, ep := v.c.host, v.c.ep
 	ticket, ok := h.breaker.Allow()
+	if !ok && v.forced {
+		ticket, ok = h.breaker.Force()
+	}
 	if !ok {
 		return false
 	}

@@ -32,6 +32,8 @@ type Snapshot struct {
 	byID   map[endpoint.ID]*candidate
 	list   []*candidate // by ID
 	now    func() time.Time
+	// domains are the hosts that one cause can take away together.
+	domains map[domain][]*candidate
 }
 
 // Model is what callers may name.
@@ -63,7 +65,8 @@ type candidate struct {
 	maxContext int    // tokens, 0 when unknown
 	hash       uint64 // affinity.EndpointHash
 	card       json.RawMessage
-	root       string // in the card
+	root       string        // in the card
+	offers     []*modelStats // of the models it serves; of Snapshot.list only
 }
 
 // ewma is an exponentially weighted mean, weight 0.1 for the newest; NaN bits unset mean no sample.
@@ -130,6 +133,7 @@ func (r *Router) Update(eps []endpoint.Endpoint, rules []ModelRule) {
 	s := &Snapshot{models: map[string]*Model{}, byID: make(map[endpoint.ID]*candidate, len(eps)), now: r.now}
 	at := r.seconds(r.now())
 	before := r.snap.Load()
+	var fell []*candidate // taken away, as is told now
 	known := make(map[endpoint.ID]*host, len(eps))
 	for i := range eps {
 		ep := &eps[i]
@@ -137,13 +141,19 @@ func (r *Router) Update(eps []endpoint.Endpoint, rules []ModelRule) {
 		if h == nil {
 			h = &host{breaker: health.NewBreaker(string(ep.ID), r.opt.Breaker, r.now)}
 		}
-		if h.follow(before.Endpoint(ep.ID), ep, r.opt.Prior(ep), at) || h.cache.Load() == 0 {
+		h.breaker.Is(r.kindOf(ep))
+		change, forgets := h.follow(ep, before.byID[ep.ID] == nil, r.opt.Prior(ep), at)
+		if forgets || h.cache.Load() == 0 {
 			r.caches++
 			h.cache.Store(r.caches)
 		}
 		known[ep.ID], h.goneAt = h, math.NaN()
 		c := &candidate{ep: ep, host: h, hash: affinity.EndpointHash(string(ep.ID))}
 		s.byID[ep.ID] = c
+		s.settle(c)
+		if change != health.Unchanged {
+			fell = append(fell, c)
+		}
 		s.list = append(s.list, c)
 		for j := range ep.Served {
 			s.offer(c, &ep.Served[j], rules)
@@ -180,7 +190,28 @@ func (r *Router) Update(eps []endpoint.Endpoint, rules []ModelRule) {
 	maps.DeleteFunc(r.stats, func(name string, _ *modelStats) bool { return s.models[name] == nil })
 	slices.Sort(s.names)
 	slices.SortFunc(s.list, func(a, b *candidate) int { return strings.Compare(string(a.ep.ID), string(b.ep.ID)) })
+	for name, m := range s.models {
+		for _, c := range m.cands {
+			base := s.byID[c.ep.ID]
+			base.offers = append(base.offers, s.models[name].stats)
+		}
+	}
 	r.snap.Store(s)
+	for _, c := range fell {
+		s.mourn(c, true, r.now())
+	}
+}
+
+// settle notes the candidate in its failure domains.
+func (s *Snapshot) settle(c *candidate) {
+	for k := sameRegion; k < numKinships; k++ {
+		if d := domainOf(c.ep, k); d.name != "" {
+			if s.domains == nil {
+				s.domains = map[domain][]*candidate{}
+			}
+			s.domains[d] = append(s.domains[d], c)
+		}
+	}
 }
 
 // arrange readies the candidates for picks.
@@ -221,7 +252,7 @@ func (r *Router) forget(known map[endpoint.ID]*host, at float64) {
 			continue
 		}
 		if math.IsNaN(h.goneAt) {
-			h.goneAt = at
+			h.drop(at)
 		}
 		if gone++; at-h.goneAt < rememberSeconds && gone <= rememberMost {
 			known[id] = h

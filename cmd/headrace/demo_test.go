@@ -277,7 +277,7 @@ func TestDemoTellsOfStrikes(t *testing.T) {
 	v.heard(script.News{ID: "vast:1", What: "outbid", Undo: true, Text: "gets its GPU again"})
 	step(900*time.Millisecond, host("starting", "open", "http://h:2"), "")
 	step(1100*time.Millisecond, host("ready", "open", "http://h:2"), "")
-	step(1200*time.Millisecond, host("ready", "half_open", "http://h:2"), "vast:1 is back at another port after 1.2 s, with its history (17 requests)")
+	step(1200*time.Millisecond, host("ready", "probing", "http://h:2"), "vast:1 is back at another port after 1.2 s, with its history (17 requests)")
 	step(1300*time.Millisecond, host("ready", "closed", "http://h:2"), "")
 	v.heard(script.News{ID: "vast:1", What: "price", Text: "costs less"})
 	v.heard(script.News{ID: "vast:1", What: "outbid", Text: "is outbid: a"})

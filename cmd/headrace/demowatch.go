@@ -129,9 +129,9 @@ func (v *view) noticed(now time.Time, hosts []router.HostView) (lines []string) 
 	return lines
 }
 
-// rotates tells whether the router may pick the host; one whose breaker is half open may get a request, as a trial.
+// rotates tells whether the router may pick the host; one that is being tested may be back any moment.
 func rotates(h *router.HostView) bool {
-	return h.State == "ready" && (h.Breaker == "closed" || h.Breaker == "half_open")
+	return h.State == "ready" && (h.Breaker == "closed" || h.Breaker == "probing")
 }
 
 // howNoticed says in plain words what took a host out of rotation.

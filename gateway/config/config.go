@@ -171,8 +171,8 @@ type Retries struct {
 
 // Breaker says when a failing host is left alone.
 type Breaker struct {
-	Failures int           `yaml:"failures" min:"1" max:"10000" default:"5" doc:"Consecutive failures that open it." aka:"threshold|max_failures"`
-	OpenFor  time.Duration `yaml:"open_for" above:"0" default:"10s" doc:"Until the host is tried again." aka:"cooldown|reset|open|timeout"`
+	Failures int           `yaml:"failures" min:"1" max:"10000" default:"2" doc:"Answers in a row with a 5xx or nonsense that open it. More than half of five or more within 30 s do as well, three in a row that do not begin in time, and at once a host that nobody answers for." aka:"threshold|max_failures"`
+	OpenFor  time.Duration `yaml:"open_for" above:"0" default:"2s" doc:"Until the host is tested again; twice that each time, up to a minute, and a fifth more or less." aka:"cooldown|reset|open|timeout"`
 }
 
 // Expectation is what the operator expects of the hosts that meet its conditions; zero values say nothing.

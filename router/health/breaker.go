@@ -1,195 +1,582 @@
-// Package health says whether an endpoint may be used: a breaker that opens on failures in a row,
-// and cool-downs that an endpoint asked for. Preempted, starting and draining hosts will get states
-// of their own here; what network and control plane report meets in this package.
+// Package health says whether an endpoint may be used. Evidence of the network comes first, the word of a control plane
+// confirms or clears it: a host that nobody answers for is left alone at once, one that answers badly after a few times, one
+// that was taken away until its control plane has it running again. Back in use it comes by a synthetic request, never by a
+// caller's, while somebody sends those. Cool-downs that an endpoint asked for are kept here as well.
 package health
 
 import (
 	"errors"
+	"math"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/sony/gobreaker/v2"
+
+	"headrace/router/outcome"
 )
 
 // Options set up breakers; zero values mean the defaults named here.
 type Options struct {
-	Failures int           // failures in a row that open it; default 5
-	OpenFor  time.Duration // how long it stays open before one request may try; default 10 s. Twice that the next time, up to a minute
+	Failures int           // 5xx and odd answers in a row that open it; default 2. More than half of five or more within 30 s do as well
+	OpenFor  time.Duration // until an open one is tested; default 2 s. Twice that each time it opens again, up to a minute
+	Probed   bool          // a synthetic request decides whether it closes; without, one caller's request does
+	Seed     uint64        // of the jitter; the same seed makes the same choices
 }
 
 const (
-	goneFor = 2 * time.Second // like OpenFor, where nobody answered at all: a host that restarts is back soon
-	maxOpen = time.Minute
+	stuckInRow   = 3
+	ratioOf      = 5 // outcomes within the window, more than half of them failures
+	lateInRow    = 3 // of an endpoint of many engines: moments at which streams broke, none completed between
+	togetherFor  = time.Second
+	maxOpen      = time.Minute
+	maxReopen    = 30 * time.Second // after a test that failed
+	maxDoublings = 5
+	jitter       = 0.2
+	probeLapse   = 15 * time.Second // after which a test that nobody reported of is another's to make
+	unsaidPause  = time.Second
+	notReadyWait = 3 * time.Second
+	testPause    = time.Minute // between two self-tests of a host that say nothing
+	// takenWord is how long a control plane that goes on to call a host ready is given to learn that it was taken away; then
+	// the network is taken for the liar.
+	takenWord = time.Minute
+	// DownTogether is the time within which hosts that go down are thought to have one cause.
+	DownTogether = time.Minute
 )
 
-// Breaker guards one endpoint. gobreaker counts; failures are judged in a row with no interval,
-// since it drops results that come later than one, and a stream may last longer than any.
-type Breaker struct {
-	cb      *gobreaker.TwoStepCircuitBreaker[struct{}]
-	now     func() time.Time
-	openFor time.Duration
-	gone    atomic.Bool  // nobody answered: it opens for a shorter time
-	again   atomic.Int32 // times it opened since an answer was completed
-	shut    atomic.Bool  // not closed, as of the last change of state
-	row     atomic.Int32 // failures since the last success that gobreaker was told of
-	late    atomic.Int32 // streams that began well and broke off, since one was completed
-	most    int32        // failures in a row that open it
-	until   atomic.Int64 // Unix nanoseconds when a trial may begin
-	opens   atomic.Int64
-	cool    atomic.Int64 // Unix nanoseconds until which the endpoint wants no requests
-	coolWhy atomic.Pointer[string]
+// status is why a breaker is not closed; the higher, the surer that nobody is there.
+type status = uint32
+
+const (
+	closed    status = iota
+	suspected        // others of its failure domain went down: nothing is held against it yet
+	buggy
+	stuck
+	gone
+	preempted // several of its streams broke at once; its control plane has not said so
+	taken     // its control plane says so
+)
+
+// Kind is what is to be known of an endpoint to judge it.
+type Kind struct {
+	Many bool // many engines behind one address: a stream that breaks says something of one of them only
+	Told bool // a control plane tells when it was taken away and when it runs again
+	// Trials says that nobody tests it by synthetic requests: a caller's may try, one at a time.
+	Trials bool
 }
 
-// errExcluded frees a slot without judging.
-var errExcluded = errors.New("says nothing about the endpoint")
+// Breaker guards one endpoint. Whether it is open, and since when, is kept here, on the caller's clock; gobreaker counts what
+// has to come several times in a row. It hears of results at once, for it drops those older than its interval, and a stream
+// may last longer than any.
+type Breaker struct {
+	now     func() time.Time
+	most    int
+	openFor time.Duration
+	probed  bool
+
+	status atomic.Uint32 // written under mu, as are the next ones
+	until  atomic.Int64  // Unix nanoseconds when it may be tested
+	trial  atomic.Uint32 // the caller's request that is the trial, 0 for none
+	trials atomic.Bool   // a caller's request may be
+	again  atomic.Int32  // times it opened since an answer was completed
+	epoch  atomic.Uint32 // times it closed: what began before says nothing of now
+	rows   atomic.Bool   // there is something that a success ends
+	opens  atomic.Int64
+	wins   window
+
+	cool    atomic.Int64 // Unix nanoseconds until which the endpoint wants no requests
+	coolWhy atomic.Pointer[string]
+
+	mu       sync.Mutex // guards all below
+	kind     Kind
+	buggies  *gobreaker.TwoStepCircuitBreaker[struct{}] // nil while there is nothing to count
+	stucks   *gobreaker.TwoStepCircuitBreaker[struct{}]
+	fails    window
+	trialSeq uint32
+	cuts     bool          // several of its streams broke at once since it went down
+	late     int           // streams that began well and failed later, since one was completed
+	lateAt   time.Time     // the newest of them
+	cutAt    time.Time     // when a stream broke last
+	downAt   time.Time     // when it went down last, zero while it is up
+	pause    time.Duration // the last one, before jitter
+	probeAt  time.Time     // when a synthetic request was handed out that nobody has reported of; zero for none
+	testing  bool          // it is a self-test of a closed one
+	testFrom time.Time     // no self-test before
+	dice     uint64
+}
 
 var errFailed = errors.New("attempt failed")
 
-// NewBreaker returns a closed breaker that goes by the clock now. gobreaker has no clock but the wall's: it would try again
-// at once, and how long it stays open is kept here.
+// NewBreaker returns a closed breaker that goes by the clock now.
 func NewBreaker(name string, o Options, now func() time.Time) *Breaker {
 	if o.Failures <= 0 {
-		o.Failures = 5
+		o.Failures = 2
 	}
 	if o.OpenFor <= 0 {
-		o.OpenFor = 10 * time.Second
+		o.OpenFor = 2 * time.Second
 	}
-	b := &Breaker{now: now, openFor: o.OpenFor, most: int32(o.Failures)} //nolint:gosec // a handful
-	b.cb = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
-		Name:        name,
-		MaxRequests: 1,
-		Timeout:     time.Nanosecond,
-		ReadyToTrip: func(c gobreaker.Counts) bool { return int(c.ConsecutiveFailures) >= o.Failures },
-		IsExcluded:  func(err error) bool { return errors.Is(err, errExcluded) },
-		OnStateChange: func(_ string, _, to gobreaker.State) { // runs under gobreaker's lock: atomics only
-			b.shut.Store(to != gobreaker.StateClosed)
-			if to == gobreaker.StateOpen {
-				b.late.Store(0)
-				b.until.Store(b.now().Add(b.pause()).UnixNano())
-				b.opens.Add(1)
-			}
-		},
-	})
+	b := &Breaker{now: now, most: o.Failures, openFor: o.OpenFor, probed: o.Probed, dice: o.Seed ^ nameHash(name)}
+	b.trials.Store(!o.Probed)
 	return b
 }
 
-// Ticket is the right to one attempt. Settle it on every path, or a half-open breaker stays shut for good.
+// nameHash is FNV-1a: hosts of one router draw differently, and alike in each run.
+func nameHash(name string) uint64 {
+	h := uint64(14695981039346656037)
+	for i := range len(name) {
+		h = (h ^ uint64(name[i])) * 1099511628211
+	}
+	return h
+}
+
+// Is tells what kind of endpoint it guards.
+func (b *Breaker) Is(k Kind) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.kind = k
+	b.trials.Store(k.Trials || !b.probed)
+}
+
+// Ticket is the right to one attempt. Settle it on every path, or the trial of an open breaker stays taken for good.
 type Ticket struct {
 	b       *Breaker
-	done    func(error) // nil while the breaker is closed: gobreaker is told afterwards, if at all
+	epoch   uint32
+	trial   uint32 // its number, 0 for no trial
+	forced  bool   // it was let in although the breaker is open
 	settled bool
 }
 
-// Allow takes a ticket; ok is false while the breaker is open or its one trial is under way.
-//
-// While it is closed and nothing has failed, which is nearly always, gobreaker hears of nothing:
-// only failures in a row matter, and a success tells it something only after a failure.
+// Allow takes a ticket; ok is false while the breaker is open, unless it is a caller's request that decides and none does yet.
 func (b *Breaker) Allow() (t Ticket, ok bool) {
-	if !b.shut.Load() {
-		return Ticket{b: b}, true
+	epoch := b.epoch.Load() // first: of a breaker that opens and closes in between it is an old one
+	if b.status.Load() == closed {
+		return Ticket{b: b, epoch: epoch}, true
 	}
-	if b.now().UnixNano() < b.until.Load() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.status.Load() == closed:
+		return Ticket{b: b, epoch: b.epoch.Load()}, true
+	case !b.trials.Load() || b.trial.Load() != 0 || b.status.Load() == taken || b.now().UnixNano() < b.until.Load():
 		return Ticket{}, false
 	}
-	done, err := b.cb.Allow()
-	if err != nil {
-		return Ticket{}, false
-	}
-	return Ticket{b: b, done: done}, true
+	b.trialSeq++
+	b.trialSeq = max(1, b.trialSeq)
+	b.trial.Store(b.trialSeq)
+	return Ticket{b: b, epoch: b.epoch.Load(), trial: b.trialSeq}, true
 }
 
-// pause is how long it stays open this time.
-func (b *Breaker) pause() time.Duration {
-	d := b.openFor
-	if b.gone.Swap(false) {
-		d = min(d, goneFor)
+// Ignorable tells whether requests may go there although it is open, when nobody else is left: it answers badly, or is
+// only suspected. The less bad, the better.
+func (b *Breaker) Ignorable() (bad int, ok bool) {
+	switch b.status.Load() {
+	case suspected:
+		return 0, true
+	case buggy, stuck:
+		return int(b.again.Load()), true
 	}
-	k := min(b.again.Add(1)-1, 5)
-	return max(d, min(d<<k, maxOpen))
+	return 0, false
+}
+
+// Force takes a ticket of a breaker that is Ignorable; ok is false when it is not.
+func (b *Breaker) Force() (t Ticket, ok bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.status.Load() == closed {
+		return Ticket{b: b, epoch: b.epoch.Load()}, true
+	}
+	if _, ok := b.Ignorable(); !ok {
+		return Ticket{}, false
+	}
+	return Ticket{b: b, epoch: b.epoch.Load(), forced: true}, true
 }
 
 // Succeeded counts a success: call it at the first content, not at the end of a long stream.
-func (t *Ticket) Succeeded() { t.settle(nil) }
-
-// Failed counts a failure; after Succeeded it is one that came later, in the middle of the stream.
-func (t *Ticket) Failed() {
-	if t.settled && t.b != nil {
-		t.b.brokeOff()
-		return
+func (t *Ticket) Succeeded() Change {
+	b := t.b
+	if t.settled || b == nil {
+		return Unchanged
 	}
-	t.settle(errFailed)
-}
-
-// Gone counts as many failures as open it: nobody was there.
-func (t *Ticket) Gone() {
-	if t.b == nil {
-		return
+	t.settled = true
+	b.wins.add(b.now())
+	if t.trial == 0 && !t.forced && !b.rows.Load() && b.status.Load() != suspected {
+		return Unchanged // nearly always
 	}
-	t.b.gone.Store(true)
-	t.Failed()
-	for range t.b.most {
-		t.b.tell(errFailed)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch s := b.status.Load(); {
+	case t.trial != 0:
+		if t.trial != b.trial.Load() {
+			return Unchanged // it is not the trial any more
+		}
+		t.epoch++
+		return b.close()
+	case t.epoch != b.epoch.Load():
+		return Unchanged
+	case s == closed:
+		b.forget()
+	case s == suspected || t.forced && (s == buggy || s == stuck):
+		t.epoch++
+		return b.close()
 	}
+	return Unchanged
 }
 
 // Completed tells that the answer came to its end, some time after Succeeded.
 func (t *Ticket) Completed() {
-	if t.b == nil {
+	b := t.b
+	if b == nil || !b.rows.Load() && b.again.Load() == 0 {
 		return
 	}
-	if t.b.late.Load() > 0 {
-		t.b.late.Store(0)
-	}
-	if t.b.again.Load() > 0 {
-		t.b.again.Store(0)
-	}
-}
-
-// brokeOff counts a failure in the middle of a stream. The stream's good begin has broken the row
-// that gobreaker counts, so that a host which dies at every second token would be used for ever:
-// such streams have a row of their own, which only a completed one breaks.
-func (b *Breaker) brokeOff() {
-	b.tell(errFailed)
-	if b.late.Add(1) < b.most {
-		return
-	}
-	for range b.most {
-		b.tell(errFailed) // opens it in the end, and then does nothing
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if t.epoch == b.epoch.Load() && b.status.Load() == closed {
+		b.late, b.lateAt = 0, time.Time{}
+		b.again.Store(0)
 	}
 }
 
 // Release gives the ticket back without judging.
-func (t *Ticket) Release() { t.settle(errExcluded) }
+func (t *Ticket) Release() { t.Ended(Neutral) }
 
-func (t *Ticket) settle(err error) {
-	if t.settled || t.b == nil {
-		return
+// Ended tells how the attempt ended. After Succeeded only what came later counts.
+func (t *Ticket) Ended(e Evidence) Change {
+	b := t.b
+	switch {
+	case b == nil:
+		return Unchanged
+	case e == Well:
+		return t.Succeeded()
+	case e == Neutral && (t.settled || t.trial == 0):
+		t.settled = true
+		return Unchanged
 	}
+	later := t.settled
 	t.settled = true
-	if t.done != nil {
-		t.done(err)
-		return
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	trial := t.trial != 0 && !later
+	if trial && t.trial != b.trial.Load() {
+		return Unchanged
 	}
-	if errors.Is(err, errFailed) || err == nil && t.b.row.Load() > 0 {
-		t.b.tell(err)
+	if trial {
+		b.trial.Store(0)
+	}
+	if e == Neutral || t.epoch != b.epoch.Load() || b.status.Load() == taken {
+		return Unchanged
+	}
+	return b.judge(e, later, trial)
+}
+
+// judge weighs a failure. The caller holds mu.
+func (b *Breaker) judge(e Evidence, later, trial bool) Change {
+	now, s := b.now(), b.status.Load()
+	if b.kind.Many && e == Cut { // of one engine of many
+		e, later = Buggy, true
+	}
+	switch e {
+	case Gone, Cut:
+		together := e == Cut && !b.cutAt.IsZero() && now.Sub(b.cutAt) <= togetherFor
+		if e == Cut {
+			b.cutAt = now
+		}
+		return b.lose(now, together, trial)
+	case Buggy, Stuck:
+		why := buggy
+		if e == Stuck {
+			why = stuck
+		}
+		switch {
+		case trial:
+			if s == suspected {
+				b.status.Store(why)
+			}
+			b.reopen(now)
+		case s == closed && b.tooMany(e, later, now):
+			b.open(now, why)
+			return Opened
+		}
+	case Neutral, Well:
+	}
+	return Unchanged
+}
+
+// lose notes that nobody is there; together says that it broke another stream a moment ago. The caller holds mu.
+func (b *Breaker) lose(now time.Time, together, trial bool) Change {
+	change := Unchanged
+	switch s := b.status.Load(); {
+	case s < gone && s != closed && !trial: // open already, for less
+		b.status.Store(gone)
+		b.downAt = now
+		b.probeAt = time.Time{}
+		b.until.Store(max(b.until.Load(), now.Add(b.jittered(b.openFor)).UnixNano()))
+		change = Lost
+	case s == closed:
+		b.open(now, gone)
+		change = Lost
+	case trial:
+		if s < gone {
+			b.status.Store(gone)
+			b.downAt = now
+			change = Lost
+		}
+		b.reopen(now)
+	}
+	if !together || b.cuts || b.status.Load() >= preempted {
+		return change
+	}
+	b.cuts = true
+	if b.kind.Told {
+		b.status.Store(preempted)
+		b.probeAt = time.Time{}
+		b.trial.Store(0)
+		b.until.Store(b.downAt.Add(takenWord).UnixNano())
+	}
+	return Preempted
+}
+
+// tooMany counts a failure of a closed breaker, and tells whether it opens it. The caller holds mu.
+func (b *Breaker) tooMany(e Evidence, later bool, now time.Time) bool {
+	b.rows.Store(true)
+	if later { // its good begin has broken the row that gobreaker counts
+		most := b.most
+		if b.kind.Many {
+			if !b.lateAt.IsZero() && now.Sub(b.lateAt) <= togetherFor {
+				return false // an engine that dies breaks all its streams
+			}
+			most = max(most, lateInRow)
+		}
+		b.lateAt = now
+		b.late++
+		return b.late >= most
+	}
+	if e == Stuck {
+		return count(&b.stucks, stuckInRow, errFailed)
+	}
+	b.fails.add(now)
+	failed := b.fails.sum(now)
+	total := failed + b.wins.sum(now)
+	return count(&b.buggies, b.most, errFailed) || total >= ratioOf && 2*failed > total
+}
+
+// count tells one of gobreaker's a result, and whether the row is full.
+func count(cb **gobreaker.TwoStepCircuitBreaker[struct{}], row int, err error) bool {
+	if *cb == nil {
+		*cb = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
+			Timeout:     math.MaxInt64, // it never closes: a new one begins a new row
+			ReadyToTrip: func(c gobreaker.Counts) bool { return int(c.ConsecutiveFailures) >= row },
+		})
+	}
+	done, openErr := (*cb).Allow()
+	if openErr != nil {
+		return true
+	}
+	done(err)
+	return (*cb).State() != gobreaker.StateClosed
+}
+
+// forget ends the rows. The caller holds mu.
+func (b *Breaker) forget() {
+	if b.buggies != nil {
+		count(&b.buggies, b.most, nil)
+	}
+	if b.stucks != nil {
+		count(&b.stucks, stuckInRow, nil)
+	}
+	b.rows.Store(b.late > 0)
+}
+
+// open opens it, for longer each time. The caller holds mu.
+func (b *Breaker) open(now time.Time, why status) {
+	k := min(b.again.Add(1)-1, maxDoublings)
+	b.pause = max(b.openFor, min(b.openFor<<k, maxOpen))
+	b.opens.Add(1)
+	if why >= gone {
+		b.downAt = now
+	}
+	b.shut(why, now.Add(b.jittered(b.pause)))
+}
+
+// shut leaves it open until a time. The caller holds mu.
+func (b *Breaker) shut(why status, until time.Time) {
+	b.late, b.lateAt = 0, time.Time{}
+	b.buggies, b.stucks = nil, nil
+	b.probeAt, b.testing = time.Time{}, false
+	b.trial.Store(0)
+	b.rows.Store(false)
+	b.cuts = false
+	b.until.Store(until.UnixNano()) // before the status: who sees that it is open sees for how long
+	b.status.Store(why)
+}
+
+// reopen leaves it open for twice as long after a test that failed. The caller holds mu.
+func (b *Breaker) reopen(now time.Time) {
+	b.pause = min(2*max(b.pause, b.openFor), max(maxReopen, b.openFor))
+	b.opens.Add(1)
+	b.again.Add(1)
+	b.until.Store(now.Add(b.jittered(b.pause)).UnixNano())
+}
+
+// close lets requests in again. The caller holds mu.
+func (b *Breaker) close() Change {
+	was := b.status.Load()
+	b.buggies, b.stucks = nil, nil
+	b.fails.reset()
+	b.wins.reset()
+	b.late, b.lateAt, b.cutAt, b.downAt = 0, time.Time{}, time.Time{}, time.Time{}
+	b.probeAt = time.Time{}
+	b.trial.Store(0)
+	b.rows.Store(false)
+	b.cuts = false
+	b.epoch.Add(1)
+	b.status.Store(closed)
+	if was == suspected {
+		return Cleared
+	}
+	return Recovered
+}
+
+// jittered sets breakers that opened together apart. The caller holds mu.
+func (b *Breaker) jittered(d time.Duration) time.Duration {
+	b.dice += 0x9e3779b97f4a7c15 // splitmix64 (Steele, Lea and Flood 2014)
+	z := b.dice
+	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
+	z = (z ^ z>>27) * 0x94d049bb133111eb
+	z ^= z >> 31
+	u := float64(z>>11) / (1 << 53)
+	return time.Duration(float64(d) * (1 + jitter*(2*u-1)))
+}
+
+// Probe takes the right to send the endpoint one synthetic request, when one is due: it is open and its time has come, and
+// nobody else's is under way. Report by Probed.
+func (b *Breaker) Probe(now time.Time) bool {
+	if b.status.Load() == closed || now.UnixNano() < b.until.Load() || b.cool.Load() > now.UnixNano() {
+		return false
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if s := b.status.Load(); s == closed || s == taken || now.UnixNano() < b.until.Load() || b.asked(now) || b.trial.Load() != 0 {
+		return false
+	}
+	b.probeAt, b.testing = now, false
+	return true
+}
+
+// Test takes the right to a self-test of a closed one likewise.
+func (b *Breaker) Test(now time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.status.Load() != closed || b.cool.Load() > now.UnixNano() || now.Before(b.testFrom) || b.asked(now) {
+		return false
+	}
+	b.probeAt, b.testing = now, true
+	return true
+}
+
+// asked tells whether a synthetic request is under way. The caller holds mu.
+func (b *Breaker) asked(now time.Time) bool {
+	return !b.probeAt.IsZero() && now.Sub(b.probeAt) < probeLapse
+}
+
+// Probed tells how the synthetic request ended. One that nobody waits for any more changes nothing.
+func (b *Breaker) Probed(c outcome.Class) Change {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.probeAt.IsZero() {
+		return Unchanged
+	}
+	now := b.now()
+	b.probeAt = time.Time{}
+	if b.testing {
+		b.testing, b.testFrom = false, now.Add(testPause)
+		if e := Of(c, false); e == Gone || e == Cut {
+			return b.judge(e, false, false)
+		}
+		return Unchanged
+	}
+	switch find(c) {
+	case fine:
+		return b.close()
+	case unsaid:
+		wait := unsaidPause
+		if c == outcome.NotReady {
+			wait = notReadyWait
+		}
+		b.until.Store(now.Add(wait).UnixNano())
+	case failing:
+		if s := b.status.Load(); s < gone && (Of(c, false) == Gone || Of(c, false) == Cut) {
+			b.status.Store(gone)
+			b.downAt = now
+			b.reopen(now)
+			return Lost
+		}
+		b.reopen(now)
+	}
+	return Unchanged
+}
+
+// Preempt tells that the control plane says it was taken away: until Returned nothing is sent there.
+func (b *Breaker) Preempt() Change {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := b.status.Load()
+	if s == taken {
+		return Unchanged
+	}
+	if s < gone {
+		b.opens.Add(1)
+	}
+	if b.downAt.IsZero() {
+		b.downAt = b.now()
+	}
+	b.shut(taken, time.Unix(0, math.MaxInt64))
+	if s == preempted {
+		return Unchanged // known before it was told
+	}
+	return Preempted
+}
+
+// Returned tells that the control plane has it running again: it may be tested at once.
+func (b *Breaker) Returned() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.again.Store(0)
+	b.late, b.lateAt = 0, time.Time{}
+	b.testFrom = time.Time{}
+	b.cool.Store(0)
+	if b.status.Load() != closed {
+		b.pause = 0
+		b.shut(gone, b.now())
 	}
 }
 
-// tell counts one result of an attempt that gobreaker was not asked about.
-func (b *Breaker) tell(err error) {
-	if b.shut.Load() {
-		return // its trial decides; results from before it opened change nothing
+// Suspect opens a closed one because others of its failure domain are down: it may be tested at once, and nothing is held
+// against it.
+func (b *Breaker) Suspect() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.status.Load() != closed {
+		return false
 	}
-	done, openErr := b.cb.Allow()
-	if openErr != nil {
-		return // it opened this moment
+	b.pause = 0
+	b.shut(suspected, b.now())
+	return true
+}
+
+// Down tells whether it went down since a time and has not come back.
+func (b *Breaker) Down(since time.Time) bool {
+	if b.status.Load() < gone {
+		return false
 	}
-	if err == nil {
-		b.row.Store(0)
-	} else {
-		b.row.Add(1)
-	}
-	done(err)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return !b.downAt.IsZero() && !b.downAt.Before(since)
+}
+
+// Missing tells whether nobody is thought to be there, and whether the control plane says so.
+func (b *Breaker) Missing() (missing, told bool) {
+	s := b.status.Load()
+	return s >= gone, s == taken
 }
 
 // CoolDown keeps requests away until the given time, because the endpoint asked for it. It does not end an earlier one sooner.
@@ -206,39 +593,49 @@ func (b *Breaker) CoolDown(until time.Time, why string) {
 	}
 }
 
-// Returned tells that the endpoint has been started anew: a trial may begin at once.
-func (b *Breaker) Returned() {
-	b.again.Store(0)
-	b.late.Store(0)
-	b.until.Store(0)
-	b.cool.Store(0)
+var whys = [...]string{
+	suspected: "others on its machine, or of its owner or region, went down", buggy: "breaker open", stuck: "breaker open: it does not begin its answers",
+	gone: "breaker open: nobody answers there", preempted: "its streams broke together", taken: "preempted",
 }
 
-// Wait returns how long nothing may be sent from now on, and why; 0 when something may.
+// Wait returns how long nothing may be sent from now on, as far as can be told, and why; 0 when something may.
 func (b *Breaker) Wait(now time.Time) (time.Duration, string) {
 	if d := time.Duration(b.cool.Load() - now.UnixNano()); d > 0 {
 		return d, *b.coolWhy.Load()
 	}
-	if b.shut.Load() {
-		if d := time.Duration(b.until.Load() - now.UnixNano()); d > 0 {
-			return d, "breaker open"
-		}
+	s := b.status.Load()
+	if s == closed {
+		return 0, ""
 	}
-	return 0, ""
+	if s == taken {
+		return maxOpen, whys[s]
+	}
+	if d := time.Duration(b.until.Load() - now.UnixNano()); d > 0 {
+		return d, whys[s]
+	}
+	if b.trials.Load() && b.trial.Load() == 0 {
+		return 0, ""
+	}
+	return unsaidPause, whys[s]
 }
 
-// State returns "closed", "open", "half_open" or "cooling".
+// State returns "closed", "open", "suspected", "preempted", "probing" once it is due for a test or has one, or "cooling".
 func (b *Breaker) State(now time.Time) string {
-	if b.cool.Load() > now.UnixNano() {
+	switch s := b.status.Load(); {
+	case s == taken:
+		return "preempted"
+	case b.cool.Load() > now.UnixNano():
 		return "cooling"
-	}
-	switch {
-	case !b.shut.Load():
+	case s == closed:
 		return "closed"
-	case now.UnixNano() < b.until.Load():
-		return "open"
+	case now.UnixNano() >= b.until.Load() && s != suspected:
+		return "probing"
+	case s == preempted:
+		return "preempted"
+	case s == suspected:
+		return "suspected"
 	default:
-		return "half_open"
+		return "open"
 	}
 }
 

@@ -16,6 +16,7 @@ type brain struct {
 	rules []router.ModelRule
 	index map[endpoint.ID]int
 	tried []endpoint.ID
+	due   []router.Probe
 }
 
 func newBrain(g *replica, policy router.Policy, slo SLO) *brain {
@@ -26,7 +27,7 @@ func newBrain(g *replica, policy router.Policy, slo SLO) *brain {
 		priors[b.id] = b.prior
 	}
 	p.r = router.New(router.Options{
-		Now: g.w.clock, Seed: g.rand.Uint64(), Prior: func(ep *endpoint.Endpoint) capacity.Prior { return priors[ep.ID] },
+		Now: g.w.clock, Seed: g.rand.Uint64(), Probes: true, Prior: func(ep *endpoint.Endpoint) capacity.Prior { return priors[ep.ID] },
 	})
 	p.rules = []router.ModelRule{{Name: model, Serves: []string{model}, SLO: slo.router(), Policy: policy}}
 	return p
@@ -47,6 +48,10 @@ func (p *brain) pick(r *request, a *attempt) int {
 	q.PromptTokens, q.MaxTokens, q.Resumed = a.seq.prompt, 0, r.firstAt > 0
 	if r.most > 0 {
 		q.MaxTokens = r.most - r.got
+	}
+	if q.Resumed {
+		a.more = router.Continuation{From: p.tried[len(p.tried)-1], Served: model}
+		q.Continue = &a.more
 	}
 	r.key(&q.Affinity)
 	if p.r.Pick(q, &a.lease) != nil {
@@ -102,6 +107,19 @@ func (p *brain) advise(act func(host, workers int)) {
 		if a.Action == router.Wake || a.Action == router.Hold {
 			act(p.index[a.Endpoint], a.Workers)
 		}
+	}
+}
+
+// probe has hosts tested that are due. Every one that answers goes on with unfinished answers.
+func (p *brain) probe(send func(host int, done func(outcome.Class))) {
+	p.due = p.r.Probes(p.g.w.clock(), p.due[:0])
+	for _, d := range p.due {
+		send(p.index[d.Endpoint.ID], func(class outcome.Class) {
+			if d.SelfTest && class == outcome.Success {
+				p.r.SetPrefill(d.Endpoint.ID, d.Served, router.Prefill{Known: true, OK: true})
+			}
+			p.r.Probed(d.Endpoint.ID, class)
+		})
 	}
 }
 

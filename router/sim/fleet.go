@@ -267,14 +267,14 @@ func (b *backend) die() {
 	for _, s := range all {
 		if s.made >= 1 { // the caller is reading it
 			if b.vanish {
-				b.w.in(b.w.life(s.replica.rules.gap), func() { s.lost() })
+				b.w.in(b.w.life(s.replica.rules.gap), func() { s.lost(outcome.Stalled) })
 			} else {
-				s.lost()
+				s.lost(outcome.Truncated)
 			}
 			continue
 		}
 		if !b.vanish {
-			s.failed(outcome.UpstreamFault, 0)
+			s.failed(outcome.Severed, 0)
 		} // else the time for the first token passes
 	}
 }
@@ -317,7 +317,7 @@ func (b *backend) sicken() {
 	if b.up {
 		for _, s := range e.kill() {
 			if s.made >= 1 {
-				s.lost()
+				s.lost(outcome.Truncated)
 			} else {
 				s.failed(outcome.UpstreamFault, 0)
 			}

@@ -77,6 +77,11 @@ type adviser interface {
 	advise(act func(host, workers int))
 }
 
+// prober is a picker that has hosts tested by synthetic requests.
+type prober interface {
+	probe(send func(host int, done func(outcome.Class)))
+}
+
 // observer is a picker that reads engines' metrics.
 type observer interface {
 	observe(b *backend, e *engine)
@@ -109,6 +114,8 @@ type attempt struct {
 	forecast forecast
 	lease    router.Lease   // of the router's policy
 	ask      router.Request // what it was asked, which outlives the lease
+	more     router.Continuation
+	probe    func(outcome.Class) // told how it ended: it is a synthetic request, and request is nil
 }
 
 // forecast is what a policy expected of an attempt.
@@ -270,12 +277,35 @@ func (g *replica) route(r *request) {
 	a.host.submit(&a.seq, port)
 }
 
+const (
+	probePrompt  = 20  // tokens of a synthetic request, whose answer is one
+	probeSeconds = 5.0 // until one is given up
+)
+
+// test sends a host a synthetic request.
+func (g *replica) test(host int, done func(outcome.Class)) {
+	a := &attempt{replica: g, host: g.w.hosts[host], begun: g.w.now, probe: done}
+	a.seq = seq{attempt: a, prompt: probePrompt, output: 1, session: -1}
+	g.w.in(g.w.life(probeSeconds), func() {
+		if !a.done {
+			a.host.cancel(&a.seq)
+			a.end(outcome.FirstByteTimeout, 0)
+		}
+	})
+	a.host.submit(&a.seq, g.view[host].port)
+}
+
 // end takes the attempt off the gateway's list; false when it had ended before.
 func (a *attempt) end(class outcome.Class, retryAfter float64) bool {
 	if a.done {
 		return false
 	}
 	a.done = true
+	if a.probe != nil {
+		a.host.charge(&a.seq, a.seq.made)
+		a.probe(class)
+		return false
+	}
 	g := a.replica
 	g.inFlight[a.host.i]--
 	last := len(g.live) - 1
@@ -291,7 +321,7 @@ func (a *attempt) end(class outcome.Class, retryAfter float64) bool {
 
 // first is called by the engine when the first token comes.
 func (a *attempt) first() {
-	if a.done {
+	if a.done || a.probe != nil {
 		return
 	}
 	w := a.replica.w
@@ -327,9 +357,9 @@ func (a *attempt) finished() {
 }
 
 // lost is called when a stream breaks off after its first token.
-func (a *attempt) lost() {
+func (a *attempt) lost(class outcome.Class) {
 	made := int(a.seq.made)
-	if !a.end(outcome.Truncated, 0) {
+	if !a.end(class, 0) {
 		return
 	}
 	g, r := a.replica, a.request

@@ -4,20 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"flag"
 	"math"
 	"reflect"
 	"slices"
-	"strings"
 	"testing"
-)
-
-var (
-	printScenarios = flag.String("scenarios", "", "print these scenarios, by comma")
-	printPolicies  = flag.String("policies", Brain+","+Oracle+",least-connections,spill-0.35", "under these policies, by comma; all for all")
-	printSeeds     = flag.Int("seeds", 1, "seeds")
-	printDetail    = flag.Bool("detail", false, "with each host")
-	printHours     = flag.Float64("hours", 0, "hours, 0 for each scenario's own")
 )
 
 func scenario(t testing.TB, name string) Scenario {
@@ -79,7 +69,7 @@ func table(t *testing.T, rep *Report) {
 		m := &c.Mean
 		t.Logf("  %-18s %7.1f %7.1f %7.3f %8.3f %6.2f %6.3f %6.2f %6.2f %6.2f %6.2f %5.1f %5.1f %6.1f %6.2f %7.1f", c.Policy, m.USD.Mean, m.MeterUSD.Mean, m.USDPerMTok.Mean, m.USDPerMTokSLO.Mean,
 			100*m.SLO.Mean, 100*m.Failed.Mean, 100*m.Shed.Mean, m.TTFTp50.Mean, m.TTFTp95.Mean, m.TTFTp99.Mean, m.TPSp50.Mean, m.TPSp05.Mean, 100*m.Metered.Mean, m.FluidShare.Mean, 100*m.Regret.Mean)
-		if *printDetail || c.Policy == Brain && testing.Verbose() {
+		if c.Policy == Brain && testing.Verbose() {
 			r := &c.Runs[0]
 			for _, h := range r.Hosts {
 				t.Logf("    %-10s %7d tries $%6.2f busy %.2f in flight %4.1f away %d, sure of TTFT %.3f came %.3f, of TPS %.3f came %.3f, bias %+.2f %+.2f, kv %d 429 %d", h.Name, h.Attempts, h.USD, h.Busy, h.InFlight, h.Preemptions,
@@ -88,35 +78,6 @@ func table(t *testing.T, rep *Report) {
 			t.Log("   ", r.Classes)
 		}
 	}
-}
-
-// TestPrint prints what the flags ask for.
-func TestPrint(t *testing.T) {
-	if *printScenarios == "" {
-		t.Skip("prints with -scenarios only")
-	}
-	var o SuiteOptions
-	for _, s := range Scenarios() {
-		if *printScenarios == "all" || strings.Contains(","+*printScenarios+",", ","+s.Name+",") {
-			if *printHours > 0 {
-				s = around(s, 8, *printHours)
-			}
-			o.Scenarios = append(o.Scenarios, s)
-		}
-	}
-	for _, p := range Policies() {
-		if *printPolicies == "all" || strings.Contains(","+*printPolicies+",", ","+p.Name+",") {
-			o.Policies = append(o.Policies, p)
-		}
-	}
-	for k := range *printSeeds {
-		o.Seeds = append(o.Seeds, uint64(k)+1) //nolint:gosec // not negative
-	}
-	rep, err := Suite(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	table(t, &rep)
 }
 
 // TestS1 holds the router to what the simulator is for: nearly the price of perfect information, within the SLO, and far

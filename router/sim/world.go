@@ -159,6 +159,7 @@ func (w *world) begin() {
 		if g.rules.scrape > 0 {
 			w.scrape(g)
 		}
+		w.probe(g)
 	}
 	w.arrive()
 }
@@ -176,6 +177,22 @@ func (w *world) advise(g *replica) {
 	}
 	if w.now < w.end {
 		w.in(1, func() { w.advise(g) })
+	}
+}
+
+const probeEvery = 0.25 // seconds
+
+// probe lets a gateway's policy test hosts.
+func (w *world) probe(g *replica) {
+	p, ok := g.policy.(prober)
+	if !ok {
+		return
+	}
+	if g.up {
+		p.probe(g.test)
+	}
+	if w.now < w.end+w.life(drainSeconds) {
+		w.in(w.life(probeEvery), func() { w.probe(g) })
 	}
 }
 
