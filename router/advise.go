@@ -330,11 +330,16 @@ func (s *scratch) release(d *demand, spare map[endpoint.ID]*Advice, needed map[e
 		}
 		h := v.c.host
 		h.mu.Lock()
-		if h.watched == 0 {
+		if h.watched == 0 && h.watchedAt == 0 {
 			h.use = v.inFlight / v.safe
 		}
-		h.use = toward(h.use, v.inFlight/v.safe, dt, useSeconds)
-		h.watched += min(max(0, dt), 60)
+		if since := s.at - h.watchedAt; since > 0 { // once for all the models that share it
+			if h.watchedAt > 0 {
+				h.use = toward(h.use, v.inFlight/v.safe, since, useSeconds)
+				h.watched += min(since, 60)
+			}
+			h.watchedAt = s.at
+		}
 		use, watched := h.use, h.watched
 		h.mu.Unlock()
 		if use < seldom && watched >= tellAfter && fullAt*(safe-v.safe) >= max(1, d.peak) && (worst == nil || v.full > worst.full) {

@@ -38,16 +38,17 @@ type host struct {
 	goneAt   float64            // when discovery dropped it, NaN while it lists it; guarded by Router.mu
 	last     *endpoint.Endpoint // as it was listed last; guarded by Router.mu
 
-	mu       sync.Mutex // guards what follows; picks read pub instead
-	learner  *capacity.Learner
-	integral float64 // of requests in flight over time, in request seconds
-	counted  float64 // up to this time
-	upAt     float64 // up since, NaN while it is not
-	upFor    float64 // seconds up before that
-	losses   float64 // times it was taken away
-	calib    struct{ ttft, itl, usd ratio }
-	use      float64 // mean share of its safe concurrency in use, over hours
-	watched  float64 // seconds that it was taken over
+	mu        sync.Mutex // guards what follows; picks read pub instead
+	learner   *capacity.Learner
+	integral  float64 // of requests in flight over time, in request seconds
+	counted   float64 // up to this time
+	upAt      float64 // up since, NaN while it is not
+	upFor     float64 // seconds up before that
+	losses    float64 // times it was taken away
+	calib     struct{ ttft, itl, usd ratio }
+	use       float64 // mean share of its safe concurrency in use, over hours
+	watched   float64 // seconds that it was taken over
+	watchedAt float64 // up to this time
 
 	queuedAt   float64 // when its engine was last heard to keep requests waiting, 0 when it did not
 	queuedWith float64 // sequences that it ran then

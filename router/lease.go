@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"headrace/router/affinity"
+	"headrace/router/endpoint"
 	"headrace/router/health"
 	"headrace/router/outcome"
 )
@@ -25,12 +26,28 @@ func (l *Lease) FirstContent(ttft time.Duration) {
 	defer h.mu.Unlock()
 	h.integrate(l.firstAt)
 	l.sinceTok = h.integral
-	if !l.Decision.Cold {
+	if !l.Decision.Cold && !l.metCold(ttft) {
 		h.calib.ttft.add(ttft.Seconds(), l.Decision.TTFT)
 		h.learner.ObserveTTFT(l.firstAt, ttft.Seconds(), l.expected, l.perEngine(h.running(l.firstAt)), l.target)
 		h.publish()
 	}
 	l.r.affinity.Learn(l.key, affinity.Host(h.cache.Load()), l.r.origin.Add(seconds(l.firstAt)))
+}
+
+// coldShare is the share of a cold start that a first token takes at least when a worker had to start for it.
+const coldShare = 0.8
+
+// metCold tells whether the first token seems to have waited for a worker that nobody knew would have to start: that says
+// nothing of the workers that are up.
+func (l *Lease) metCold(ttft time.Duration) bool {
+	if l.Endpoint.Tenure != endpoint.Serverless {
+		return false
+	}
+	cold := l.Endpoint.Price.ColdStart.Seconds()
+	if cold <= 0 {
+		cold = coldStart
+	}
+	return ttft.Seconds() > coldShare*cold
 }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
@@ -66,7 +83,7 @@ func (h *host) tokens(events int64) int64 {
 const fewEvents = 16 // of a stream, which do not tell how many tokens each carries
 
 func (l *Lease) learnSpeed(outputTokens int64, since time.Duration) {
-	if math.IsNaN(l.firstAt) || outputTokens < 2 || since <= 0 {
+	if math.IsNaN(l.firstAt) || outputTokens < 2 || since <= 0 || l.wordless {
 		return
 	}
 	h, last := l.host, l.firstAt+since.Seconds()
@@ -92,7 +109,7 @@ func (l *Lease) learnWhole(outputTokens int64, at float64) {
 	defer h.publish()
 	h.learner.ObserveWell(l.perEngine(h.running(at)))
 	took := at - l.pickedAt
-	if outputTokens < fewWhole || !(took > 0) { //nolint:staticcheck // NaN
+	if l.wordless || outputTokens < fewWhole || !(took > 0) { //nolint:staticcheck // NaN
 		return
 	}
 	h.integrate(at)
@@ -146,13 +163,13 @@ func (l *Lease) Done(res Result) {
 	}
 	h.requests.Add(1)
 	if res.Class == outcome.Success {
-		if res.OutputTokens > 0 {
+		if res.OutputTokens > 0 && !l.wordless {
 			l.stats.output.add(float64(res.OutputTokens))
 		}
 		if l.match >= 1 && res.Cached >= 0 {
 			h.hits.add(min(2, float64(res.Cached)/l.match))
 		}
-		if s := res.Streamed.Seconds(); s > 0 && tokens > 1 {
+		if s := res.Streamed.Seconds(); s > 0 && tokens > 1 && !l.wordless {
 			h.tps.add(float64(tokens-1) / s)
 		}
 	}

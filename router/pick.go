@@ -366,15 +366,23 @@ func (s *scratch) look(c *candidate, v *view) {
 	if ramp > 0 && float64(h.inflight.Load()) >= ramp {
 		v.verdict = ramping
 	}
-	cold := c.asleep()
+	cold, full := c.asleep(), false
 	if ep.Tenure == endpoint.Serverless {
 		workers, each := float64(max(1, ep.Workers)), max(1, math.Floor(v.limit)) // a limit that is learned is no whole number
-		cold = cold || n >= each*workers                                          // those that are up are full: another one has to start
+		if n >= each*workers {                                                    // those that are up are full
+			full = !cold && ep.MaxWorkers > 0 && ep.Workers >= ep.MaxWorkers
+			cold = !full // another one has to start
+		}
 		if at := h.idleAt.Load(); n == 0 && at > 0 {
 			idle = min(max(0, s.now.Sub(time.Unix(0, at)).Seconds()), ep.Price.IdleTimeout.Seconds())
 		}
-		if n = math.Mod(n, each); cold { // those that are up are filled one by one
+		switch { // those that are up are filled one by one
+		case cold:
 			n = 0
+		case full:
+			n /= workers
+		default:
+			n = math.Mod(n, each)
 		}
 		pending /= workers
 	}
@@ -413,7 +421,7 @@ func (s *scratch) look(c *candidate, v *view) {
 	}
 	switch {
 	case v.verdict != serves:
-	case n+1 > v.limit:
+	case full, n+1 > v.limit:
 		v.verdict = noRoom
 	case s.resumed && cold, !surely(v.ttft*s.perLeft, s.z*v.ttftSigma):
 		v.verdict = slowFirst

@@ -164,13 +164,14 @@ type Lease struct {
 	Unnamed    bool // nobody knows the model's id yet: ServedJSON is null
 	Decision   Decision
 
-	host   *host
-	ticket health.Ticket
-	r      *Router
-	stats  *modelStats
-	root   string // of the model's card
-	held   bool
-	whole  bool // nobody sees its first token
+	host     *host
+	ticket   health.Ticket
+	r        *Router
+	stats    *modelStats
+	root     string // of the model's card
+	held     bool
+	whole    bool // nobody sees its first token
+	wordless bool // its answer is not made of tokens
 
 	pickedAt  float64 // seconds by the learners' clock, as are all below
 	firstAt   float64
@@ -251,7 +252,7 @@ func (s *scratch) lease(r *Router, v *view, why string, l *Lease) bool {
 	}
 	*l = Lease{
 		Endpoint: ep, Served: v.c.served, ServedJSON: v.c.servedJSON, Unnamed: v.c.unnamed,
-		host: h, ticket: ticket, r: r, stats: s.m.stats, root: v.c.root, held: true, whole: s.q.Whole,
+		host: h, ticket: ticket, r: r, stats: s.m.stats, root: v.c.root, held: true, whole: s.q.Whole, wordless: s.q.Tokenless,
 		pickedAt: s.at, firstAt: math.NaN(), expected: v.expected, target: s.slo.TTFT.Seconds(), ttftSigma: v.ttftSigma, engines: engines, limit: v.limit, pending: pending, late: s.waited, slo: s.slo,
 		integral: integral, key: &s.q.Affinity, match: v.match,
 	}
