@@ -17,11 +17,12 @@ func (l *Lease) FirstContent(ttft time.Duration) {
 		return
 	}
 	h := l.host
-	l.r.judged(l, l.ticket.Succeeded())
+	l.firstAt = l.pickedAt + ttft.Seconds()
+	first := l.r.origin.Add(seconds(l.firstAt))
+	l.r.judged(l, l.ticket.Succeeded(first))
 	h.ttft.add(ttft.Seconds())
 	h.pending.Add(-l.pending)
 	l.pending = 0
-	l.firstAt = l.pickedAt + ttft.Seconds()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.integrate(l.firstAt)
@@ -31,7 +32,7 @@ func (l *Lease) FirstContent(ttft time.Duration) {
 		h.learner.ObserveTTFT(l.firstAt, ttft.Seconds(), l.expected, l.perEngine(h.running(l.firstAt)), l.target)
 		h.publish()
 	}
-	l.r.affinity.Learn(l.key, affinity.Host(h.cache.Load()), l.r.origin.Add(seconds(l.firstAt)))
+	l.r.affinity.Learn(l.key, affinity.Host(h.cache.Load()), first)
 }
 
 // coldShare is the share of a cold start that a first token takes at least when a worker had to start for it.

@@ -80,7 +80,7 @@ func (r *Router) Probed(id endpoint.ID, class outcome.Class) {
 	case outcome.UpstreamDenied:
 		c.host.breaker.CoolDown(now.Add(deniedCoolDown), whyDenied)
 	case outcome.Success, outcome.DialFailed, outcome.UpstreamFault, outcome.FirstByteTimeout, outcome.CallerFault, outcome.Truncated,
-		outcome.ClientGone, outcome.Unserved, outcome.NotReady, outcome.Opaque, outcome.Stalled, outcome.Severed, outcome.Moved:
+		outcome.ClientGone, outcome.Unserved, outcome.NotReady, outcome.Opaque, outcome.Stalled, outcome.Severed, outcome.Moved, outcome.Outrun:
 	}
 }
 

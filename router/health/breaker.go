@@ -192,13 +192,13 @@ func (b *Breaker) Force() (t Ticket, ok bool) {
 }
 
 // Succeeded counts a success: call it at the first content, not at the end of a long stream.
-func (t *Ticket) Succeeded() Change {
+func (t *Ticket) Succeeded(now time.Time) Change {
 	b := t.b
 	if t.settled || b == nil {
 		return Unchanged
 	}
 	t.settled = true
-	b.wins.add(b.now())
+	b.wins.add(now)
 	if t.trial == 0 && !t.forced && !b.rows.Load() && b.status.Load() != suspected {
 		return Unchanged // nearly always
 	}
@@ -246,7 +246,7 @@ func (t *Ticket) Ended(e Evidence) Change {
 	case b == nil:
 		return Unchanged
 	case e == Well:
-		return t.Succeeded()
+		return t.Succeeded(b.now())
 	case e == Neutral && (t.settled || t.trial == 0):
 		t.settled = true
 		return Unchanged

@@ -51,7 +51,7 @@ func (r rig) end(e health.Evidence) health.Change {
 func (r rig) begun() health.Ticket {
 	r.t.Helper()
 	tk := r.ticket()
-	tk.Succeeded()
+	tk.Succeeded(r.now())
 	return tk
 }
 
@@ -307,7 +307,7 @@ func TestTrial(t *testing.T) {
 		t.Errorf("after a trial that failed it stays open for %v s, want 4", d)
 	}
 	trial = r.ticket()
-	if got := trial.Succeeded(); got != health.Recovered {
+	if got := trial.Succeeded(r.now()); got != health.Recovered {
 		t.Errorf("a good trial made it %d", got)
 	}
 	r.is("closed")
@@ -326,7 +326,7 @@ func TestTrialsWhereAProbeCosts(t *testing.T) {
 	if r.Probe(r.now()) {
 		t.Error("a probe beside the trial")
 	}
-	trial.Succeeded()
+	trial.Succeeded(r.now())
 	r.is("closed")
 }
 
@@ -403,7 +403,7 @@ func TestSuspected(t *testing.T) {
 		t.Error("it is used before it has answered")
 	}
 	r.is("suspected")
-	if under.Succeeded() != health.Cleared {
+	if under.Succeeded(r.now()) != health.Cleared {
 		t.Error("a first token from it did not clear it")
 	}
 	r.Suspect()
@@ -427,7 +427,7 @@ func TestForced(t *testing.T) {
 	if !ok || tk.Ended(health.Buggy) != health.Unchanged {
 		t.Error("a forced failure changes something")
 	}
-	if tk, _ = r.Force(); tk.Succeeded() != health.Recovered {
+	if tk, _ = r.Force(); tk.Succeeded(r.now()) != health.Recovered {
 		t.Error("it answers, and is not used")
 	}
 	for _, away := range []func(){func() { r.end(health.Gone) }, func() { r.Preempt() }} {
@@ -481,7 +481,7 @@ func TestHealthyPathAllocatesNothing(t *testing.T) {
 	b := health.NewBreaker("x", health.Options{}, time.Now)
 	if n := testing.AllocsPerRun(100, func() {
 		tk, _ := b.Allow()
-		tk.Succeeded()
+		tk.Succeeded(time.Now())
 		tk.Completed()
 	}); n != 0 {
 		t.Errorf("%v allocations", n)

@@ -31,7 +31,7 @@ func Of(c outcome.Class, cold bool) Evidence {
 			return Neutral
 		}
 		return Stuck
-	case outcome.Throttled, outcome.NotReady, outcome.Opaque, outcome.CallerFault, outcome.ClientGone, outcome.Unserved, outcome.Moved:
+	case outcome.Throttled, outcome.NotReady, outcome.Opaque, outcome.CallerFault, outcome.ClientGone, outcome.Unserved, outcome.Moved, outcome.Outrun:
 	}
 	return Neutral
 }
@@ -62,7 +62,7 @@ func find(c outcome.Class) finding {
 	switch c {
 	case outcome.Success, outcome.Throttled, outcome.CallerFault: // it is there and reads what it is sent
 		return fine
-	case outcome.NotReady, outcome.ClientGone, outcome.Unserved, outcome.Moved:
+	case outcome.NotReady, outcome.ClientGone, outcome.Unserved, outcome.Moved, outcome.Outrun:
 		return unsaid
 	case outcome.DialFailed, outcome.UpstreamFault, outcome.FirstByteTimeout, outcome.UpstreamDenied, outcome.Truncated,
 		outcome.Opaque, outcome.Stalled, outcome.Severed:
