@@ -24,7 +24,7 @@ type asked struct {
 
 // Ask appends to dst the body of the request that continues the answer to body at a host that knows the
 // model as modelJSON, a JSON string; nil leaves the model alone. body is the caller's, which Allowed has
-// judged. delivered is how many tokens the caller has got. trims says that the host drops white space at
+// judged. delivered is how many tokens hosts have sent for the caller, also those that Continue dropped. trims says that the host drops white space at
 // the end of an unfinished message, as chat templates do.
 //
 // Where nothing but white space is delivered the request is the caller's own again. In any case the
@@ -39,6 +39,7 @@ func (s *Story) Ask(dst, body, modelJSON []byte, delivered int64, trims bool) ([
 	}
 	var a asked
 	a.read(body, s.chat)
+	delivered = max(0, delivered-s.again)
 	text := s.raw()
 	sh := shapeOf(text)
 	if s.notes == nil {
@@ -66,6 +67,7 @@ func (s *Story) Ask(dst, body, modelJSON []byte, delivered int64, trims bool) ([
 	space := decode(s.notes.nextSpace, text[sh.solid:])
 	if s.chat && (trims || sh.indent) || crosses(said, a.stops) {
 		s.notes.nextSpace, text, said = space, text[:sh.solid], said[:len(said)-len(space)]
+		delivered = max(0, delivered-s.blanks) // these will be written again, and count once
 	}
 	if crosses(said, a.stops) {
 		return dst, Stop // the host would not find a stop string that began before its own first token

@@ -42,6 +42,9 @@ func (s *Story) Continue(dst []byte, c *openai.Chunk, ev *sse.Event, wantUsage b
 	s.mark(c)
 	spoke := s.role
 	cut := s.dropSpace(c.Text)
+	if cut > 0 && cut == len(c.Text) {
+		s.again++
+	}
 	s.note(c, ev.Data)
 	role := s.role && !spoke
 	s.say(c.Text[cut:])
@@ -275,7 +278,8 @@ func (s *Story) appendUsage(dst, v []byte, u openai.Usage) []byte {
 }
 
 // End appends the events that end an answer of which all text is delivered: a finish_reason "length" where
-// none was seen, u where usage is wanted and was not reported, and [DONE]. u.Prompt -1 stands for what was
+// none was seen, u where usage is wanted and was not reported, and [DONE]. u.Completion counts as Ask's delivered does;
+// u.Prompt -1 stands for what was
 // reported before the break; where that is unknown as well no usage is told. While the answer is gathered
 // nothing is appended, but Whole knows it.
 func (s *Story) End(dst []byte, wantUsage bool, u openai.Usage) []byte {
@@ -299,6 +303,7 @@ func (s *Story) End(dst []byte, wantUsage bool, u openai.Usage) []byte {
 	if u.Prompt < 0 {
 		u.Prompt = s.prompt
 	}
+	u.Completion = max(-1, u.Completion-s.again)
 	if !s.reported && u.Prompt >= 0 && u.Completion >= 0 {
 		s.reported = true
 		n.usage = append(n.usage[:0], `{"prompt_tokens":`...)

@@ -20,6 +20,8 @@ type Story struct {
 	reported bool   // usage was seen behind it
 	ended    bool   // [DONE] was seen
 	text     *buffer
+	blanks   int64 // events at the end of the text that are white space and nothing else
+	again    int64 // events that were dropped because they said what was there
 	notes    *notes
 
 	prompt int64 // tokens of the caller's prompt, -1 while nobody has told
@@ -30,7 +32,7 @@ type Story struct {
 // attempt is what the attempt whose events are seen builds on.
 type attempt struct {
 	prefilled bool  // it continues the text, else it answers from the beginning
-	delivered int64 // tokens of the text that was there before it
+	delivered int64 // tokens of the text that it was given
 }
 
 // notes are what else is kept of an answer. All are raw JSON.
@@ -212,6 +214,9 @@ func (s *Story) say(raw []byte) {
 		s.text = takeBuffer(len(raw))
 	}
 	s.text = s.text.add(raw)
+	if s.blanks++; !blank(raw) {
+		s.blanks = 0
+	}
 }
 
 // tells says whether there is something in an event besides an end mark, which it notes.

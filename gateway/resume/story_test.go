@@ -255,9 +255,11 @@ func checkCut(t *testing.T, pieces []string, cut int, chat, trims bool, rng *ran
 	if len(rest) == 0 {
 		rest = []string{""}
 	}
-	second.prompt = 7
-	if continued = had != ""; continued {
-		second.prompt += cut
+	limit, _ := strconv.Atoi(string(members(t, ask)["max_tokens"]))
+	given := 100_000 - limit // tokens behind which it goes on; white space that it writes again is none of them
+	second.prompt = 7 + given
+	if continued = had != ""; given > cut || given < 0 || !continued && given > 0 {
+		t.Errorf("%q cut at %d: %d tokens given", pieces, cut, given)
 	}
 	s.Seam()
 	more, r := goOn(t, &s, second.stream(rest, "stop"), true)
@@ -273,10 +275,7 @@ func checkCut(t *testing.T, pieces []string, cut int, chat, trims bool, rng *ran
 	if text := got.text(t); text != whole || got.roles != wantRoles || len(got.ids) != 1 || len(got.models) != 1 || got.finish != "stop" || got.done != 1 {
 		t.Errorf("%q cut at %d, chat %v, trims %v, went on behind %q:\n got %q\nwant %q\n%+v\n%s", pieces, cut, chat, trims, had, text, whole, got, stream+more)
 	}
-	completion := len(rest)
-	if continued {
-		completion += cut
-	}
+	completion := given + len(rest)
 	if got.usage["prompt_tokens"] != 7. || got.usage["completion_tokens"] != float64(completion) || got.usage["total_tokens"] != float64(7+completion) {
 		t.Errorf("usage %v, want 7 and %d", got.usage, completion)
 	}

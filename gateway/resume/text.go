@@ -102,6 +102,21 @@ func shapeOf(raw []byte) (s shape) {
 	return s
 }
 
+// blank says whether raw is white space and nothing else.
+func blank(raw []byte) bool {
+	for len(raw) > 0 {
+		if c := raw[0]; c > ' ' && c < utf8.RuneSelf && c != '\\' {
+			return false
+		}
+		c, size := character(raw)
+		if !isSpace(c) {
+			return false
+		}
+		raw = raw[size:]
+	}
+	return true
+}
+
 // decode appends what the inside of a JSON string stands for.
 func decode(dst, raw []byte) []byte {
 	for len(raw) > 0 {
