@@ -235,12 +235,24 @@ func TestContinuedCompletion(t *testing.T) {
 		}
 		next, _, _ := fakecloud.Position(model, question, whole[:cut])
 		_, b, _ := do(t, h, http.MethodPost, "/v1/completions", fmt.Sprintf(`{"model":%q,"prompt":%s,"max_tokens":%d}`, model, prompt, 30-next))
-		var a struct{ Choices []struct{ Text string } }
+		var a struct {
+			Choices []struct{ Text string }
+			Usage   struct {
+				Prompt int `json:"prompt_tokens"`
+			}
+		}
 		if err := json.Unmarshal(b, &a); err != nil || len(a.Choices) != 1 {
 			t.Fatalf("%v: %s", err, b)
 		}
 		if got := whole[:cut] + a.Choices[0].Text; got != whole {
 			t.Errorf("cut at %d: %q, want %q", cut, got, whole)
+		}
+		begun := next
+		if len(fakecloud.Answer(model, question, next)) < cut {
+			begun++ // a part of a token is one
+		}
+		if want := fakecloud.CountTokens(question) + begun; a.Usage.Prompt != want {
+			t.Errorf("cut at %d: %d prompt tokens, want %d: those of the question and those of the answer", cut, a.Usage.Prompt, want)
 		}
 	}
 	do(t, h, http.MethodPost, "/v1/completions", fmt.Sprintf(`{"model":%q,"prompt":"Q: go on\nA: never said"}`, model))

@@ -201,8 +201,8 @@ func (x *exchange) chatJob(q *chatRequest) (*job, *problem) {
 	if sent == "" {
 		j.between = "\n" // as promptOf joins messages
 	}
-	j.promptTokens = CountTokens(j.prompt)
-	if _, _, ok := Position(q.Model, prompt, sent); !ok {
+	var ok bool
+	if j.promptTokens, ok = countBegun(q.Model, prompt, sent); !ok {
 		j.badSeam = true
 	}
 	limit := 0

@@ -80,17 +80,18 @@ func (x *exchange) completionJob(q *completionRequest) (*job, *problem) {
 	}
 	j := &job{model: q.Model, prompt: q.Prompt[0], stream: q.Stream}
 	for _, prompt := range q.Prompt {
-		n := CountTokens(prompt)
+		question, sent := begun(prompt)
+		n, ok := countBegun(q.Model, question, sent)
 		if p := x.check(n, limit); p != nil {
 			return nil, p
 		}
 		j.promptTokens += n
-		question, sent := begun(prompt)
-		if _, _, ok := Position(q.Model, question, sent); ok && sent != "" {
-			j.continued = true
-		} else if sent != "" {
+		switch {
+		case !ok:
 			j.badSeam = true
 			question, sent = prompt, ""
+		case sent != "":
+			j.continued = true
 		}
 		for i := range choices(q.N) {
 			w := wish{model: q.Model, prompt: Choice(question, i), limit: limit, stops: q.Stop, keepStop: q.IncludeStop, sent: sent}

@@ -140,6 +140,16 @@ func reasoningOf(model, prompt string) (oracle, int) {
 // CountTokens is how many tokens a host counts for a prompt: one for every four bytes begun.
 func CountTokens(prompt string) int { return max(1, (len(prompt)+3)/4) }
 
+// countBegun is how many tokens a host counts for a prompt and the beginning of model's answer to it, whose tokens are those of the
+// answer; ok is false when the answer does not begin with sent.
+func countBegun(model, prompt, sent string) (n int, ok bool) {
+	next, within, ok := Position(model, prompt, sent)
+	if !ok {
+		return CountTokens(prompt + sent), false
+	}
+	return CountTokens(prompt) + next + min(1, within), true
+}
+
 // DefaultDimensions is the length of an embedding when the request does not set it.
 const DefaultDimensions = 64
 
