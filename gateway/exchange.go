@@ -429,7 +429,7 @@ func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
 // result is what the router learns of the attempt.
 func (x *exchange) result(class outcome.Class, retryAfter time.Duration) router.Result {
 	r := router.Result{Class: class, RetryAfter: retryAfter, Cached: -1, Streamed: x.streamed(), Choices: x.scan.N}
-	if x.isStream {
+	if x.isStream && !x.scan.Stop { // a stop string costs tokens of which nothing is shown
 		r.Events = x.m.outputs
 	}
 	if x.isStream || x.m.hasUsage { // else an answer in one piece, which shows no tokens to count

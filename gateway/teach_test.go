@@ -11,6 +11,7 @@ import (
 
 	"headrace/router"
 	"headrace/router/endpoint"
+	"headrace/router/outcome"
 )
 
 // TestSlowReaderNoBlame streams far more than sockets hold to a caller who pauses: the host is not taken for slow.
@@ -135,5 +136,33 @@ func TestTokensPerEvent(t *testing.T) {
 		if got, want := expectedOutput(t, g), 4.0*events; got != want {
 			t.Errorf("after %d answers of %v tokens one is expected to have %v", i+1, want, got)
 		}
+	}
+}
+
+// TestStopStringTeachesNoTokensPerEvent has a host that counts the tokens of a stop string, of which nothing is shown: its other
+// events carry one token each all the same, and of an answer that breaks off just as many were delivered.
+func TestStopStringTeachesNoTokensPerEvent(t *testing.T) {
+	const events = 20
+	up := newUpstream(t, func(c *upConn, _ *upRequest) bool {
+		all := slices.Repeat([]string{tokenEvent("one")}, events)
+		c.sendStream(append(all, stopEvent,
+			fmt.Sprintf("data: {\"id\":\"c1\",\"object\":\"chat.completion.chunk\",\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":%d,\"total_tokens\":87}}\n\n", events+3),
+			doneEvent)...)
+		return true
+	})
+	g := newRig(t, []string{up.url()})
+	for i := range 5 {
+		if _, body, err := g.do(ask(chatPath, streamed+`,"stop":["\n\n"]`)); err != nil || !strings.Contains(body, "[DONE]") {
+			t.Fatal(body, err)
+		}
+		g.recordN(i)
+	}
+	var l router.Lease
+	if err := g.router.Pick(&router.Request{Model: "m1", Now: time.Now()}, &l); err != nil {
+		t.Fatal(err)
+	}
+	defer l.Done(router.Result{Class: outcome.ClientGone, Cached: -1})
+	if n := l.Tokens(100); n != 100 {
+		t.Errorf("100 events are taken for %d tokens", n)
 	}
 }

@@ -126,7 +126,7 @@ type Result struct {
 	RetryAfter   time.Duration // with Throttled
 	OutputTokens int64
 	Estimated    bool          // nobody told OutputTokens: they are Events
-	Events       int64         // of a stream, with output in them; 0 for an answer in one piece
+	Events       int64         // of a stream, with output in them; 0 for an answer in one piece, or whose tokens are not all in them
 	Choices      int64         // that share OutputTokens and came side by side (n of a request); 0 is 1
 	Cached       int64         // prompt tokens that the host read from its prefix cache; -1 when it does not say
 	Streamed     time.Duration // from the first output token to the last
