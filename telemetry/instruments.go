@@ -1,0 +1,583 @@
+package telemetry
+
+import "strings"
+
+// SchemaVersion is the version of OpenTelemetry's GenAI conventions whose names the table has
+// (open-telemetry/semantic-conventions-genai, of the same names as semantic-conventions v1.41 but for its token counters).
+const SchemaVersion = "0.1.0"
+
+// Kind is how an instrument's figures are read.
+type Kind uint8
+
+// Kinds.
+const (
+	Counter   Kind = iota // only grows; its rate is what tells
+	Gauge                 // as it is now
+	Histogram             // counts by size
+)
+
+// String returns the word used in docs and by Prometheus.
+func (k Kind) String() string { return [...]string{"counter", "gauge", "histogram"}[k] }
+
+// Set says which of the GenAI conventions' names an instrument belongs to.
+type Set uint8
+
+// Sets.
+const (
+	Always Set = iota // whatever names are chosen
+	Latest            // with names latest and both
+	Legacy            // with names legacy and both
+)
+
+// Instrument is one line of the table: a figure with its name and labels.
+type Instrument struct {
+	Name    string // OpenTelemetry's; see Prometheus for the other
+	Kind    Kind
+	Unit    string // by UCUM; what stands in braces counts things
+	Set     Set
+	Labels  []string  // attribute keys, each of LabelDocs
+	Buckets []float64 // upper bounds of a Histogram, in Unit
+	Doc     string
+}
+
+// Prometheus is the instrument's name on /metrics, as the OpenTelemetry specification and its Collector translate it.
+// Histograms have _bucket, _sum and _count behind it.
+func (i *Instrument) Prometheus() string {
+	n := strings.ReplaceAll(i.Name, ".", "_")
+	switch {
+	case i.Unit == "s":
+		n += "_seconds"
+	case i.Unit == "1" && i.Kind == Gauge:
+		n += "_ratio"
+	}
+	if i.Kind == Counter {
+		n += "_total"
+	}
+	return n
+}
+
+// PrometheusLabel is an attribute's name on /metrics.
+func PrometheusLabel(key string) string { return strings.ReplaceAll(key, ".", "_") }
+
+// Attribute keys. The GenAI and HTTP ones are OpenTelemetry's.
+const (
+	keyOperation = "gen_ai.operation.name"
+	keyProvider  = "gen_ai.provider.name"
+	keySystem    = "gen_ai.system"
+	keyModel     = "gen_ai.request.model"
+	keyModality  = "gen_ai.token.modality"
+	keyTokenType = "gen_ai.token.type"
+	keyErrorType = "error.type"
+	keyMethod    = "http.request.method"
+	keyRoute     = "http.route"
+	keyStatus    = "http.response.status_code"
+
+	keyAlias    = "headrace.model"
+	keyVendor   = "headrace.provider"
+	keyEndpoint = "headrace.endpoint"
+	keyClass    = "headrace.class"
+	keyReason   = "headrace.reason"
+	keyResult   = "headrace.result"
+	keyState    = "headrace.state"
+	keyPhase    = "headrace.phase"
+	keyPromise  = "headrace.promise"
+	keyKept     = "headrace.kept"
+	keyBin      = "headrace.bin"
+	keyFigure   = "headrace.figure"
+	keyUse      = "headrace.use"
+	keyAccount  = "headrace.account"
+	keyCall     = "headrace.call"
+	keySignal   = "headrace.signal"
+	keyVersion  = "headrace.version"
+)
+
+// LabelDoc says what a label holds, and what bounds its values.
+type LabelDoc struct{ Key, Doc string }
+
+// LabelDocs returns what every label of the table means. The caller owns the slice.
+func LabelDocs() []LabelDoc {
+	return []LabelDoc{
+		{keyOperation, "`chat`, `text_completion`, `embeddings`, `responses`, `rerank`, `score`, `moderation`, `image_generation`, `speech`, `transcription`, `count_tokens` or `other`: follows from the route."},
+		{keyProvider, "who was asked: `runpod`, `vast_ai`, `static`; `none` where nobody was."},
+		{keySystem, "the same under its older name; only with names `legacy` and `both`."},
+		{keyModel, "the model's id as the host knows it, but in `gen_ai.server` figures as callers name it (see `headrace.model`); `other` beyond 1,000 of them."},
+		{keyModality, "`unknown`: hosts do not split their counts."},
+		{keyTokenType, "`input` or `output`."},
+		{keyErrorType, "the class (see `headrace.class`); absent on success."},
+		{keyMethod, "`POST`, or another of the methods HTTP defines; else `_OTHER`."},
+		{keyRoute, "the path as docs list it; `passthrough` for all that have no route of their own."},
+		{keyStatus, "sent to the caller; 499 where it left before one was."},
+		{keyAlias, "the model as callers name it; `other` for names that no host serves, and beyond 1,000 of them."},
+		{keyVendor, "`runpod`, `vast` or `static`; `none` where nobody was asked."},
+		{keyEndpoint, "the host's id, such as `vast:48738927`; `other` beyond 1,000 of them."},
+		{keyClass, "how it ended: `success`, `dial_failed`, `throttled`, `upstream_fault`, `first_byte_timeout`, `upstream_denied`, `caller_fault`, `truncated`, `client_gone`, `unserved`, `not_ready`, `opaque`, `stalled`, `severed`, `moved` or `outrun` ([errors.md](errors.md))."},
+		{keyReason, "why not, of a closed set each."},
+		{keyResult, "of a closed set each."},
+		{keyState, "a state's word."},
+		{keyPhase, "`before_answer` (no host had begun), `before_first_token` or `streaming`."},
+		{keyPromise, "`ttft` or `tps`: which half of the SLO."},
+		{keyKept, "`true` or `false`."},
+		{keyBin, "the tenth of predicted probability: `0.0`, `0.1` … `0.9`."},
+		{keyFigure, "which of several figures; see the instrument."},
+		{keyUse, "`useful`: it is in an answer that reached its caller; `wasted`: it is not."},
+		{keyAccount, "`runpod`, `vast` or `vast serverless`."},
+		{keyCall, "the kind of call to the provider's control plane, of a closed set."},
+		{keySignal, "`traces`, `metrics` or `logs`."},
+		{keyVersion, "of this program."},
+	}
+}
+
+// Buckets. secondsA and tokensB are the conventions'; cold starts of minutes need two more.
+var (
+	secondsA    = []float64{0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92}
+	secondsLong = []float64{0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68}
+	tokensB     = []float64{1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864}
+	secondsTTFT = []float64{0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 320}
+	secondsTPOT = []float64{0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5}
+	secondsHTTP = []float64{0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30, 60, 120, 300, 600}
+	secondsOwn  = []float64{10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 50e-3, 250e-3}
+	secondsSeam = []float64{0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 20, 40, 80}
+	secondsCold = []float64{1, 2.5, 5, 10, 20, 40, 60, 90, 120, 180, 300, 600}
+)
+
+// instrument is an Instrument's place in the table.
+type instrument uint8
+
+const (
+	clientDuration instrument = iota
+	clientFirstChunk
+	clientOutputChunk
+	clientInput
+	clientOutput
+	clientCached
+	clientReasoning
+	clientInputSize
+	clientOutputSize
+	clientUsage
+	serverDuration
+	serverTTFT
+	serverTPOT
+	httpDuration
+	httpActive
+
+	requests
+	overhead
+	attemptsMade
+	failovers
+	continuations
+	seamGap
+	hedges
+	promises
+	tokens
+	spend
+	coldStarts
+	coldStart
+	cancels
+
+	hostState
+	hostBreaker
+	breakerOpens
+	hostInFlight
+	hostUSDPerMTok
+	hostUSDPerHour
+	hostPriceAge
+	hostTTFT
+	hostTPS
+	hostITL
+	hostConcurrency
+	hostLosses
+	hostWorkers
+	hostDrained
+	hostContinues
+	probes
+
+	calibrationRatio
+	calibrationExcess
+	calibrationAlarm
+	calibrationPromises
+
+	discoveryAge
+	discoveryFailing
+	discoveryPolls
+	discoveryHosts
+	discoveryCalls
+	discoveryErrors
+
+	reloads
+	reloadOK
+	draining
+	dropped
+	exportFailures
+	overflow
+	buildInfo
+
+	instruments int = iota
+)
+
+// table is every instrument there is.
+var table = [instruments]Instrument{
+	clientDuration: {
+		"gen_ai.client.operation.duration", Histogram, "s", Always,
+		[]string{keyOperation, keyProvider, keySystem, keyModel, keyEndpoint, keyErrorType},
+		secondsLong,
+		"One attempt at one host, from its begin to the last byte.",
+	},
+	clientFirstChunk: {
+		"gen_ai.client.operation.time_to_first_chunk", Histogram, "s", Latest,
+		[]string{keyOperation, keyProvider, keyModel, keyEndpoint},
+		secondsLong,
+		"From the begin of an attempt to its first token, of streams.",
+	},
+	clientOutputChunk: {
+		"gen_ai.client.operation.time_per_output_chunk", Histogram, "s", Latest,
+		[]string{keyOperation, keyProvider, keyModel, keyEndpoint},
+		secondsA,
+		"Between two tokens of a stream as they came from the host. Recorded when the request ends; an answer that was continued counts for the host that ended it.",
+	},
+	clientInput: {
+		"gen_ai.client.inference.usage.input_tokens", Counter, "{token}", Latest,
+		[]string{keyOperation, keyProvider, keyModel, keyEndpoint, keyModality},
+		nil,
+		"Prompt tokens, cached ones included, as the hosts reported them.",
+	},
+	clientOutput: {
+		"gen_ai.client.inference.usage.output_tokens", Counter, "{token}", Latest,
+		[]string{keyOperation, keyProvider, keyModel, keyEndpoint, keyModality},
+		nil,
+		"Output tokens as the hosts reported them.",
+	},
+	clientCached: {
+		"gen_ai.client.inference.usage.cache_read.input_tokens", Counter, "{token}", Latest,
+		[]string{keyOperation, keyProvider, keyModel, keyEndpoint, keyModality},
+		nil,
+		"Prompt tokens that were read from a prefix cache.",
+	},
+	clientReasoning: {
+		"gen_ai.client.inference.usage.reasoning.output_tokens", Counter, "{token}", Latest,
+		[]string{keyOperation, keyProvider, keyModel, keyEndpoint, keyModality},
+		nil,
+		"Output tokens spent on reasoning.",
+	},
+	clientInputSize: {
+		"gen_ai.client.inference.operation.input_tokens", Histogram, "{token}", Latest,
+		[]string{keyOperation, keyProvider, keyModel, keyEndpoint},
+		tokensB,
+		"Prompt tokens of one answer; for percentiles, not for cost.",
+	},
+	clientOutputSize: {
+		"gen_ai.client.inference.operation.output_tokens", Histogram, "{token}", Latest,
+		[]string{keyOperation, keyProvider, keyModel, keyEndpoint},
+		tokensB,
+		"Output tokens of one answer; for percentiles, not for cost.",
+	},
+	clientUsage: {
+		"gen_ai.client.token.usage", Histogram, "{token}", Legacy,
+		[]string{keyOperation, keyProvider, keySystem, keyModel, keyEndpoint, keyTokenType},
+		tokensB,
+		"Tokens of one answer, under the name used before the counters.",
+	},
+	serverDuration: {
+		"gen_ai.server.request.duration", Histogram, "s", Always,
+		[]string{keyOperation, keyProvider, keySystem, keyModel, keyErrorType},
+		secondsLong,
+		"A request as its caller saw it: accepted to last byte, all attempts.",
+	},
+	serverTTFT: {
+		"gen_ai.server.time_to_first_token", Histogram, "s", Always,
+		[]string{keyOperation, keyProvider, keySystem, keyModel},
+		secondsTTFT,
+		"Accepted to first token handed to the caller, of streams: retries and cold starts included.",
+	},
+	serverTPOT: {
+		"gen_ai.server.time_per_output_token", Histogram, "s", Always,
+		[]string{keyOperation, keyProvider, keySystem, keyModel},
+		secondsTPOT,
+		"(duration - TTFT) / (output tokens - 1) of a stream that ended well.",
+	},
+	httpDuration: {
+		"http.server.request.duration", Histogram, "s", Always,
+		[]string{keyMethod, keyRoute, keyStatus, keyErrorType},
+		secondsHTTP,
+		"Every request that was forwarded or refused by one of the forwarding routes.",
+	},
+	httpActive: {
+		"http.server.active_requests", Gauge, "{request}", Always, nil, nil,
+		"Requests in flight. Owner: the gateway's own count.",
+	},
+
+	requests: {
+		"headrace.requests", Counter, "{request}", Always,
+		[]string{keyAlias, keyClass},
+		nil,
+		"Requests by how they ended for their callers.",
+	},
+	overhead: {
+		"headrace.gateway.overhead", Histogram, "s", Always,
+		[]string{keyRoute},
+		secondsOwn,
+		"The gateway's own time up to the first token: reading, deciding, writing.",
+	},
+	attemptsMade: {
+		"headrace.attempts", Counter, "{attempt}", Always,
+		[]string{keyVendor, keyEndpoint, keyAlias, keyClass},
+		nil,
+		"Attempts by host and how they ended. Of one request the first five are counted.",
+	},
+	failovers: {
+		"headrace.failovers", Counter, "{attempt}", Always,
+		[]string{keyAlias, keyClass},
+		nil,
+		"Further attempts of a request, by how the one before had ended.",
+	},
+	continuations: {
+		"headrace.continuations", Counter, "{continuation}", Always,
+		[]string{keyAlias, keyResult, keyReason},
+		nil,
+		"Answers that broke off. Results: `offered`, the rest was asked of another host; `done`, another host went on; `refused`, nobody was let go on, with the reason (docs/continuation.md).",
+	},
+	seamGap: {
+		"headrace.continuation.gap", Histogram, "s", Always,
+		[]string{keyAlias},
+		secondsSeam,
+		"The longest silence at a seam of an answer that was continued.",
+	},
+	hedges: {
+		"headrace.hedges", Counter, "{attempt}", Always,
+		[]string{keyAlias, keyResult},
+		nil,
+		"Second attempts beside a late one. Results: `won`, `lost`, `failed`.",
+	},
+	promises: {
+		"headrace.slo.requests", Counter, "{request}", Always,
+		[]string{keyAlias, keyPromise, keyKept},
+		nil,
+		"Streams that had a token, by whether the model's SLO was kept. Requests that got none count as late where they ended by a host's fault.",
+	},
+	tokens: {
+		"headrace.tokens", Counter, "{token}", Always,
+		[]string{keyVendor, keyEndpoint, keyAlias, keyUse, keyReason},
+		nil,
+		"Output tokens that hosts produced. The reason of wasted ones is the attempt's class.",
+	},
+	spend: {
+		"headrace.spend.usd", Counter, "{USD}", Always,
+		[]string{keyVendor, keyEndpoint, keyAlias, keyUse, keyReason},
+		nil,
+		"Share of the hosts' bills, US dollars: what the request's time or tokens cost where nobody else pays for them. The reason of wasted ones is the attempt's class.",
+	},
+	coldStarts: {
+		"headrace.cold_starts", Counter, "{attempt}", Always,
+		[]string{keyVendor, keyEndpoint, keyAlias},
+		nil,
+		"Attempts that a worker had to be started for.",
+	},
+	coldStart: {
+		"headrace.cold_start.duration", Histogram, "s", Always,
+		[]string{keyVendor, keyEndpoint},
+		secondsCold,
+		"From the begin of such an attempt to its first token.",
+	},
+	cancels: {
+		"headrace.client.cancels", Counter, "{request}", Always,
+		[]string{keyAlias, keyPhase},
+		nil,
+		"Callers that left before they had everything.",
+	},
+
+	hostState: {
+		"headrace.host.state", Gauge, "{host}", Always,
+		[]string{keyVendor, keyEndpoint, keyState},
+		nil,
+		"1 for the state that the provider reports: `unknown`, `cold`, `starting`, `ready`, `saturated`, `preempted`, `draining`, `gone`, `no_capacity`. Owner of this and of all `headrace.host` gauges: the router's view of its hosts.",
+	},
+	hostBreaker: {
+		"headrace.host.breaker", Gauge, "{host}", Always,
+		[]string{keyVendor, keyEndpoint, keyState},
+		nil,
+		"1 for the breaker's state (docs/routing.md).",
+	},
+	breakerOpens: {
+		"headrace.host.breaker.opens", Counter, "{transition}", Always,
+		[]string{keyVendor, keyEndpoint},
+		nil,
+		"Times that the breaker opened.",
+	},
+	hostInFlight: {
+		"headrace.host.in_flight", Gauge, "{request}", Always,
+		[]string{keyVendor, keyEndpoint},
+		nil,
+		"Requests of this gateway at the host.",
+	},
+	hostUSDPerMTok: {
+		"headrace.host.usd_per_mtok", Gauge, "{USD}", Always,
+		[]string{keyVendor, keyEndpoint, keyFigure},
+		nil,
+		"US dollars per million output tokens. Figures: `full_load`, by which hosts are compared; `one_stream`, of a stream alone; `allocated`, what was billed to requests in the last five to ten minutes over their output tokens.",
+	},
+	hostUSDPerHour: {
+		"headrace.host.usd_per_hour", Gauge, "{USD}", Always,
+		[]string{keyVendor, keyEndpoint},
+		nil,
+		"Rent of the host, or of one of its workers while it runs.",
+	},
+	hostPriceAge: {
+		"headrace.host.price.age", Gauge, "s", Always,
+		[]string{keyVendor, keyEndpoint},
+		nil,
+		"Since the price was last read.",
+	},
+	hostTTFT: {
+		"headrace.host.ttft", Gauge, "s", Always,
+		[]string{keyVendor, keyEndpoint},
+		nil,
+		"Mean time to the first token of the newest attempts.",
+	},
+	hostTPS: {
+		"headrace.host.tps", Gauge, "{tps}", Always,
+		[]string{keyVendor, keyEndpoint},
+		nil,
+		"Tokens per second: mean of the newest streams, each by itself.",
+	},
+	hostITL: {
+		"headrace.host.itl", Gauge, "s", Always,
+		[]string{keyVendor, keyEndpoint},
+		nil,
+		"Expected time between two tokens of a stream alone.",
+	},
+	hostConcurrency: {
+		"headrace.host.concurrency", Gauge, "{request}", Always,
+		[]string{keyVendor, keyEndpoint, keyFigure},
+		nil,
+		"Streams at once. Figures: `safe`, those that keep the default SLO; `limit`, those the engine takes.",
+	},
+	hostLosses: {
+		"headrace.host.losses_per_day", Gauge, "{loss}", Always,
+		[]string{keyVendor, keyEndpoint},
+		nil,
+		"How often the host is expected to be taken away.",
+	},
+	hostWorkers: {
+		"headrace.host.workers", Gauge, "{worker}", Always,
+		[]string{keyVendor, keyEndpoint},
+		nil,
+		"Workers of a serverless endpoint that are up.",
+	},
+	hostDrained: {
+		"headrace.host.drained", Gauge, "{host}", Always,
+		[]string{keyVendor, keyEndpoint},
+		nil,
+		"1 where its operator lets nothing new in.",
+	},
+	hostContinues: {
+		"headrace.host.continues", Gauge, "{host}", Always,
+		[]string{keyVendor, keyEndpoint, keyModel, keyState},
+		nil,
+		"1 for whether it goes on with unfinished answers, by its self-test: `yes`, `no`, `unknown`.",
+	},
+	probes: {
+		"headrace.probes", Counter, "{probe}", Always,
+		[]string{keyVendor, keyEndpoint, keyResult},
+		nil,
+		"Synthetic requests to hosts that had failed. Results: `ok`, `failed`.",
+	},
+
+	calibrationRatio: {
+		"headrace.calibration", Gauge, "1", Always,
+		[]string{keyVendor, keyEndpoint, keyFigure},
+		nil,
+		"Realised over predicted, geometric mean of the newest some fifty: `ttft`, `itl`, `usd`.",
+	},
+	calibrationExcess: {
+		"headrace.calibration.excess", Gauge, "1", Always,
+		[]string{keyPromise},
+		nil,
+		"Share of promises kept, of those that were expected to be, less the confidence. Below -0.03 predictions are too good to be true.",
+	},
+	calibrationAlarm: {
+		"headrace.calibration.alarm", Gauge, "{alarm}", Always, nil, nil,
+		"1 while an excess is below -0.03 by more than chance explains.",
+	},
+	calibrationPromises: {
+		"headrace.calibration.promises", Counter, "{request}", Always,
+		[]string{keyPromise, keyBin, keyKept},
+		nil,
+		"Requests by the predicted probability that a promise is kept, and whether it was.",
+	},
+
+	discoveryAge: {
+		"headrace.discovery.age", Gauge, "s", Always,
+		[]string{keyAccount},
+		nil,
+		"Since the account's hosts were last read whole. Owner of this and of all `headrace.discovery` figures: the account's own status.",
+	},
+	discoveryFailing: {
+		"headrace.discovery.failing", Gauge, "{poll}", Always,
+		[]string{keyAccount},
+		nil,
+		"Polls in a row that have failed.",
+	},
+	discoveryPolls: {
+		"headrace.discovery.polls", Counter, "{poll}", Always,
+		[]string{keyAccount},
+		nil,
+		"Polls of the account.",
+	},
+	discoveryHosts: {
+		"headrace.discovery.hosts", Gauge, "{host}", Always,
+		[]string{keyAccount},
+		nil,
+		"Hosts that the account has.",
+	},
+	discoveryCalls: {
+		"headrace.discovery.calls", Counter, "{call}", Always,
+		[]string{keyAccount, keyCall},
+		nil,
+		"Calls to the control plane, repeated ones included.",
+	},
+	discoveryErrors: {
+		"headrace.discovery.errors", Counter, "{call}", Always,
+		[]string{keyAccount, keyCall, keyReason},
+		nil,
+		"Calls that failed. Reasons: `throttled` for a 429, else `error`.",
+	},
+
+	reloads: {
+		"headrace.config.reloads", Counter, "{reload}", Always,
+		[]string{keyResult},
+		nil,
+		"Reloads of the config: `ok` or `failed`.",
+	},
+	reloadOK: {
+		"headrace.config.current", Gauge, "{config}", Always, nil, nil,
+		"1 while the config in force is the newest one that was read; 0 after a failed reload.",
+	},
+	draining: {
+		"headrace.draining", Gauge, "{gateway}", Always, nil, nil,
+		"1 while the gateway takes no new requests.",
+	},
+	dropped: {
+		"headrace.telemetry.dropped", Counter, "{item}", Always,
+		[]string{keySignal, keyReason},
+		nil,
+		"Requests' traces and log lines that were not exported. Reasons: `queue_full`, `export_failed`.",
+	},
+	exportFailures: {
+		"headrace.telemetry.export.failures", Counter, "{export}", Always,
+		[]string{keySignal},
+		nil,
+		"Exports that failed.",
+	},
+	overflow: {
+		"headrace.telemetry.overflow", Counter, "{measurement}", Always, nil, nil,
+		"Records with a model or endpoint beyond the first 1,000, counted as `other`.",
+	},
+	buildInfo: {
+		"headrace.build", Gauge, "{build}", Always,
+		[]string{keyVersion},
+		nil,
+		"1.",
+	},
+}
+
+// Instruments returns the table. Nobody changes what it refers to.
+func Instruments() []Instrument { return table[:] }
