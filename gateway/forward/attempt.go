@@ -75,7 +75,7 @@ func (a *Attempt) send(now time.Time, fresh bool) error {
 		a.conn, a.Reused = c, c.reused
 		break
 	}
-	if !a.guard.attach(a.conn, &a.host.serving) {
+	if !a.guard.attach(a.conn, a.host.serving) {
 		a.drop()
 		return a.fail(outcome.ClientGone, net.ErrClosed)
 	}

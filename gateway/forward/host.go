@@ -113,6 +113,9 @@ func (c *Client) Update(eps []endpoint.Endpoint) error {
 		if err != nil {
 			return fmt.Errorf("endpoint %s: %w", ep.ID, err)
 		}
+		if was := old[ep.ID]; was != nil {
+			h.serving = was.serving
+		}
 		next[ep.ID] = h
 	}
 	c.hosts.Store(&next)
@@ -128,7 +131,7 @@ func (c *Client) Update(eps []endpoint.Endpoint) error {
 func (c *Client) Host(id endpoint.ID) *Host { return (*c.hosts.Load())[id] }
 
 // Interrupt calls every attempt at the endpoint away from it, because it is leaving: More and AwaitHead return ErrInterrupted at
-// once. It returns how many there were. An address that the endpoint has left already is not looked at: see Host.Interrupt.
+// once. It returns how many there were, those at addresses that the endpoint has left included.
 func (c *Client) Interrupt(id endpoint.ID) int {
 	h := c.Host(id)
 	if h == nil {
@@ -137,7 +140,7 @@ func (c *Client) Interrupt(id endpoint.ID) int {
 	return h.Interrupt()
 }
 
-// Interrupt is Client.Interrupt for a host that may be no longer in use.
+// Interrupt is Client.Interrupt for an endpoint that may have left the set by now.
 func (h *Host) Interrupt() int { return h.serving.call() }
 
 // CloseIdle closes every idle connection.
@@ -167,7 +170,7 @@ type Host struct {
 	opt    Options
 	pool   connPool
 
-	serving crowd
+	serving *crowd // of its endpoint, at this address and those that it had before
 }
 
 // connPool hides that fasthttp's connection handles are of an unexported type.
@@ -216,7 +219,7 @@ func (c *Client) newHost(ep *endpoint.Endpoint) (*Host, error) {
 	if strings.ContainsAny(ep.APIKey.Reveal(), "\r\n\x00") {
 		return nil, errors.New("API key contains a line break")
 	}
-	h := &Host{id: ep.ID, base: ep.BaseURL, key: ep.APIKey, tls: ep.TLS, dialect: ep.Dialect, opt: o}
+	h := &Host{id: ep.ID, base: ep.BaseURL, key: ep.APIKey, tls: ep.TLS, dialect: ep.Dialect, opt: o, serving: new(crowd)}
 	var connect func(context.Context) (net.Conn, error)
 	if ep.Dialect == endpoint.OpenAI {
 		connect, err = h.direct(u, ep)

@@ -345,6 +345,21 @@ func TestInterrupt(t *testing.T) {
 	if err := a.More(late, time.Minute); err != nil || string(a.Unread()) != "abcdef" {
 		t.Errorf("after going on: %q, %v", a.Unread(), err)
 	}
-	a.Finish()
+	eps[0].APIKey = "another" // it is another host now, whose endpoint has the attempt still
+	if err := c.Update(eps); err != nil {
+		t.Fatal(err)
+	}
+	interrupt(1)
+	last := c.Host("static:a")
+	if err := c.Update(nil); err != nil {
+		t.Fatal(err)
+	}
 	interrupt(0)
+	if n := last.Interrupt(); n != 1 {
+		t.Errorf("%d attempts at a host that is gone were called away, want 1", n)
+	}
+	a.Finish()
+	if n := last.Interrupt(); n != 0 {
+		t.Errorf("%d attempts are left", n)
+	}
 }
