@@ -46,6 +46,9 @@ func (p *Provider) endpoint(h *host, now time.Time) endpoint.Endpoint {
 			ep.Labels["vast_identity"] = "key"
 		}
 	}
+	if !h.ending.IsZero() {
+		ep.Until = h.ending
+	}
 	ep.State, ep.StateReason = p.state(h, now)
 	return ep
 }

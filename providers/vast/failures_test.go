@@ -289,6 +289,16 @@ func TestFailures(t *testing.T) {
 		}
 	})
 
+	t.Run("vast_7.15_told_to_stop", func(t *testing.T) {
+		t.Parallel()
+		r, i := one(t, fakevast.Config{TimeScale: 1000, EngineScale: -1, StopTakes: 100 * time.Hour}, nil, plain)
+		before := time.Now()
+		i.Stop()
+		if ep := r.state(i, endpoint.Draining, "being stopped"); ep.Until.Before(before) || ep.Until.After(time.Now()) {
+			t.Errorf("it was told to stop after %s, and is said to end at %s", before, ep.Until)
+		}
+	})
+
 	t.Run("vast_7.15_contract_ends", func(t *testing.T) {
 		t.Parallel()
 		r, i := one(t, fakevast.Config{}, nil, plain)

@@ -47,6 +47,7 @@ type host struct {
 	odd    string    // last oddity that was counted
 
 	says   reading
+	ending time.Time // when it was first said that it is being stopped; zero while it is not
 	addrs  []address
 	keys   []bearer
 	ident  string  // address, start and keys, as far as its identity hangs on them

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"headrace/providers/api"
+	"headrace/router/endpoint"
 )
 
 // take makes a whole list the fleet. It fails, and changes nothing, when no row says which instance it is; when only some do not,
@@ -141,6 +142,12 @@ func (f *fleet) review(now time.Time) {
 	for _, id := range f.ids() { // in order, so that the same rows give the same
 		h := f.hosts[id]
 		h.says = h.row.read(now)
+		switch {
+		case h.says.state != endpoint.Draining:
+			h.ending = time.Time{}
+		case h.ending.IsZero():
+			h.ending = now
+		}
 		if h.says.odd != h.odd {
 			h.odd = h.says.odd
 			f.p.odd(h.odd)

@@ -28,7 +28,7 @@ type Endpoint struct {
 	MaxNumSeqs  int    // sequences the engine runs at once, 0 when unknown (vLLM: --max-num-seqs)
 	Price       Price
 	Tenure      Tenure
-	Until       time.Time // when the contract ends and the host is taken away; zero when it has no end
+	Until       time.Time // when the contract ends, or the host was told to stop, and it is taken away; zero when it has no end
 	State       State
 	StateReason string // why, in plain words, "" when nothing is to be said
 	Workers     int    // of a Serverless endpoint: up now; 0 when none is or nobody knows

@@ -27,6 +27,7 @@ type Config struct {
 	DetectionLag time.Duration // what the network does, the API tells that much later
 	OfflineAfter time.Duration // a silent host is "unknown" after DetectionLag and "offline" this much later; default 1 min
 	WebhookDelay time.Duration // from the API's knowing to the delivery; default 5 s
+	OutbidGrace  time.Duration // an outbid instance serves that much longer after the API and webhooks have told of it; 0: it is gone before they do
 	StopTakes    time.Duration // a stop that was asked for; default 10 s
 	Boot         Boot          // of instances that have none of their own
 	PortsSurvive bool          // an instance that comes back keeps its port; by default it gets another

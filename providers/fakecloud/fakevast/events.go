@@ -28,16 +28,17 @@ const (
 	StartLost                           // 200 with success, and nothing comes of it: loading, stopped, stopped, stopped
 )
 
-// Outbid takes the GPU away: all connections are reset at once, the API tells after its lag, webhooks after that.
+// Outbid takes the GPU away: all connections are reset at once, the API tells after its lag, webhooks after that; with
+// Config.OutbidGrace the API and webhooks tell first.
 func (i *Instance) Outbid(o Outbid) {
 	i.op.Lock()
 	defer i.op.Unlock()
 	i.c.mu.Lock()
 	i.evicted = true
 	i.c.mu.Unlock()
-	i.begin(
-		step{do: func() { i.level(off) }},
-		step{after: i.c.cfg.DetectionLag, tell: func(v *view) {
+	goes := step{do: func() { i.level(off) }}
+	steps := []step{
+		{after: i.c.cfg.DetectionLag, tell: func(v *view) {
 			i.halt(v, "exited")
 			switch o {
 			case StoppedStopped:
@@ -47,8 +48,15 @@ func (i *Instance) Outbid(o Outbid) {
 			case ExitedStopped:
 			}
 		}},
-		step{after: i.c.cfg.WebhookDelay, event: "client:outbid"},
-	)
+		{after: i.c.cfg.WebhookDelay, event: "client:outbid"},
+	}
+	if grace := i.c.cfg.OutbidGrace; grace > 0 {
+		goes.after = grace
+		steps = append(steps, goes)
+	} else {
+		steps = append([]step{goes}, steps...)
+	}
+	i.begin(steps...)
 }
 
 // halt is the view of an instance that does not run.
