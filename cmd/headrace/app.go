@@ -48,6 +48,7 @@ type app struct {
 	router  *router.Router
 	forward *forward.Client
 	engines *scrape.Poller
+	leaver  *leaver
 	server  *gateway.Server
 	ring    *ledger.Ring
 	rented  atomic.Pointer[clouds]
@@ -99,6 +100,7 @@ func newApp(cfg *config.Config, logTo io.Writer) (*app, error) {
 	a.actor = runpod.NewActor(a.actorOptions(cfg))
 	a.speak = newTranslators(cfg, a.log, a.rented.Load)
 	a.forward = forward.New(forward.Options{Connect: cfg.Timeouts.Connect, UpstreamIdle: cfg.Timeouts.UpstreamIdle, Translate: a.speak.handler})
+	a.leaver = newLeaver(a.forward.Interrupt, cfg.Timeouts.Leave, a.log)
 	a.server = gateway.New(gateway.Options{
 		Router: a.router, Forward: a.forward, Log: a.log, Settled: a.settled,
 		MaxHead: int(cfg.Limits.MaxHead), Idle: cfg.Timeouts.Idle, Classify: classify, Refusal: refusal,
@@ -204,6 +206,7 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 	a.discovered(slices.Clone(static.New(a.cfg.StaticEndpoints(time.Now()), static.Options{}).Hosts())) // before the first request
 	back.Go(func() error { return a.discover(backCtx, reloads) })
 	back.Go(func() error { return a.engines.Run(backCtx) })
+	back.Go(func() error { return a.leaver.Run(backCtx) })
 	advice := &adviser{router: a.router, log: a.log, act: a.actor, fleet: a.hosts}
 	back.Go(func() error { return advice.Run(backCtx) })
 	back.Go(func() error { return a.actor.Run(backCtx) })
@@ -218,7 +221,7 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 			return admin.Serve(backCtx, a.admin, admin.Options{
 				Router: a.router, Requests: a.ring, InFlight: a.server.InFlight, Draining: a.server.Draining,
 				Reload: a.reloadStatus, Version: versionText(), Providers: func() any { return a.statuses() },
-				Advice: advice.lately,
+				Advice: advice.lately, Drain: a.drain, Undrain: a.undrain,
 			})
 		})
 	}
@@ -297,7 +300,7 @@ func (a *app) sources() []providers.Source {
 func (a *app) discovered(eps []endpoint.Endpoint) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.leave(eps)
+	gone := a.takenAway(eps)
 	eps, err := a.forward.Usable(eps)
 	if err != nil {
 		a.log.Error("hosts left out: they cannot be reached as described", "error", err)
@@ -309,24 +312,8 @@ func (a *app) discovered(eps []endpoint.Endpoint) {
 	a.fleet = eps
 	a.router.Update(eps, a.rules)
 	a.engines.Update(eps)
-}
-
-// leave calls requests away from hosts that their provider has taken away, by the news in eps: those that can go on elsewhere need
-// not wait until their connection breaks. The caller holds mu.
-func (a *app) leave(eps []endpoint.Endpoint) {
-	was := make(map[endpoint.ID]endpoint.State, len(a.fleet))
-	for i := range a.fleet {
-		was[a.fleet[i].ID] = a.fleet[i].State
-	}
-	for i := range eps {
-		ep := &eps[i]
-		if s, known := was[ep.ID]; !known || s == ep.State || ep.State != endpoint.Preempted && ep.State != endpoint.Gone {
-			continue
-		}
-		if n := a.forward.Interrupt(ep.ID); n > 0 {
-			a.log.Info("host taken away: its requests go on elsewhere, where they can", "endpoint", ep.ID, "state", ep.State.String(), "requests", n)
-		}
-	}
+	a.callAway(gone) // now that nobody is sent there any more
+	a.leaver.Update(eps)
 }
 
 // hosts returns the fleet. Nobody changes the slice.
@@ -366,6 +353,7 @@ func (a *app) reconfigure(r reading) bool {
 	a.access.Store(r.cfg.Log.Access)
 	a.speak.configure(r.cfg)
 	a.server.Configure(settings(r.cfg))
+	a.leaver.Configure(r.cfg.Timeouts.Leave)
 	a.log.Info("config reloaded")
 	return true
 }

@@ -15,6 +15,7 @@ import (
 
 	"headrace/gateway/ledger"
 	"headrace/router"
+	"headrace/router/endpoint"
 )
 
 // Options are what the admin API shows.
@@ -27,6 +28,10 @@ type Options struct {
 	Version  string
 	// Providers returns how each rented cloud fares, in the form it is to be shown; nil when there is none.
 	Providers func() any
+	// Drain keeps new requests from a host, and with move calls away those that run there; Undrain lets them in again. Both return
+	// false when there is no such host. Nil: it cannot be done.
+	Drain   func(id endpoint.ID, move bool) bool
+	Undrain func(id endpoint.ID) bool
 	// Advice returns what would make the fleet cheaper, in the form it is to be shown; nil when nobody looks.
 	Advice func() any
 }
@@ -49,6 +54,8 @@ func Handler(o Options) http.Handler {
 	mux.HandleFunc("GET /admin/v1/hosts", func(w http.ResponseWriter, _ *http.Request) {
 		write(w, http.StatusOK, map[string]any{"hosts": o.Router.Hosts()})
 	})
+	mux.HandleFunc("POST /admin/v1/hosts/{id}/drain", o.drain)
+	mux.HandleFunc("DELETE /admin/v1/hosts/{id}/drain", o.undrain)
 	mux.HandleFunc("GET /admin/v1/decisions", o.decisions)
 	mux.HandleFunc("GET /admin/v1/explain", o.explain)
 	mux.HandleFunc("GET /admin/v1/calibration", o.calibration)
@@ -72,9 +79,10 @@ func Handler(o Options) http.Handler {
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusNotFound, "unknown_url", "Unknown admin URL "+r.Method+" "+strconv.Quote(r.URL.Path)+
 			". There are /livez, /readyz, /admin/v1/hosts, /admin/v1/requests, /admin/v1/decisions, /admin/v1/explain, "+
-			"/admin/v1/calibration, /admin/v1/providers, /admin/v1/advice and /admin/v1/status, all by GET.")
+			"/admin/v1/calibration, /admin/v1/providers, /admin/v1/advice and /admin/v1/status, all by GET, and "+
+			"/admin/v1/hosts/{id}/drain by POST and DELETE.")
 	})
-	return mux
+	return http.NewCrossOriginProtection().Handler(mux) // no page in an operator's browser may change anything
 }
 
 // Serve serves the admin API on ln until ctx is done. It owns ln.

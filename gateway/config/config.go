@@ -157,6 +157,7 @@ type Timeouts struct {
 	Read         time.Duration `yaml:"read" above:"0" default:"30s" doc:"To read a request, headers and body." aka:"client_read|header"`
 	UpstreamIdle time.Duration `yaml:"upstream_idle" above:"0" default:"4s" doc:"A host's connection between two requests; keep it below what the host allows (uvicorn: 5s)."`
 	Heartbeat    time.Duration `yaml:"heartbeat" default:"0s" doc:"Silence after which a streaming caller gets a comment line; 0 is off." aka:"ping"`
+	Leave        time.Duration `yaml:"leave" default:"20s" doc:"Before a host's contract ends its running answers are moved to other hosts, where they can be continued (docs/continuation.md); 0 moves none." aka:"move|before_end"`
 	Drain        time.Duration `yaml:"drain" default:"30s" doc:"For running requests to end at shutdown; what is left then ends with an error. 0 waits for none. Whatever stops the process must wait longer, such as Kubernetes with terminationGracePeriodSeconds." aka:"shutdown|grace"`
 }
 
