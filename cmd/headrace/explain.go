@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -175,7 +176,20 @@ func adminURL(addr string) (string, error) {
 
 // get reads the JSON at path into out. The error is an *exitError.
 func (a *adminAPI) get(ctx context.Context, path string, q url.Values, out any) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, a.base+path+"?"+q.Encode(), nil)
+	return a.call(ctx, http.MethodGet, path+"?"+q.Encode(), nil, out)
+}
+
+// call sends body, if it is not nil, and reads the JSON of the answer into out. The error is an *exitError.
+func (a *adminAPI) call(ctx context.Context, method, path string, body, out any) error {
+	var send io.Reader = http.NoBody
+	if body != nil {
+		b, err := json.Marshal(body)
+		if err != nil {
+			return &exitError{2, err}
+		}
+		send = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, a.base+path, send)
 	if err != nil {
 		return &exitError{2, err}
 	}
@@ -184,12 +198,12 @@ func (a *adminAPI) get(ctx context.Context, path string, q url.Values, out any) 
 		return &exitError{1, fmt.Errorf("no gateway answers at %s: name the admin address of one that runs with --admin", a.address)}
 	}
 	defer func() { _ = res.Body.Close() }()
-	body, err := io.ReadAll(io.LimitReader(res.Body, 64<<20))
+	answer, err := io.ReadAll(io.LimitReader(res.Body, 64<<20))
 	if err != nil {
 		return &exitError{1, fmt.Errorf("read the answer of %s: %w", a.address, err)}
 	}
 	if res.StatusCode == http.StatusOK {
-		if err := json.Unmarshal(body, out); err != nil {
+		if err := json.Unmarshal(answer, out); err != nil {
 			return &exitError{1, fmt.Errorf("what answers at %s is not the admin API of this version: %w", a.address, err)}
 		}
 		return nil
@@ -197,7 +211,7 @@ func (a *adminAPI) get(ctx context.Context, path string, q url.Values, out any) 
 	var said struct {
 		Error struct{ Code, Message string }
 	}
-	_ = json.Unmarshal(body, &said) // the status code says it all
+	_ = json.Unmarshal(answer, &said) // the status code says it all
 	switch {
 	case said.Error.Code == "" || said.Error.Code == "unknown_url":
 		return &exitError{1, fmt.Errorf("what answers at %s is not the admin API of this version: %s for %s", a.address, res.Status, path)}

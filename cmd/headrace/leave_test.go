@@ -372,6 +372,41 @@ func TestAdminDrain(t *testing.T) {
 			t.Errorf("after %s %s a request gets %d %s", step.method, step.path, status, text)
 		}
 	}
+	for _, step := range []struct {
+		args, says string
+		code       int
+		served     bool
+	}{
+		{"drain static:a", "static:a takes no new requests, and none run there.", 0, false},
+		{"", "static:a m      ready, drained         0", 0, false},
+		{"-o json", `"drained": true`, 0, false},
+		{"undrain static:a", "static:a takes requests again", 0, true},
+		{"", "static:a m      ready         0", 0, true},
+		{"drain static:a --move -o json", `"move": true`, 0, false},
+		{"undrain static:a -o json", `"drained": false`, 0, true},
+		{"drain static:nosuch", `There is no host "static:nosuch"`, 1, true},
+		{"drain", "accepts 1 arg", 1, true},
+		{"drain static:a -o yaml", "want table or json", 2, true},
+	} {
+		c, b := hostsCommand(), new(strings.Builder)
+		c.SetArgs(append(strings.Fields(step.args), "--admin", app.app.admin.Addr().String()))
+		c.SetOut(b)
+		c.SetErr(io.Discard)
+		c.SilenceUsage = true
+		err := c.ExecuteContext(t.Context())
+		code := 0
+		if ee, ok := errors.AsType[*exitError](err); ok {
+			code = ee.code
+		} else if err != nil {
+			code = 1
+		}
+		if said := b.String() + fmt.Sprint(err); code != step.code || !strings.Contains(said, step.says) {
+			t.Errorf("hosts %s: code %d, %s", step.args, code, said)
+		}
+		if status, _ := ask(t, http.DefaultClient, app.base, "m", "hello", 5); (status == 200) != step.served {
+			t.Errorf("after hosts %s a request gets %d", step.args, status)
+		}
+	}
 	bare := admin.Handler(admin.Options{Router: router.New(router.Options{Now: time.Now})})
 	w := httptest.NewRecorder()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "/admin/v1/hosts/static:a/drain", http.NoBody)

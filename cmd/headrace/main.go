@@ -54,14 +54,15 @@ func root() *cobra.Command {
 		Short: "Smart inference gateway for rented, preemptible GPUs",
 		Long: `Headrace takes OpenAI requests and forwards each to the cheapest GPU host that can answer it.
 It measures time to first token and tokens per second of every request, retries elsewhere what a
-host failed before its first token, and frees the GPU the moment a caller leaves.
+host failed before its first token, has another host go on with what broke off later, and frees the
+GPU the moment a caller leaves.
 
 Point an application's OpenAI base URL at it: http://127.0.0.1:8080/v1`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Version:       versionText(),
 	}
-	c.AddCommand(serveCommand(), demoCommand(), checkCommand(), explainCommand(), simulateCommand(), chaosCommand(), versionCommand(), schemaCommand())
+	c.AddCommand(serveCommand(), demoCommand(), checkCommand(), explainCommand(), hostsCommand(), simulateCommand(), chaosCommand(), versionCommand(), schemaCommand())
 	return c
 }
 
