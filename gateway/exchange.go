@@ -517,6 +517,7 @@ var (
 	errErrorBody = errors.New("answered with an error under status 200")
 	errEvent     = errors.New("sent an error event")
 	errNoEvents  = errors.New("ended before the first token")
+	errAborted   = errors.New("aborted the answer before its first token")
 	errNoStream  = errors.New("answered in one piece what was to be a stream")
 )
 
@@ -689,6 +690,10 @@ func (x *exchange) take(ev sse.Event, now time.Time) {
 	c.Parse(ev.Name, ev.Data)
 	if x.phase == awaitingContent && c.Error {
 		x.errorEvent(ev, c)
+		return
+	}
+	if x.phase == awaitingContent && x.tale != nil && c.Aborted() && !c.Content {
+		x.attemptFailed(x.upstreamFault(errAborted))
 		return
 	}
 	x.m.see(c, now)

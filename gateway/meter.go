@@ -19,7 +19,7 @@ type meter struct {
 	usage    openai.Usage
 	hasUsage bool
 	done     bool // the stream's own end mark was seen
-	failed   bool // an error event was passed on
+	failed   bool // an error event was passed on, or an abort
 	gaps     gapHistogram
 }
 
@@ -44,7 +44,7 @@ func (m *meter) see(c *openai.Chunk, now time.Time) {
 		m.merge(c.Usage)
 	}
 	m.done = m.done || c.Done
-	m.failed = m.failed || c.Error
+	m.failed = m.failed || c.Error || c.Aborted()
 }
 
 // merge takes newer figures for older ones; Anthropic reports prompt and output in separate events.

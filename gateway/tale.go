@@ -51,7 +51,7 @@ type tale struct {
 	out     []byte              // retold and not written yet
 	body    []byte              // of the request that goes on with it
 	want    router.Continuation // of whoever goes on with it
-	errand  bool                // the host ended it with an error event
+	errand  bool                // the host ended it with an error event, or as aborted
 	before  meter               // of the attempts that broke off
 	events  int64               // with output, in those
 	lost    int64               // their output, in tokens
@@ -123,7 +123,7 @@ func (x *exchange) gathers() bool { return x.tale != nil && x.tale.gather && x.i
 func (x *exchange) tell(c *openai.Chunk, ev *sse.Event, now time.Time) (taken bool) {
 	t := x.tale
 	switch {
-	case c.Error && x.phase != awaitingContent:
+	case (c.Error || c.Aborted()) && x.phase != awaitingContent:
 		t.errand = true
 		return true
 	case t.seam:
