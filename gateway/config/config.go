@@ -34,6 +34,7 @@ type Config struct {
 	Timeouts             Timeouts         `yaml:"timeouts" doc:"How long each phase of a request may last." aka:"timeout|deadlines"`
 	Retries              Retries          `yaml:"retries" doc:"Second attempts at another host." aka:"retry"`
 	Breaker              Breaker          `yaml:"breaker" doc:"When a failing host is left alone, and for how long." aka:"circuit_breaker"`
+	Continuation         Continuation     `yaml:"continuation" doc:"Streams that a host breaks off and another one goes on with." aka:"continue|resume"`
 	Catalogue            []Expectation    `yaml:"catalogue" otherwise:"the built-in catalogue" doc:"How fast hosts are expected to be before they were measured, where you know better than the built-in catalogue." aka:"catalog|expect|priors"`
 	State                State            `yaml:"state" doc:"What replicas of the gateway share."`
 	Log                  Log              `yaml:"log" doc:"What is logged." aka:"logging|logs"`
@@ -80,6 +81,7 @@ type StaticHost struct {
 	MaxNumSeqs  int               `yaml:"max_num_seqs" min:"1" max:"1000000" otherwise:"unknown" eg:"256" doc:"Sequences the engine runs at once (vLLM's --max-num-seqs)." aka:"max_concurrency|concurrency|max_in_flight"`
 	Labels      map[string]string `yaml:"labels" otherwise:"none" doc:"Free names and values of your own." aka:"tags"`
 	TLS         HostTLS           `yaml:"tls" doc:"How an https host proves who it is."`
+	Continues   string            `yaml:"continues" words:"auto|always|never" default:"auto" doc:"Whether the host goes on with an unfinished assistant message (vLLM's continue_final_message): as a self-test finds, always, or never. A host that does not would begin its answer anew in the middle of a stream." aka:"continue|prefill"`
 	InjectUsage bool              `yaml:"inject_usage" default:"true" doc:"Whether stream_options.include_usage may be added to streaming requests for this host; false for hosts that refuse it."`
 }
 
@@ -176,6 +178,11 @@ type Breaker struct {
 	OpenFor  time.Duration `yaml:"open_for" above:"0" default:"2s" doc:"Until the host is tested again; twice that each time, up to a minute, and a fifth more or less." aka:"cooldown|reset|open|timeout"`
 }
 
+// Continuation says how it is found out who can go on with a stream that broke.
+type Continuation struct {
+	SelfTest bool `yaml:"self_test" default:"true" doc:"Whether each host that is up, and paid by the hour or by its workers' seconds, is asked to go on with an unfinished answer before one is given to it: less than 64 output tokens, once per model and start of the host. Without it only hosts with \"continues: always\" are given any." aka:"selftest|test"`
+}
+
 // Expectation is what the operator expects of the hosts that meet its conditions; zero values say nothing.
 type Expectation struct {
 	Host  string `yaml:"host" otherwise:"any" eg:"vast:48738927" doc:"Id of the host, such as static:lab, exact or with \"*\" at the end." aka:"hosts|id|endpoint"`
@@ -227,6 +234,12 @@ func (h *StaticHost) endpoint(now time.Time) endpoint.Endpoint {
 		Labels:           maps.Clone(h.Labels),
 		TLS:              endpoint.TLS{Roots: roots(h.TLS.CA), ServerName: h.TLS.ServerName, InsecureSkipVerify: h.TLS.InsecureSkipVerify},
 		NoUsageInjection: !h.InjectUsage,
+	}
+	switch h.Continues {
+	case "always":
+		ep.Continues = endpoint.ContinuesAlways
+	case "never":
+		ep.Continues = endpoint.ContinuesNever
 	}
 	for _, m := range h.Models {
 		ep.Served = append(ep.Served, endpoint.Served{Name: m.Name, MaxContext: m.MaxContext})

@@ -84,7 +84,7 @@ func TestExample(t *testing.T) {
 	}
 	for name, pair := range map[string][2]any{
 		"limits": {c.Limits, plain.Limits}, "timeouts": {c.Timeouts, plain.Timeouts}, "retries": {c.Retries, plain.Retries},
-		"breaker": {c.Breaker, plain.Breaker}, "log": {c.Log, plain.Log}, "admin": {c.Admin, plain.Admin},
+		"breaker": {c.Breaker, plain.Breaker}, "continuation": {c.Continuation, plain.Continuation}, "log": {c.Log, plain.Log}, "admin": {c.Admin, plain.Admin},
 		"listen": {c.Listen[0], plain.Listen[0]},
 	} {
 		if pair[0] != pair[1] {

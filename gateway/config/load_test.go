@@ -125,10 +125,11 @@ providers:
       labels: {a: b}
       tls: {ca: ca.pem, server_name: x, insecure_skip_verify: true}
       inject_usage: false
+      continues: always
     - {name: burst, base_url: "http://b", price: {usd_per_worker_second: 0.0004, cold_start: 45s, idle_timeout: 5s}}
     - {name: api, base_url: "http://c", price: {usd_per_mtok: {in: 0.4, out: 1.2}}}
     - {name: api2, base_url: "http://c", price: {usd_per_mtok: {in: 0.4, cached: 0, out: 1.2}}, tenure: serverless}
-    - {name: free, base_url: "http://d"}
+    - {name: free, base_url: "http://d", continues: never}
 `
 	c, err := Parse("/etc/headrace/headrace.yaml", []byte(src), Overrides{}, testEnv)
 	if err != nil {
@@ -144,7 +145,7 @@ providers:
 			Price: price(endpoint.Price{Basis: endpoint.PerHour, USDPerHour: 1.8}), Tenure: endpoint.OnDemand,
 			Labels:           map[string]string{"a": "b"},
 			TLS:              endpoint.TLS{Roots: "tls.ca: open /etc/headrace/ca.pem: no such file or directory", ServerName: "x", InsecureSkipVerify: true},
-			NoUsageInjection: true,
+			NoUsageInjection: true, Continues: endpoint.ContinuesAlways,
 		},
 		{
 			ID: "static:burst", Provider: "static", BaseURL: "http://b", Tenure: endpoint.Serverless,
@@ -158,7 +159,7 @@ providers:
 			ID: "static:api2", Provider: "static", BaseURL: "http://c", Tenure: endpoint.Serverless,
 			Price: price(endpoint.Price{Basis: endpoint.PerToken, USDPerMTokIn: 0.4, USDPerMTokOut: 1.2}),
 		},
-		{ID: "static:free", Provider: "static", BaseURL: "http://d"},
+		{ID: "static:free", Provider: "static", BaseURL: "http://d", Continues: endpoint.ContinuesNever},
 	}
 	got := c.StaticEndpoints(now)
 	if len(got) != len(want) {

@@ -44,6 +44,8 @@ type Endpoint struct {
 	Lumpy bool
 	// NoUsageInjection is set for hosts known to refuse stream_options.
 	NoUsageInjection bool
+	// Continues is what the operator says of it and unfinished assistant messages.
+	Continues Continues
 }
 
 // Limits are what an endpoint's provider lets through; zero values mean that no limit is known.
@@ -73,6 +75,16 @@ const (
 	OpenAI     Dialect = iota // plain OpenAI-compatible HTTP
 	RunPodJobs                // jobs of a RunPod queue: POST /run, then GET /stream; providers/runpod/jobs translates
 	VastRoute                 // Vast.ai serverless: a route is asked for, then its worker; providers/vast/serverless translates
+)
+
+// Continues says whether an endpoint's engine goes on with an assistant message that is not finished.
+type Continues uint8
+
+// What is said. The zero value leaves it to a self-test.
+const (
+	ContinuesAuto Continues = iota
+	ContinuesAlways
+	ContinuesNever
 )
 
 // Hardware is what runs behind an endpoint; zero values mean unknown.
