@@ -47,6 +47,16 @@ func (c Class) String() string {
 	return fmt.Sprintf("invalid(%d)", uint8(c))
 }
 
+// Named returns the class of that word; ok is false for any other word.
+func Named(word string) (c Class, ok bool) {
+	for c := range numClasses {
+		if names[c] == word {
+			return c, true
+		}
+	}
+	return Unserved, false
+}
+
 // MarshalText lets JSON show the word.
 func (c Class) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
 

@@ -1,0 +1,392 @@
+// Package probe tests hosts with requests of its own, so that no caller pays for it: whether one that failed is well again,
+// and whether one that is well goes on with an unfinished answer.
+//
+// The router says who is to be tested and judges what is found. Probes go out through gateway/forward as all requests do, and
+// carry "x-headrace-probe: 1" and an id that begins with "req_probe_". They are in no ledger.
+package probe
+
+import (
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"headrace/gateway/forward"
+	"headrace/router"
+	"headrace/router/endpoint"
+	"headrace/router/outcome"
+)
+
+// Router says whom to test, and is told what was found. *router.Router is one.
+type Router interface {
+	Probes(now time.Time, dst []router.Probe) []router.Probe
+	Probed(id endpoint.ID, class outcome.Class)
+	SetPrefill(id endpoint.ID, served string, p router.Prefill)
+}
+
+// Sharer lets one of several replicas do what they all want at about the same time. *state.Redis is one.
+type Sharer interface {
+	Once(ctx context.Context, key string, within time.Duration, do func(context.Context) ([]byte, error)) ([]byte, error)
+}
+
+// Options set up a Prober; zero values mean the defaults named here.
+type Options struct {
+	Router  Router          // required
+	Forward *forward.Client // required
+	Log     *slog.Logger
+	// Classify asks the endpoint's provider what an answer means; known is false where it means what its status says.
+	Classify func(ep *endpoint.Endpoint, status int, contentType string, body []byte) (c outcome.Class, known bool)
+	// Busy tells whether an endpoint has more to do than a self-test should add to; nil is never.
+	Busy  func(endpoint.ID) bool
+	Share Sharer // nil when there is one replica
+	// Fresh is how long what one replica has found is good for the others: less than a breaker stays open, so that it was found
+	// after whatever opened theirs. Default 1 s.
+	Fresh time.Duration
+
+	Every      time.Duration // between two looks at who is due; default 250 ms
+	Concurrent int           // tests at once; default 16
+	Within     time.Duration // a host that is up answers so soon; default 12 s
+	Spread     time.Duration // self-tests begin that much later at most; default 1 s, below 0 none
+	Now        func() time.Time
+}
+
+// Settings are what a reload changes.
+type Settings struct {
+	SelfTest  bool          // hosts are asked whether they go on with an unfinished answer
+	ColdStart time.Duration // most that a worker's start may take; 0 is 10 min
+}
+
+// Prober tests hosts.
+type Prober struct {
+	opt   Options
+	set   atomic.Pointer[Settings]
+	wake  chan struct{}
+	slots chan struct{}
+
+	mu    sync.Mutex // guards hosts and all in it
+	hosts map[endpoint.ID]*host
+}
+
+// host is what was found of one.
+type host struct {
+	busy     bool // a test is under way
+	sent     int64
+	failed   int64
+	last     outcome.Class
+	lastAt   time.Time // zero before the first
+	prefills []prefill // by model
+}
+
+// prefill is what is known of one of a host's models.
+type prefill struct {
+	served string
+	verdict
+	at      time.Time // zero when there was no test
+	misses  int       // tests in a row that came to no verdict
+	notTill time.Time // no test before
+}
+
+// New returns a Prober that knows nobody.
+func New(o Options, s Settings) *Prober {
+	if o.Router == nil || o.Forward == nil {
+		panic("BUG: probe.New without Router or Forward")
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Every <= 0 {
+		o.Every = 250 * time.Millisecond
+	}
+	if o.Concurrent <= 0 {
+		o.Concurrent = 16
+	}
+	if o.Fresh <= 0 {
+		o.Fresh = time.Second
+	}
+	if o.Within <= 0 {
+		o.Within = 12 * time.Second
+	}
+	if o.Spread == 0 {
+		o.Spread = time.Second
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	p := &Prober{opt: o, wake: make(chan struct{}, 1), slots: make(chan struct{}, o.Concurrent), hosts: map[endpoint.ID]*host{}}
+	p.Configure(s)
+	return p
+}
+
+// Configure changes the settings.
+func (p *Prober) Configure(s Settings) {
+	if s.ColdStart <= 0 {
+		s.ColdStart = 10 * time.Minute
+	}
+	p.set.Store(&s)
+}
+
+// Wake has the Prober look at once for hosts that are due.
+func (p *Prober) Wake() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Update tells of the fleet, after the router was told: what the operator says of hosts needs no test, and those that are gone
+// are forgotten.
+func (p *Prober) Update(eps []endpoint.Endpoint) {
+	known := make(map[endpoint.ID]bool, len(eps))
+	for i := range eps {
+		ep := &eps[i]
+		known[ep.ID] = true
+		v, told := told(ep)
+		for j := range ep.Served {
+			if told {
+				p.learn(ep.ID, ep.Served[j].Name, v, time.Time{})
+			}
+		}
+	}
+	p.mu.Lock()
+	for id, h := range p.hosts {
+		if !known[id] && !h.busy {
+			delete(p.hosts, id)
+		}
+	}
+	p.mu.Unlock()
+	p.Wake()
+}
+
+// told is what is known of a host without a test.
+func told(ep *endpoint.Endpoint) (v verdict, ok bool) {
+	switch ep.Continues {
+	case endpoint.ContinuesAlways: // whether its template trims is not said: to take it so costs a doubled line end at worst
+		return verdict{Prefill: router.Prefill{Known: true, OK: true, Trims: true}, why: "configured"}, true
+	case endpoint.ContinuesNever:
+		return verdict{Prefill: router.Prefill{Known: true}, why: "configured"}, true
+	case endpoint.ContinuesAuto:
+	}
+	if ep.Routes != nil && !slices.Contains(ep.Routes, chatPath) && slices.Contains(ep.Routes, completionsPath) {
+		return verdict{Prefill: router.Prefill{Known: true, OK: true}, why: "a prompt of its completions is never closed"}, true
+	}
+	return verdict{}, false
+}
+
+// Run tests until ctx is done, and returns its error when all that it began has ended.
+func (p *Prober) Run(ctx context.Context) error {
+	var running sync.WaitGroup
+	defer running.Wait()
+	t := time.NewTicker(p.opt.Every)
+	defer t.Stop()
+	var due []router.Probe
+	for {
+		due = p.opt.Router.Probes(p.opt.Now(), due[:0])
+		for _, d := range due {
+			switch p.begin(&d) {
+			case underWay:
+				continue // it will report
+			case declined:
+				p.opt.Router.Probed(d.Endpoint.ID, outcome.Unserved)
+				continue
+			case begun:
+			}
+			running.Go(func() {
+				class := p.run(ctx, &d)
+				p.end(d.Endpoint.ID) // first: it may be due again this moment
+				if ctx.Err() == nil {
+					p.opt.Router.Probed(d.Endpoint.ID, class)
+				}
+			})
+		}
+		select {
+		case <-t.C:
+		case <-p.wake:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// beginning is what becomes of a test that is due.
+type beginning uint8
+
+const (
+	begun beginning = iota
+	declined
+	underWay // another one of the host
+)
+
+// begin says whether the test may begin: no host has two at once. It may put another of the host's models in d.
+func (p *Prober) begin(d *router.Probe) beginning {
+	p.mu.Lock()
+	h := p.host(d.Endpoint.ID)
+	if h.busy {
+		p.mu.Unlock()
+		return underWay
+	}
+	h.busy = true
+	wanted := !d.SelfTest || p.set.Load().SelfTest && testable(d.Endpoint) && h.next(d, p.opt.Now())
+	p.mu.Unlock()
+	if wanted && d.SelfTest && p.opt.Busy != nil {
+		wanted = !p.opt.Busy(d.Endpoint.ID)
+	}
+	if !wanted {
+		p.end(d.Endpoint.ID)
+		return declined
+	}
+	return begun
+}
+
+// testable tells whether the host may be given a self-test: its tokens are not for sale one by one, and no worker has to start.
+func testable(ep *endpoint.Endpoint) bool {
+	if ep.Price.Basis == endpoint.PerToken || ep.Tenure == endpoint.TenurePerToken {
+		return false
+	}
+	return ep.Tenure != endpoint.Serverless && ep.Price.Basis != endpoint.PerWorkerSecond || ep.Workers > 0
+}
+
+// next puts the model in d that is to be tested; false when none is due. The caller holds Prober.mu.
+func (h *host) next(d *router.Probe, now time.Time) bool {
+	f := h.prefill(d.Served)
+	if f.Known { // the router has forgotten it: the host was started anew
+		*f = prefill{served: f.served}
+	}
+	if !now.Before(f.notTill) {
+		return true
+	}
+	for i := range d.Endpoint.Served { // one that tells nothing keeps none of the others waiting
+		sv := &d.Endpoint.Served[i]
+		if f := h.prefill(sv.Name); !sv.Unnamed && !f.Known && !now.Before(f.notTill) {
+			d.Served = sv.Name
+			return true
+		}
+	}
+	return false
+}
+
+func (p *Prober) end(id endpoint.ID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if h := p.hosts[id]; h != nil {
+		h.busy = false
+	}
+}
+
+// host returns what is known of a host. The caller holds mu.
+func (p *Prober) host(id endpoint.ID) *host {
+	h := p.hosts[id]
+	if h == nil {
+		h = &host{}
+		p.hosts[id] = h
+	}
+	return h
+}
+
+// prefill returns what is known of a model. The caller holds Prober.mu, and the result is good as long.
+func (h *host) prefill(served string) *prefill {
+	for i := range h.prefills {
+		if h.prefills[i].served == served {
+			return &h.prefills[i]
+		}
+	}
+	h.prefills = append(h.prefills, prefill{served: served})
+	return &h.prefills[len(h.prefills)-1]
+}
+
+// run makes a test, when there is a slot for it. The class is Unserved when it has come to nothing.
+func (p *Prober) run(ctx context.Context, d *router.Probe) outcome.Class {
+	if d.SelfTest && p.opt.Spread > 0 && !pause(ctx, rand.N(p.opt.Spread)) { //nolint:gosec // spreads tests, guards nothing
+		return outcome.Unserved
+	}
+	select {
+	case p.slots <- struct{}{}:
+	case <-ctx.Done():
+		return outcome.Unserved
+	}
+	defer func() { <-p.slots }()
+	if d.SelfTest {
+		return p.selfTest(ctx, d.Endpoint, d.Served)
+	}
+	class := p.shared(ctx, d.Endpoint, d.Served)
+	if class == outcome.Success {
+		p.opt.Log.Info("host answers again", "endpoint", d.Endpoint.ID)
+	}
+	return class
+}
+
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// shared probes a host, or learns what another replica has found this moment.
+func (p *Prober) shared(ctx context.Context, ep *endpoint.Endpoint, served string) outcome.Class {
+	if p.opt.Share == nil {
+		return p.probe(ctx, ep, served)
+	}
+	b, err := p.opt.Share.Once(ctx, "probe:"+string(ep.ID), p.opt.Fresh, func(ctx context.Context) ([]byte, error) {
+		class := p.probe(ctx, ep, served)
+		return []byte(class.String()), ctx.Err() // when it was us who ended it, it says nothing of the host
+	})
+	if err != nil {
+		return outcome.Unserved
+	}
+	class, _ := outcome.Named(string(b)) // another version may know more words
+	return class
+}
+
+// probe asks the host for one token.
+func (p *Prober) probe(ctx context.Context, ep *endpoint.Endpoint, served string) outcome.Class {
+	a := p.smallest(ctx, ep, served)
+	if ctx.Err() != nil {
+		return a.class
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	h := p.host(ep.ID)
+	h.sent++
+	if a.class != outcome.Success {
+		h.failed++
+	}
+	h.last, h.lastAt = a.class, p.opt.Now()
+	return a.class
+}
+
+// learn notes a verdict and tells it the router. at is zero when no test has found it.
+func (p *Prober) learn(id endpoint.ID, served string, v verdict, at time.Time) {
+	p.mu.Lock()
+	f := p.host(id).prefill(served)
+	news := f.verdict != v && v.Known
+	f.verdict, f.at = v, at
+	if v.Known {
+		f.misses, f.notTill = 0, time.Time{}
+	} else {
+		f.notTill = p.opt.Now().Add(min(retest<<min(f.misses, 8), retestMost))
+		f.misses++
+	}
+	p.mu.Unlock()
+	if v.Known {
+		p.opt.Router.SetPrefill(id, served, v.Prefill)
+	}
+	switch {
+	case news && v.OK:
+		p.opt.Log.Info("host goes on with unfinished answers", "endpoint", id, "model", served, "trims", v.Trims, "why", v.why)
+	case news:
+		p.opt.Log.Info("host does not go on with unfinished answers", "endpoint", id, "model", served, "why", v.why)
+	}
+}
+
+// A self-test that came to no verdict is made again after that long, then ever more seldom.
+const (
+	retest     = 15 * time.Second
+	retestMost = 15 * time.Minute
+)
