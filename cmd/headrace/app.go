@@ -22,6 +22,7 @@ import (
 	"headrace/gateway/forward"
 	"headrace/gateway/ledger"
 	"headrace/gateway/listen"
+	"headrace/gateway/probe"
 	"headrace/gateway/scrape"
 	"headrace/gateway/state"
 	"headrace/providers"
@@ -49,6 +50,7 @@ type app struct {
 	forward *forward.Client
 	engines *scrape.Poller
 	leaver  *leaver
+	prober  *probe.Prober
 	server  *gateway.Server
 	ring    *ledger.Ring
 	rented  atomic.Pointer[clouds]
@@ -84,6 +86,7 @@ func newApp(cfg *config.Config, logTo io.Writer) (*app, error) {
 	a.expected.Store(expectations(cfg))
 	a.router = router.New(router.Options{
 		Now:     time.Now,
+		Probes:  true,
 		Prior:   a.expect,
 		Breaker: health.Options{Failures: cfg.Breaker.Failures, OpenFor: cfg.Breaker.OpenFor},
 		Retry:   router.BudgetOptions{PerRequest: cfg.Retries.Budget, Cap: cfg.Retries.BudgetCap},
@@ -101,6 +104,7 @@ func newApp(cfg *config.Config, logTo io.Writer) (*app, error) {
 	a.speak = newTranslators(cfg, a.log, a.rented.Load)
 	a.forward = forward.New(forward.Options{Connect: cfg.Timeouts.Connect, UpstreamIdle: cfg.Timeouts.UpstreamIdle, Translate: a.speak.handler})
 	a.leaver = newLeaver(a.forward.Interrupt, cfg.Timeouts.Leave, a.log)
+	a.prober = a.newProber(cfg)
 	a.server = gateway.New(gateway.Options{
 		Router: a.router, Forward: a.forward, Log: a.log, Settled: a.settled,
 		MaxHead: int(cfg.Limits.MaxHead), Idle: cfg.Timeouts.Idle, Classify: classify, Refusal: refusal,
@@ -207,6 +211,7 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 	back.Go(func() error { return a.discover(backCtx, reloads) })
 	back.Go(func() error { return a.engines.Run(backCtx) })
 	back.Go(func() error { return a.leaver.Run(backCtx) })
+	back.Go(func() error { return a.prober.Run(backCtx) })
 	advice := &adviser{router: a.router, log: a.log, act: a.actor, fleet: a.hosts}
 	back.Go(func() error { return advice.Run(backCtx) })
 	back.Go(func() error { return a.actor.Run(backCtx) })
@@ -221,7 +226,7 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 			return admin.Serve(backCtx, a.admin, admin.Options{
 				Router: a.router, Requests: a.ring, InFlight: a.server.InFlight, Draining: a.server.Draining,
 				Reload: a.reloadStatus, Version: versionText(), Providers: func() any { return a.statuses() },
-				Advice: advice.lately, Drain: a.drain, Undrain: a.undrain,
+				Advice: advice.lately, Drain: a.drain, Undrain: a.undrain, Probe: a.prober.Status,
 			})
 		})
 	}
@@ -314,6 +319,7 @@ func (a *app) discovered(eps []endpoint.Endpoint) {
 	a.engines.Update(eps)
 	a.callAway(gone) // now that nobody is sent there any more
 	a.leaver.Update(eps)
+	a.prober.Update(eps)
 }
 
 // hosts returns the fleet. Nobody changes the slice.
@@ -354,6 +360,7 @@ func (a *app) reconfigure(r reading) bool {
 	a.speak.configure(r.cfg)
 	a.server.Configure(settings(r.cfg))
 	a.leaver.Configure(r.cfg.Timeouts.Leave)
+	a.prober.Configure(probing(r.cfg))
 	a.log.Info("config reloaded")
 	return true
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"headrace/gateway/ledger"
+	"headrace/gateway/probe"
 	"headrace/router"
 	"headrace/router/endpoint"
 )
@@ -34,6 +35,8 @@ type Options struct {
 	Undrain func(id endpoint.ID) bool
 	// Advice returns what would make the fleet cheaper, in the form it is to be shown; nil when nobody looks.
 	Advice func() any
+	// Probe returns what tests of a host have found; nil when nobody tests.
+	Probe func(endpoint.ID) probe.Status
 }
 
 // ReloadStatus is how the last reload went.
@@ -51,9 +54,7 @@ func Handler(o Options) http.Handler {
 	})
 	mux.HandleFunc("GET /readyz", o.ready)
 	mux.HandleFunc("GET /admin/v1/requests", o.requests)
-	mux.HandleFunc("GET /admin/v1/hosts", func(w http.ResponseWriter, _ *http.Request) {
-		write(w, http.StatusOK, map[string]any{"hosts": o.Router.Hosts()})
-	})
+	mux.HandleFunc("GET /admin/v1/hosts", o.hosts)
 	mux.HandleFunc("POST /admin/v1/hosts/{id}/drain", o.drain)
 	mux.HandleFunc("DELETE /admin/v1/hosts/{id}/drain", o.undrain)
 	mux.HandleFunc("GET /admin/v1/decisions", o.decisions)
@@ -105,6 +106,24 @@ func (o *Options) ready(w http.ResponseWriter, _ *http.Request) {
 	default:
 		write(w, http.StatusOK, map[string]any{"status": "ready", "models": len(o.Router.Snapshot().Models())})
 	}
+}
+
+// hostView is a host with what its tests have found.
+type hostView struct {
+	router.HostView
+	Probe *probe.Status `json:"probe"` // nil when nobody tests
+}
+
+func (o *Options) hosts(w http.ResponseWriter, _ *http.Request) {
+	views := []hostView{}
+	for _, h := range o.Router.Hosts() {
+		v := hostView{HostView: h}
+		if o.Probe != nil {
+			v.Probe = new(o.Probe(h.ID))
+		}
+		views = append(views, v)
+	}
+	write(w, http.StatusOK, map[string]any{"hosts": views})
 }
 
 func (o *Options) status(w http.ResponseWriter, _ *http.Request) {

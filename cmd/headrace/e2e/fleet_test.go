@@ -99,7 +99,7 @@ func (f *fleet) config(listen, admin string) string {
 			}
 		}
 	}
-	b.WriteString("}\nbreaker: {failures: 10000}\n") // every SDK is to be told of the same failure, not of its repetition
+	b.WriteString("}\ncontinuation: {self_test: false}\nbreaker: {failures: 10000}\n") // what hosts do is counted; every SDK is to be told of the same failure, not of its repetition
 	return b.String()
 }
 
