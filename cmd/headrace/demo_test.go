@@ -82,7 +82,7 @@ func TestDemo(t *testing.T) {
 		`runpod:coder +runpod +.*serverless +coder-32b +cold`, `runpod:pod-mixtral +runpod .*ready`, `vast:20000001 +vast +2x RTX 4090 +interruptible +llama-70b +ready`,
 		`vast:\d+ is outbid: somebody pays \$[\d.]+/h for its GPU, we \$[\d.]+; left rotation after \d+ ms \(`,
 		`vast:\d+ is back at another port after [\d.]+ m?s, with its history`,
-		`\d+ answers? w(as|ere) cut in mid-sentence on vast:\d+`,
+		`an answer that broke off on vast:\d+ went on on vast:\d+ after [\d.]+ m?s; its caller saw one stream`,
 		`a request waited [\d.]+ m?s for a worker of runpod:coder`,
 	)
 	cancel()
@@ -92,7 +92,7 @@ func TestDemo(t *testing.T) {
 	s := out.String()
 	tail := s[strings.LastIndex(s, "Stopped after"):]
 	tail = strings.ReplaceAll(tail, "\n", " ")
-	for _, want := range []string{"Instances were outbid", "out of rotation after", "not built yet"} {
+	for _, want := range []string{"Instances were outbid", "out of rotation after", "went on on another host"} {
 		if !strings.Contains(tail, want) {
 			t.Errorf("the summary lacks %q:\n%s", want, tail)
 		}
@@ -104,7 +104,7 @@ func TestDemo(t *testing.T) {
 	all, _ := strconv.Atoi(n[1])
 	answered, _ := strconv.Atoi(n[2])
 	cut, _ := strconv.Atoi(n[3])
-	if answered == 0 || cut == 0 || answered+cut > all {
+	if answered == 0 || answered+cut > all {
 		t.Errorf("%d requests, %d answered, %d cut", all, answered, cut)
 	}
 	deadline := time.After(10 * time.Second)
@@ -206,8 +206,9 @@ func testView() (*view, *output) {
 // TestDemoCountsRequests: each request counts once, by how it ended.
 func TestDemoCountsRequests(t *testing.T) {
 	v, out := testView()
+	var resumes int
 	rec := func(c outcome.Class, ep endpoint.ID, tries ...endpoint.ID) {
-		r := &ledger.Record{Class: c, Endpoint: ep, Tries: len(tries), Output: 10, USD: 0.5, Code: "some_code", TTFT: 3 * time.Second}
+		r := &ledger.Record{Class: c, Endpoint: ep, Tries: len(tries), Output: 10, USD: 0.5, Code: "some_code", TTFT: 3 * time.Second, Resumes: resumes, SeamGap: 40 * time.Millisecond}
 		for i, id := range tries {
 			r.Attempts[i] = ledger.Attempt{Endpoint: id, Class: outcome.DialFailed}
 		}
@@ -225,18 +226,21 @@ func TestDemoCountsRequests(t *testing.T) {
 	rec(outcome.Unserved, "")
 	rec(outcome.CallerFault, "vast:1", "vast:1")
 	rec(outcome.ClientGone, "vast:1", "vast:1")
+	resumes = 1
+	rec(outcome.Success, "vast:2", "vast:1", "vast:2")
 	v.mu.Lock()
 	totals := v.totals()
-	if v.spent["vast:1"] != 3.5 || v.spent["vast:2"] != 0.5 {
+	if v.spent["vast:1"] != 3.5 || v.spent["vast:2"] != 1 {
 		t.Errorf("spent %v", v.spent)
 	}
 	v.mu.Unlock()
-	want := "9 requests: 3 answered, 1 of them after a move before the first token, 2 cut in mid-sentence, 2 failed, 1 refused, 1 left by their callers\n90 tokens for $4.50000"
+	want := "10 requests: 4 answered, 1 of them after a move before the first token, 1 after one in mid-sentence, 2 cut in mid-sentence, 2 failed, 1 refused, 1 left by their callers\n100 tokens for $5.00000"
 	if !strings.HasPrefix(totals, want) {
 		t.Errorf("got  %s\nwant %s", totals, want)
 	}
 	s := out.String()
 	for _, want := range []string{
+		"an answer that broke off on vast:1 went on on vast:2 after 40 ms; its caller saw one stream",
 		"moved from vast:1 to vast:2 before its first token (nobody listened there)", "a request failed on vast:1", "a request found no host: some_code", "a request was refused: some_code",
 	} {
 		if strings.Count(s, want) != 1 {
@@ -277,8 +281,8 @@ func TestDemoTellsOfStrikes(t *testing.T) {
 	v.heard(script.News{ID: "vast:1", What: "outbid", Undo: true, Text: "gets its GPU again"})
 	step(900*time.Millisecond, host("starting", "open", "http://h:2"), "")
 	step(1100*time.Millisecond, host("ready", "open", "http://h:2"), "")
-	step(1200*time.Millisecond, host("ready", "probing", "http://h:2"), "vast:1 is back at another port after 1.2 s, with its history (17 requests)")
-	step(1300*time.Millisecond, host("ready", "closed", "http://h:2"), "")
+	step(1200*time.Millisecond, host("ready", "probing", "http://h:2"), "")
+	step(1300*time.Millisecond, host("ready", "closed", "http://h:2"), "vast:1 is back at another port after 1.3 s, with its history (17 requests)")
 	v.heard(script.News{ID: "vast:1", What: "price", Text: "costs less"})
 	v.heard(script.News{ID: "vast:1", What: "outbid", Text: "is outbid: a"})
 	v.heard(script.News{ID: "vast:1", What: "outbid", Text: "is outbid: b"})

@@ -36,6 +36,7 @@ type view struct {
 	requests int        // settled, of these:
 	answered int
 	moved    int // answered by another host than the first one tried
+	wentOn   int // begun by one host and gone on with by another
 	broken   int // cut after their first token
 	failed   int // ended with an error before it
 	refused  int // the caller's fault
@@ -283,10 +284,10 @@ func (v *view) table(hosts []router.HostView, width int) string {
 // state is how a host is, for people. The caller holds mu.
 func (v *view) state(h *router.HostView) string {
 	switch s := v.struck[h.ID]; {
+	case h.State == "ready" && h.Breaker == "probing":
+		return "probed"
 	case h.State == "ready" && !rotates(h):
 		return "breaker " + h.Breaker
-	case h.State == "ready" && h.Breaker != "closed":
-		return "on trial"
 	case s != nil && !s.left && !s.again:
 		return "outbid"
 	}
@@ -310,7 +311,8 @@ func firstOf(s []string) string {
 // totals is the line below the table. The caller holds mu.
 func (v *view) totals() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s: %d answered, %d of them after a move before the first token, %d cut in mid-sentence", count(int64(v.requests), "request"), v.answered, v.moved, v.broken)
+	fmt.Fprintf(&b, "%s: %d answered, %d of them after a move before the first token, %d after one in mid-sentence, %d cut in mid-sentence",
+		count(int64(v.requests), "request"), v.answered, v.moved, v.wentOn, v.broken)
 	for _, p := range []struct {
 		n    int
 		what string
@@ -353,8 +355,10 @@ func (v *view) summary() {
 		}
 		v.prose("%s", s)
 	}
+	if v.wentOn > 0 {
+		v.prose("%s broke off in mid-sentence and went on on another host: the callers saw one stream.", count(int64(v.wentOn), "answer"))
+	}
 	if v.broken > 0 {
-		v.prose("%s %s cut in mid-sentence and ended with an error event: going on with them on another host is not built yet.",
-			count(int64(v.broken), "answer"), were(v.broken))
+		v.prose("%s %s cut in mid-sentence and ended with an error event: nobody could go on with them.", count(int64(v.broken), "answer"), were(v.broken))
 	}
 }

@@ -129,10 +129,8 @@ func (v *view) noticed(now time.Time, hosts []router.HostView) (lines []string) 
 	return lines
 }
 
-// rotates tells whether the router may pick the host; one that is being tested may be back any moment.
-func rotates(h *router.HostView) bool {
-	return h.State == "ready" && (h.Breaker == "closed" || h.Breaker == "probing")
-}
+// rotates tells whether the router may pick the host; one that is being tested gets no caller's request.
+func rotates(h *router.HostView) bool { return h.State == "ready" && h.Breaker == "closed" }
 
 // howNoticed says in plain words what took a host out of rotation.
 func howNoticed(h *router.HostView) string {
@@ -152,12 +150,16 @@ func (v *view) settled(r *ledger.Record) {
 	v.tokens += max(0, r.Output)
 	v.usd += r.USD
 	v.spent[r.Endpoint] += r.USD
-	moved := r.Class == outcome.Success && r.Tries > 1 && r.Attempts[0].Endpoint != r.Endpoint
+	wentOn := r.Class == outcome.Success && r.Resumes > 0
+	moved := r.Class == outcome.Success && !wentOn && r.Tries > 1 && r.Attempts[0].Endpoint != r.Endpoint
 	failed := false
 	switch r.Class {
 	case outcome.Success:
 		v.answered++
-		if moved {
+		switch {
+		case wentOn:
+			v.wentOn++
+		case moved:
 			v.moved++
 		}
 	case outcome.Truncated, outcome.Stalled, outcome.Moved:
@@ -175,6 +177,8 @@ func (v *view) settled(r *ledger.Record) {
 	v.mu.Unlock()
 	last := &r.Attempts[min(max(r.Tries, 1), ledger.MaxAttempts)-1]
 	switch {
+	case wentOn:
+		v.tell("an answer that broke off on %s went on on %s after %s; its caller saw one stream", r.Attempts[0].Endpoint, r.Endpoint, brief(r.SeamGap))
 	case moved:
 		v.tell("a request moved from %s to %s before its first token (%s); its caller saw nothing", r.Attempts[0].Endpoint, r.Endpoint, plainly(r.Attempts[0].Class))
 	case r.Class == outcome.Success && last.Worker.Delayed >= 500*time.Millisecond:
