@@ -340,6 +340,34 @@ func drains(body string) func(*rented, *fakevast.Instance) {
 	}
 }
 
+// TestStops has the gateway told to stop while an answer runs: it is not ready from then on, and the answer comes whole, whatever
+// the time it takes within timeouts.drain, which may be longer than a minute.
+func TestStops(t *testing.T) {
+	const tokens = 100
+	h := startHost(t, fakecloud.HostConfig{Name: "a", Models: []string{"m"}, TPS: 100})
+	app := startApp(t, t.TempDir(), fmt.Sprintf(appYAML, h.URL()+"/v1")+"timeouts: {drain: 15m}\n", nil)
+	if d := settings(app.app.cfg).Drain; d != 15*time.Minute {
+		t.Errorf("a drain of 15m is one of %v", d)
+	}
+	r := &rented{t: t, app: app.app, base: app.base}
+	s := r.stream("m", "hello", tokens)
+	if err := s.read(5); err != nil {
+		t.Fatal(err)
+	}
+	stopped := make(chan error, 1)
+	go func() { stopped <- app.stop() }()
+	r.until("it is not ready any more", func([]router.HostView) bool {
+		status, answer := r.post(http.MethodGet, "/readyz", "")
+		return status == http.StatusServiceUnavailable && strings.Contains(answer, "draining")
+	})
+	if err := s.read(0); err != nil || !s.done || s.text != fakecloud.Answer("m", "hello", tokens) {
+		t.Errorf("the answer: %v, done %t, %q", err, s.done, s.text)
+	}
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+}
+
 // TestAdminDrain drains a host and lets it in again by the admin API.
 func TestAdminDrain(t *testing.T) {
 	h := startHost(t, fakecloud.HostConfig{Name: "a", Models: []string{"m"}})
