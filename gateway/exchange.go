@@ -405,6 +405,13 @@ func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
 		}
 		res := x.result(verdict, oe.RetryAfter)
 		res.At = now
+		if n := x.rec.Tries - 1; n < ledger.MaxAttempts {
+			if out := &x.rec.Attempts[n].Output; res.Estimated {
+				*out = x.lease.Tokens(res.OutputTokens)
+			} else {
+				*out = res.OutputTokens
+			}
+		}
 		if usd, ok := x.usd(now); ok {
 			x.rec.USD += usd
 			x.rec.USDKnown = true

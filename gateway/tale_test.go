@@ -316,7 +316,7 @@ func TestContinues(t *testing.T) {
 						t.Errorf("asked %+v, then %+v", a.requests(), asked)
 					}
 					r := g.recordN(0)
-					if r.Class != outcome.Success || r.Resumes != 1 || r.Tries != 2 || r.Prompt != tellerPrompt || r.Output != n || r.SeamGap <= 0 || r.Attempts[0].Class == outcome.Success {
+					if r.Class != outcome.Success || r.Resumes != 1 || r.Tries != 2 || r.Prompt != tellerPrompt || r.Output != n || r.SeamGap <= 0 || r.Attempts[0].Class == outcome.Success || r.Attempts[0].Output < 1 || r.Attempts[0].Output+r.Attempts[1].Output != n {
 						t.Errorf("record %+v", r)
 					}
 				})

@@ -19,6 +19,7 @@ type Attempt struct {
 	Class    outcome.Class
 	Status   int // upstream HTTP status, 0 when none came
 	Duration time.Duration
+	Output   int64                 // tokens that came of it, estimated where the host did not say; 0 when none did or nobody knows
 	Worker   endpoint.WorkerReport // what the provider told of the work; empty for most
 }
 

@@ -47,6 +47,7 @@ type attemptView struct {
 	Class    string  `json:"class"`
 	Status   int     `json:"status,omitempty"`
 	Duration float64 `json:"duration_ms"`
+	Output   int64   `json:"output_tokens,omitempty"`
 	Worker   string  `json:"worker,omitempty"`
 	Executed float64 `json:"worker_seconds,omitempty"`
 	Delayed  float64 `json:"delay_ms,omitempty"`
@@ -81,7 +82,7 @@ func (r *Record) MarshalJSON() ([]byte, error) {
 	}
 	for _, a := range r.Attempts[:min(r.Tries, MaxAttempts)] {
 		v.Attempts = append(v.Attempts, attemptView{
-			Endpoint: string(a.Endpoint), Class: a.Class.String(), Status: a.Status, Duration: millis(a.Duration), Worker: a.Worker.Worker,
+			Endpoint: string(a.Endpoint), Class: a.Class.String(), Status: a.Status, Duration: millis(a.Duration), Output: a.Output, Worker: a.Worker.Worker,
 			Executed: a.Worker.Executed.Seconds(), Delayed: millis(a.Worker.Delayed), Redone: a.Worker.Redone, Note: a.Worker.Note,
 		})
 	}
