@@ -20,6 +20,7 @@ import (
 	"headrace/gateway/openai"
 	"headrace/gateway/resume"
 	"headrace/gateway/sse"
+	"headrace/gateway/trace"
 	"headrace/router"
 	"headrace/router/endpoint"
 	"headrace/router/outcome"
@@ -61,7 +62,10 @@ type exchange struct {
 	req        forward.Request
 	parts      [9][]byte
 	head       []byte
-	form       *form // a multipart body, or nil
+	headLen    int          // of head, without what an attempt adds
+	span       trace.SpanID // of the attempt
+	offset     int64        // tokens of the answer that the attempt goes on with; -1 where it begins anew
+	form       *form        // a multipart body, or nil
 
 	onLoss Preemption
 	tale   *tale         // nil where nobody else may go on with the answer
@@ -225,6 +229,10 @@ func (x *exchange) pick() {
 	}
 	x.beginAt = now
 	id := x.endpointID()
+	if x.offset = -1; x.resumed() {
+		x.offset = x.tale.lost
+	}
+	x.follows(x.s.router.Snapshot().Endpoint(id))
 	host := x.s.forward.Host(id)
 	if host == nil { // discovery dropped it between the snapshot and now
 		x.attemptFailed(&outcome.Error{Class: outcome.DialFailed, Endpoint: id, Err: net.ErrClosed})
@@ -393,7 +401,7 @@ func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
 		x.tried[x.rec.Tries] = oe.Endpoint
 	}
 	if x.rec.Tries < ledger.MaxAttempts {
-		x.rec.Attempts[x.rec.Tries] = ledger.Attempt{Endpoint: oe.Endpoint, Class: oe.Class, Status: oe.Status, Duration: now.Sub(x.beginAt), Worker: x.worker}
+		x.note(&x.rec.Attempts[x.rec.Tries], &oe, now)
 	}
 	x.rec.Tries++
 	x.rec.Class, x.rec.Endpoint = oe.Class, oe.Endpoint
@@ -416,6 +424,9 @@ func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
 			x.rec.USD += usd
 			x.rec.USDKnown = true
 			res.USD = usd
+			if n := x.rec.Tries - 1; n < ledger.MaxAttempts {
+				x.rec.Attempts[n].USD, x.rec.Attempts[n].USDKnown = usd, true
+			}
 		}
 		x.lease.Done(res)
 		x.leased = false
@@ -431,6 +442,21 @@ func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
 	}
 	x.held = 0
 	x.events.Reset()
+}
+
+// note writes down what there is to tell of an attempt that ended as oe says, but for its cost.
+func (x *exchange) note(a *ledger.Attempt, oe *outcome.Error, now time.Time) {
+	*a = ledger.Attempt{
+		Endpoint: oe.Endpoint, Class: oe.Class, Status: oe.Status, Duration: now.Sub(x.beginAt), Worker: x.worker,
+		After: x.beginAt.Sub(x.rec.At), Span: x.span, Resumed: x.offset >= 0, Offset: max(0, x.offset),
+	}
+	if !x.m.firstAt.IsZero() {
+		a.First = x.m.firstAt.Sub(x.beginAt)
+	}
+	if x.leased {
+		a.Provider, a.Served, a.Decision = x.lease.Endpoint.Provider, x.lease.Served, x.lease.Decision
+		x.rec.SLO = x.lease.SLO()
+	}
 }
 
 // result is what the router learns of the attempt.

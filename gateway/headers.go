@@ -36,10 +36,15 @@ func passthroughForwarded(name []byte) bool {
 	switch s {
 	case "host", "connection", "keep-alive", "proxy-connection", "transfer-encoding", "content-length", "te", "trailer",
 		"upgrade", "expect", "authorization", "proxy-authorization", "api-key", "x-api-key", "cookie", "user-agent", "accept-encoding",
-		"x-request-id":
+		"x-request-id", "baggage": // the last is what other parties know of the caller
 		return false
 	}
 	return !strings.HasPrefix(s, "x-headrace-")
+}
+
+// passthroughTraced is passthroughForwarded where the gateway says which trace the request belongs to.
+func passthroughTraced(name []byte) bool {
+	return !bytes.EqualFold(name, nameParent) && !bytes.EqualFold(name, nameState) && passthroughForwarded(name)
 }
 
 // appendHeader renders the header lines of an upstream request.

@@ -4,6 +4,7 @@ import (
 	"math/bits"
 	"time"
 
+	"headrace/gateway/ledger"
 	"headrace/gateway/openai"
 )
 
@@ -116,6 +117,27 @@ func gapIndex(d time.Duration) int {
 	e := bits.Len64(us) - 1         // 2^e <= us
 	i := 4*(e-1) + int(us>>(e-2)&3) // two bits below the leading one
 	return min(i, gapBuckets-1)     //nolint:gosec // small
+}
+
+// coarse says in which of ledger.Gaps each bucket counts, by its middle.
+var coarse = func() (of [gapBuckets]uint8) {
+	for i := range of {
+		s := gapValue(i).Seconds()
+		for int(of[i]) < len(ledger.GapBounds) && s > ledger.GapBounds[of[i]] {
+			of[i]++
+		}
+	}
+	return of
+}()
+
+// export adds the counts to g.
+func (h *gapHistogram) export(g *ledger.Gaps) {
+	for i, n := range h.n {
+		if n > 0 {
+			g.N[coarse[i]] += uint32(n)
+			g.Sum += time.Duration(n) * gapValue(i)
+		}
+	}
 }
 
 // quantile returns the gap that a share q of all does not exceed, 0 when there is none.

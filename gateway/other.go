@@ -93,12 +93,30 @@ func (s *Server) passthrough(ctx *fasthttp.RequestCtx, path string, now time.Tim
 		}
 		body := ctx.Request.Body()
 		x.rec.BytesIn = int64(len(body))
-		x.prepare(passthroughForwarded)
+		x.prepare(x.passes())
 		x.req.Method = string(ctx.Method())
+		x.rec.Method = knownMethod(x.req.Method)
 		x.parts[0] = body
 		x.req.Body, x.req.Size = x.parts[:1], len(body)
 		return nil
 	})
+}
+
+// passes tells which header fields the passthrough host gets.
+func (x *exchange) passes() func([]byte) bool {
+	if x.rec.Trace.On() {
+		return passthroughTraced
+	}
+	return passthroughForwarded
+}
+
+// knownMethod is m where HTTP or WebDAV's common part defines it, as OpenTelemetry counts methods.
+func knownMethod(m string) string {
+	switch m {
+	case "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT":
+		return m
+	}
+	return "_OTHER"
 }
 
 // hasDotSegment finds "." and ".." segments, which could lead out of the host's base path, however

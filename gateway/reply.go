@@ -12,6 +12,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"headrace/gateway/forward"
+	"headrace/gateway/ledger"
 	"headrace/gateway/openai"
 	"headrace/router"
 	"headrace/router/outcome"
@@ -542,6 +543,7 @@ func (x *exchange) fillRecord(now time.Time) {
 	r.Overhead = x.own
 	if x.gone() {
 		r.Class = outcome.ClientGone
+		r.Left = x.left()
 		if !x.committed {
 			r.Status = 499
 		}
@@ -574,12 +576,25 @@ func (x *exchange) fillRecord(now time.Time) {
 		r.TPS = m.tps()
 		if x.lease.Endpoint == nil || !x.lease.Endpoint.Lumpy {
 			r.ITLp50, r.ITLp99 = m.gaps.quantile(0.5), m.gaps.quantile(0.99)
+			m.gaps.export(&r.Gaps)
 		}
 	}
 	r.Finish = finishReason(m.finish[:m.finishN])
 	if r.Status == 0 {
 		r.Status = 499
 	}
+}
+
+// left is how far the request had come when its caller left.
+func (x *exchange) left() ledger.Phase {
+	n := min(x.rec.Tries, ledger.MaxAttempts)
+	switch all := x.all(); {
+	case !all.handedAt.IsZero():
+		return ledger.Streaming
+	case n > 0 && x.rec.Attempts[n-1].Status != 0:
+		return ledger.BeforeFirstToken
+	}
+	return ledger.BeforeAnswer
 }
 
 var _ fasthttp.BodyWriterTo = (*exchange)(nil)

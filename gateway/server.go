@@ -29,6 +29,7 @@ import (
 	"headrace/gateway/ledger"
 	"headrace/gateway/listen"
 	"headrace/gateway/openai"
+	"headrace/gateway/trace"
 	"headrace/router"
 	"headrace/router/cost"
 	"headrace/router/endpoint"
@@ -84,6 +85,9 @@ type Settings struct {
 	MaxContinuation int                   // bytes of an answer's text that are kept for that
 	Stall           time.Duration         // silence inside an answer that another host can go on with; 20 usual gaps where that is more
 	Stuck           time.Duration         // as FirstEvent, where the host is up and another can be asked; 4 expected times where that is more
+
+	Tracing   trace.Policy                  // which requests are traced
+	Propagate func(*endpoint.Endpoint) bool // tells which hosts are sent a traceparent; nil is none of them
 
 	Passthrough endpoint.ID // endpoint that gets unknown paths under /v1; "" for none
 }
@@ -420,7 +424,11 @@ func (s *Server) begin(ctx *fasthttp.RequestCtx, rt *route, now time.Time) *exch
 	x := exchanges.Get().(*exchange)
 	x.s, x.set, x.ctx, x.route, x.began = s, s.set.Load(), ctx, rt, now
 	x.totalBy = now.Add(x.set.Total)
-	x.rec.At, x.rec.Route, x.rec.ID = now, rt.path, s.newID()
+	x.rec.At, x.rec.Route, x.rec.Method, x.rec.ID = now, rt.path, fasthttp.MethodPost, s.newID()
+	if x.set.Tracing.On {
+		h := &ctx.Request.Header
+		x.rec.Trace = x.set.Tracing.Begin(h.PeekBytes(nameParent), h.PeekBytes(nameState))
+	}
 	x.watch = &watch{}
 	x.watch.self = x.watch
 	s.inFlight.Add(1)
@@ -516,7 +524,7 @@ func (x *exchange) setModel(name []byte) *openai.Error {
 		x.rec.Model = clip(string(name), 128)
 		return errModelUnknown(string(name), snap.Models())
 	}
-	x.model, x.rec.Model = known, known
+	x.model, x.rec.Model, x.rec.Known = known, known, true
 	x.ask.ID, x.ask.Model, x.ask.Route, x.ask.Came = x.rec.ID, known, x.route.below(), x.rec.At
 	x.ask.Tokenless = x.route.proto == protoOpaque
 	return nil
@@ -532,6 +540,25 @@ func (x *exchange) prepare(take func([]byte) bool) {
 		x.req.Path = x.route.path[len("/v1"):] // the usual case allocates nothing
 	} else {
 		x.req.Path = strings.TrimPrefix(string(uri), "/v1")
+	}
+	x.req.Header, x.headLen = x.head, len(x.head)
+}
+
+// Names of W3C Trace Context's header fields.
+var (
+	nameParent = []byte("Traceparent")
+	nameState  = []byte("Tracestate")
+)
+
+// follows draws the attempt's span and lets the host know of it, if it is to.
+func (x *exchange) follows(ep *endpoint.Endpoint) {
+	if !x.rec.Trace.On() {
+		return
+	}
+	x.span = x.set.Tracing.NewSpan()
+	x.head = x.head[:x.headLen]
+	if ep != nil && x.set.Propagate != nil && x.set.Propagate(ep) {
+		x.head = x.rec.Trace.AppendParent(x.head, x.span)
 	}
 	x.req.Header = x.head
 }

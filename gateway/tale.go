@@ -386,6 +386,7 @@ func (x *exchange) goOn(oe *outcome.Error) bool {
 	t.events += x.m.outputs
 	t.lost = delivered
 	t.breaks++
+	x.rec.Offered++
 	t.seam, t.mark, t.errand, t.judged, t.heard = true, !t.gather, false, 0, 0
 	x.endAttempt(*oe, x.began)
 	x.last = oe

@@ -112,7 +112,7 @@ func (x *exchange) admitUpload() *openai.Error {
 		if e := x.pin(); e != nil {
 			return e
 		}
-		x.prepare(passthroughForwarded)
+		x.prepare(x.passes())
 		x.req.Upload, x.req.UploadSize = body, size
 		return nil
 	}

@@ -53,6 +53,9 @@ func (l *Lease) metCold(ttft time.Duration) bool {
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
+// SLO is what the request was promised when it was picked, every field filled in.
+func (l *Lease) SLO() SLO { return l.slo }
+
 // perEngine is how many sequences run on the engine that the lease is on, as far as can be told: workers of a serverless
 // endpoint are taken to be filled one after another, so that most requests are on full ones.
 func (l *Lease) perEngine(inFlight float64) float64 {

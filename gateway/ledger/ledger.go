@@ -6,6 +6,8 @@ import (
 	"sync"
 	"time"
 
+	"headrace/gateway/trace"
+	"headrace/router"
 	"headrace/router/endpoint"
 	"headrace/router/outcome"
 )
@@ -17,18 +19,54 @@ const MaxAttempts = 5
 type Attempt struct {
 	Endpoint endpoint.ID
 	Class    outcome.Class
-	Status   int // upstream HTTP status, 0 when none came
+	Status   int           // upstream HTTP status, 0 when none came
+	After    time.Duration // it began that long after Record.At
+	First    time.Duration // from its begin to its first content token, 0 when none came
 	Duration time.Duration
-	Output   int64                 // tokens that came of it, estimated where the host did not say; 0 when none did or nobody knows
+	Output   int64   // tokens that came of it, estimated where the host did not say; 0 when none did or nobody knows
+	USD      float64 // share of the host's bill, when USDKnown
+	USDKnown bool
+	Resumed  bool  // it was asked to go on with the answer of those before
+	Offset   int64 // with Resumed: tokens of the answer that there were by then
+	Span     trace.SpanID
+	Provider string                // as in Record, as is Served; "" where no lease was held
+	Served   string                // of the model
+	Decision router.Decision       // why it went there, and what was expected of it; zero where no lease was held
 	Worker   endpoint.WorkerReport // what the provider told of the work; empty for most
+}
+
+// GapBounds are the upper bounds of Gaps, in seconds: those of OpenTelemetry's gen_ai.client.operation.time_per_output_chunk.
+var GapBounds = [...]float64{0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92}
+
+// Gaps counts the gaps between output tokens as they arrived, by size; the last count is of all beyond the last bound.
+type Gaps struct {
+	N   [len(GapBounds) + 1]uint32
+	Sum time.Duration // within an eighth
+}
+
+// Phase is how far a request had come.
+type Phase uint8
+
+// Phases.
+const (
+	BeforeAnswer     Phase = iota // no host had begun to answer
+	BeforeFirstToken              // one had, and the caller had nothing of it
+	Streaming                     // the caller had its first token
+)
+
+// String returns the word used in metrics.
+func (p Phase) String() string {
+	return [...]string{"before_answer", "before_first_token", "streaming"}[p]
 }
 
 // Record is one request, settled once. Counts are -1 and durations 0 when unknown.
 type Record struct {
 	ID       string
 	At       time.Time // accepted
+	Method   string    // of HTTP, "_OTHER" for what HTTP does not define
 	Route    string
 	Model    string // as the caller named it
+	Known    bool   // some host serves it, so that Model is one of a bounded set
 	Served   string // as the endpoint knows it
 	Stream   bool
 	Endpoint endpoint.ID // the last one tried
@@ -41,6 +79,7 @@ type Record struct {
 	Attempts [MaxAttempts]Attempt
 	Tries    int
 	Resumes  int           // times that another host went on with the answer
+	Offered  int           // times that another host was asked to
 	SeamGap  time.Duration // the longest silence at such a seam
 	Lost     string        // why no host goes on with an answer that broke off: a gateway/resume.Reason or "no_host"; "" where none did
 
@@ -51,6 +90,10 @@ type Record struct {
 	ITLp50       time.Duration // gap between output tokens as they arrived
 	ITLp99       time.Duration
 	TPS          float64 // output tokens per second between the first and the last one
+	Gaps         Gaps
+	Left         Phase      // with class client_gone: when it left
+	SLO          router.SLO // promised by the last lease; zero where there was none
+	Trace        trace.Context
 
 	Prompt, Cached, Output, Reasoning int64 // tokens
 	Estimated                         bool  // Output was counted from events: no usage was reported

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"headrace/gateway/ledger"
+	"headrace/gateway/trace"
 	"headrace/router/outcome"
 )
 
@@ -74,6 +75,9 @@ func TestLineIsWhatSlogWrites(t *testing.T) {
 			Tries: rng.IntN(4), Code: text(), TTFT: span(), UpstreamTTFT: span(), Duration: span(), Overhead: span(), ITLp50: span(), ITLp99: span(),
 			TPS: rng.ExpFloat64() * 50 * float64(rng.IntN(2)), Prompt: rng.Int64N(1e6) - 1, Output: int64(rng.IntN(4)) - 1, Estimated: rng.IntN(2) == 0,
 			USD: rng.ExpFloat64() * 1e-7, USDKnown: rng.IntN(2) == 0,
+		}
+		if rng.IntN(2) == 0 {
+			r.Trace = (&trace.Policy{On: true, Rand: rng.Uint64}).Begin(nil, nil)
 		}
 		var want bytes.Buffer
 		now := time.Unix(1700000000, rng.Int64N(1e9)).UTC()

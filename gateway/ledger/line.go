@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"encoding/hex"
 	"strconv"
 	"time"
 
@@ -16,6 +17,10 @@ func (r *Record) AppendLine(dst []byte, now time.Time) []byte {
 	dst = append(dst, `","level":"INFO","msg":"request"`...)
 	l := line{dst}
 	l.text(`,"request_id":`, r.ID)
+	if r.Trace.On() {
+		l.hex(`,"trace_id":`, r.Trace.ID[:])
+		l.hex(`,"span_id":`, r.Trace.Span[:])
+	}
 	l.text(`,"route":`, r.Route)
 	l.text(`,"model":`, r.Model)
 	l.flag(`,"stream":`, r.Stream)
@@ -62,7 +67,10 @@ func (r *Record) AppendLine(dst []byte, now time.Time) []byte {
 // line puts a JSON object together.
 type line struct{ b []byte }
 
-func (l *line) text(key, v string)        { l.b = openai.AppendString(append(l.b, key...), v) }
+func (l *line) text(key, v string) { l.b = openai.AppendString(append(l.b, key...), v) }
+func (l *line) hex(key string, v []byte) {
+	l.b = append(hex.AppendEncode(append(append(l.b, key...), '"'), v), '"')
+}
 func (l *line) flag(key string, v bool)   { l.b = strconv.AppendBool(append(l.b, key...), v) }
 func (l *line) count(key string, v int64) { l.b = strconv.AppendInt(append(l.b, key...), v, 10) }
 func (l *line) figure(key string, v float64) {

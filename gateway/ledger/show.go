@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"encoding/hex"
 	"encoding/json"
 	"log/slog"
 	"time"
@@ -9,6 +10,8 @@ import (
 // view is a Record as the admin API shows it; absent figures are null or left out, never zero.
 type view struct {
 	ID           string        `json:"request_id"`
+	Trace        string        `json:"trace_id,omitempty"`
+	Sampled      bool          `json:"trace_sampled,omitempty"`
 	At           time.Time     `json:"at"`
 	Route        string        `json:"route"`
 	Model        string        `json:"model,omitempty"`
@@ -80,6 +83,9 @@ func (r *Record) MarshalJSON() ([]byte, error) {
 	if r.USDKnown {
 		v.USD = &r.USD
 	}
+	if r.Trace.On() {
+		v.Trace, v.Sampled = hex.EncodeToString(r.Trace.ID[:]), r.Trace.Sampled
+	}
 	for _, a := range r.Attempts[:min(r.Tries, MaxAttempts)] {
 		v.Attempts = append(v.Attempts, attemptView{
 			Endpoint: string(a.Endpoint), Class: a.Class.String(), Status: a.Status, Duration: millis(a.Duration), Output: a.Output, Worker: a.Worker.Worker,
@@ -91,7 +97,11 @@ func (r *Record) MarshalJSON() ([]byte, error) {
 
 // Attrs appends the record as fields of an access log line to dst; figures that are unknown are left out.
 func (r *Record) Attrs(dst []slog.Attr) []slog.Attr {
-	dst = append(dst, slog.String("request_id", r.ID), slog.String("route", r.Route), slog.String("model", r.Model),
+	dst = append(dst, slog.String("request_id", r.ID))
+	if r.Trace.On() {
+		dst = append(dst, slog.String("trace_id", hex.EncodeToString(r.Trace.ID[:])), slog.String("span_id", hex.EncodeToString(r.Trace.Span[:])))
+	}
+	dst = append(dst, slog.String("route", r.Route), slog.String("model", r.Model),
 		slog.Bool("stream", r.Stream), slog.String("endpoint", string(r.Endpoint)), slog.Int("status", r.Status),
 		slog.String("class", r.Class.String()), slog.Int("attempts", r.Tries), slog.Float64("duration_ms", millis(r.Duration)),
 		slog.Float64("overhead_us", micros(r.Overhead)))
