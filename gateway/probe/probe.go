@@ -49,7 +49,7 @@ type Options struct {
 	Every      time.Duration // between two looks at who is due; default 250 ms
 	Concurrent int           // tests at once; default 16
 	Within     time.Duration // a host that is up answers so soon; default 12 s
-	Spread     time.Duration // self-tests begin that much later at most; default 1 s, below 0 none
+	Spread     time.Duration // self-tests begin that much later at most; default 250 ms, below 0 none
 	Now        func() time.Time
 }
 
@@ -110,7 +110,7 @@ func New(o Options, s Settings) *Prober {
 		o.Within = 12 * time.Second
 	}
 	if o.Spread == 0 {
-		o.Spread = time.Second
+		o.Spread = 250 * time.Millisecond // no more: until then no answer can be given to the host
 	}
 	if o.Now == nil {
 		o.Now = time.Now
