@@ -16,6 +16,7 @@ type host struct {
 	breaker  *health.Breaker
 	cache    atomic.Uint32             // its affinity.Host
 	near     [numKinships]atomic.Int64 // Unix nanoseconds until which a host that near is thought to have been taken away
+	away     bool                      // it has not been up since it was taken away, dropped or started; guarded by Router.mu
 	prefills atomic.Pointer[[]tested]  // what self-tests found; replaced whole, under Router.mu
 	hits     ewma                      // tokens read from its prefix cache, as a share of those that were expected
 	inflight atomic.Int64
@@ -248,7 +249,7 @@ func (h *host) follow(ep *endpoint.Endpoint, dropped bool, prior capacity.Prior,
 	case dropped && missing && Usable(was): // taken away, and off the list before that could be said
 		h.losses++
 		back = true
-	case was.State == endpoint.Preempted, was.State == endpoint.Gone, was.State == endpoint.Starting && rented(was):
+	case h.away:
 		back = true
 	case told, missing && (moved || was.BaseURL != ep.BaseURL): // at another address it is another start
 		back = true
@@ -259,6 +260,7 @@ func (h *host) follow(ep *endpoint.Endpoint, dropped bool, prior capacity.Prior,
 		h.comesBack()
 	}
 	h.last = ep
+	h.away = !up && (h.away || ep.State == endpoint.Preempted || ep.State == endpoint.Gone || ep.State == endpoint.Starting && rented(ep))
 	switch {
 	case up && math.IsNaN(h.upAt):
 		h.upAt = at

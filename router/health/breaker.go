@@ -79,7 +79,7 @@ type Breaker struct {
 	trial  atomic.Uint32 // the caller's request that is the trial, 0 for none
 	trials atomic.Bool   // a caller's request may be
 	again  atomic.Int32  // times it opened since an answer was completed
-	epoch  atomic.Uint32 // times it closed: what began before says nothing of now
+	epoch  atomic.Uint32 // times it was started anew, or somebody was there again: what began before says nothing of now
 	rows   atomic.Bool   // there is something that a success ends
 	opens  atomic.Int64
 	wins   window
@@ -100,7 +100,9 @@ type Breaker struct {
 	downAt   time.Time     // when it went down last, zero while it is up
 	pause    time.Duration // the last one, before jitter
 	probeAt  time.Time     // when a synthetic request was handed out that nobody has reported of; zero for none
+	probedIn uint32        // the epoch then
 	testing  bool          // it is a self-test of a closed one
+	voided   bool          // nobody waits for what it finds
 	testFrom time.Time     // no self-test before
 	dice     uint64
 }
@@ -209,15 +211,17 @@ func (t *Ticket) Succeeded(now time.Time) Change {
 		if t.trial != b.trial.Load() {
 			return Unchanged // it is not the trial any more
 		}
-		t.epoch++
-		return b.close()
+		c := b.close()
+		t.epoch = b.epoch.Load()
+		return c
 	case t.epoch != b.epoch.Load():
 		return Unchanged
 	case s == closed:
 		b.forget()
 	case s == suspected || t.forced && (s == buggy || s == stuck):
-		t.epoch++
-		return b.close()
+		c := b.close()
+		t.epoch = b.epoch.Load()
+		return c
 	}
 	return Unchanged
 }
@@ -255,10 +259,7 @@ func (t *Ticket) Ended(e Evidence) Change {
 	t.settled = true
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	trial := t.trial != 0 && !later
-	if trial && t.trial != b.trial.Load() {
-		return Unchanged
-	}
+	trial := t.trial != 0 && !later && t.trial == b.trial.Load() // or it was overtaken, and is like any other
 	if trial {
 		b.trial.Store(0)
 	}
@@ -308,7 +309,8 @@ func (b *Breaker) lose(now time.Time, together, trial bool) Change {
 	case s < gone && s != closed && !trial: // open already, for less
 		b.status.Store(gone)
 		b.downAt = now
-		b.probeAt = time.Time{}
+		b.void()
+		b.trial.Store(0)
 		b.until.Store(max(b.until.Load(), now.Add(b.jittered(b.openFor)).UnixNano()))
 		change = Lost
 	case s == closed:
@@ -328,9 +330,9 @@ func (b *Breaker) lose(now time.Time, together, trial bool) Change {
 	b.cuts = true
 	if b.kind.Told {
 		b.status.Store(preempted)
-		b.probeAt = time.Time{}
+		b.void()
 		b.trial.Store(0)
-		b.until.Store(b.downAt.Add(takenWord).UnixNano())
+		b.until.Store(now.Add(takenWord).UnixNano())
 	}
 	return Preempted
 }
@@ -401,7 +403,7 @@ func (b *Breaker) open(now time.Time, why status) {
 func (b *Breaker) shut(why status, until time.Time) {
 	b.late, b.lateAt = 0, time.Time{}
 	b.buggies, b.stucks = nil, nil
-	b.probeAt, b.testing = time.Time{}, false
+	b.void()
 	b.trial.Store(0)
 	b.rows.Store(false)
 	b.cuts = false
@@ -424,11 +426,13 @@ func (b *Breaker) close() Change {
 	b.fails.reset()
 	b.wins.reset()
 	b.late, b.lateAt, b.cutAt, b.downAt = 0, time.Time{}, time.Time{}, time.Time{}
-	b.probeAt = time.Time{}
+	b.void()
 	b.trial.Store(0)
 	b.rows.Store(false)
 	b.cuts = false
-	b.epoch.Add(1)
+	if was >= gone {
+		b.epoch.Add(1)
+	}
 	b.status.Store(closed)
 	if was == suspected {
 		return Cleared
@@ -458,7 +462,7 @@ func (b *Breaker) Probe(now time.Time) bool {
 	if s := b.status.Load(); s == closed || s == taken || now.UnixNano() < b.until.Load() || b.asked(now) || b.trial.Load() != 0 {
 		return false
 	}
-	b.probeAt, b.testing = now, false
+	b.probeAt, b.probedIn, b.testing, b.voided = now, b.epoch.Load(), false, false
 	return true
 }
 
@@ -469,9 +473,13 @@ func (b *Breaker) Test(now time.Time) bool {
 	if b.status.Load() != closed || b.cool.Load() > now.UnixNano() || now.Before(b.testFrom) || b.asked(now) {
 		return false
 	}
-	b.probeAt, b.testing = now, true
+	b.probeAt, b.probedIn, b.testing, b.voided = now, b.epoch.Load(), true, false
 	return true
 }
+
+// void keeps the synthetic request that is under way from closing it: what it was to decide has been decided. Until it is reported
+// of, or lapses, there is no other. The caller holds mu.
+func (b *Breaker) void() { b.voided = true }
 
 // asked tells whether a synthetic request is under way. The caller holds mu.
 func (b *Breaker) asked(now time.Time) bool {
@@ -489,7 +497,10 @@ func (b *Breaker) Probed(c outcome.Class) Change {
 	b.probeAt = time.Time{}
 	if b.testing {
 		b.testing, b.testFrom = false, now.Add(testPause)
-		if e := Of(c, false); e == Gone || e == Cut {
+		b.voided = true
+	}
+	if b.voided {
+		if e := Of(c, false); (e == Gone || e == Cut) && b.probedIn == b.epoch.Load() && b.status.Load() < gone {
 			return b.judge(e, false, false)
 		}
 		return Unchanged
@@ -546,6 +557,7 @@ func (b *Breaker) Returned() {
 	b.cool.Store(0)
 	if b.status.Load() != closed {
 		b.pause = 0
+		b.epoch.Add(1) // what it was sent before was sent to another engine
 		b.shut(gone, b.now())
 	}
 }
