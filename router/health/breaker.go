@@ -428,6 +428,7 @@ func (b *Breaker) close() Change {
 	b.late, b.lateAt, b.cutAt, b.downAt = 0, time.Time{}, time.Time{}, time.Time{}
 	b.void()
 	b.trial.Store(0)
+	b.testFrom = time.Time{}
 	b.rows.Store(false)
 	b.cuts = false
 	if was >= gone {

@@ -487,3 +487,15 @@ func TestHealthyPathAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
+
+// One that was lost while it was tested is tested as soon as it is back.
+func TestSelfTestAfterALoss(t *testing.T) {
+	r := rigged(t, byProbe, oneHost)
+	r.Test(r.now())
+	r.Probed(outcome.DialFailed)
+	r.due()
+	r.probed(outcome.Success)
+	if !r.Test(r.now()) {
+		t.Error("it is back, and its self-test waits")
+	}
+}
