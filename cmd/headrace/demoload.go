@@ -10,10 +10,12 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
 	"headrace/gateway/ledger"
+	"headrace/providers/fakecloud"
 )
 
 type chatChunk struct {
@@ -145,11 +147,19 @@ func (v *view) load(ctx context.Context, base string, rate float64, rng *rand.Ra
 		}
 		prompt := fmt.Sprintf("Question %d: what did the %s say?", n, [...]string{"miller", "river", "wheel", "heron"}[rng.IntN(4)])
 		wg.Go(func() {
-			_, err := v.ask(ctx, base, model, prompt, tokens, func(string) {}) // settled tells of failures
-			if err != nil && ctx.Err() != nil {
-				v.mu.Lock()
+			var text strings.Builder
+			_, err := v.ask(ctx, base, model, prompt, tokens, func(s string) { text.WriteString(s) }) // settled tells of failures
+			v.mu.Lock()
+			defer v.mu.Unlock()
+			switch {
+			case err != nil && ctx.Err() != nil:
 				v.unended++
-				v.mu.Unlock()
+			case err != nil:
+			default:
+				v.compared++
+				if text.String() != fakecloud.Answer(model, prompt, tokens) {
+					v.wrong++
+				}
 			}
 		})
 	}

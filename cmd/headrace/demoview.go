@@ -42,6 +42,8 @@ type view struct {
 	refused  int // the caller's fault
 	gone     int // whose caller left
 	unended  int // of these, those of the load that were under way at the stop
+	compared int // of the load, whole ones, with what the fake model says; of these:
+	wrong    int // with a token lost, doubled or altered
 	tokens   int64
 	usd      float64
 	spent    map[endpoint.ID]float64 // USD
@@ -49,6 +51,7 @@ type view struct {
 	cut      map[endpoint.ID]cuts
 
 	strikes            int
+	pauses             []time.Duration // of answers that went on elsewhere
 	leaving, returning []time.Duration // from the strike until out of rotation, and until back in
 }
 
@@ -356,7 +359,13 @@ func (v *view) summary() {
 		v.prose("%s", s)
 	}
 	if v.wentOn > 0 {
-		v.prose("%s broke off in mid-sentence and went on on another host: the callers saw one stream.", count(int64(v.wentOn), "answer"))
+		v.prose("%s moved to another host in mid-sentence, with a pause of %s (median).", count(int64(v.wentOn), "answer"), brief(median(v.pauses)))
+	}
+	switch {
+	case v.wrong > 0:
+		v.prose("%d of %s did not have each token once: please report this with the seed.", v.wrong, count(int64(v.compared), "answer"))
+	case v.compared > 0:
+		v.prose("%s %s compared with what the fake model says, word by word: each token came once.", count(int64(v.compared), "whole answer"), were(v.compared))
 	}
 	if v.broken > 0 {
 		v.prose("%s %s cut in mid-sentence and ended with an error event: nobody could go on with them.", count(int64(v.broken), "answer"), were(v.broken))

@@ -159,6 +159,7 @@ func (v *view) settled(r *ledger.Record) {
 		switch {
 		case wentOn:
 			v.wentOn++
+			v.pauses = append(v.pauses, r.SeamGap)
 		case moved:
 			v.moved++
 		}
@@ -178,7 +179,8 @@ func (v *view) settled(r *ledger.Record) {
 	last := &r.Attempts[min(max(r.Tries, 1), ledger.MaxAttempts)-1]
 	switch {
 	case wentOn:
-		v.tell("an answer that broke off on %s went on on %s after %s; its caller saw one stream", r.Attempts[0].Endpoint, r.Endpoint, brief(r.SeamGap))
+		hosts, tokens := route(r)
+		v.tell("an answer moved from %s in mid-sentence, after %s and with a pause of %s; its caller saw one stream", hosts, count(tokens, "token"), brief(r.SeamGap))
 	case moved:
 		v.tell("a request moved from %s to %s before its first token (%s); its caller saw nothing", r.Attempts[0].Endpoint, r.Endpoint, plainly(r.Attempts[0].Class))
 	case r.Class == outcome.Success && last.Worker.Delayed >= 500*time.Millisecond:
@@ -190,6 +192,19 @@ func (v *view) settled(r *ledger.Record) {
 	case failed:
 		v.tell("a request failed on %s: %s", r.Endpoint, plainly(r.Class))
 	}
+}
+
+// route is where an answer went, from host to host, and after how many tokens it left the last but one.
+func route(r *ledger.Record) (hosts string, tokens int64) {
+	for i := range r.Attempts[:min(r.Tries-1, ledger.MaxAttempts)] {
+		a := &r.Attempts[i]
+		if a.Output == 0 { // it lost the answer before it told anything of it
+			continue
+		}
+		hosts += string(a.Endpoint) + " to "
+		tokens += a.Output
+	}
+	return hosts + string(r.Endpoint), tokens
 }
 
 // plainly is a class of outcomes for people.
