@@ -369,6 +369,19 @@ func (a *Attempt) More(until time.Time, slack time.Duration) error {
 // CarryOn goes on with an attempt that was interrupted.
 func (a *Attempt) CarryOn() { a.conn.carryOn() }
 
+// PassTo puts an attempt whose answer has begun under g, which guards no other now, instead of the guard that it was started with. It
+// returns false when g was aborted: then the connection is closed, and only Finish is left to do.
+func (a *Attempt) PassTo(g *Guard) bool {
+	a.guard.detach()
+	a.guard = g
+	g.uncall()
+	if g.attach(a.conn, a.host.serving) {
+		return true
+	}
+	a.drop()
+	return false
+}
+
 // Unread returns the bytes of the body that have come and were not consumed, until the next call of
 // another method.
 func (a *Attempt) Unread() []byte { return a.conn.unread() }

@@ -298,9 +298,10 @@ func (c *conn) writeChunk(w io.Writer, n int) error {
 // Guard is how other goroutines end an exchange: it knows the upstream connection in use. The zero
 // value is ready for one exchange.
 type Guard struct {
-	mu   sync.Mutex // guards conn and gone
-	conn *conn
-	gone bool
+	mu     sync.Mutex // guards conn, gone and wanted
+	conn   *conn
+	gone   bool
+	wanted bool // call what attaches next, too
 
 	at         *crowd // whose list it is in, nil for none; its owner's
 	next, prev *Guard // in that list, guarded by its mu
@@ -361,9 +362,30 @@ func (g *Guard) attach(c *conn, l *crowd) bool {
 		return false
 	}
 	g.conn = c
+	if g.wanted {
+		c.call()
+	}
 	g.mu.Unlock()
 	l.enter(g)
 	return true
+}
+
+// Call makes the attempt in progress return ErrInterrupted, from any goroutine and without waiting, and every later one under g, until
+// PassTo puts another attempt there: it may be between two connections now.
+func (g *Guard) Call() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.wanted = true
+	if g.conn != nil {
+		g.conn.call()
+	}
+}
+
+// uncall takes Call back for what attaches from now on.
+func (g *Guard) uncall() {
+	g.mu.Lock()
+	g.wanted = false
+	g.mu.Unlock()
 }
 
 // detach takes the connection out of Abort's and call's reach, before it gets its next user.

@@ -363,3 +363,109 @@ func TestInterrupt(t *testing.T) {
 		t.Errorf("%d attempts are left", n)
 	}
 }
+
+// TestCallAndPassTo ends one attempt from another goroutine, and puts a second one in its place that was begun under a guard of its own.
+func TestCallAndPassTo(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = ln.Close() }()
+	goOn := make(chan struct{})
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer func() { _ = c.Close() }()
+				for br := bufio.NewReader(c); ; {
+					r, err := http.ReadRequest(br)
+					if err != nil {
+						return
+					}
+					_, _ = io.Copy(io.Discard, r.Body)
+					if r.URL.Path == "/slow" {
+						_, _ = br.ReadByte()
+						return
+					}
+					_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nabc")
+					<-goOn
+					_, _ = io.WriteString(c, "def")
+				}
+			}()
+		}
+	}()
+	h := hostAt(t, "http://"+ln.Addr().String(), Options{})
+	slow, fast := body("{}"), body("{}")
+	slow.Path, fast.Path = "/slow", "/fast"
+	late := time.Now().Add(patience)
+	var first, second Attempt
+	var main, other Guard
+	defer first.Finish()
+	defer second.Finish()
+	if err := first.Start(h, &main, slow, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	won := make(chan error, 1)
+	go func() {
+		err := second.Start(h, &other, fast, time.Now())
+		if err == nil {
+			err = second.AwaitHead(late)
+		}
+		for err == nil && len(second.Unread()) < 3 {
+			err = second.More(late, 0)
+		}
+		main.Call()
+		won <- err
+	}()
+	if err := first.AwaitHead(late); !errors.Is(err, ErrInterrupted) {
+		t.Fatalf("called away: %v", err)
+	}
+	if err := <-won; err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Start(h, &main, slow, time.Now()); err != nil { // between two connections when it was called
+		t.Fatal(err)
+	}
+	if err := first.AwaitHead(late); !errors.Is(err, ErrInterrupted) {
+		t.Fatalf("called away before it began: %v", err)
+	}
+	if !second.PassTo(&main) {
+		t.Fatal("the guard was never aborted")
+	}
+	if n := h.serving.call(); n != 1 {
+		t.Errorf("%d attempts in the host's list", n)
+	}
+	second.CarryOn()
+	close(goOn)
+	for !second.Ended() {
+		if err := second.More(late, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if string(second.Unread()) != "abcdef" {
+		t.Errorf("body %q", second.Unread())
+	}
+	other.Abort() // of no concern to it any more
+	second.Finish()
+	if r := do(h, fast); r.err != nil || r.body != "abcdef" || !r.reused {
+		t.Errorf("the connection does not serve on: %+v", r)
+	}
+
+	if err := second.Start(h, &other, fast, time.Now()); err == nil {
+		t.Error("an aborted guard lets attempts begin")
+	}
+	var third Guard
+	if err := second.Start(h, &third, fast, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if err := second.AwaitHead(late); err != nil {
+		t.Fatal(err)
+	}
+	main.Abort()
+	if second.PassTo(&main) {
+		t.Error("an attempt was put under a guard that was aborted")
+	}
+}
