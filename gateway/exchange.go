@@ -9,7 +9,6 @@ import (
 	"os"
 	"strconv"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/valyala/fasthttp"
@@ -30,6 +29,7 @@ import (
 // find it, and not a successor.
 type watch struct {
 	forward.Guard
+	second  atomic.Pointer[forward.Guard] // of its hedge, nil for none
 	drained atomic.Bool
 	self    listen.Handler
 }
@@ -40,6 +40,9 @@ func (w *watch) ClientGone(why listen.Why) {
 		w.drained.Store(true)
 	}
 	w.Abort()
+	if g := w.second.Load(); g != nil {
+		g.Abort()
+	}
 }
 
 // exchange is one request from its acceptance to its settlement. The connection's goroutine owns it;
@@ -80,6 +83,12 @@ type exchange struct {
 	tried   [maxTried]endpoint.ID
 	retries int
 	last    *outcome.Error // of the attempt that is being retried
+
+	second     *hedge        // runs beside the attempt, or instead of it in phase awaitingSecond; nil for none
+	hedged     bool          // the attempt was the second
+	hedgeAt    time.Time     // a hedge is due; zero for never
+	hedgeBy    time.Time     // it is too late for one
+	hedgeEvery time.Duration // between two looks for a host
 
 	phase     phase
 	beginAt   time.Time // the attempt began
@@ -123,6 +132,7 @@ const (
 	awaitingHead
 	awaitingContent // the head said event stream
 	awaitingBody    // a plain answer, read whole before it goes out
+	awaitingSecond  // the first attempt has failed, its hedge may answer yet
 	gathering       // a stream that is put together for a caller who wants it in one piece
 	ready
 	failed
@@ -148,11 +158,17 @@ const maxErrorBody = 64 << 10
 // until the given time: then it returns false and may be called again.
 func (x *exchange) advance(until time.Time) bool {
 	for {
+		switch {
+		case x.second != nil:
+			x.race()
+		case !x.hedgeAt.IsZero():
+			x.tryHedge()
+		}
 		switch x.phase {
 		case picking:
 			x.pick()
 		case awaitingHead:
-			err := x.attempt.AwaitHead(earlier(until, x.firstBy))
+			err := x.attempt.AwaitHead(x.wakeBy(until))
 			switch _, over := errors.AsType[*outcome.Error](err); {
 			case over: // first: what ended the attempt may have been a deadline too
 				x.attemptFailed(err)
@@ -169,6 +185,10 @@ func (x *exchange) advance(until time.Time) bool {
 			}
 		case awaitingBody:
 			x.awaitBody()
+		case awaitingSecond:
+			if !x.awaitSecond(until) {
+				return false
+			}
 		case gathering:
 			x.gather()
 		case ready, failed:
@@ -257,11 +277,14 @@ func (x *exchange) pick() {
 		x.due(time.Now())
 	}
 	x.phase = awaitingHead
+	if x.set.Hedge {
+		x.armHedge()
+	}
 }
 
 // due sets when the first event of an attempt is due that has begun now.
 func (x *exchange) due(now time.Time) {
-	soon, full := x.firstWithin()
+	soon, full := x.firstWithin(&x.lease)
 	x.firstBy, x.fullBy = earlier(now.Add(soon), x.totalBy), earlier(now.Add(full), x.totalBy)
 }
 
@@ -280,14 +303,14 @@ func (x *exchange) resumed() bool { return x.tale != nil && x.tale.breaks > 0 }
 var errNotComposed = errors.New("the request that goes on with the answer cannot be written")
 
 // firstWithin is how long the attempt may take to its first content: where another one can be made, and at all.
-func (x *exchange) firstWithin() (soon, full time.Duration) {
+func (x *exchange) firstWithin(l *router.Lease) (soon, full time.Duration) {
 	full = x.set.FirstEvent
 	if x.leased {
-		if s := x.lease.Endpoint.State; s == endpoint.Cold || s == endpoint.Starting || x.lease.Decision.Cold { // workers that are up may be full
+		if s := l.Endpoint.State; s == endpoint.Cold || s == endpoint.Starting || l.Decision.Cold { // workers that are up may be full
 			full = max(x.set.ColdStart, full)
 			return full, full
 		}
-		if d := &x.lease.Decision; x.set.Stuck > 0 && d.Candidates > 1 && x.seesFirst() { // else it may show nothing before its end
+		if d := &l.Decision; x.set.Stuck > 0 && d.Candidates > 1 && x.seesFirst() { // else it may show nothing before its end
 			return min(max(x.set.Stuck, time.Duration(stuckTimes*d.TTFT*float64(time.Second))), full), full
 		}
 	}
@@ -311,7 +334,6 @@ func (x *exchange) pickError(err error) *openai.Error {
 
 // compose builds the body for the leased endpoint, aliasing the caller's; false when it cannot be.
 func (x *exchange) compose() bool {
-	ep := x.lease.Endpoint
 	if x.form != nil {
 		x.req.Upload, x.req.UploadSize = x.form.reader(x.lease.Served)
 		return true
@@ -320,7 +342,7 @@ func (x *exchange) compose() bool {
 		return x.composeOn()
 	}
 	gather := x.tale != nil && x.tale.gather
-	inject := (x.wantStream || gather) && x.route.usage && !ep.NoUsageInjection && !x.scan.IncludeUsage && x.noInject != ep.ID && !x.s.refusedUsage(ep.ID)
+	inject := x.injects(x.lease.Endpoint)
 	x.dropUsage = inject
 	if gather {
 		x.tale.opened = inject // without its usage it is not put together
@@ -335,14 +357,35 @@ func (x *exchange) compose() bool {
 	return true
 }
 
+// injects tells whether ep is asked for the usage event on our own account.
+func (x *exchange) injects(ep *endpoint.Endpoint) bool {
+	return (x.wantStream || x.tale != nil && x.tale.gather) && x.route.usage && !ep.NoUsageInjection && !x.scan.IncludeUsage &&
+		x.noInject != ep.ID && !x.s.refusedUsage(ep.ID)
+}
+
 // attemptFailed ends the attempt and decides between another one and the caller's error.
 func (x *exchange) attemptFailed(err error) {
+	if x.outrun() {
+		x.adopt()
+		return
+	}
 	x.began = time.Now() // what came before was the host's time
 	oe, ok := errors.AsType[*outcome.Error](err)
 	if !ok {
 		oe = &outcome.Error{Class: outcome.UpstreamFault, Endpoint: x.endpointID(), Err: err}
 	}
 	x.endAttempt(*oe, time.Now())
+	if x.second != nil && oe.Class.Policy().Elsewhere {
+		x.last = oe
+		x.again()
+		x.phase = awaitingSecond
+		return
+	}
+	x.elsewhere(oe)
+}
+
+// elsewhere makes another attempt after one that ended as oe says, or tells the caller.
+func (x *exchange) elsewhere(oe *outcome.Error) {
 	if oe.Class.Policy().Elsewhere && x.pinned == "" && x.mayRestart(oe.Class) && (x.form == nil || x.form.replayable()) && x.mayRetry() {
 		x.last = oe
 		x.again()
@@ -369,7 +412,7 @@ func (x *exchange) failAttempt(oe *outcome.Error) {
 
 // again goes back to picking. Nothing of the attempt that ended may show in the next one's answer.
 func (x *exchange) again() {
-	x.isStream, x.bodyEnd, x.m, x.progressed, x.blocked = false, false, meter{}, false, 0
+	x.isStream, x.bodyEnd, x.m, x.progressed, x.blocked, x.hedged = false, false, meter{}, false, 0, false
 	x.phase, x.began = picking, time.Now()
 	if x.tale != nil && !x.resumed() {
 		x.beginTale()
@@ -387,7 +430,7 @@ func (x *exchange) mayRetry() bool {
 
 // endAttempt settles the attempt's lease and connection and notes it in the record.
 func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
-	x.worker = endpoint.WorkerReport{}
+	x.worker, x.hedgeAt = endpoint.WorkerReport{}, time.Time{}
 	if x.attempt != nil {
 		var told bool
 		if x.worker, told = x.attempt.Report(); told && x.s.opt.Worked != nil {
@@ -432,10 +475,7 @@ func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
 		x.leased = false
 	}
 	if oe.Class != outcome.Success {
-		x.s.attemptFailed(x, oe.Class, oe.Endpoint, oe.Status, oe.Err)
-	}
-	if v := oe.Class.Policy().Verdict; x.s.opt.Failed != nil && (v == outcome.Faulty || v == outcome.Doubtful || oe.Class == outcome.NotReady) {
-		x.s.opt.Failed(oe.Endpoint, oe.Class)
+		x.s.attemptFailed(x.rec.ID, oe.Class, oe.Endpoint, oe.Status, oe.Err)
 	}
 	if x.attempt != nil {
 		x.attempt.Finish()
@@ -448,7 +488,7 @@ func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
 func (x *exchange) note(a *ledger.Attempt, oe *outcome.Error, now time.Time) {
 	*a = ledger.Attempt{
 		Endpoint: oe.Endpoint, Class: oe.Class, Status: oe.Status, Duration: now.Sub(x.beginAt), Worker: x.worker,
-		After: x.beginAt.Sub(x.rec.At), Span: x.span, Resumed: x.offset >= 0, Offset: max(0, x.offset),
+		After: x.beginAt.Sub(x.rec.At), Span: x.span, Resumed: x.offset >= 0, Offset: max(0, x.offset), Hedge: x.hedged,
 	}
 	if !x.m.firstAt.IsZero() {
 		a.First = x.m.firstAt.Sub(x.beginAt)
@@ -561,7 +601,7 @@ func (x *exchange) judgeError(class outcome.Class) {
 	by := earlier(time.Now().Add(errorBodyTime), x.totalBy)
 	var err error
 	for err == nil && len(a.Unread()) < maxErrorBody {
-		if err = a.More(by, 0); errors.Is(err, forward.ErrInterrupted) { // the little that is missing is worth more than another attempt
+		if err = a.More(by, 0); errors.Is(err, forward.ErrInterrupted) && !x.outrun() { // the little that is missing is worth more than another attempt
 			a.CarryOn()
 			err = nil
 		}
@@ -573,6 +613,9 @@ func (x *exchange) judgeError(class outcome.Class) {
 		x.noInject = x.endpointID()
 		x.endAttempt(outcome.Error{Class: outcome.CallerFault, Endpoint: x.endpointID(), Status: a.Status, Err: errEvent}, time.Now())
 		x.rec.Tries--
+		if x.second != nil {
+			x.cutSecond() // which may be the host that is asked next
+		}
 		x.again()
 		return
 	}
@@ -630,7 +673,7 @@ func (x *exchange) awaitContent(until time.Time) bool {
 	if x.phase != awaitingContent {
 		return true
 	}
-	err := a.More(earlier(until, x.firstBy), x.set.FirstEvent/8)
+	err := a.More(x.wakeBy(until), x.set.FirstEvent/8)
 	switch {
 	case err == nil:
 		x.scanEvents(time.Now())
@@ -663,11 +706,7 @@ func (x *exchange) awaitContent(until time.Time) bool {
 }
 
 func (x *exchange) upstreamFault(err error) *outcome.Error {
-	class := outcome.UpstreamFault
-	switch {
-	case errors.Is(err, syscall.ECONNRESET), x.isStream && (errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.ErrClosedPipe)):
-		class = outcome.Severed
-	}
+	class := faultOf(err, x.isStream)
 	if x.watch.Aborted() {
 		class = outcome.ClientGone
 	}
@@ -686,7 +725,7 @@ func (x *exchange) scanEvents(now time.Time) {
 			break
 		}
 		x.take(ev, now)
-		if x.phase == failed || x.phase == picking || x.tale != nil && x.tale.errand {
+		if x.phase == failed || x.phase == picking || x.phase == awaitingSecond || x.tale != nil && x.tale.errand {
 			return
 		}
 	}
@@ -750,13 +789,10 @@ func (x *exchange) take(ev sse.Event, now time.Time) {
 
 // classify asks the provider's adapter what an answer means that says class by itself.
 func (x *exchange) classify(class outcome.Class, status int, body []byte) outcome.Class {
-	if x.s.opt.Classify == nil || !x.leased {
+	if !x.leased {
 		return class
 	}
-	if c, known := x.s.opt.Classify(x.lease.Endpoint, status, string(x.attempt.Head.ContentType()), body); known {
-		return c
-	}
-	return class
+	return x.s.classify(x.lease.Endpoint, class, status, x.attempt.Head.ContentType(), body)
 }
 
 // errorEvent treats an error that comes as the first event as if it had come as a status.

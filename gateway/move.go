@@ -14,6 +14,14 @@ import (
 
 // calledAway begins anew at another host, the caller having nothing of the answer yet.
 func (x *exchange) calledAway() {
+	if x.outrun() { // which is why
+		x.adopt()
+		return
+	}
+	if x.second != nil { // asked already
+		x.attemptFailed(x.lostAs(forward.ErrInterrupted))
+		return
+	}
 	if !x.worthMoving() || !x.reserveAnew() {
 		x.attempt.CarryOn()
 		return

@@ -482,6 +482,7 @@ func (x *exchange) settle() {
 	if x.conn != nil {
 		x.conn.Disarm()
 	}
+	x.dropSecond()
 	now := time.Now()
 	if !x.committed { // the handler's last stretch; a stream's ended with its first token
 		x.own += now.Sub(x.began)

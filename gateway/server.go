@@ -79,6 +79,7 @@ type Settings struct {
 	Heartbeat   time.Duration // a comment goes out each time a waiting stream was silent that long; 0 for none
 	Drain       time.Duration // running requests may take that long when the server stops
 	MaxRetries  int           // per request
+	Hedge       bool          // idle hosts that are paid anyway are asked as well, where a first token is late: see Router.Hedge
 
 	OnPreemption    map[string]Preemption // by model; Continue where nothing is said
 	MaxResumes      int                   // times that one answer is gone on with
@@ -105,6 +106,7 @@ type Server struct {
 	http     *fasthttp.Server
 	uploads  *fasthttp.Server
 	inFlight atomic.Int64
+	hedges   atomic.Int64 // goroutines of hedges
 	draining atomic.Bool
 	created  int64 // Unix seconds
 
@@ -276,7 +278,7 @@ func (s *Server) shutdown(ctx context.Context) {
 	}()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	for s.inFlight.Load() > 0 && ctx.Err() == nil {
+	for s.inFlight.Load()+s.hedges.Load() > 0 && ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
 		case <-tick.C:
@@ -533,6 +535,9 @@ func (x *exchange) setModel(name []byte) *openai.Error {
 // prepare fills in what every attempt sends.
 func (x *exchange) prepare(take func([]byte) bool) {
 	x.s.router.Budget.Earn()
+	if x.set.Hedge {
+		x.s.router.Hedges.Earn()
+	}
 	h := &x.ctx.Request.Header
 	x.head = appendHeader(x.head[:0], h, take, x.rec.ID)
 	x.req.Method = "POST"
@@ -556,11 +561,16 @@ func (x *exchange) follows(ep *endpoint.Endpoint) {
 		return
 	}
 	x.span = x.set.Tracing.NewSpan()
-	x.head = x.head[:x.headLen]
-	if ep != nil && x.set.Propagate != nil && x.set.Propagate(ep) {
-		x.head = x.rec.Trace.AppendParent(x.head, x.span)
-	}
+	x.head = x.parent(x.head[:x.headLen], ep, x.span)
 	x.req.Header = x.head
+}
+
+// parent adds to a head of x what lets ep know of span, if it is to.
+func (x *exchange) parent(head []byte, ep *endpoint.Endpoint, span trace.SpanID) []byte {
+	if ep != nil && x.set.Propagate != nil && x.set.Propagate(ep) {
+		return x.rec.Trace.AppendParent(head, span)
+	}
+	return head
 }
 
 func isJSON(ct []byte) bool {
@@ -569,17 +579,31 @@ func isJSON(ct []byte) bool {
 	return t == "application/json" || strings.HasSuffix(t, "+json") || t == "application/x-www-form-urlencoded" || t == "text/plain"
 }
 
-// attemptFailed logs a failed attempt; the error's text may be the host's and goes nowhere else.
-func (s *Server) attemptFailed(x *exchange, class outcome.Class, id endpoint.ID, status int, err error) {
+// classify asks the provider's adapter what an answer of ep means that says class by itself.
+func (s *Server) classify(ep *endpoint.Endpoint, class outcome.Class, status int, contentType, body []byte) outcome.Class {
+	if s.opt.Classify == nil {
+		return class
+	}
+	if c, known := s.opt.Classify(ep, status, string(contentType), body); known {
+		return c
+	}
+	return class
+}
+
+// attemptFailed logs a failed attempt, and has its host's provider asked; the error's text may be the host's and goes nowhere else.
+func (s *Server) attemptFailed(request string, class outcome.Class, id endpoint.ID, status int, err error) {
+	if v := class.Policy().Verdict; s.opt.Failed != nil && (v == outcome.Faulty || v == outcome.Doubtful || class == outcome.NotReady) {
+		s.opt.Failed(id, class)
+	}
 	level := slog.LevelWarn
-	if class == outcome.ClientGone || class == outcome.CallerFault {
+	if class == outcome.ClientGone || class == outcome.CallerFault || class == outcome.Outrun {
 		level = slog.LevelDebug
 	}
 	if !s.log.Enabled(context.Background(), level) {
 		return
 	}
 	s.log.LogAttrs(context.Background(), level, "attempt failed",
-		slog.String("request_id", x.rec.ID), slog.String("endpoint", string(id)), slog.String("class", class.String()),
+		slog.String("request_id", request), slog.String("endpoint", string(id)), slog.String("class", class.String()),
 		slog.Int("status", status), slog.Any("error", err))
 }
 

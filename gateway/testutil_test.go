@@ -208,6 +208,7 @@ type rigOptions struct {
 	set      Settings
 	breaker  health.Options
 	retry    router.BudgetOptions
+	hedge    router.BudgetOptions
 	forward  forward.Options
 	rules    []router.ModelRule
 	portable bool
@@ -241,7 +242,7 @@ func newRig(t testing.TB, urls []string, change ...func(*rigOptions)) *rig {
 		f(&o)
 	}
 	g := &rig{t: t, settled: map[string]int{}, signal: make(chan struct{}), done: make(chan struct{}), logs: &logBuffer{}}
-	g.router = router.New(router.Options{Now: time.Now, Breaker: o.breaker, Retry: o.retry})
+	g.router = router.New(router.Options{Now: time.Now, Breaker: o.breaker, Retry: o.retry, Hedge: o.hedge})
 	g.fwd = forward.New(o.forward)
 	eps := make([]endpoint.Endpoint, 0, len(urls))
 	for i, u := range urls {

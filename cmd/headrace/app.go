@@ -90,6 +90,7 @@ func newApp(cfg *config.Config, logTo io.Writer) (*app, error) {
 		Prior:   a.expect,
 		Breaker: health.Options{Failures: cfg.Breaker.Failures, OpenFor: cfg.Breaker.OpenFor},
 		Retry:   router.BudgetOptions{PerRequest: cfg.Retries.Budget, Cap: cfg.Retries.BudgetCap},
+		Hedge:   router.BudgetOptions{PerRequest: cfg.Retries.HedgeBudget},
 		Seed:    rand.Uint64(), //nolint:gosec // replicas differ by it, nothing is guarded
 	})
 	if cfg.State.Redis != "" {
@@ -168,7 +169,7 @@ func settings(c *config.Config) gateway.Settings {
 		Read: c.Timeouts.Read, FirstEvent: c.Timeouts.FirstEvent, ColdStart: c.Timeouts.ColdStart, Gap: c.Timeouts.Gap, Total: c.Timeouts.Total,
 		ClientWrite: c.Timeouts.ClientWrite, Heartbeat: c.Timeouts.Heartbeat, Drain: c.Timeouts.Drain, MaxRetries: c.Retries.Max,
 		OnPreemption: map[string]gateway.Preemption{}, MaxResumes: c.Retries.MaxResumes, MaxContinuation: int(c.Limits.MaxContinuation),
-		Stall: c.Timeouts.Stall, Stuck: c.Timeouts.Stuck,
+		Stall: c.Timeouts.Stall, Stuck: c.Timeouts.Stuck, Hedge: c.Retries.Hedge == "sunk" && c.Retries.HedgeBudget > 0,
 	}
 	for name := range c.Models {
 		s.OnPreemption[name], _ = gateway.ParsePreemption(c.Models[name].OnPreemption) // the config knows its words
@@ -379,6 +380,7 @@ func needRestart(old, cur *config.Config) []string {
 		{"timeouts.connect", old.Timeouts.Connect == cur.Timeouts.Connect},
 		{"timeouts.upstream_idle", old.Timeouts.UpstreamIdle == cur.Timeouts.UpstreamIdle},
 		{"retries.budget", old.Retries.Budget == cur.Retries.Budget && old.Retries.BudgetCap == cur.Retries.BudgetCap},
+		{"retries.hedge_budget", old.Retries.HedgeBudget == cur.Retries.HedgeBudget},
 		{"breaker", old.Breaker == cur.Breaker},
 		{"state.redis", old.State.Redis == cur.State.Redis},
 		{"log.format", old.Log.Format == cur.Log.Format},

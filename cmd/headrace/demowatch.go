@@ -151,7 +151,7 @@ func (v *view) settled(r *ledger.Record) {
 	v.usd += r.USD
 	v.spent[r.Endpoint] += r.USD
 	wentOn := r.Class == outcome.Success && r.Resumes > 0
-	moved := r.Class == outcome.Success && !wentOn && r.Tries > 1 && r.Attempts[0].Endpoint != r.Endpoint
+	moved := r.Class == outcome.Success && !wentOn && r.Tries > 1 && r.Attempts[0].Endpoint != r.Endpoint && !r.Attempts[0].Hedge
 	failed := false
 	switch r.Class {
 	case outcome.Success:

@@ -423,6 +423,7 @@ func TestCallAndPassTo(t *testing.T) {
 	if err := first.AwaitHead(late); !errors.Is(err, ErrInterrupted) {
 		t.Fatalf("called away: %v", err)
 	}
+	first.Finish()
 	if err := <-won; err != nil {
 		t.Fatal(err)
 	}
@@ -432,6 +433,7 @@ func TestCallAndPassTo(t *testing.T) {
 	if err := first.AwaitHead(late); !errors.Is(err, ErrInterrupted) {
 		t.Fatalf("called away before it began: %v", err)
 	}
+	first.Finish()
 	if !second.PassTo(&main) {
 		t.Fatal("the guard was never aborted")
 	}

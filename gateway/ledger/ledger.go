@@ -33,6 +33,7 @@ type Attempt struct {
 	Served   string                // of the model
 	Decision router.Decision       // why it went there, and what was expected of it; zero where no lease was held
 	Worker   endpoint.WorkerReport // what the provider told of the work; empty for most
+	Hedge    bool                  // it was made beside another one, because that was late
 }
 
 // GapBounds are the upper bounds of Gaps, in seconds: those of OpenTelemetry's gen_ai.client.operation.time_per_output_chunk.
@@ -82,6 +83,9 @@ type Record struct {
 	Offered  int           // times that another host was asked to
 	SeamGap  time.Duration // the longest silence at such a seam
 	Lost     string        // why no host goes on with an answer that broke off: a gateway/resume.Reason or "no_host"; "" where none did
+
+	Hedge    string  // what became of the attempt that was made beside a late one: "won", "lost" or "failed"; "" where none was
+	HedgeUSD float64 // share of USD of whichever of the two gave no answer, where that is known
 
 	TTFT         time.Duration // accepted to first content token handed to the caller
 	UpstreamTTFT time.Duration // request sent to first content token received, last attempt

@@ -40,6 +40,10 @@ func (r *Record) AppendLine(dst []byte, now time.Time) []byte {
 	if r.Lost != "" {
 		l.text(`,"not_resumed":`, r.Lost)
 	}
+	if r.Hedge != "" {
+		l.text(`,"hedge":`, r.Hedge)
+		l.figure(`,"hedge_waste_usd":`, r.HedgeUSD)
+	}
 	if r.TTFT > 0 {
 		l.figure(`,"ttft_ms":`, millis(r.TTFT))
 		l.figure(`,"upstream_ttft_ms":`, millis(r.UpstreamTTFT))

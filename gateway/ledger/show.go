@@ -27,6 +27,8 @@ type view struct {
 	Resumes      int           `json:"resumes,omitempty"`
 	SeamGap      float64       `json:"seam_gap_ms,omitempty"`
 	Lost         string        `json:"not_resumed,omitempty"`
+	Hedge        string        `json:"hedge,omitempty"`
+	HedgeUSD     float64       `json:"hedge_waste_usd,omitempty"`
 	TTFT         *float64      `json:"ttft_ms"`
 	UpstreamTTFT *float64      `json:"upstream_ttft_ms"`
 	Duration     float64       `json:"duration_ms"`
@@ -56,6 +58,7 @@ type attemptView struct {
 	Delayed  float64 `json:"delay_ms,omitempty"`
 	Redone   int     `json:"redispatches,omitempty"`
 	Note     string  `json:"note,omitempty"`
+	Hedge    bool    `json:"hedge,omitempty"`
 }
 
 func millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1e3 }
@@ -78,7 +81,7 @@ func (r *Record) MarshalJSON() ([]byte, error) {
 		Duration: millis(r.Duration), Overhead: micros(r.Overhead), ITLp50: some(millis(r.ITLp50), 0), ITLp99: some(millis(r.ITLp99), 0),
 		TPS: some(r.TPS, 0), Prompt: some(r.Prompt, -1), Cached: some(r.Cached, -1), Output: some(r.Output, -1), Reasoning: some(r.Reasoning, -1),
 		Estimated: r.Estimated, BytesIn: r.BytesIn, BytesOut: r.BytesOut, MoreAttempts: max(0, r.Tries-MaxAttempts),
-		Resumes: r.Resumes, SeamGap: millis(r.SeamGap), Lost: r.Lost,
+		Resumes: r.Resumes, SeamGap: millis(r.SeamGap), Lost: r.Lost, Hedge: r.Hedge, HedgeUSD: r.HedgeUSD,
 	}
 	if r.USDKnown {
 		v.USD = &r.USD
@@ -89,7 +92,7 @@ func (r *Record) MarshalJSON() ([]byte, error) {
 	for _, a := range r.Attempts[:min(r.Tries, MaxAttempts)] {
 		v.Attempts = append(v.Attempts, attemptView{
 			Endpoint: string(a.Endpoint), Class: a.Class.String(), Status: a.Status, Duration: millis(a.Duration), Output: a.Output, Worker: a.Worker.Worker,
-			Executed: a.Worker.Executed.Seconds(), Delayed: millis(a.Worker.Delayed), Redone: a.Worker.Redone, Note: a.Worker.Note,
+			Executed: a.Worker.Executed.Seconds(), Delayed: millis(a.Worker.Delayed), Redone: a.Worker.Redone, Note: a.Worker.Note, Hedge: a.Hedge,
 		})
 	}
 	return json.Marshal(&v)
@@ -113,6 +116,9 @@ func (r *Record) Attrs(dst []slog.Attr) []slog.Attr {
 	}
 	if r.Lost != "" {
 		dst = append(dst, slog.String("not_resumed", r.Lost))
+	}
+	if r.Hedge != "" {
+		dst = append(dst, slog.String("hedge", r.Hedge), slog.Float64("hedge_waste_usd", r.HedgeUSD))
 	}
 	if r.TTFT > 0 {
 		dst = append(dst, slog.Float64("ttft_ms", millis(r.TTFT)), slog.Float64("upstream_ttft_ms", millis(r.UpstreamTTFT)))
