@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"strings"
 	"time"
 
@@ -59,27 +60,32 @@ command line is wrong.`,
 	return c
 }
 
-// checkReady asks the gateway that runs with this config. One without hosts of its own (zero config)
-// still has an admin address.
+// healthWithin is shorter than the 3 s that container engines give a health check, which so gets an answer in words.
+const healthWithin = 2 * time.Second
+
+// checkReady asks the gateway that runs with this config. One without hosts of its own (zero config), and one that goes on
+// with the config before a bad one, still have an admin address.
 func checkReady(ctx context.Context, f *configFlags, cfg *config.Config, out io.Writer) error {
 	addr := "127.0.0.1:9090"
-	switch {
+	switch env := os.Getenv(config.EnvAdmin); {
 	case cfg != nil:
 		addr = cfg.Admin
 	case f.overrides.Admin != "":
 		addr = f.overrides.Admin
+	case env != "":
+		addr = env
 	}
 	base, err := adminURL(addr)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, healthWithin)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"/readyz", nil)
 	if err != nil {
 		return err
 	}
-	res, err := (&http.Client{Timeout: 3 * time.Second}).Do(req)
+	res, err := http.DefaultClient.Do(req) // ctx has the time
 	if err != nil {
 		return &exitError{1, fmt.Errorf("not ready: nothing answers at %s", addr)}
 	}
