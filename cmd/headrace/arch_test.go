@@ -45,6 +45,7 @@ var rooms = []room{
 	{pattern: "providers/fakecloud/...", imports: []string{"router/endpoint", "router/outcome", "providers/fakecloud"}, tests: []string{"providers/..."}},
 	{pattern: "providers/...", imports: []string{"router/endpoint", "router/outcome", "providers/api"}, tests: []string{"providers/..."}},
 	{pattern: "telemetry", imports: []string{"router/endpoint", "router/outcome"}},
+	{pattern: "deploy/...", imports: []string{"deploy/...", "telemetry"}},
 }
 
 // gatewayImports leaves out the package gateway itself, which only cmd imports, and gateway/config, which only cmd reads.
