@@ -41,7 +41,7 @@ sdks:
 
 .PHONY: services
 services:
-	@.ci/services redis-server=redis-server
+	@.ci/services redis-server=redis-server promtool=prometheus
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (5s)
