@@ -196,15 +196,16 @@ func (v *view) settled(r *ledger.Record) {
 
 // route is where an answer went, from host to host, and after how many tokens it left the last but one.
 func route(r *ledger.Record) (hosts string, tokens int64) {
+	var stops []string
 	for i := range r.Attempts[:min(r.Tries-1, ledger.MaxAttempts)] {
 		a := &r.Attempts[i]
 		if a.Output == 0 { // it lost the answer before it told anything of it
 			continue
 		}
-		hosts += string(a.Endpoint) + " to "
+		stops = append(stops, string(a.Endpoint))
 		tokens += a.Output
 	}
-	return hosts + string(r.Endpoint), tokens
+	return strings.Join(append(stops, string(r.Endpoint)), " to "), tokens
 }
 
 // plainly is a class of outcomes for people.
