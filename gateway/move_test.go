@@ -1,6 +1,8 @@
 package gateway
 
 import (
+	"fmt"
+	"math/rand/v2"
 	"strings"
 	"sync"
 	"testing"
@@ -177,5 +179,77 @@ func TestStaysWithoutBudget(t *testing.T) {
 	}
 	if rec := g.recordN(0); rec.Tries != 2 || rec.Endpoint != "static:h1" {
 		t.Errorf("record %+v", rec)
+	}
+}
+
+// TestCalledAwayOften calls at random while streams and plain answers run, until all have ended: each word comes once, wherever they
+// went and stayed.
+func TestCalledAwayOften(t *testing.T) {
+	const n, hosts, callers = 60, 4, 9
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // repeatable on purpose
+	tick := time.NewTicker(200 * time.Microsecond)
+	defer tick.Stop()
+	var tellers []*teller
+	for range hosts {
+		tellers = append(tellers, &teller{words: n, delay: func(int) { <-tick.C }})
+	}
+	g := newTellers(t, tellers, func(o *rigOptions) {
+		o.set.MaxResumes, o.set.MaxRetries, o.set.Stall = 100, 10, time.Minute
+		o.edit = func(eps []endpoint.Endpoint) {
+			for i := range eps {
+				eps[i].Tenure, eps[i].Price.USDPerHour = endpoint.Interruptible, 1
+			}
+		}
+	})
+	type answer struct {
+		stream bool
+		body   string
+		err    error
+	}
+	got := make(chan answer, callers)
+	for i := range callers {
+		members := ""
+		if i%3 > 0 {
+			members = streamed
+		}
+		go func() {
+			_, body, err := g.do(ask(chatPath, members))
+			got <- answer{members != "", body, err}
+		}()
+	}
+	late := time.After(patience)
+	for left := callers; left > 0; {
+		g.fwd.Interrupt(endpoint.ID(fmt.Sprint("static:h", rng.IntN(hosts))))
+		pause := time.NewTimer(time.Duration(rng.IntN(20)) * time.Millisecond)
+		select {
+		case a := <-got:
+			left--
+			var text string
+			if a.stream {
+				s := readTold(t, a.body)
+				if text = s.text; !s.done || s.code != "" || len(s.ids) != 1 || s.roles["assistant"] != 1 {
+					t.Errorf("done %t, error %q, ids %v, roles %v", s.done, s.code, s.ids, s.roles)
+				}
+			} else {
+				text, _ = readWhole(t, a.body)
+			}
+			if a.err != nil || text != words(n) {
+				t.Errorf("%v: %q", a.err, text)
+			}
+		case <-pause.C:
+		case <-late:
+			t.Fatalf("%d answers did not end", left)
+		}
+		pause.Stop()
+	}
+	moved := 0
+	for i := range callers {
+		moved += g.recordN(i).Resumes
+	}
+	t.Logf("%d moves", moved)
+	if moved == 0 {
+		t.Error("nothing moved")
 	}
 }
