@@ -166,7 +166,9 @@ func (x *exchange) advance(until time.Time) bool {
 		}
 		switch x.phase {
 		case picking:
-			x.pick()
+			if x.pick(); x.phase == picking && !time.Now().Before(until) {
+				return false
+			}
 		case awaitingHead:
 			err := x.attempt.AwaitHead(x.wakeBy(until))
 			switch _, over := errors.AsType[*outcome.Error](err); {
@@ -233,6 +235,8 @@ func (x *exchange) pick() {
 		x.ask.Now, x.ask.Tried = now, x.tried[:min(x.rec.Tries, len(x.tried))]
 		err := x.place()
 		switch {
+		case err != nil && x.resumed() && x.hold(now):
+			return
 		case err != nil && x.resumed():
 			x.failAttempt(x.last)
 			return

@@ -62,6 +62,8 @@ type tale struct {
 	heardAt time.Time
 	asked   time.Time // the same, or later when nobody else could go on with it
 	sent    int64     // bytes that the caller got of attempts before
+	holdBy  time.Time // until when a host is waited for that can go on
+	pause   time.Duration
 }
 
 var tales = sync.Pool{New: func() any { return new(tale) }}
@@ -382,6 +384,7 @@ func (x *exchange) goOn(oe *outcome.Error) bool {
 	x.want(&x.ask)
 	t.sent = x.rec.BytesOut
 	x.began = time.Now()
+	t.holdBy, t.pause = x.began.Add(x.set.Resume), 0
 	t.before.add(&x.m)
 	t.events += x.m.outputs
 	t.lost = delivered
@@ -391,6 +394,26 @@ func (x *exchange) goOn(oe *outcome.Error) bool {
 	x.endAttempt(*oe, x.began)
 	x.last = oe
 	x.again()
+	return true
+}
+
+// Waiting for a host that can go on looks that often, from more to less.
+const (
+	leastPause = 10 * time.Millisecond
+	mostPause  = 320 * time.Millisecond
+)
+
+// hold waits a while for a host that can go on with the answer; false when it has waited long enough. Hosts that were lost come
+// back, and others get free: a caller who is reading had rather have a pause than an error.
+func (x *exchange) hold(now time.Time) bool {
+	t := x.tale
+	if x.watch.Aborted() || !now.Before(earlier(t.holdBy, x.totalBy)) {
+		return false
+	}
+	t.want.Back = true
+	t.pause = min(max(2*t.pause, leastPause), mostPause)
+	timer := time.NewTimer(t.pause)
+	<-timer.C
 	return true
 }
 

@@ -282,7 +282,7 @@ const (
 func (s *scratch) forgive() bool {
 	for s.lenience < mostLeniency {
 		s.lenience++
-		if s.lenience == ofTried && (len(s.q.Tried) == 0 || s.q.Continue != nil) { // a second time corrupts what a first one may have done right
+		if s.lenience == ofTried && (len(s.q.Tried) == 0 || s.q.Continue != nil && !s.q.Continue.Back) {
 			continue
 		}
 		if s.lenience == ofBad && !s.leastBad() {
@@ -317,7 +317,7 @@ func (s *scratch) excused(c *candidate) bool {
 // admission is whether the candidate may be used at all, whatever it would cost.
 func (s *scratch) admission(c *candidate) verdict {
 	switch {
-	case slices.Contains(s.q.Tried, c.ep.ID) && (s.lenience < ofTried || s.q.Continue != nil):
+	case slices.Contains(s.q.Tried, c.ep.ID) && (s.lenience < ofTried || s.q.Continue != nil && !s.q.Continue.Back):
 		return tried
 	case c.fitness(s.q) != fit:
 		return misfit
@@ -326,7 +326,7 @@ func (s *scratch) admission(c *candidate) verdict {
 	}
 	if k := s.q.Continue; k != nil {
 		switch {
-		case k.From == c.ep.ID:
+		case k.From == c.ep.ID && (!k.Back || s.lenience < ofTried):
 			return tried
 		case !k.alike(c):
 			return otherKind

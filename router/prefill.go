@@ -18,6 +18,9 @@ type Continuation struct {
 	From   endpoint.ID // whose failure broke it
 	Served string      // the model's id there
 	Root   string      // "root" of that model's card, "" when unknown; see Lease.Root
+	// Back says that whoever failed the answer before may go on with it, if nobody else can and it is well again: the request has
+	// waited for that. Failing to find anybody is then no decision to be kept.
+	Back bool
 }
 
 // alike tells whether c serves the very model that began the answer: the same root where both tell theirs, else the same id.

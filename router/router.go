@@ -214,7 +214,9 @@ func (r *Router) Pick(q *Request, l *Lease) error {
 			if s.forgive() {
 				continue
 			}
-			r.decisions.note(s, nil, "nobody can be asked")
+			if q.Continue == nil || !q.Continue.Back {
+				r.decisions.note(s, nil, "nobody can be asked")
+			}
 			return r.unavailable(s)
 		}
 		if s.lease(r, v, why, l) {

@@ -169,7 +169,8 @@ func settings(c *config.Config) gateway.Settings {
 		Read: c.Timeouts.Read, FirstEvent: c.Timeouts.FirstEvent, ColdStart: c.Timeouts.ColdStart, Gap: c.Timeouts.Gap, Total: c.Timeouts.Total,
 		ClientWrite: c.Timeouts.ClientWrite, Heartbeat: c.Timeouts.Heartbeat, Drain: c.Timeouts.Drain, MaxRetries: c.Retries.Max,
 		OnPreemption: map[string]gateway.Preemption{}, MaxResumes: c.Retries.MaxResumes, MaxContinuation: int(c.Limits.MaxContinuation),
-		Stall: c.Timeouts.Stall, Stuck: c.Timeouts.Stuck, Hedge: c.Retries.Hedge == "sunk" && c.Retries.HedgeBudget > 0,
+		Resume: c.Timeouts.Resume, Stall: c.Timeouts.Stall, Stuck: c.Timeouts.Stuck,
+		Hedge: c.Retries.Hedge == "sunk" && c.Retries.HedgeBudget > 0,
 	}
 	for name := range c.Models {
 		s.OnPreemption[name], _ = gateway.ParsePreemption(c.Models[name].OnPreemption) // the config knows its words

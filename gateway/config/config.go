@@ -152,6 +152,7 @@ type Timeouts struct {
 	ColdStart    time.Duration `yaml:"cold_start" above:"0" default:"10m" doc:"The same, where a serverless worker has to start first."`
 	Gap          time.Duration `yaml:"gap" above:"0" default:"60s" doc:"Between two events of a stream." aka:"idle_gap|between"`
 	Stall        time.Duration `yaml:"stall" above:"0" default:"5s" doc:"The same, where another host can continue the answer; 20 times the stream's usual gap where that is more." aka:"stalled"`
+	Resume       time.Duration `yaml:"resume" default:"10s" doc:"For a host to come up or get free that can go on with a broken answer, where none can at once; 0 waits for none." aka:"resume_wait"`
 	Stuck        time.Duration `yaml:"stuck" above:"0" default:"12s" doc:"From a streaming request sent to its first token, where the host is up and another one can be asked; 4 times the expected time where that is more." aka:"slow_first_token"`
 	Total        time.Duration `yaml:"total" above:"0" default:"30m" doc:"A whole request, all attempts and the whole stream together." aka:"request|overall"`
 	ClientWrite  time.Duration `yaml:"client_write" above:"0" default:"30s" doc:"Without a byte taken by the caller while some wait to be sent." aka:"write"`
