@@ -99,7 +99,7 @@ func (x *exchange) follow() {
 		return
 	}
 	gather := !x.wantStream
-	if gather && !snap.Interruptible(x.model) || !snap.Continuable(x.model) {
+	if gather && !(snap.Interruptible(x.model) && snap.Continuable(x.model)) || !gather && !snap.MayContinue(x.model) {
 		return
 	}
 	t := tales.Get().(*tale)

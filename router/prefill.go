@@ -98,13 +98,27 @@ func (l *Lease) Root() string { return l.root }
 
 // countPrefills notes how many candidates can continue an answer, so that requests need not look. The caller holds Router.mu.
 func (m *Model) countPrefills() {
-	n := int32(0)
+	var proven, open int32
 	for _, c := range m.cands {
-		if c.host.prefill(c.served).OK {
-			n++
+		switch p := c.host.prefill(c.served); {
+		case p.OK:
+			proven++
+		case !p.Known:
+			open++
 		}
 	}
-	m.prefills.Store(n)
+	m.prefills.Store(proven)
+	m.untested.Store(open)
+}
+
+// worth tells whether an answer could be lost by one host and gone on with by another.
+func (m *Model) worth() bool { return m != nil && (m.fickle || len(m.cands) > 1) }
+
+// MayContinue tells whether it is worth following a stream of the model: when it breaks, some host may have shown that it can go on
+// with it, though none may have yet.
+func (s *Snapshot) MayContinue(model string) bool {
+	m := s.models[model]
+	return m.worth() && m.prefills.Load()+m.untested.Load() > 0
 }
 
 // Interruptible tells whether some host of the model may be taken away.
@@ -113,11 +127,10 @@ func (s *Snapshot) Interruptible(model string) bool {
 	return m != nil && m.fickle
 }
 
-// Continuable tells whether it is worth reading an answer of the model so that it can be continued: some host that can go on
-// with one may be used now, and there is another host, or one that may be taken away. It is cheap enough to be asked for each request.
+// Continuable tells the same of now: some host that can go on with an answer may be used. It is cheap enough to be asked for each request.
 func (s *Snapshot) Continuable(model string) bool {
 	m := s.models[model]
-	if m == nil || m.prefills.Load() == 0 || !m.fickle && len(m.cands) < 2 {
+	if !m.worth() || m.prefills.Load() == 0 {
 		return false
 	}
 	now := s.now()

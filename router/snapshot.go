@@ -51,6 +51,7 @@ type Model struct {
 	// textOnly says that one of them takes no images, audio or files.
 	textOnly bool
 	prefills atomic.Int32 // candidates that can continue an answer
+	untested atomic.Int32 // candidates of which that is not known
 	fickle   bool         // one of them is Interruptible
 }
 
