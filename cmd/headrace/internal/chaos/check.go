@@ -421,7 +421,10 @@ func compare(tokens []string, said string, whole bool) (lost, doubled, altered i
 				lost += len(tokens) - i
 			}
 			return lost, doubled, altered
-		case i < len(tokens) && !whole && strings.HasPrefix(tokens[i], said):
+		case i < len(tokens) && strings.HasPrefix(tokens[i], said): // it ends in the middle of a token
+			if whole {
+				lost += len(tokens) - i
+			}
 			return lost, doubled, altered
 		}
 		if k := nearest(i, len(tokens), func(k int) bool { return fits(said, k) }); k >= 0 {

@@ -248,6 +248,31 @@ func TestCompareFindsEveryChange(t *testing.T) {
 	}
 }
 
+// TestCompareEnds cuts and mixes answers anywhere, inside tokens too: each change is found, and in the end it is done.
+func TestCompareEnds(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // printed, to be repeated
+	for range 3000 {
+		prompt, n := fmt.Sprint(rng.Uint64()), 1+rng.IntN(40)
+		var tokens []string
+		for i := range n {
+			tokens = append(tokens, fakecloud.Token("m", prompt, i))
+		}
+		text := strings.Join(tokens, "")
+		a, b, c := rng.IntN(len(text)+1), rng.IntN(len(text)+1), rng.IntN(len(text)+1)
+		for _, said := range []string{text[:a], text[a:], text[:a] + text[b:], text[:a] + "?" + text[b:], text[b:] + text[:c], text[:a] + text[b:] + text[c:]} {
+			lost, doubled, altered := compare(tokens, said, true)
+			if (lost+doubled+altered == 0) != (said == text) {
+				t.Fatalf("prompt %s: %d lost, %d doubled, %d altered in %q of %q", prompt, lost, doubled, altered, said, text)
+			}
+			if lost, doubled, altered = compare(tokens, said, false); (lost+doubled+altered == 0) != strings.HasPrefix(text, said) {
+				t.Fatalf("prompt %s, a part: %d lost, %d doubled, %d altered in %q of %q", prompt, lost, doubled, altered, said, text)
+			}
+		}
+	}
+}
+
 // TestAskMatchesHosts asks a host everything there is, and finds no fault with its answers.
 func TestAskMatchesHosts(t *testing.T) {
 	h, err := fakecloud.StartHost(t.Context(), fakecloud.HostConfig{Models: []string{"org/m"}})
