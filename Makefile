@@ -79,8 +79,8 @@ sim: build ## hold the router to its targets in the simulator, short form (docs/
 .PHONY: chaos
 chaos: ## take hosts away under load and check every token, short form; CHAOSFLAGS="--for 10m" (docs/chaos.md)
 	CGO_ENABLED=0 $(GO) build -trimpath -tags toxiproxy -ldflags '$(LDFLAGS)' -o bin/headrace-chaos ./cmd/headrace
-	bin/headrace-chaos chaos --scenario preempt --for 20s --streams 60 --kill-every 2s --down 4s $(CHAOSFLAGS)
-	bin/headrace-chaos chaos --scenario all --for 20s --streams 40 --kill-every 1s --down 6s $(CHAOSFLAGS)
+	bin/headrace-chaos chaos --scenario preempt --for 20s --streams 60 --kill-every 4s --down 4s --speed 2 $(CHAOSFLAGS)
+	bin/headrace-chaos chaos --scenario all --for 20s --streams 40 --kill-every 1500ms --down 5s --speed 2 $(CHAOSFLAGS)
 
 .PHONY: tidy
 tidy: ## check that go.mod and go.sum say what the code needs

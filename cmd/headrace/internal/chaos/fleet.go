@@ -256,15 +256,15 @@ func (f *Fleet) Config() string {
 		case Vast:
 		}
 	}
-	if len(native) > 0 {
+	if f.vast != nil {
+		b.WriteString("  vast:\n")
+	}
+	if f.runpod != nil {
 		b.WriteString("  runpod:\n    health_poll: 1s\n    endpoints:\n")
 		for _, id := range native {
 			fmt.Fprintf(&b, "      - {match: %s, native: true}\n", id)
 		}
 		b.WriteString("      - \"*\"\n")
-	}
-	if !static && len(native) == 0 {
-		return strings.TrimSuffix(b.String(), "providers:\n")
 	}
 	return b.String()
 }
