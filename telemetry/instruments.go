@@ -97,7 +97,7 @@ type LabelDoc struct{ Key, Doc string }
 // LabelDocs returns what every label of the table means. The caller owns the slice.
 func LabelDocs() []LabelDoc {
 	return []LabelDoc{
-		{keyOperation, "`chat`, `text_completion`, `embeddings`, `responses`, `rerank`, `score`, `moderation`, `image_generation`, `speech`, `transcription`, `count_tokens` or `other`: follows from the route."},
+		{keyOperation, "`chat`, `text_completion`, `embeddings`, `rerank`, `score`, `moderation`, `image_generation`, `speech`, `transcription`, `count_tokens` or `other`: follows from the route; Responses and Anthropic's Messages are `chat`."},
 		{keyProvider, "who was asked: `runpod`, `vast_ai`, `static`; `none` where nobody was."},
 		{keySystem, "the same under its older name; only with names `legacy` and `both`."},
 		{keyModel, "the model's id as the host knows it, but in `gen_ai.server` figures as callers name it (see `headrace.model`); `other` beyond 1,000 of them."},
@@ -373,7 +373,7 @@ var table = [instruments]Instrument{
 	},
 	coldStart: {
 		"headrace.cold_start.duration", Histogram, "s", Always,
-		[]string{keyVendor, keyEndpoint},
+		[]string{keyVendor, keyEndpoint, keyAlias},
 		secondsCold,
 		"From the begin of such an attempt to its first token.",
 	},

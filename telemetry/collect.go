@@ -1,0 +1,319 @@
+package telemetry
+
+import (
+	"math"
+	"strconv"
+	"time"
+
+	"headrace/gateway/ledger"
+	"headrace/router"
+	"headrace/router/endpoint"
+	"headrace/router/outcome"
+)
+
+// Sources are where gauges and others' counters are read from, each time that somebody asks. A nil one has nothing to tell.
+type Sources struct {
+	Hosts       func() []router.HostView
+	Calibration func() router.Calibration
+	Accounts    func() []Account
+	Probes      func(endpoint.ID) Probes
+	InFlight    func() int64
+	Draining    func() bool
+	Reloads     func() Reloads
+}
+
+// Account is how the discovery of one account fares.
+type Account struct {
+	Name     string
+	LastGood time.Time // zero before its hosts were read
+	Failing  int       // polls in a row
+	Polls    int64
+	Hosts    int
+	Calls    []Calls
+}
+
+// Calls are those of one kind to an account's control plane.
+type Calls struct {
+	Name                     string
+	Calls, Errors, Throttled int64 // Errors has those throttled too
+}
+
+// Probes are the tests of one host.
+type Probes struct {
+	Sent, Failed int64
+	Continues    map[string]string // by model: "yes", "no" or "unknown"
+}
+
+// Reloads are those of the config so far.
+type Reloads struct {
+	OK, Failed int64
+	Current    bool // the newest one is in force
+}
+
+// sink takes one series: the values of the instrument's labels, "" for one that is left out, and the figure. It keeps neither
+// values nor h.
+type sink interface {
+	number(i instrument, v float64, values ...string)
+	hist(i instrument, h *hist, values ...string)
+}
+
+// collect tells every series there is to to, those of one instrument not together.
+func (m *Metrics) collect(to sink) {
+	m.collectRequests(to)
+	m.collectAttempts(to)
+	m.collectHosts(to)
+	m.collectGateway(to)
+}
+
+// errorType is the value of error.type.
+func errorType(c outcome.Class) string {
+	if c == outcome.Success {
+		return ""
+	}
+	return c.String()
+}
+
+// providers returns the values of gen_ai.provider.name and gen_ai.system where both are labels.
+func (m *Metrics) providers(vendor string) (name, system string) {
+	name = providerName(vendor)
+	switch m.opt.Names {
+	case NamesLegacy:
+		return "", name
+	case NamesBoth:
+		return name, name
+	case NamesLatest:
+	}
+	return name, ""
+}
+
+func (m *Metrics) collectRequests(to sink) {
+	m.http.each(func(k httpKey, s *httpSet) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		to.hist(httpDuration, &s.duration, k.method, k.route, strconv.Itoa(k.status), errorType(k.class))
+	})
+	m.routes.each(func(route string, s *routeSet) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		to.hist(overhead, &s.overhead, route)
+	})
+	m.models.each(func(model string, s *modelSet) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for c := range classes {
+			word := outcome.Class(c).String() //nolint:gosec // a handful
+			some(to, requests, s.requests[c], model, word)
+			some(to, failovers, s.failovers[c], model, word)
+		}
+		some(to, continuations, s.offered, model, "offered", "")
+		some(to, continuations, s.done, model, "done", "")
+		for why, n := range s.refused {
+			some(to, continuations, n, model, "refused", why)
+		}
+		for result, n := range s.hedges {
+			some(to, hedges, n, model, result)
+		}
+		to.hist(seamGap, &s.gap, model)
+		for p, promise := range [...]string{"ttft", "tps"} {
+			some(to, promises, s.promises[p][0], model, promise, "false")
+			some(to, promises, s.promises[p][1], model, promise, "true")
+		}
+		for p, n := range s.cancels {
+			some(to, cancels, n, model, ledger.Phase(p).String()) //nolint:gosec // three
+		}
+	})
+	m.served.each(func(k servedKey, s *servedSet) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		name, system := m.providers(k.vendor)
+		for c, h := range s.duration {
+			if h != nil {
+				to.hist(serverDuration, h, k.op, name, system, k.model, errorType(outcome.Class(c))) //nolint:gosec // a handful
+			}
+		}
+		to.hist(serverTTFT, &s.ttft, k.op, name, system, k.model)
+		to.hist(serverTPOT, &s.tpot, k.op, name, system, k.model)
+	})
+}
+
+// some tells a counter that has counted something.
+func some(to sink, i instrument, n int64, values ...string) {
+	if n > 0 {
+		to.number(i, float64(n), values...)
+	}
+}
+
+func (m *Metrics) collectAttempts(to sink) {
+	m.genai.each(func(k genaiKey, s *genaiSet) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		name, system := m.providers(k.vendor)
+		for c, h := range s.duration {
+			if h != nil {
+				to.hist(clientDuration, h, k.op, name, system, k.served, k.endpoint, errorType(outcome.Class(c))) //nolint:gosec // a handful
+			}
+		}
+		if m.opt.Names.has(Latest) {
+			to.hist(clientFirstChunk, &s.first, k.op, name, k.served, k.endpoint)
+			to.hist(clientOutputChunk, &s.chunk, k.op, name, k.served, k.endpoint)
+			to.hist(clientInputSize, &s.inputSize, k.op, name, k.served, k.endpoint)
+			to.hist(clientOutputSize, &s.outputSize, k.op, name, k.served, k.endpoint)
+			for _, c := range [...]struct {
+				i instrument
+				n int64
+			}{{clientInput, s.input}, {clientOutput, s.output}, {clientCached, s.cached}, {clientReasoning, s.reasoning}} {
+				to.number(c.i, float64(c.n), k.op, name, k.served, k.endpoint, "unknown")
+			}
+		}
+		if m.opt.Names.has(Legacy) {
+			to.hist(clientUsage, &s.inputSize, k.op, name, system, k.served, k.endpoint, "input")
+			to.hist(clientUsage, &s.outputSize, k.op, name, system, k.served, k.endpoint, "output")
+		}
+	})
+	m.hosts.each(func(k hostKey, s *hostSet) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for c := range classes {
+			word := outcome.Class(c).String() //nolint:gosec // a handful
+			some(to, attemptsMade, s.attempts[c], k.vendor, k.endpoint, k.model, word)
+			if w := s.wasted[c]; w.attempts > 0 {
+				to.number(tokens, float64(w.tokens), k.vendor, k.endpoint, k.model, "wasted", word)
+				to.number(spend, w.usd, k.vendor, k.endpoint, k.model, "wasted", word)
+			}
+		}
+		if s.useful.attempts > 0 {
+			to.number(tokens, float64(s.useful.tokens), k.vendor, k.endpoint, k.model, "useful", "")
+			to.number(spend, s.useful.usd, k.vendor, k.endpoint, k.model, "useful", "")
+		}
+		some(to, coldStarts, s.cold, k.vendor, k.endpoint, k.model)
+		to.hist(coldStart, &s.coldTime, k.vendor, k.endpoint, k.model)
+	})
+}
+
+// maybe tells a gauge whose value is known.
+func maybe(to sink, i instrument, v *float64, values ...string) {
+	if v != nil && !math.IsNaN(*v) && !math.IsInf(*v, 0) {
+		to.number(i, *v, values...)
+	}
+}
+
+func (m *Metrics) collectHosts(to sink) {
+	if m.opt.Sources.Hosts == nil {
+		return
+	}
+	views := m.opt.Sources.Hosts()
+	paid, now := map[string]used{}, m.opt.Now()
+	m.hosts.each(func(k hostKey, s *hostSet) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.lately.turn(now)
+		u := paid[k.endpoint]
+		u.usd += s.lately.now.usd + s.lately.last.usd
+		u.tokens += s.lately.now.tokens + s.lately.last.tokens
+		paid[k.endpoint] = u
+	})
+	for i := range views[:min(len(views), mostNames)] {
+		v := &views[i]
+		vendor, id := v.Provider, string(v.ID)
+		to.number(hostState, 1, vendor, id, v.State)
+		to.number(hostBreaker, 1, vendor, id, v.Breaker)
+		to.number(breakerOpens, float64(v.Opens), vendor, id)
+		to.number(hostInFlight, float64(v.InFlight), vendor, id)
+		maybe(to, hostUSDPerMTok, v.FullLoadUSDPerMTok, vendor, id, "full_load")
+		maybe(to, hostUSDPerMTok, v.StreamUSDPerMTok, vendor, id, "one_stream")
+		if u := paid[id]; u.tokens > 0 {
+			to.number(hostUSDPerMTok, u.usd/float64(u.tokens)*1e6, vendor, id, "allocated")
+		}
+		maybe(to, hostUSDPerHour, v.USDPerHour, vendor, id)
+		maybe(to, hostPriceAge, v.PriceAgeSeconds, vendor, id)
+		maybe(to, hostTTFT, thousandth(v.TTFTMillis), vendor, id)
+		maybe(to, hostTPS, v.TPS, vendor, id)
+		maybe(to, hostITL, thousandth(v.ITLMillis), vendor, id)
+		maybe(to, hostConcurrency, v.Safe, vendor, id, "safe")
+		maybe(to, hostConcurrency, v.Limit, vendor, id, "limit")
+		maybe(to, hostLosses, v.Losses, vendor, id)
+		if v.Endpoint.Tenure == endpoint.Serverless {
+			to.number(hostWorkers, float64(v.Workers), vendor, id)
+		}
+		to.number(hostDrained, flag(v.Drained), vendor, id)
+		maybe(to, calibrationRatio, v.Calibration.TTFT, vendor, id, "ttft")
+		maybe(to, calibrationRatio, v.Calibration.ITL, vendor, id, "itl")
+		maybe(to, calibrationRatio, v.Calibration.USD, vendor, id, "usd")
+		if m.opt.Sources.Probes == nil {
+			continue
+		}
+		p := m.opt.Sources.Probes(v.ID)
+		to.number(probes, float64(p.Sent-p.Failed), vendor, id, "ok")
+		to.number(probes, float64(p.Failed), vendor, id, "failed")
+		for model, word := range p.Continues {
+			to.number(hostContinues, 1, vendor, id, model, word)
+		}
+	}
+}
+
+func thousandth(v *float64) *float64 {
+	if v == nil {
+		return nil
+	}
+	return new(*v / 1e3)
+}
+
+func flag(yes bool) float64 {
+	if yes {
+		return 1
+	}
+	return 0
+}
+
+func (m *Metrics) collectGateway(to sink) {
+	s := &m.opt.Sources
+	to.number(buildInfo, 1, m.opt.Version)
+	to.number(overflow, float64(m.overflowed.Load()))
+	for name, of := range map[string]*signal{"traces": &m.traces, "logs": &m.logs, "metrics": &m.pushes} {
+		to.number(exportFailures, float64(of.exports.Load()), name)
+		to.number(dropped, float64(of.full.Load()), name, "queue_full")
+		to.number(dropped, float64(of.failed.Load()), name, "export_failed")
+	}
+	if s.InFlight != nil {
+		to.number(httpActive, float64(s.InFlight()))
+	}
+	if s.Draining != nil {
+		to.number(draining, flag(s.Draining()))
+	}
+	if s.Reloads != nil {
+		r := s.Reloads()
+		to.number(reloads, float64(r.OK), "ok")
+		to.number(reloads, float64(r.Failed), "failed")
+		to.number(reloadOK, flag(r.Current))
+	}
+	if s.Calibration != nil {
+		c := s.Calibration()
+		to.number(calibrationAlarm, flag(c.Alarm))
+		maybe(to, calibrationExcess, &c.TTFTExcess, "ttft")
+		maybe(to, calibrationExcess, &c.TPSExcess, "tps")
+		for promise, bins := range map[string]*[10]router.CalibrationBin{"ttft": &c.TTFT, "tps": &c.TPS} {
+			for i := range bins {
+				bin := strconv.FormatFloat(float64(i)/10, 'f', 1, 64)
+				some(to, calibrationPromises, bins[i].Kept, promise, bin, "true")
+				some(to, calibrationPromises, bins[i].N-bins[i].Kept, promise, bin, "false")
+			}
+		}
+	}
+	if s.Accounts == nil {
+		return
+	}
+	now := m.opt.Now()
+	for _, a := range s.Accounts() {
+		if !a.LastGood.IsZero() {
+			to.number(discoveryAge, max(0, now.Sub(a.LastGood).Seconds()), a.Name)
+		}
+		to.number(discoveryFailing, float64(a.Failing), a.Name)
+		to.number(discoveryPolls, float64(a.Polls), a.Name)
+		to.number(discoveryHosts, float64(a.Hosts), a.Name)
+		for _, c := range a.Calls {
+			to.number(discoveryCalls, float64(c.Calls), a.Name, c.Name)
+			to.number(discoveryErrors, float64(c.Throttled), a.Name, c.Name, "throttled")
+			to.number(discoveryErrors, float64(c.Errors-c.Throttled), a.Name, c.Name, "error")
+		}
+	}
+}

@@ -1,0 +1,490 @@
+package telemetry
+
+import (
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"headrace/gateway/ledger"
+	"headrace/gateway/trace"
+	"headrace/router/outcome"
+)
+
+// Names says which names the GenAI figures have.
+type Names uint8
+
+// Names.
+const (
+	NamesLatest Names = iota
+	NamesLegacy
+	NamesBoth
+)
+
+// ParseNames reads the word used in config.
+func ParseNames(word string) (Names, bool) {
+	for i, w := range [...]string{"latest", "legacy", "both"} {
+		if w == word {
+			return Names(i), true //nolint:gosec // three
+		}
+	}
+	return NamesLatest, false
+}
+
+// has tells whether figures of a set are told under these names.
+func (n Names) has(s Set) bool {
+	return s == Always || n == NamesBoth || (s == Latest) == (n == NamesLatest)
+}
+
+// MetricsOptions set up Metrics.
+type MetricsOptions struct {
+	Names     Names
+	Exemplars bool             // histograms remember sampled traces
+	Now       func() time.Time // the clock; required
+	Sources   Sources
+	Version   string // of this program
+}
+
+// Metrics counts what requests met. Its figures are kept in sets, each with one lock, and the labels of each set are put
+// together once: a request costs a microsecond, where the SDK's instruments would take five.
+type Metrics struct {
+	opt   MetricsOptions
+	since time.Time
+
+	http   family[httpKey, httpSet]
+	routes family[string, routeSet]
+	models family[string, modelSet]
+	served family[servedKey, servedSet]
+	genai  family[genaiKey, genaiSet]
+	hosts  family[hostKey, hostSet]
+
+	knownModels, knownHosts bounded
+	overflowed              atomic.Int64
+
+	traces signal
+	logs   signal
+	pushes signal // of metrics
+}
+
+// signal counts what became of one kind of telemetry.
+type signal struct {
+	full, failed atomic.Int64 // items dropped because the queue was full, or their export had failed
+	exports      atomic.Int64 // that failed
+}
+
+// NewMetrics returns Metrics that have counted nothing yet.
+func NewMetrics(o MetricsOptions) *Metrics {
+	if o.Now == nil {
+		panic("BUG: telemetry.NewMetrics without a clock")
+	}
+	return &Metrics{opt: o, since: o.Now()}
+}
+
+const (
+	mostNames = 1000 // models, and endpoints, that have series of their own
+	other     = "other"
+	none      = "none"
+)
+
+// classes is how many outcome classes there are.
+const classes = int(outcome.Outrun) + 1
+
+// family holds sets by their key. Looking one up takes no lock.
+type family[K comparable, S any] struct {
+	mu sync.Mutex // held while a set is added
+	m  atomic.Pointer[map[K]*S]
+}
+
+func (f *family[K, S]) get(k K) *S {
+	if m := f.m.Load(); m != nil {
+		return (*m)[k]
+	}
+	return nil
+}
+
+func (f *family[K, S]) add(k K, make func() *S) *S {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if s := f.get(k); s != nil {
+		return s
+	}
+	next := map[K]*S{}
+	if m := f.m.Load(); m != nil {
+		for k, s := range *m {
+			next[k] = s
+		}
+	}
+	s := make()
+	next[k] = s
+	f.m.Store(&next)
+	return s
+}
+
+// each calls fn for every set.
+func (f *family[K, S]) each(fn func(K, *S)) {
+	if m := f.m.Load(); m != nil {
+		for k, s := range *m {
+			fn(k, s)
+		}
+	}
+}
+
+// bounded is a set of names that takes no more than mostNames.
+type bounded struct {
+	mu sync.Mutex // guards m
+	m  map[string]bool
+}
+
+// of returns name, or other where there is no room for it. Exporters refuse what is no UTF-8, whoever has named it so.
+func (b *bounded) of(name string, over *atomic.Int64) string {
+	name = strings.ToValidUTF8(name, "?")
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.m[name] || name == other:
+		return name
+	case len(b.m) >= mostNames:
+		over.Add(1)
+		return other
+	case b.m == nil:
+		b.m = map[string]bool{}
+	}
+	b.m[name] = true
+	return name
+}
+
+// exemplar is a request that a figure can be looked up by.
+type exemplar struct {
+	trace trace.ID
+	span  trace.SpanID
+	value float64
+	at    time.Time
+}
+
+// hist counts values by size. Its set's lock guards it.
+type hist struct {
+	n   []uint64 // one more than there are bounds; nil before the first value
+	sum float64
+	ex  []exemplar // by bucket; nil before the first
+}
+
+func (h *hist) add(i instrument, v float64, ex *exemplar) {
+	bounds := table[i].Buckets
+	if h.n == nil {
+		h.n = make([]uint64, len(bounds)+1)
+	}
+	b := 0
+	for b < len(bounds) && v > bounds[b] {
+		b++
+	}
+	h.n[b]++
+	h.sum += v
+	if ex != nil {
+		if h.ex == nil {
+			h.ex = make([]exemplar, len(bounds)+1)
+		}
+		h.ex[b] = *ex
+		h.ex[b].value = v
+	}
+}
+
+type httpKey struct {
+	method, route string
+	status        int
+	class         outcome.Class // Success where nothing went wrong
+}
+
+type httpSet struct {
+	mu       sync.Mutex // guards all below
+	duration hist
+}
+
+type routeSet struct {
+	mu       sync.Mutex // guards all below
+	overhead hist
+}
+
+// modelSet is of requests by the name that callers use.
+type modelSet struct {
+	mu        sync.Mutex // guards all below
+	requests  [classes]int64
+	failovers [classes]int64
+	offered   int64
+	done      int64
+	refused   map[string]int64 // by reason, of a closed set
+	gap       hist
+	hedges    map[string]int64
+	promises  [2][2]int64 // ttft and tps, not kept and kept
+	cancels   [ledger.Streaming + 1]int64
+}
+
+type servedKey struct{ op, vendor, model string }
+
+// servedSet is what callers saw.
+type servedSet struct {
+	mu       sync.Mutex // guards all below
+	duration [classes]*hist
+	ttft     hist
+	tpot     hist
+}
+
+type genaiKey struct{ op, vendor, served, endpoint string }
+
+// genaiSet is of attempts, by OpenTelemetry's conventions.
+type genaiSet struct {
+	mu                               sync.Mutex // guards all below
+	duration                         [classes]*hist
+	first, chunk                     hist
+	inputSize, outputSize            hist
+	input, output, cached, reasoning int64
+}
+
+type hostKey struct{ vendor, endpoint, model string }
+
+// hostSet is of attempts, by ours.
+type hostSet struct {
+	mu       sync.Mutex // guards all below
+	attempts [classes]int64
+	useful   used
+	wasted   [classes]used
+	cold     int64
+	coldTime hist
+	lately   window
+}
+
+type used struct {
+	attempts int64
+	tokens   int64
+	usd      float64
+}
+
+// window sums up what was billed, and what for, in stretches of windowLength.
+type window struct {
+	from      time.Time // of now
+	now, last used
+}
+
+const windowLength = 5 * time.Minute
+
+func (w *window) turn(at time.Time) {
+	switch d := at.Sub(w.from); {
+	case d < windowLength:
+	case d < 2*windowLength:
+		w.last, w.now, w.from = w.now, used{}, w.from.Add(windowLength)
+	default:
+		w.last, w.now, w.from = used{}, used{}, at
+	}
+}
+
+// operations are OpenTelemetry's names for what a route does, where there is one.
+var operations = map[string]string{
+	"/v1/chat/completions": "chat", "/v1/completions": "text_completion", "/v1/embeddings": "embeddings", "/v1/responses": "chat", "/v1/messages": "chat",
+	"/v1/messages/count_tokens": "count_tokens", "/v1/rerank": "rerank", "/v1/score": "score", "/v1/moderations": "moderation",
+	"/v1/images/generations": "image_generation", "/v1/images/edits": "image_generation", "/v1/images/variations": "image_generation",
+	"/v1/audio/speech": "speech", "/v1/audio/transcriptions": "transcription", "/v1/audio/translations": "transcription",
+}
+
+func operation(route string) string {
+	if op := operations[route]; op != "" {
+		return op
+	}
+	return other
+}
+
+// providerName is OpenTelemetry's way to write a provider.
+func providerName(vendor string) string {
+	switch vendor {
+	case "vast":
+		return "vast_ai"
+	case "":
+		return none
+	}
+	return vendor
+}
+
+// Record counts a request that is over. It neither blocks nor keeps r.
+func (m *Metrics) Record(r *ledger.Record) {
+	model := r.Model
+	if !r.Known {
+		model = other
+	}
+	var ex *exemplar
+	if m.opt.Exemplars && r.Trace.Sampled && r.Trace.On() {
+		ex = &exemplar{trace: r.Trace.ID, span: r.Trace.Span, at: r.At.Add(r.Duration)}
+	}
+	op := operation(r.Route)
+	m.recordHTTP(r, ex)
+	m.recordModel(r, model, ex)
+	m.recordServed(r, op, model, ex)
+	for i := range r.Attempts[:min(r.Tries, ledger.MaxAttempts)] {
+		m.recordAttempt(r, i, op, model, ex)
+	}
+}
+
+func (m *Metrics) recordHTTP(r *ledger.Record, ex *exemplar) {
+	k := httpKey{r.Method, r.Route, r.Status, r.Class}
+	s := m.http.get(k)
+	if s == nil {
+		s = m.http.add(k, func() *httpSet { return &httpSet{} })
+	}
+	s.mu.Lock()
+	s.duration.add(httpDuration, r.Duration.Seconds(), ex)
+	s.mu.Unlock()
+
+	o := m.routes.get(r.Route)
+	if o == nil {
+		o = m.routes.add(r.Route, func() *routeSet { return &routeSet{} })
+	}
+	o.mu.Lock()
+	o.overhead.add(overhead, r.Overhead.Seconds(), ex)
+	o.mu.Unlock()
+}
+
+func (m *Metrics) recordModel(r *ledger.Record, model string, ex *exemplar) {
+	s := m.models.get(model)
+	if s == nil {
+		model = m.knownModels.of(model, &m.overflowed)
+		s = m.models.add(model, func() *modelSet { return &modelSet{refused: map[string]int64{}, hedges: map[string]int64{}} })
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.requests[r.Class]++
+	for i := 1; i < min(r.Tries, ledger.MaxAttempts); i++ {
+		s.failovers[r.Attempts[i-1].Class]++
+	}
+	s.offered += int64(r.Offered)
+	s.done += int64(r.Resumes)
+	if r.Lost != "" {
+		s.refused[r.Lost]++
+	}
+	if r.SeamGap > 0 {
+		s.gap.add(seamGap, r.SeamGap.Seconds(), ex)
+	}
+	if r.Class == outcome.ClientGone {
+		s.cancels[r.Left]++
+	}
+	if r.Stream {
+		s.judge(r)
+	}
+}
+
+const fewTokens = 10 // of an answer, whose speed nobody notices
+
+// judge counts whether the SLO was kept.
+func (s *modelSet) judge(r *ledger.Record) {
+	kept := func(promise int, yes bool) {
+		n := 0
+		if yes {
+			n = 1
+		}
+		s.promises[promise][n]++
+	}
+	if r.SLO.TTFT > 0 && (r.TTFT > 0 || r.Class.Policy().Verdict == outcome.Faulty) {
+		kept(0, r.TTFT > 0 && r.TTFT <= r.SLO.TTFT)
+	}
+	if r.SLO.TPS > 0 && r.TPS > 0 && r.Output > fewTokens {
+		kept(1, r.TPS >= r.SLO.TPS)
+	}
+}
+
+func (m *Metrics) recordServed(r *ledger.Record, op, model string, ex *exemplar) {
+	k := servedKey{op, r.Provider, model}
+	s := m.served.get(k)
+	if s == nil {
+		k.model = m.knownModels.of(model, &m.overflowed)
+		s = m.served.add(k, func() *servedSet { return &servedSet{} })
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	byClass(&s.duration, r.Class).add(serverDuration, r.Duration.Seconds(), ex)
+	if r.TTFT <= 0 || r.Class != outcome.Success {
+		return
+	}
+	s.ttft.add(serverTTFT, r.TTFT.Seconds(), ex)
+	if r.Output > 1 {
+		s.tpot.add(serverTPOT, (r.Duration-r.TTFT).Seconds()/float64(r.Output-1), ex)
+	}
+}
+
+func byClass(hs *[classes]*hist, c outcome.Class) *hist {
+	if hs[c] == nil {
+		hs[c] = &hist{}
+	}
+	return hs[c]
+}
+
+// recordAttempt counts attempt i of r.
+func (m *Metrics) recordAttempt(r *ledger.Record, i int, op, model string, ex *exemplar) {
+	a := &r.Attempts[i]
+	if a.Provider == "" { // passed through without a lease
+		return
+	}
+	last := i == min(r.Tries, ledger.MaxAttempts)-1
+	g := genaiKey{op, a.Provider, a.Served, string(a.Endpoint)}
+	s := m.genai.get(g)
+	if s == nil {
+		g.served, g.endpoint = m.knownModels.of(g.served, &m.overflowed), m.knownHosts.of(g.endpoint, &m.overflowed)
+		s = m.genai.add(g, func() *genaiSet { return &genaiSet{} })
+	}
+	s.mu.Lock()
+	byClass(&s.duration, a.Class).add(clientDuration, a.Duration.Seconds(), ex)
+	if a.First > 0 {
+		s.first.add(clientFirstChunk, a.First.Seconds(), ex)
+	}
+	if last {
+		s.usage(r, ex)
+	}
+	s.mu.Unlock()
+
+	k := hostKey{a.Provider, string(a.Endpoint), model}
+	h := m.hosts.get(k)
+	if h == nil {
+		k.endpoint, k.model = m.knownHosts.of(k.endpoint, &m.overflowed), m.knownModels.of(k.model, &m.overflowed)
+		h = m.hosts.add(k, func() *hostSet { return &hostSet{} })
+	}
+	useful := a.Class == outcome.Success || last && r.Class == outcome.Success || !last && r.Attempts[i+1].Resumed
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.attempts[a.Class]++
+	u := &h.wasted[a.Class]
+	if useful {
+		u = &h.useful
+	}
+	u.attempts++
+	u.tokens += a.Output
+	if a.USDKnown {
+		u.usd += a.USD
+		h.lately.turn(r.At.Add(a.After + a.Duration))
+		h.lately.now.usd += a.USD
+		h.lately.now.tokens += a.Output
+	}
+	if a.Decision.Cold {
+		h.cold++
+		if a.First > 0 {
+			h.coldTime.add(coldStart, a.First.Seconds(), ex)
+		}
+	}
+}
+
+// usage counts what the whole answer used, for the host that ended it, so that no token counts twice.
+func (s *genaiSet) usage(r *ledger.Record, ex *exemplar) {
+	for i, n := range r.Gaps.N {
+		if n > 0 {
+			if s.chunk.n == nil {
+				s.chunk.n = make([]uint64, len(secondsA)+1)
+			}
+			s.chunk.n[i] += uint64(n)
+		}
+	}
+	s.chunk.sum += r.Gaps.Sum.Seconds()
+	if r.Prompt >= 0 {
+		s.input += r.Prompt
+		s.inputSize.add(clientInputSize, float64(r.Prompt), ex)
+	}
+	if r.Output >= 0 && !r.Estimated {
+		s.output += r.Output
+		s.outputSize.add(clientOutputSize, float64(r.Output), ex)
+	}
+	s.cached += max(0, r.Cached)
+	s.reasoning += max(0, r.Reasoning)
+}

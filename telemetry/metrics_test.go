@@ -1,0 +1,370 @@
+package telemetry_test
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+
+	"headrace/gateway/ledger"
+	"headrace/gateway/trace"
+	"headrace/router"
+	"headrace/router/endpoint"
+	"headrace/router/outcome"
+	"headrace/telemetry"
+)
+
+var start = time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)
+
+// sources are a fleet of two hosts and an account.
+func sources() telemetry.Sources {
+	return telemetry.Sources{
+		Hosts: func() []router.HostView {
+			return []router.HostView{
+				{
+					Endpoint: &endpoint.Endpoint{ID: "static:a", Provider: "static", Tenure: endpoint.OnDemand}, ID: "static:a", Provider: "static", State: "ready", Breaker: "closed",
+					Opens: 2, InFlight: 3, TTFTMillis: new(250.0), TPS: new(40.0), FullLoadUSDPerMTok: new(0.9), StreamUSDPerMTok: new(12.5), USDPerHour: new(1.8), PriceAgeSeconds: new(7.0),
+					ITLMillis: new(25.0), Safe: new(16.0), Limit: new(48.0), Losses: new(0.1), Calibration: router.HostCalibration{TTFT: new(1.1), ITL: new(0.9), USD: new(1.0)},
+				},
+				{
+					Endpoint: &endpoint.Endpoint{ID: "runpod:q", Provider: "runpod", Tenure: endpoint.Serverless}, ID: "runpod:q", Provider: "runpod", State: "cold", Breaker: "open",
+					Workers: 2, Drained: true,
+				},
+			}
+		},
+		Calibration: func() router.Calibration {
+			c := router.Calibration{TTFTExcess: -0.05, TPSExcess: 0.01, Alarm: true}
+			c.TTFT[9] = router.CalibrationBin{N: 100, Predicted: 0.97, Kept: 90}
+			return c
+		},
+		Accounts: func() []telemetry.Account {
+			return []telemetry.Account{{
+				Name: "runpod", LastGood: start.Add(-30 * time.Second), Failing: 1, Polls: 12, Hosts: 1,
+				Calls: []telemetry.Calls{{Name: "list endpoints", Calls: 12, Errors: 3, Throttled: 1}},
+			}}
+		},
+		Probes: func(id endpoint.ID) telemetry.Probes {
+			if id != "static:a" {
+				return telemetry.Probes{}
+			}
+			return telemetry.Probes{Sent: 5, Failed: 2, Continues: map[string]string{"llama": "yes"}}
+		},
+		InFlight: func() int64 { return 4 },
+		Draining: func() bool { return false },
+		Reloads:  func() telemetry.Reloads { return telemetry.Reloads{OK: 2, Failed: 1} },
+	}
+}
+
+// records are one request of each kind there is.
+func records() []ledger.Record {
+	attempt := func(class outcome.Class, after, first, took time.Duration, output int64) ledger.Attempt {
+		return ledger.Attempt{
+			Endpoint: "static:a", Provider: "static", Served: "meta/llama", Class: class, Status: 200, After: after, First: first, Duration: took, Output: output,
+			USD: float64(output) * 1e-6, USDKnown: true,
+		}
+	}
+	base := ledger.Record{
+		ID: "req_1", At: start, Method: "POST", Route: "/v1/chat/completions", Model: "llama", Known: true, Served: "meta/llama", Stream: true, Endpoint: "static:a", Provider: "static", Status: 200, Tries: 1,
+		TTFT: 300 * time.Millisecond, Duration: 1300 * time.Millisecond, Overhead: 60 * time.Microsecond, TPS: 40, Prompt: 100, Cached: 64, Output: 41, Reasoning: -1,
+		SLO: router.SLO{TTFT: 2 * time.Second, TPS: 15, Confidence: 0.9}, USD: 41e-6, USDKnown: true,
+	}
+	base.Attempts[0] = attempt(outcome.Success, 0, 250*time.Millisecond, 1250*time.Millisecond, 41)
+	base.Gaps.N[2], base.Gaps.Sum = 40, time.Second
+	base.Trace = trace.Context{ID: trace.ID{0xab, 15: 1}, Span: trace.SpanID{0xcd, 7: 1}, Sampled: true}
+
+	failover := base
+	failover.Tries, failover.Trace = 2, trace.Context{}
+	failover.Attempts[1] = attempt(outcome.Success, time.Second, 100*time.Millisecond, 300*time.Millisecond, 41)
+	failover.Attempts[0] = attempt(outcome.DialFailed, 0, 0, time.Millisecond, 0)
+	failover.Attempts[0].Status, failover.Attempts[0].Endpoint = 0, "runpod:q"
+	failover.Attempts[0].Provider = "runpod"
+
+	continued := failover
+	continued.Resumes, continued.Offered, continued.SeamGap = 1, 1, 400*time.Millisecond
+	continued.Attempts[0] = attempt(outcome.Truncated, 0, 250*time.Millisecond, time.Second, 20)
+	continued.Attempts[1].Resumed, continued.Attempts[1].Output = true, 21
+
+	lost := base
+	lost.Class, lost.Lost, lost.TTFT = outcome.Truncated, "tools", 3*time.Second
+	lost.Attempts[0].Class = outcome.Truncated
+
+	cold := base
+	cold.Attempts[0].Decision = router.Decision{Cold: true}
+	cold.Attempts[0].First, cold.Attempts[0].Endpoint, cold.Attempts[0].Provider = 47*time.Second, "runpod:q", "runpod"
+	cold.Provider, cold.TTFT = "runpod", 48*time.Second
+
+	left := base
+	left.Class, left.Left, left.Status, left.TTFT, left.TPS = outcome.ClientGone, ledger.BeforeFirstToken, 499, 0, 0
+	left.Attempts[0].Class, left.Attempts[0].First, left.Attempts[0].Output = outcome.ClientGone, 0, 0
+	left.Prompt, left.Cached, left.Output, left.Gaps = -1, -1, -1, ledger.Gaps{}
+
+	fault := ledger.Record{At: start, Method: "POST", Route: "/v1/chat/completions", Model: "no-such-model", Status: 404, Class: outcome.CallerFault, Prompt: -1, Cached: -1, Output: -1, Reasoning: -1, Overhead: 8 * time.Microsecond}
+	return []ledger.Record{base, failover, continued, lost, cold, left, fault}
+}
+
+func newMetrics(names telemetry.Names) *telemetry.Metrics {
+	return telemetry.NewMetrics(telemetry.MetricsOptions{Names: names, Exemplars: true, Sources: sources(), Version: "test", Now: func() time.Time { return start.Add(time.Minute) }})
+}
+
+func scrape(t testing.TB, m *telemetry.Metrics, accept string) string {
+	t.Helper()
+	r := httptest.NewRequest(http.MethodGet, "/metrics", nil)
+	r.Header.Set("Accept", accept)
+	w := httptest.NewRecorder()
+	m.Handler().ServeHTTP(w, r)
+	if w.Code != http.StatusOK {
+		t.Fatalf("status %d: %s", w.Code, w.Body)
+	}
+	return w.Body.String()
+}
+
+func families(t testing.TB, page string) map[string]*dto.MetricFamily {
+	t.Helper()
+	var p expfmt.TextParser
+	fs, err := p.TextToMetricFamilies(strings.NewReader(page))
+	if err != nil {
+		t.Fatalf("%v\n%s", err, page)
+	}
+	return fs
+}
+
+// ours leaves out what Go and the system tell of the process.
+func ours(page string) string {
+	var out []string
+	for line := range strings.Lines(page) {
+		name := strings.TrimPrefix(strings.TrimPrefix(line, "# HELP "), "# TYPE ")
+		if !strings.HasPrefix(name, "go_") && !strings.HasPrefix(name, "process_") && !strings.HasPrefix(name, "# EOF") {
+			out = append(out, line)
+		}
+	}
+	return strings.Join(out, "")
+}
+
+// TestPage holds /metrics to a file, figure by figure.
+func TestPage(t *testing.T) {
+	for name, names := range map[string]telemetry.Names{"latest": telemetry.NamesLatest, "legacy": telemetry.NamesLegacy, "both": telemetry.NamesBoth} {
+		t.Run(name, func(t *testing.T) {
+			m := newMetrics(names)
+			for _, r := range records() {
+				m.Record(&r)
+			}
+			got := ours(scrape(t, m, "text/plain"))
+			path := filepath.Join("testdata", "metrics."+name+".txt")
+			if *update {
+				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got != string(want) {
+				t.Errorf("/metrics differs from %s; look at it after go test ./telemetry -update", path)
+			}
+		})
+	}
+}
+
+// TestPageIsTheTable holds that every instrument is on the page, by its name, kind and labels, and nothing else.
+func TestPageIsTheTable(t *testing.T) {
+	m := newMetrics(telemetry.NamesBoth)
+	for _, r := range records() {
+		m.Record(&r)
+	}
+	page := ours(scrape(t, m, "text/plain"))
+	fs := families(t, page)
+	for _, i := range telemetry.Instruments() {
+		f := fs[i.Prometheus()]
+		if i.Name == "headrace.hedges" {
+			continue
+		}
+		if f == nil {
+			t.Errorf("%s is not on the page", i.Prometheus())
+			continue
+		}
+		if kind := strings.ToLower(f.GetType().String()); kind != i.Kind.String() {
+			t.Errorf("%s is a %s", i.Prometheus(), kind)
+		}
+		var labels []string
+		for _, l := range i.Labels {
+			labels = append(labels, telemetry.PrometheusLabel(l))
+		}
+		for _, l := range f.Metric[0].Label {
+			if !slices.Contains(labels, l.GetName()) {
+				t.Errorf("%s has label %s", i.Prometheus(), l.GetName())
+			}
+		}
+		delete(fs, i.Prometheus())
+	}
+	for name := range fs {
+		t.Errorf("%s is on the page and not in the table", name)
+	}
+}
+
+// TestExemplars holds that a figure leads to a sampled request.
+func TestExemplars(t *testing.T) {
+	m := newMetrics(telemetry.NamesLatest)
+	for _, r := range records() {
+		m.Record(&r)
+	}
+	page := scrape(t, m, "application/openmetrics-text; version=1.0.0")
+	want := regexp.MustCompile(`gen_ai_server_time_to_first_token_seconds_bucket\{.*\} \d+ # \{.*trace_id="ab000000000000000000000000000001".*\} 0\.3 `)
+	if !want.MatchString(page) {
+		t.Errorf("no exemplar of the sampled request on\n%s", page)
+	}
+	if strings.Contains(scrape(t, m, "text/plain"), "trace_id") {
+		t.Error("exemplars on a page for a scraper that does not know them")
+	}
+}
+
+// TestPromtool has Prometheus' own tool look at the page.
+func TestPromtool(t *testing.T) {
+	tool, err := exec.LookPath("promtool")
+	if err != nil {
+		t.Skip("promtool is not installed")
+	}
+	m := newMetrics(telemetry.NamesBoth)
+	for _, r := range records() {
+		m.Record(&r)
+	}
+	cmd := exec.CommandContext(t.Context(), tool, "check", "metrics")
+	cmd.Stdin = strings.NewReader(ours(scrape(t, m, "text/plain")))
+	if out, err := cmd.CombinedOutput(); err != nil || len(bytes.TrimSpace(out)) > 0 {
+		t.Errorf("promtool check metrics: %v\n%s", err, out)
+	}
+}
+
+// TestSeriesAreBounded lets callers invent names, and a fleet have more hosts and models than there are series for.
+func TestSeriesAreBounded(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // a test's
+	m := newMetrics(telemetry.NamesBoth)
+	r, stranger := records()[0], records()[6]
+	m.Record(&r)
+	m.Record(&stranger)
+	size := func() int { return strings.Count(scrape(t, m, "text/plain"), "\n") }
+	before := size()
+	for range 50_000 {
+		stranger.Model = fmt.Sprintf("invented-%d", rng.IntN(5000))
+		m.Record(&stranger)
+	}
+	if after := size(); after != before {
+		t.Errorf("invented names: %d lines, %d before", after, before)
+	}
+	var page string
+	count := func(label string) int {
+		seen := map[string]bool{}
+		for _, m := range regexp.MustCompile(`headrace_attempts_total\{.*`+label+`="([^"]*)"`).FindAllStringSubmatch(page, -1) {
+			seen[m[1]] = true
+		}
+		return len(seen)
+	}
+	for i := range 3000 { // hosts that come and go over months
+		r.Attempts[0].Endpoint = endpoint.ID(fmt.Sprint("static:", i))
+		m.Record(&r)
+	}
+	for i := range 3000 {
+		r.Attempts[0].Endpoint, r.Model = "static:a", fmt.Sprint("model-", i)
+		m.Record(&r)
+	}
+	page = scrape(t, m, "text/plain")
+	if n := count("headrace_endpoint"); n > 1001 {
+		t.Errorf("%d hosts have series", n)
+	}
+	if n := count("headrace_model"); n > 1001 {
+		t.Errorf("%d models have series", n)
+	}
+	var total float64
+	for _, one := range regexp.MustCompile(`(?m)^headrace_requests_total\{.*\} (.*)$`).FindAllStringSubmatch(page, -1) {
+		n, err := strconv.ParseFloat(one[1], 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		total += n
+	}
+	if total != 2+50_000+6000 {
+		t.Errorf("%v requests are counted, 56,002 were made", total)
+	}
+}
+
+// TestConcurrently has requests counted while pages are read.
+func TestConcurrently(t *testing.T) {
+	m := newMetrics(telemetry.NamesBoth)
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range 500 {
+				for _, r := range records() {
+					m.Record(&r)
+				}
+			}
+		})
+	}
+	for range 20 {
+		families(t, scrape(t, m, "text/plain"))
+	}
+	wg.Wait()
+	if page := scrape(t, m, "text/plain"); !strings.Contains(page, `headrace_requests_total{headrace_class="caller_fault",headrace_model="other"} 2000`) {
+		t.Errorf("counts were lost:\n%s", page)
+	}
+}
+
+func TestRecordAllocatesNothing(t *testing.T) {
+	m := newMetrics(telemetry.NamesBoth)
+	rs := records()
+	for i := range rs {
+		rs[i].Trace = trace.Context{}
+		m.Record(&rs[i])
+	}
+	if n := testing.AllocsPerRun(100, func() {
+		for i := range rs {
+			m.Record(&rs[i])
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations for %d requests", n, len(rs))
+	}
+}
+
+func BenchmarkRecord(b *testing.B) {
+	m := newMetrics(telemetry.NamesLatest)
+	r := records()[0]
+	r.Trace = trace.Context{}
+	b.ReportAllocs()
+	for b.Loop() {
+		m.Record(&r)
+	}
+}
+
+// BenchmarkScrape is a page of 64 hosts with 4 models each.
+func BenchmarkScrape(b *testing.B) {
+	m := newMetrics(telemetry.NamesLatest)
+	for h := range 64 {
+		for i := range 4 {
+			r := records()[0]
+			r.Attempts[0].Endpoint, r.Attempts[0].Served, r.Model = endpoint.ID(fmt.Sprint("static:", h)), fmt.Sprint("m", i), fmt.Sprint("m", i)
+			m.Record(&r)
+		}
+	}
+	h := m.Handler()
+	for b.Loop() {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+		b.SetBytes(int64(w.Body.Len()))
+	}
+}
