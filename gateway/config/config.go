@@ -37,6 +37,7 @@ type Config struct {
 	Continuation         Continuation     `yaml:"continuation" doc:"Streams that a host breaks off and another one goes on with." aka:"continue|resume"`
 	Catalogue            []Expectation    `yaml:"catalogue" otherwise:"the built-in catalogue" doc:"How fast hosts are expected to be before they were measured, where you know better than the built-in catalogue." aka:"catalog|expect|priors"`
 	State                State            `yaml:"state" doc:"What replicas of the gateway share."`
+	Telemetry            Telemetry        `yaml:"telemetry" doc:"What is told of requests beside the log: metrics and traces (docs/telemetry.md)." aka:"otel|opentelemetry|tracing|observability"`
 	Log                  Log              `yaml:"log" doc:"What is logged." aka:"logging|logs"`
 
 	source string            // file name for messages, "" without a file
@@ -211,6 +212,23 @@ type Log struct {
 	Level  slog.Level `yaml:"level" words:"debug|info|warn|error" default:"info" doc:"Least severity that is logged."`
 	Format string     `yaml:"format" words:"json|text" default:"json" doc:"One JSON object a line, or text for reading."`
 	Access bool       `yaml:"access" default:"true" doc:"Whether each request gets a line." aka:"access_log"`
+}
+
+// Telemetry says what is told of requests, and to whom.
+type Telemetry struct {
+	Metrics     bool    `yaml:"metrics" default:"true" doc:"Whether figures are kept: /metrics of the admin listener shows them." aka:"prometheus"`
+	Names       string  `yaml:"names" words:"latest|legacy|both" default:"latest" doc:"Which of OpenTelemetry's names the GenAI figures and spans have: those of today, those that most dashboards were made for, or both." aka:"semconv"`
+	OTLP        string  `yaml:"otlp" otherwise:"none: nothing is sent; OTEL_EXPORTER_OTLP_ENDPOINT stands in" eg:"http://collector:4318" doc:"Base URL of an OpenTelemetry collector." aka:"endpoint|otlp_endpoint|collector|url"`
+	Protocol    string  `yaml:"protocol" words:"http|grpc" default:"http" doc:"How it is spoken to: http for OTLP over HTTP in protobuf (port 4318), grpc for OTLP over gRPC (port 4317)." aka:"otlp_protocol"`
+	OTLPTraces  bool    `yaml:"otlp_traces" default:"true" doc:"Whether traces are sent there." aka:"traces"`
+	OTLPMetrics bool    `yaml:"otlp_metrics" default:"true" doc:"Whether metrics are sent there, beside being shown at /metrics."`
+	OTLPLogs    bool    `yaml:"otlp_logs" default:"false" doc:"Whether log lines are sent there, beside being written." aka:"logs"`
+	Sample      float64 `yaml:"sample" min:"0" max:"1" default:"0.1" doc:"Share of requests that are traced." aka:"sampling|ratio|sample_rate"`
+	Failures    bool    `yaml:"failures" default:"true" doc:"Whether requests that failed, were answered by a later attempt or went on elsewhere are traced whatever the share. Callers' own faults and leaving are no failures." aka:"errors"`
+	Trust       bool    `yaml:"trust" default:"false" doc:"Whether callers' traceparent is believed: their request joins their trace, sampled or not as they say. Else their trace is linked." aka:"trust_traceparent|trust_callers"`
+	Propagate   string  `yaml:"propagate" words:"own|all|none" default:"own" doc:"Which hosts get a traceparent: your own (all but those priced per token, which are somebody else's), all or none." aka:"propagation"`
+
+	FromEnv bool `yaml:"-"` // OTLP is the environment's: exporters read the rest of it there, such as addresses by signal
 }
 
 // StaticEndpoints returns the hosts of providers.static as endpoints, priced as of now. The caller

@@ -84,13 +84,19 @@ func TestExample(t *testing.T) {
 	}
 	for name, pair := range map[string][2]any{
 		"limits": {c.Limits, plain.Limits}, "timeouts": {c.Timeouts, plain.Timeouts}, "retries": {c.Retries, plain.Retries},
-		"breaker": {c.Breaker, plain.Breaker}, "continuation": {c.Continuation, plain.Continuation}, "log": {c.Log, plain.Log}, "admin": {c.Admin, plain.Admin},
+		"breaker": {c.Breaker, plain.Breaker}, "continuation": {c.Continuation, plain.Continuation}, "log": {c.Log, plain.Log}, "telemetry": {silent(c.Telemetry), plain.Telemetry}, "admin": {c.Admin, plain.Admin},
 		"listen": {c.Listen[0], plain.Listen[0]},
 	} {
 		if pair[0] != pair[1] {
 			t.Errorf("%s: the example says %+v, the default is %+v", name, pair[0], pair[1])
 		}
 	}
+}
+
+// silent is t without the address that the example gives.
+func silent(t Telemetry) Telemetry {
+	t.OTLP = ""
+	return t
 }
 
 // TestSchemaAgrees takes files that Parse accepts and mistakes that an editor should see.

@@ -78,7 +78,8 @@ func FuzzParse(f *testing.F) {
 
 // ours tells whether a variable stands for a value by itself.
 func ours(name string) bool {
-	return strings.HasPrefix(name, "HEADRACE_") || strings.HasPrefix(name, "RUNPOD_") || strings.HasPrefix(name, "VAST_") || name == EnvRedis
+	return strings.HasPrefix(name, "HEADRACE_") || strings.HasPrefix(name, "RUNPOD_") || strings.HasPrefix(name, "VAST_") ||
+		strings.HasPrefix(name, "OTEL_") || name == EnvRedis
 }
 
 // TestSecretsStayHidden puts a key where it belongs, but in every wrong shape.

@@ -82,6 +82,7 @@ func parse(name string, src []byte, o Overrides, getenv func(string) (string, bo
 	c.settle()
 	problems := append(d.problems, c.override(o, getenv)...)
 	problems = append(problems, c.clouds(getenv)...)
+	problems = append(problems, c.Telemetry.settle(c, getenv)...)
 	problems = append(problems, c.check()...)
 	keepInside(src, problems)
 	return c, problems
