@@ -350,7 +350,12 @@ func (m *Metrics) recordModel(r *ledger.Record, model string, ex *exemplar) {
 	defer s.mu.Unlock()
 	s.requests[r.Class]++
 	for i := 1; i < min(r.Tries, ledger.MaxAttempts); i++ {
-		s.failovers[r.Attempts[i-1].Class]++
+		if before := &r.Attempts[i-1]; !r.Attempts[i].Hedge && !before.Hedge && before.Class != outcome.Outrun {
+			s.failovers[before.Class]++
+		}
+	}
+	if r.Hedge != "" {
+		s.hedges[r.Hedge]++
 	}
 	s.offered += int64(r.Offered)
 	s.done += int64(r.Resumes)
@@ -401,7 +406,7 @@ func (m *Metrics) recordServed(r *ledger.Record, op, model string, ex *exemplar)
 		return
 	}
 	s.ttft.add(serverTTFT, r.TTFT.Seconds(), ex)
-	if r.Output > 1 {
+	if r.Output > 1 && r.Duration > r.TTFT {
 		s.tpot.add(serverTPOT, (r.Duration-r.TTFT).Seconds()/float64(r.Output-1), ex)
 	}
 }

@@ -52,6 +52,7 @@ type app struct {
 	leaver  *leaver
 	prober  *probe.Prober
 	server  *gateway.Server
+	metrics *telemetry.Metrics // nil when none are kept
 	ring    *ledger.Ring
 	rented  atomic.Pointer[clouds]
 	speak   *translators
@@ -73,6 +74,8 @@ type app struct {
 	fleet  []endpoint.Endpoint
 	rules  []router.ModelRule
 	reload admin.ReloadStatus
+
+	reloadsOK, reloadsFailed int64
 }
 
 // newApp opens the listeners and builds everything; run starts it.
@@ -116,6 +119,7 @@ func newApp(cfg *config.Config, logTo io.Writer) (*app, error) {
 			return a.rented.Load().webhook(name, header, body)
 		},
 	}, settings(cfg))
+	a.metrics = a.newMetrics(cfg)
 	if err := a.forward.Check(cfg.StaticEndpoints(time.Now())); err != nil {
 		return nil, err
 	}
@@ -175,6 +179,7 @@ func settings(c *config.Config) gateway.Settings {
 	for name := range c.Models {
 		s.OnPreemption[name], _ = gateway.ParsePreemption(c.Models[name].OnPreemption) // the config knows its words
 	}
+	s.Tracing, s.Propagate = tracing(&c.Telemetry)
 	if c.Passthrough != "" {
 		s.Passthrough = endpoint.ID("static:" + c.Passthrough)
 	}
@@ -228,7 +233,7 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 			return admin.Serve(backCtx, a.admin, admin.Options{
 				Router: a.router, Requests: a.ring, InFlight: a.server.InFlight, Draining: a.server.Draining,
 				Reload: a.reloadStatus, Version: versionText(), Providers: func() any { return a.statuses() },
-				Advice: advice.lately, Drain: a.drain, Undrain: a.undrain, Probe: a.prober.Status,
+				Metrics: a.page(), Advice: advice.lately, Drain: a.drain, Undrain: a.undrain, Probe: a.prober.Status,
 			})
 		})
 	}
@@ -346,6 +351,7 @@ func (a *app) reconfigure(r reading) bool {
 	defer a.mu.Unlock()
 	a.reload = admin.ReloadStatus{At: time.Now(), OK: err == nil}
 	if err != nil {
+		a.reloadsFailed++
 		a.reload.Error = err.Error()
 		a.log.Error("config not reloaded: the one in force stays", "error", err)
 		return false
@@ -353,6 +359,7 @@ func (a *app) reconfigure(r reading) bool {
 	if later := needRestart(a.cfg, r.cfg); len(later) > 0 {
 		a.log.Warn("changes that take effect at the next start only", "keys", later)
 	}
+	a.reloadsOK++
 	a.cfg, a.rules = r.cfg, rules(r.cfg)
 	a.expected.Store(expectations(r.cfg))
 	a.rented.Store(a.rented.Load().next(r.cfg, a.redis, a.log)) // the old ones end with their round
@@ -390,7 +397,7 @@ func needRestart(old, cur *config.Config) []string {
 			keys = append(keys, k.name)
 		}
 	}
-	return keys
+	return append(keys, telemetryLater(old.Telemetry, cur.Telemetry)...)
 }
 
 func sameListener(a, b config.Listener) bool {
@@ -413,6 +420,9 @@ func (a *app) reloadStatus() *admin.ReloadStatus {
 // settled records a request: in memory for the admin API, and as a line of the access log.
 func (a *app) settled(r *ledger.Record) {
 	a.ring.Add(r)
+	if a.metrics != nil {
+		a.metrics.Record(r)
+	}
 	if a.onSettled != nil {
 		a.onSettled(r)
 	}

@@ -33,6 +33,8 @@ type Options struct {
 	// false when there is no such host. Nil: it cannot be done.
 	Drain   func(id endpoint.ID, move bool) bool
 	Undrain func(id endpoint.ID) bool
+	// Metrics serves /metrics; nil when no figures are kept.
+	Metrics http.Handler
 	// Advice returns what would make the fleet cheaper, in the form it is to be shown; nil when nobody looks.
 	Advice func() any
 	// Probe returns what tests of a host have found; nil when nobody tests.
@@ -75,11 +77,14 @@ func Handler(o Options) http.Handler {
 		}
 		write(w, http.StatusOK, map[string]any{"advice": list})
 	})
+	if o.Metrics != nil {
+		mux.Handle("GET /metrics", o.Metrics)
+	}
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusNotFound, "unknown_url", "Unknown admin URL "+r.Method+" "+strconv.Quote(r.URL.Path)+
-			". There are /livez, /readyz, /admin/v1/hosts, /admin/v1/requests, /admin/v1/decisions, /admin/v1/explain, "+
+			". There are /livez, /readyz, /metrics, /admin/v1/hosts, /admin/v1/requests, /admin/v1/decisions, /admin/v1/explain, "+
 			"/admin/v1/calibration, /admin/v1/providers, /admin/v1/advice and /admin/v1/status, all by GET, and "+
 			"/admin/v1/hosts/{id}/drain by POST and DELETE.")
 	})

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"net/http"
+	"time"
+
+	"headrace/gateway/config"
+	"headrace/gateway/trace"
+	"headrace/router/endpoint"
+	"headrace/telemetry"
+)
+
+// newMetrics returns what keeps figures, nil where the config wants none.
+func (a *app) newMetrics(cfg *config.Config) *telemetry.Metrics {
+	if !cfg.Telemetry.Metrics {
+		return nil
+	}
+	names, _ := telemetry.ParseNames(cfg.Telemetry.Names) // the config knows its words
+	return telemetry.NewMetrics(telemetry.MetricsOptions{
+		Names: names, Exemplars: true, Version: versionText(), Now: time.Now,
+		Sources: telemetry.Sources{
+			Hosts: a.router.Hosts, Calibration: a.router.Calibration, Accounts: a.discoveries, Probes: a.probed,
+			InFlight: a.server.InFlight, Draining: a.server.Draining, Reloads: a.reloaded,
+		},
+	})
+}
+
+// page serves the figures, nil where none are kept.
+func (a *app) page() http.Handler {
+	if a.metrics == nil {
+		return nil
+	}
+	return a.metrics.Handler()
+}
+
+// discoveries tells how the accounts fare.
+func (a *app) discoveries() []telemetry.Account {
+	var all []telemetry.Account
+	for _, acc := range a.rented.Load().all() {
+		s := acc.status()
+		t := telemetry.Account{Name: acc.name, LastGood: s.LastGood, Failing: s.Failing, Polls: s.Polls, Hosts: s.Endpoints}
+		for _, c := range s.Calls {
+			t.Calls = append(t.Calls, telemetry.Calls{Name: c.Name, Calls: c.Calls, Errors: c.Errors, Throttled: c.Throttled})
+		}
+		all = append(all, t)
+	}
+	return all
+}
+
+func (a *app) probed(id endpoint.ID) telemetry.Probes {
+	s := a.prober.Status(id)
+	p := telemetry.Probes{Sent: s.Sent, Failed: s.Failed}
+	if len(s.Prefills) > 0 {
+		p.Continues = make(map[string]string, len(s.Prefills))
+	}
+	for _, f := range s.Prefills {
+		p.Continues[f.Model] = f.Continues
+	}
+	return p
+}
+
+func (a *app) reloaded() telemetry.Reloads {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return telemetry.Reloads{OK: a.reloadsOK, Failed: a.reloadsFailed, Current: a.reload.At.IsZero() || a.reload.OK}
+}
+
+// tracing says which requests are traced by a config, and which hosts are told.
+func tracing(t *config.Telemetry) (trace.Policy, func(*endpoint.Endpoint) bool) {
+	p := trace.Policy{On: t.OTLP != "" && t.OTLPTraces, Ratio: t.Sample, Trust: t.Trust}
+	switch t.Propagate {
+	case "all":
+		return p, func(*endpoint.Endpoint) bool { return true }
+	case "own":
+		return p, func(ep *endpoint.Endpoint) bool { return ep.Tenure != endpoint.TenurePerToken }
+	}
+	return p, nil
+}
+
+// telemetryLater names the keys of telemetry that differ and take effect at the next start.
+func telemetryLater(old, cur config.Telemetry) []string {
+	for _, t := range []*config.Telemetry{&old, &cur} { // these do not need one
+		t.Sample, t.Failures, t.Trust, t.Propagate = 0, false, false, ""
+	}
+	if old == cur {
+		return nil
+	}
+	return []string{"telemetry"}
+}
