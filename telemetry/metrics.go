@@ -1,6 +1,7 @@
 package telemetry
 
 import (
+	"maps"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -102,19 +103,17 @@ func (f *family[K, S]) get(k K) *S {
 	return nil
 }
 
-func (f *family[K, S]) add(k K, make func() *S) *S {
+// add returns the set of k, a new one where there is none.
+func (f *family[K, S]) add(k K) *S {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if s := f.get(k); s != nil {
 		return s
 	}
-	next := map[K]*S{}
+	next, s := map[K]*S{}, new(S)
 	if m := f.m.Load(); m != nil {
-		for k, s := range *m {
-			next[k] = s
-		}
+		maps.Copy(next, *m)
 	}
-	s := make()
 	next[k] = s
 	f.m.Store(&next)
 	return s
@@ -325,7 +324,7 @@ func (m *Metrics) recordHTTP(r *ledger.Record, ex *exemplar) {
 	k := httpKey{r.Method, r.Route, r.Status, r.Class}
 	s := m.http.get(k)
 	if s == nil {
-		s = m.http.add(k, func() *httpSet { return &httpSet{} })
+		s = m.http.add(k)
 	}
 	s.mu.Lock()
 	s.duration.add(httpDuration, r.Duration.Seconds(), ex)
@@ -333,7 +332,7 @@ func (m *Metrics) recordHTTP(r *ledger.Record, ex *exemplar) {
 
 	o := m.routes.get(r.Route)
 	if o == nil {
-		o = m.routes.add(r.Route, func() *routeSet { return &routeSet{} })
+		o = m.routes.add(r.Route)
 	}
 	o.mu.Lock()
 	o.overhead.add(overhead, r.Overhead.Seconds(), ex)
@@ -344,7 +343,7 @@ func (m *Metrics) recordModel(r *ledger.Record, model string, ex *exemplar) {
 	s := m.models.get(model)
 	if s == nil {
 		model = m.knownModels.of(model, &m.overflowed)
-		s = m.models.add(model, func() *modelSet { return &modelSet{refused: map[string]int64{}, hedges: map[string]int64{}} })
+		s = m.models.add(model)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -355,11 +354,17 @@ func (m *Metrics) recordModel(r *ledger.Record, model string, ex *exemplar) {
 		}
 	}
 	if r.Hedge != "" {
+		if s.hedges == nil {
+			s.hedges = map[string]int64{}
+		}
 		s.hedges[r.Hedge]++
 	}
 	s.offered += int64(r.Offered)
 	s.done += int64(r.Resumes)
 	if r.Lost != "" {
+		if s.refused == nil {
+			s.refused = map[string]int64{}
+		}
 		s.refused[r.Lost]++
 	}
 	if r.SeamGap > 0 {
@@ -397,7 +402,7 @@ func (m *Metrics) recordServed(r *ledger.Record, op, model string, ex *exemplar)
 	s := m.served.get(k)
 	if s == nil {
 		k.model = m.knownModels.of(model, &m.overflowed)
-		s = m.served.add(k, func() *servedSet { return &servedSet{} })
+		s = m.served.add(k)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -429,7 +434,7 @@ func (m *Metrics) recordAttempt(r *ledger.Record, i int, op, model string, ex *e
 	s := m.genai.get(g)
 	if s == nil {
 		g.served, g.endpoint = m.knownModels.of(g.served, &m.overflowed), m.knownHosts.of(g.endpoint, &m.overflowed)
-		s = m.genai.add(g, func() *genaiSet { return &genaiSet{} })
+		s = m.genai.add(g)
 	}
 	s.mu.Lock()
 	byClass(&s.duration, a.Class).add(clientDuration, a.Duration.Seconds(), ex)
@@ -445,7 +450,7 @@ func (m *Metrics) recordAttempt(r *ledger.Record, i int, op, model string, ex *e
 	h := m.hosts.get(k)
 	if h == nil {
 		k.endpoint, k.model = m.knownHosts.of(k.endpoint, &m.overflowed), m.knownModels.of(k.model, &m.overflowed)
-		h = m.hosts.add(k, func() *hostSet { return &hostSet{} })
+		h = m.hosts.add(k)
 	}
 	useful := a.Class == outcome.Success || last && r.Class == outcome.Success || !last && r.Attempts[i+1].Resumed
 	h.mu.Lock()

@@ -33,7 +33,7 @@ func TestTelemetryFromTheEnvironment(t *testing.T) {
 				vars[c.env[i]] = c.env[i+1]
 			}
 			cfg, err := Parse("f.yaml", []byte(c.file), Overrides{}, func(n string) (string, bool) { v, ok := vars[n]; return v, ok })
-			got := ""
+			var got string
 			if err != nil {
 				got = err.Error()
 			} else {
