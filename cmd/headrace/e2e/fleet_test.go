@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -23,6 +24,7 @@ const (
 	brokenModel = "lab/broken"   // always answers 500
 	downModel   = "lab/down"     // nobody listens
 	cutModel    = "lab/cut"      // resets its streams after some tokens
+	mortalModel = "lab/mortal-"  // and the language of the SDK: its cheaper host does the same, the other one goes on with its answers
 	retryAfter  = 7              // seconds that the busy host asks for
 	cutAfter    = 9              // tokens
 	maxLatency  = 50 * time.Millisecond
@@ -33,6 +35,7 @@ const (
 type fleet struct {
 	hosts      []*fakecloud.Host
 	slow, late *fakecloud.Host
+	heirs      map[string]*fakecloud.Host // by language
 }
 
 func startFleet(t *testing.T) *fleet {
@@ -43,6 +46,7 @@ func startFleet(t *testing.T) *fleet {
 		if c.APIKey == "" {
 			c.APIKey = hostKey
 		}
+		c.USDPerHour = cmp.Or(c.USDPerHour, 1)
 		h, err := fakecloud.StartHost(context.Background(), c) // stopped by the cleanup, after the gateway
 		if err != nil {
 			t.Fatal(err)
@@ -70,6 +74,13 @@ func startFleet(t *testing.T) *fleet {
 		locked.APIKey = "another key"
 		start("locked-"+language, locked)
 	}
+	f.heirs = map[string]*fakecloud.Host{}
+	for _, language := range languages() { // the gateway sends nothing more to a host that broke off
+		mortal, heir := serving(mortalModel+language), serving(mortalModel+language)
+		mortal.USDPerHour, heir.USDPerHour = 1, 50
+		start("mortal-"+language, mortal, fakecloud.Fault{Kind: fakecloud.ResetStream, After: cutAfter})
+		f.heirs[language] = start("heir-"+language, heir)
+	}
 	start("busy", serving(busyModel), fakecloud.Fault{Kind: fakecloud.Throttle, Delay: retryAfter * time.Second})
 	start("broken", serving(brokenModel), fakecloud.Fault{Kind: fakecloud.Error500})
 	start("cut", serving(cutModel), fakecloud.Fault{Kind: fakecloud.ResetStream, After: cutAfter})
@@ -88,13 +99,15 @@ func (f *fleet) config(listen, admin string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "listen: %q\nadmin: %q\nproviders:\n  static:\n", listen, admin)
 	for _, h := range f.hosts {
-		fmt.Fprintf(&b, "    - {name: %s, base_url: %q, api_key: %q, models: [%s], price: {usd_per_hour: 1}}\n",
-			h.Name(), h.URL()+"/v1", hostKey, strings.Join(h.Config().Models, ", "))
+		fmt.Fprintf(&b, "    - {name: %s, base_url: %q, api_key: %q, models: [%s], price: {usd_per_hour: %g}, continues: always}\n",
+			h.Name(), h.URL()+"/v1", hostKey, strings.Join(h.Config().Models, ", "), h.Config().USDPerHour)
 	}
 	fmt.Fprintf(&b, "models: {chat: {serves: [%s]}", chatServed)
+	named := map[string]bool{chatServed: true}
 	for _, h := range f.hosts {
 		for _, m := range h.Config().Models {
-			if m != chatServed {
+			if !named[m] {
+				named[m] = true
 				fmt.Fprintf(&b, ", %s: {serves: [%s]}", m, m)
 			}
 		}

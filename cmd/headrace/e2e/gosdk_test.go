@@ -36,6 +36,7 @@ func (s goSDK) checks() []check {
 		{"chat_structured", s.chatStructured},
 		{"stream", s.stream},
 		{"stream_usage", s.streamUsage},
+		{"stream_continued", s.streamContinued},
 		{"stream_tools", s.streamTools},
 		{"stream_emoji", s.streamEmoji},
 		{"streams_50", s.streams50},
@@ -235,6 +236,31 @@ func (s goSDK) streamUsage(t *testing.T) {
 	last := chunks[len(chunks)-1]
 	equal(t, "choices of the last chunk", len(last.Choices), 0)
 	equal(t, "completion_tokens", last.Usage.CompletionTokens, q.MaxTokens)
+}
+
+// streamContinued reads the answer of a host that is lost in the middle of it.
+func (s goSDK) streamContinued(t *testing.T) {
+	q := s.plan.Mortal
+	params := ask(q)
+	params.StreamOptions.IncludeUsage = openai.Bool(true)
+	chunks := drain(t, s.client.Chat.Completions.NewStreaming(t.Context(), params))
+	equal(t, "text", textOf(chunks), q.Text)
+	var finishes []string
+	roles := 0
+	for _, c := range chunks {
+		equal(t, "id", c.ID, chunks[0].ID)
+		for _, choice := range c.Choices {
+			if choice.FinishReason != "" {
+				finishes = append(finishes, choice.FinishReason)
+			}
+			if choice.Delta.Role != "" {
+				roles++
+			}
+		}
+	}
+	equal(t, "finish reasons", strings.Join(finishes, " "), "length")
+	equal(t, "roles", roles, 1)
+	equal(t, "completion_tokens", chunks[len(chunks)-1].Usage.CompletionTokens, q.MaxTokens)
 }
 
 func (s goSDK) streamTools(t *testing.T) {

@@ -38,7 +38,8 @@ type plan struct {
 	Busy    question `json:"busy"`
 	Broken  question `json:"broken"`
 	Down    question `json:"down"`
-	Cut     question `json:"cut"` // breaks off after some tokens
+	Cut     question `json:"cut"`    // breaks off after some tokens
+	Mortal  question `json:"mortal"` // breaks off too, and is gone on with by another host
 }
 
 // question is a request and what must come of it.
@@ -112,6 +113,7 @@ func newPlan(baseURL, language string) plan {
 		Broken:     question{Model: brokenModel, Prompt: "Still there?", MaxTokens: 16, Status: 502},
 		Down:       question{Model: downModel, Prompt: "Anybody?", MaxTokens: 16, Status: 503},
 		Cut:        tell(cutModel, cutModel, "Tell me more.", 64),
+		Mortal:     tell(mortalModel+language, mortalModel+language, "Tell me all.", 64),
 	}
 	p.Big = question{Model: "chat", Unit: "head race ", Repeat: 3 << 20 / 10, MaxTokens: 32}
 	p.Big.Text = fakecloud.Answer(chatServed, p.Big.prompt(), 32)

@@ -42,6 +42,11 @@ func TestSDKs(t *testing.T) {
 		t.Run(s.language, func(t *testing.T) { s.run(t, newPlan(g.url, s.language), names, after) })
 	}
 	t.Run("abort_latency", func(t *testing.T) { abortLatency(t, f, sdk) })
+	for language, h := range f.heirs {
+		if s := h.Stats(); s.Generations > 0 && (s.Continued == 0 || s.BadSeams > 0) {
+			t.Errorf("%s: the host that was to go on with an answer did so %d times, %d of them not where it ended", language, s.Continued, s.BadSeams)
+		}
+	}
 	t.Run("keys_stay_apart", func(t *testing.T) {
 		seen := 0
 		for _, h := range f.hosts {

@@ -126,6 +126,19 @@ const checks = {
     equal(chunks.at(-1).usage.completion_tokens, planned.max_tokens, 'completion_tokens');
   },
 
+  async stream_continued() {
+    const planned = plan.mortal;
+    const chunks = await collect(
+      client.chat.completions.create({ ...request(planned), stream: true, stream_options: { include_usage: true } }),
+    );
+    equal(textOf(chunks), planned.text, 'text');
+    equal([...new Set(chunks.map((c) => c.id))], [chunks[0].id], 'ids');
+    const choices = chunks.flatMap((c) => c.choices);
+    equal(choices.flatMap((c) => c.finish_reason ?? []), ['length'], 'finish reasons');
+    equal(choices.flatMap((c) => c.delta.role ?? []), ['assistant'], 'roles');
+    equal(chunks.at(-1).usage.completion_tokens, planned.max_tokens, 'completion_tokens');
+  },
+
   async stream_tools() {
     // The helper puts the pieces together by index and refuses what does not fit.
     const answer = await client.chat.completions

@@ -123,6 +123,18 @@ def stream_usage():
     equal(chunks[-1].usage.completion_tokens, case["max_tokens"], "completion_tokens")
 
 
+@check
+def stream_continued():
+    case = plan["mortal"]
+    chunks = list(client.chat.completions.create(**request(case), stream=True, stream_options={"include_usage": True}))
+    equal(text_of(chunks), case["text"], "text")
+    equal({c.id for c in chunks}, {chunks[0].id}, "ids")
+    choices = [choice for c in chunks for choice in c.choices]
+    equal([c.finish_reason for c in choices if c.finish_reason], ["length"], "finish reasons")
+    equal([c.delta.role for c in choices if c.delta.role], ["assistant"], "roles")
+    equal(chunks[-1].usage.completion_tokens, case["max_tokens"], "completion_tokens")
+
+
 tools = [
     {
         "type": "function",
