@@ -291,6 +291,7 @@ func TestContinues(t *testing.T) {
 		for name, lose := range losses() {
 			for _, at := range []int{1, 17, n - 1} {
 				t.Run(fmt.Sprintf("%s/%s after %d", path[4:], name, at), func(t *testing.T) {
+					t.Parallel()
 					a, b := &teller{words: n, at: at, lose: lose, times: 1}, &teller{words: n}
 					g := newTellers(t, []*teller{a, b})
 					res, body, err := g.do(ask(path, streamed+`,"temperature":0.5,"max_tokens":100`))
@@ -330,6 +331,7 @@ func TestContinuesPlain(t *testing.T) {
 	const n = 40
 	for name, lose := range losses() {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			a, b := &teller{words: n, at: 17, lose: lose, times: 1}, &teller{words: n}
 			g := newTellers(t, []*teller{a, b})
 			res, body, err := g.do(ask(chatPath, ""))
@@ -641,9 +643,9 @@ func TestStaysWhereNobodyElseCan(t *testing.T) {
 func TestRandomLosses(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
-	requests, callers := 1500, 24
+	requests, callers := 800, 24
 	if raceEnabled {
-		requests = 300
+		requests = 200
 	}
 	const n = 12
 	ways := losses()
