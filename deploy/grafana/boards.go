@@ -224,6 +224,17 @@ func gateway() Dashboard {
 			stacked("Requests by status", "reqps", "", query{rate("http_server_request_duration_seconds_count", of, "http_response_status_code"), "{{http_response_status_code}}"}),
 			lines("Duration by route, p95", "s", "", query{quantile(0.95, "http_server_request_duration_seconds", of, "http_route"), "{{http_route}}"}),
 		}},
+		section{"Process", []Panel{
+			lines("Processors in use", "none", "", query{`rate(process_cpu_seconds_total{` + of + `, job="headrace"}[$__rate_interval])`, "{{instance}}"}),
+			lines("Memory", "bytes", "Resident, and the heap in it.",
+				query{`process_resident_memory_bytes{` + of + `, job="headrace"}`, "{{instance}}"},
+				query{`go_memstats_heap_inuse_bytes{` + of + `, job="headrace"}`, "{{instance}} heap"}),
+			lines("Goroutines", "none", "One for each caller's connection, and some dozens.", query{`go_goroutines{` + of + `, job="headrace"}`, "{{instance}}"}),
+			lines("Descriptors in use", "percentunit", "Of those allowed. A stream takes two.",
+				query{`process_open_fds{` + of + `, job="headrace"} / process_max_fds{` + of + `, job="headrace"}`, "{{instance}}"}),
+			lines("Stopped by the collector of garbage", "percentunit", "Share of time.", query{`rate(go_gc_duration_seconds_sum{` + of + `, job="headrace"}[$__rate_interval])`, "{{instance}}"}),
+			lines("Up for", "s", "", query{`time() - process_start_time_seconds{` + of + `, job="headrace"}`, "{{instance}}"}),
+		}},
 		section{"Accounts", []Panel{
 			lines("Hosts last read", "s", "Time since then. Meanwhile the last good list is in use.",
 				query{`max by (headrace_account) (headrace_discovery_age_seconds{` + of + `})`, "{{headrace_account}}"}),

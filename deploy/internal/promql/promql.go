@@ -13,11 +13,17 @@ import (
 // Metrics are the metrics that queries may name, each with its labels.
 type Metrics map[string][]string
 
-// Known returns Headrace's metrics as they stand in Prometheus, with the labels that a scrape adds, and what Prometheus says about
-// its scrapes.
+// Known returns Headrace's metrics as they stand in Prometheus, with the labels that a scrape adds, some of what client_golang tells of
+// every Go process, and what Prometheus says about its scrapes.
 func Known() Metrics {
 	scrape := []string{"job", "instance"}
-	m := Metrics{"up": scrape}
+	m := Metrics{}
+	for _, name := range []string{
+		"up", "go_goroutines", "go_memstats_heap_inuse_bytes", "go_gc_duration_seconds_sum", "process_cpu_seconds_total",
+		"process_resident_memory_bytes", "process_open_fds", "process_max_fds", "process_start_time_seconds",
+	} {
+		m[name] = scrape
+	}
 	for _, i := range telemetry.Instruments() {
 		labels := slices.Clone(scrape)
 		for _, l := range i.Labels {
