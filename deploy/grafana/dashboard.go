@@ -20,8 +20,11 @@ type Dashboard struct {
 	Refresh       string     `json:"refresh"`
 	Time          Range      `json:"time"`
 	Templating    Templating `json:"templating"`
-	Links         []Link     `json:"links"`
-	Panels        []Panel    `json:"panels"`
+	Annotations   struct {
+		List []any `json:"list,omitempty"`
+	} `json:"annotations"`
+	Links  []Link  `json:"links"`
+	Panels []Panel `json:"panels"`
 }
 
 // Range is the time that a page shows at first.
@@ -47,13 +50,16 @@ type Variable struct {
 	Multi      bool           `json:"multi"`
 	IncludeAll bool           `json:"includeAll"`
 	AllValue   string         `json:"allValue,omitempty"`
-	Current    map[string]any `json:"current"`
+	Current    map[string]any `json:"current,omitempty"`
 }
 
 // Link is a way to other pages.
 type Link struct {
 	Title       string   `json:"title"`
 	Type        string   `json:"type"`
+	Icon        string   `json:"icon"`
+	Tooltip     string   `json:"tooltip"`
+	TargetBlank bool     `json:"targetBlank"`
 	Tags        []string `json:"tags"`
 	AsDropdown  bool     `json:"asDropdown"`
 	IncludeVars bool     `json:"includeVars"`
@@ -79,7 +85,7 @@ type Panel struct {
 	Options         map[string]any   `json:"options,omitempty"`
 	Transformations []Transformation `json:"transformations,omitempty"`
 	Collapsed       *bool            `json:"collapsed,omitempty"`
-	Panels          []Panel          `json:"panels,omitempty"`
+	Panels          *[]Panel         `json:"panels,omitempty"` // of a row that is folded up; rows have it, panels have not
 }
 
 // Grid is a panel's place, of 24 columns.
@@ -201,7 +207,8 @@ func figure(title, unit, description, expr string, steps ...step) Panel {
 		},
 		Options: map[string]any{
 			"reduceOptions": map[string]any{"calcs": []string{"lastNotNull"}, "fields": "", "values": false},
-			"colorMode":     "value", "graphMode": "area", "textMode": "auto",
+			"colorMode":     "value", "graphMode": "area", "textMode": "auto", "justifyMode": "auto", "orientation": "auto",
+			"wideLayout": true, "showPercentChange": false, "percentChangeColorMode": "standard",
 		},
 	}
 }
@@ -212,8 +219,8 @@ func heat(title, unit, description, expr string) Panel {
 		Type: "heatmap", Title: title, Description: description, Datasource: source(), Targets: targets([]query{{expr, "{{le}}"}}), GridPos: Grid{H: 8, W: 8},
 		FieldConfig: &Fields{Defaults: map[string]any{}, Overrides: []map[string]any{}},
 		Options: map[string]any{
-			"calculate": false, "yAxis": map[string]any{"unit": unit},
-			"color":     map[string]any{"mode": "scheme", "scheme": "Oranges", "steps": 64},
+			"calculate": false, "showValue": "never", "legend": map[string]any{"show": true}, "yAxis": map[string]any{"unit": unit},
+			"color":     map[string]any{"mode": "scheme", "scheme": "Oranges", "steps": 64, "fill": "dark-orange", "exponent": 0.5, "reverse": false},
 			"exemplars": map[string]any{"color": "rgba(0,128,255,0.9)"},
 			"tooltip":   map[string]any{"mode": "single", "yHistogram": true},
 		},
@@ -233,7 +240,11 @@ func bands(title, description string, qs ...query) Panel {
 			},
 			Overrides: []map[string]any{},
 		},
-		Options: map[string]any{"mergeValues": true, "showValue": "never", "rowHeight": 0.8, "legend": map[string]any{"showLegend": false}},
+		Options: map[string]any{
+			"mergeValues": true, "showValue": "never", "rowHeight": 0.8,
+			"legend":  map[string]any{"displayMode": "list", "placement": "bottom", "calcs": []string{}, "showLegend": false},
+			"tooltip": map[string]any{"mode": "single", "sort": "none"},
+		},
 	}
 }
 
@@ -245,8 +256,8 @@ type column struct{ title, unit, expr string }
 func table(title, description string, labels [][2]string, link string, cols ...column) Panel {
 	p := Panel{
 		Type: "table", Title: title, Description: description, Datasource: source(), GridPos: Grid{H: 10, W: 24},
-		FieldConfig: &Fields{Defaults: map[string]any{"custom": map[string]any{"align": "auto", "filterable": true}}},
-		Options:     map[string]any{"showHeader": true, "cellHeight": "sm"},
+		FieldConfig: &Fields{Defaults: map[string]any{"custom": map[string]any{"align": "auto", "filterable": true, "inspect": false}}},
+		Options:     map[string]any{"showHeader": true, "cellHeight": "sm", "frameIndex": 0},
 	}
 	names, hidden, order := map[string]any{}, map[string]any{"Time": true}, map[string]any{}
 	for i, l := range labels {
@@ -286,7 +297,7 @@ func arrange(sections []section) []Panel {
 	var out []Panel
 	y, open := 0, false
 	for _, s := range sections {
-		out = append(out, Panel{ID: len(out) + 1, Type: "row", Title: s.title, GridPos: Grid{H: 1, W: 24, Y: y}, Collapsed: &open})
+		out = append(out, Panel{ID: len(out) + 1, Type: "row", Title: s.title, GridPos: Grid{H: 1, W: 24, Y: y}, Collapsed: &open, Panels: &[]Panel{}})
 		y++
 		x, height := 0, 0
 		for _, p := range s.panels {
@@ -306,7 +317,7 @@ func arrange(sections []section) []Panel {
 func choice(name, title, metric, label string, all bool) Variable {
 	v := Variable{
 		Name: name, Label: title, Type: "query", Query: fmt.Sprintf("label_values(%s, %s)", metric, label),
-		Datasource: source(), Refresh: 2, Sort: 1, Multi: all, IncludeAll: all, Current: map[string]any{},
+		Datasource: source(), Refresh: 2, Sort: 1, Multi: all, IncludeAll: all,
 	}
 	if all {
 		v.AllValue = ".*"
@@ -316,12 +327,12 @@ func choice(name, title, metric, label string, all bool) Variable {
 }
 
 func dashboard(uid, title, description, from string, choices []Variable, sections ...section) Dashboard {
-	list := append([]Variable{{Name: "datasource", Label: "Prometheus", Type: "datasource", Query: "prometheus", Refresh: 1, Current: map[string]any{}}}, choices...)
+	list := append([]Variable{{Name: "datasource", Label: "Prometheus", Type: "datasource", Query: "prometheus", Refresh: 1}}, choices...)
 	return Dashboard{
 		UID: "headrace-" + uid, Title: "Headrace: " + title, Description: description, Tags: []string{"headrace"},
 		SchemaVersion: 39, GraphTooltip: 1, Refresh: "30s", Time: Range{"now-" + from, "now"},
 		Templating: Templating{list}, Panels: arrange(sections),
-		Links: []Link{{Title: "Headrace", Type: "dashboards", Tags: []string{"headrace"}, AsDropdown: true, KeepTime: true}},
+		Links: []Link{{Title: "Headrace", Type: "dashboards", Icon: "external link", Tooltip: "All pages", Tags: []string{"headrace"}, AsDropdown: true, KeepTime: true}},
 	}
 }
 
