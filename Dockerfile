@@ -1,9 +1,10 @@
-# syntax=docker/dockerfile:1
+# Needs BuildKit (Docker 20.10 or later), and no frontend from a registry.
 #
 #   docker build -t headrace .
-#   docker run -p 8080:8080 -e HEADRACE_LISTEN=:8080 -e HEADRACE_ALLOW_UNAUTHENTICATED=true -v $PWD/headrace.yaml:/etc/headrace/headrace.yaml:ro headrace
+#   docker run -p 127.0.0.1:8080:8080 -e HEADRACE_LISTEN=:8080 -e HEADRACE_ALLOW_UNAUTHENTICATED=true \
+#     -v $PWD/headrace.yaml:/etc/headrace/headrace.yaml:ro --read-only --cap-drop ALL headrace
 #
-# The same sources, base image and arguments give the same binary: paths are trimmed, the build id is left out and
+# docs/deploy.md has the rest. The same sources, base image and arguments give the same binary: paths are trimmed, the build id is left out and
 # nothing of the build machine or its clock goes in.
 
 FROM --platform=$BUILDPLATFORM golang:1.26-bookworm AS build
@@ -16,7 +17,8 @@ COPY . .
 ARG VERSION=dev
 RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
     CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH \
-    go build -trimpath -buildvcs=false -ldflags "-s -w -buildid= -X main.version=$VERSION" -o /out/headrace ./cmd/headrace
+    go build -trimpath -buildvcs=false -ldflags "-s -w -buildid= -X main.version=$VERSION" -o /out/headrace ./cmd/headrace && \
+    mkdir /out/state
 
 FROM gcr.io/distroless/static:nonroot
 ARG VERSION=dev
@@ -28,6 +30,8 @@ LABEL org.opencontainers.image.title="headrace" \
       org.opencontainers.image.revision="$REVISION"
 COPY --from=build /out/headrace /usr/local/bin/headrace
 COPY LICENSE /usr/share/doc/headrace/LICENSE
+# A volume put here belongs to the user below, so that held_file can lie in it.
+COPY --from=build --chown=65532:65532 /out/state /var/lib/headrace
 # 65532 is nonroot: by number, so that Kubernetes can check runAsNonRoot.
 USER 65532:65532
 # headrace.yaml is looked for here; without one, the environment configures.
