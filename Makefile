@@ -82,6 +82,14 @@ chaos: ## take hosts away under load and check every token, short form; CHAOSFLA
 	bin/headrace-chaos chaos --scenario preempt --for 20s --streams 60 --kill-every 4s --down 4s --speed 2 $(CHAOSFLAGS)
 	bin/headrace-chaos chaos --scenario all --for 20s --streams 40 --kill-every 1500ms --down 5s --speed 2 $(CHAOSFLAGS)
 
+.PHONY: deploy-check
+deploy-check: ## check chart, Compose files and configs with their owners' own code; OTELCOL=… for the collector's (docs/deploy.md)
+	cd deploy/check && $(GO) test -count=1 ./...
+
+.PHONY: image-check
+image-check: ## build the image and see it work; needs Docker, BASES=local where there is no registry (docs/deploy.md)
+	deploy/check/image
+
 .PHONY: tidy
 tidy: ## check that go.mod and go.sum say what the code needs
 	$(GO) mod tidy -diff
