@@ -23,7 +23,7 @@ const (
 	busyModel   = "lab/busy"     // always at its rate limit
 	brokenModel = "lab/broken"   // always answers 500
 	downModel   = "lab/down"     // nobody listens
-	cutModel    = "lab/cut"      // resets its streams after some tokens
+	cutModel    = "lab/cut-"     // and the language of the SDK: resets its streams after some tokens
 	mortalModel = "lab/mortal-"  // and the language of the SDK: its cheaper host does the same, the other one goes on with its answers
 	retryAfter  = 7              // seconds that the busy host asks for
 	cutAfter    = 9              // tokens
@@ -80,10 +80,10 @@ func startFleet(t *testing.T) *fleet {
 		mortal.USDPerHour, heir.USDPerHour = 1, 50
 		start("mortal-"+language, mortal, fakecloud.Fault{Kind: fakecloud.ResetStream, After: cutAfter})
 		f.heirs[language] = start("heir-"+language, heir)
+		start("cut-"+language, serving(cutModel+language), fakecloud.Fault{Kind: fakecloud.ResetStream, After: cutAfter})
 	}
 	start("busy", serving(busyModel), fakecloud.Fault{Kind: fakecloud.Throttle, Delay: retryAfter * time.Second})
 	start("broken", serving(brokenModel), fakecloud.Fault{Kind: fakecloud.Error500})
-	start("cut", serving(cutModel), fakecloud.Fault{Kind: fakecloud.ResetStream, After: cutAfter})
 	start("down", serving(downModel)).Kill()
 	slow := serving(slowModel)
 	slow.TimeScale, slow.TPS, slow.TTFT = 1, 50, 50*time.Millisecond
@@ -97,10 +97,11 @@ func startFleet(t *testing.T) *fleet {
 // config renders what the gateway is started with.
 func (f *fleet) config(listen, admin string) string {
 	var b strings.Builder
+	continues := map[bool]string{true: "always", false: "never"}
 	fmt.Fprintf(&b, "listen: %q\nadmin: %q\nproviders:\n  static:\n", listen, admin)
 	for _, h := range f.hosts {
-		fmt.Fprintf(&b, "    - {name: %s, base_url: %q, api_key: %q, models: [%s], price: {usd_per_hour: %g}, continues: always}\n",
-			h.Name(), h.URL()+"/v1", hostKey, strings.Join(h.Config().Models, ", "), h.Config().USDPerHour)
+		fmt.Fprintf(&b, "    - {name: %s, base_url: %q, api_key: %q, models: [%s], price: {usd_per_hour: %g}, continues: %s}\n",
+			h.Name(), h.URL()+"/v1", hostKey, strings.Join(h.Config().Models, ", "), h.Config().USDPerHour, continues[strings.HasPrefix(h.Name(), "heir-")])
 	}
 	fmt.Fprintf(&b, "models: {chat: {serves: [%s]}", chatServed)
 	named := map[string]bool{chatServed: true}

@@ -112,7 +112,7 @@ func newPlan(baseURL, language string) plan {
 		Busy:       question{Model: busyModel, Prompt: "Now?", MaxTokens: 16, Status: 429, RetryAfter: retryAfter},
 		Broken:     question{Model: brokenModel, Prompt: "Still there?", MaxTokens: 16, Status: 502},
 		Down:       question{Model: downModel, Prompt: "Anybody?", MaxTokens: 16, Status: 503},
-		Cut:        tell(cutModel, cutModel, "Tell me more.", 64),
+		Cut:        tell(cutModel+language, cutModel+language, "Tell me more.", 64),
 		Mortal:     tell(mortalModel+language, mortalModel+language, "Tell me all.", 64),
 	}
 	p.Big = question{Model: "chat", Unit: "head race ", Repeat: 3 << 20 / 10, MaxTokens: 32}
