@@ -110,7 +110,7 @@ func (r *Router) judged(l *Lease, what health.Change) {
 // kindOf is what a breaker has to know of its endpoint.
 func (r *Router) kindOf(ep *endpoint.Endpoint) health.Kind {
 	c := candidate{ep: ep}
-	return health.Kind{Many: !rented(ep), Told: rented(ep) && ep.Provider != "static", Trials: cost.Metered(&ep.Price) && c.asleep()}
+	return health.Kind{Many: !rented(ep), Told: rented(ep) && ep.Provider != "static", Free: rented(ep), Trials: cost.Metered(&ep.Price) && c.asleep()}
 }
 
 // rented tells whether the endpoint is one host, and not a fleet behind one address.

@@ -31,6 +31,7 @@ const (
 	togetherFor  = time.Second
 	maxOpen      = time.Minute
 	maxReopen    = 30 * time.Second // after a test that failed
+	maxLook      = 4 * time.Second  // likewise, where nobody answers and asking is free
 	maxDoublings = 5
 	jitter       = 0.2
 	probeLapse   = 15 * time.Second // after which a test that nobody reported of is another's to make
@@ -61,6 +62,8 @@ const (
 type Kind struct {
 	Many bool // many engines behind one address: a stream that breaks says something of one of them only
 	Told bool // a control plane tells when it was taken away and when it runs again
+	// Free says that a test costs nothing, the host being paid for anyway: one that is away is looked for every few seconds.
+	Free bool
 	// Trials says that nobody tests it by synthetic requests: a caller's may try, one at a time.
 	Trials bool
 }
@@ -413,7 +416,11 @@ func (b *Breaker) shut(why status, until time.Time) {
 
 // reopen leaves it open for twice as long after a test that failed. The caller holds mu.
 func (b *Breaker) reopen(now time.Time) {
-	b.pause = min(2*max(b.pause, b.openFor), max(maxReopen, b.openFor))
+	most := maxReopen
+	if b.kind.Free && b.status.Load() >= gone { // while it is away nobody is disturbed, and its return is money
+		most = maxLook
+	}
+	b.pause = min(2*max(b.pause, b.openFor), max(most, b.openFor))
 	b.opens.Add(1)
 	b.again.Add(1)
 	b.until.Store(now.Add(b.jittered(b.pause)).UnixNano())

@@ -243,6 +243,30 @@ func TestPauses(t *testing.T) {
 	}
 }
 
+// A host that is away is looked for often, where that costs nothing; one that answers badly is left alone.
+func TestLooksOften(t *testing.T) {
+	for name, tc := range map[string]struct {
+		end  []health.Evidence
+		want []float64
+	}{
+		"away":  {[]health.Evidence{health.Gone}, []float64{2, 4, 4, 4}},
+		"there": {[]health.Evidence{health.Buggy, health.Buggy}, []float64{2, 4, 8, 16}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := rigged(t, byProbe, health.Kind{Free: true})
+			for _, e := range tc.end {
+				r.end(e)
+			}
+			for _, want := range tc.want {
+				if d := r.due().Seconds(); d < 0.8*want || d > 1.2*want {
+					t.Errorf("%v s until the next probe, want %v", d, want)
+				}
+				r.probed(outcome.UpstreamFault)
+			}
+		})
+	}
+}
+
 // A probe that fails doubles the pause, up to half a minute.
 func TestFailedProbesDouble(t *testing.T) {
 	r := rigged(t, byProbe, health.Kind{})
