@@ -24,6 +24,7 @@ type demoOptions struct {
 	rate          float64       // requests per second
 	hour          time.Duration // what an hour of the market takes
 	calm          bool
+	open          bool // other addresses than loopback are meant
 	verbose       bool
 }
 
@@ -48,6 +49,7 @@ Hosts, prices and speeds are made up: they come from the fake clouds' built-in t
 	f := c.Flags()
 	f.StringVar(&o.listen, "listen", "127.0.0.1:8080", "address of the OpenAI surface; port 0 picks a free one")
 	f.StringVar(&o.admin, "admin", "127.0.0.1:9090", `address of the admin API or "off"`)
+	f.BoolVar(&o.open, "allow-unauthenticated", false, "listen on other addresses than loopback although callers are asked for no key")
 	f.DurationVar(&o.duration, "for", 0, "stop by itself after that long (0: on Ctrl-C)")
 	f.Uint64Var(&o.seed, "seed", 7, "seed of hosts, prices, load and bid war")
 	f.Float64Var(&o.rate, "rate", 4, "requests per second of the load, on average")
@@ -83,7 +85,7 @@ func demo(ctx context.Context, o *demoOptions, out io.Writer) (err error) {
 		return err
 	}
 	defer m.Stop()
-	cfg, err := m.config(o.listen, o.admin)
+	cfg, err := m.config(o)
 	if err != nil {
 		return err
 	}

@@ -158,6 +158,17 @@ func TestDemoStopsAtOnce(t *testing.T) {
 	}
 }
 
+// TestDemoOpen: other addresses than loopback, where they are meant.
+func TestDemoOpen(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	o := quickDemo()
+	o.listen, o.admin, o.open = "0.0.0.0:0", "0.0.0.0:0", true
+	if err := demo(ctx, o, newOutput()); err != nil && !errors.Is(err, context.Canceled) {
+		t.Errorf("it ended with %v", err)
+	}
+}
+
 func TestDemoWrongFlags(t *testing.T) {
 	for _, args := range [][]string{
 		{"--hour", "0"}, {"--hour", "2h"}, {"--rate", "-1"}, {"--rate", "NaN"}, {"--for", "-1s"}, {"--listen", "0.0.0.0:0"}, {"--listen", "nowhere"}, {"extra"},

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"os"
+	"strings"
 	"time"
 
 	"headrace/gateway/config"
@@ -109,9 +111,17 @@ func brought(d time.Duration, scale float64) time.Duration {
 // demoFile is all the config there is: the market runs faster than life, so that a breaker's ten seconds would be hours.
 const demoFile = "breaker: {open_for: 1s}\nlog: {format: text}\n"
 
-// config is what the gateway makes of the keys in the environment, as "headrace serve" does.
-func (m *market) config(listen, admin string) (*config.Config, error) {
-	cfg, err := config.Parse("demo.yaml", []byte(demoFile), config.Overrides{Listen: listen, Admin: admin}, func(name string) (string, bool) {
+// config is what the gateway makes of the keys in the environment, as "headrace serve" does. Of the real environment it sees where
+// telemetry goes and nothing else.
+func (m *market) config(o *demoOptions) (*config.Config, error) {
+	over := config.Overrides{Listen: o.listen, Admin: o.admin}
+	if o.open {
+		over.AllowUnauthenticated = &o.open
+	}
+	cfg, err := config.Parse("demo.yaml", []byte(demoFile), over, func(name string) (string, bool) {
+		if strings.HasPrefix(name, "OTEL_") {
+			return os.LookupEnv(name)
+		}
 		v, ok := m.env[name]
 		return v, ok
 	})

@@ -44,7 +44,7 @@ func fleet() Dashboard {
 			figure("Price of a million tokens", "currencyUSD", "US dollars per million output tokens that reached their callers, mean of the last hour.",
 				`1e6 * sum(rate(headrace_spend_usd_total{`+of+`}[1h])) / sum(rate(headrace_tokens_total{`+of+`, headrace_use="useful"}[1h]))`),
 			figure("Wasted", "percentunit", "Share of the money that went into answers that nobody got, last hour.",
-				`sum(rate(headrace_spend_usd_total{`+of+`, headrace_use="wasted"}[1h])) / sum(rate(headrace_spend_usd_total{`+of+`}[1h]))`,
+				`(sum(rate(headrace_spend_usd_total{`+of+`, headrace_use="wasted"}[1h])) or vector(0)) / sum(rate(headrace_spend_usd_total{`+of+`}[1h]))`,
 				step{0.05, "orange"}, step{0.1, "red"}),
 			figure("Hosts that are up", "none", "Of all replicas' views, the best.",
 				`count(max by (headrace_endpoint) (headrace_host_state{`+hosts+`, headrace_state=~"ready|saturated"}) == 1)`),
@@ -103,7 +103,7 @@ func promises() Dashboard {
 		section{"Now", []Panel{
 			figure("Requests", "reqps", "Per second.", `sum(rate(headrace_requests_total{`+of+`}[$__rate_interval]))`),
 			figure("Failed", "percentunit", "By no fault of their callers.",
-				`sum(headrace:requests_failed:rate5m{`+of+`}) / sum(headrace:requests:rate5m{`+of+`})`, step{0.01, "orange"}, step{0.05, "red"}),
+				`(sum(headrace:requests_failed:rate5m{`+of+`}) or vector(0)) / sum(headrace:requests:rate5m{`+of+`})`, step{0.01, "orange"}, step{0.05, "red"}),
 			figure("TTFT, median", "s", "", quantile(0.5, "gen_ai_server_time_to_first_token_seconds", seen, "")),
 			figure("TTFT, p95", "s", "", quantile(0.95, "gen_ai_server_time_to_first_token_seconds", seen, ""), step{2, "orange"}, step{5, "red"}),
 			figure("TPS, median", "suffix: tok/s", "Tokens per second of one stream after its first token.",
