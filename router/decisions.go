@@ -184,6 +184,20 @@ func (r *Router) Decisions(n int, request string) []Explanation {
 	return out
 }
 
+// Decision returns a decision with its numbers; ok is false when it is too long ago.
+func (r *Router) Decision(seq uint64) (x Explanation, ok bool) {
+	if seq == 0 {
+		return x, false
+	}
+	e := &r.decisions.slots[seq%uint64(len(r.decisions.slots))]
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.seq != seq {
+		return x, false
+	}
+	return e.explain(), true
+}
+
 // explain tells what is in the slot. The caller holds mu.
 func (e *slot) explain() Explanation {
 	x := e.plan.explanation(e.model, e.why)

@@ -151,6 +151,7 @@ type Decision struct {
 	Cached      float64 // tokens of the prompt that it was expected to hold
 	Cold        bool    // a worker had to start
 	Why         string
+	Seq         uint64 // by which Router.Decision knows it
 	resumed     bool
 }
 
@@ -260,7 +261,7 @@ func (s *scratch) lease(r *Router, v *view, why string, l *Lease) bool {
 	}
 	l.seq = r.decisions.note(s, v, why)
 	d := &l.Decision
-	d.Policy, d.Candidates, d.Why = s.policy, len(s.m.cands), why
+	d.Seq, d.Policy, d.Candidates, d.Why = l.seq, s.policy, len(s.m.cands), why
 	for i := range s.views {
 		if w := s.views[i].verdict; w < limited {
 			d.Eligible++

@@ -53,6 +53,8 @@ type app struct {
 	prober  *probe.Prober
 	server  *gateway.Server
 	metrics *telemetry.Metrics // nil when none are kept
+	export  *telemetry.Export  // nil when nothing is sent
+	away    *slog.Logger       // to the collector, nil when it gets no lines
 	ring    *ledger.Ring
 	rented  atomic.Pointer[clouds]
 	speak   *translators
@@ -96,6 +98,9 @@ func newApp(cfg *config.Config, logTo io.Writer) (*app, error) {
 		Hedge:   router.BudgetOptions{PerRequest: cfg.Retries.HedgeBudget},
 		Seed:    rand.Uint64(), //nolint:gosec // replicas differ by it, nothing is guarded
 	})
+	if err := a.tellOthers(cfg); err != nil {
+		return nil, err
+	}
 	if cfg.State.Redis != "" {
 		var err error
 		if a.redis, err = state.Open(state.Options{URL: cfg.State.Redis.Reveal(), Log: a.log}); err != nil {
@@ -119,7 +124,6 @@ func newApp(cfg *config.Config, logTo io.Writer) (*app, error) {
 			return a.rented.Load().webhook(name, header, body)
 		},
 	}, settings(cfg))
-	a.metrics = a.newMetrics(cfg)
 	if err := a.forward.Check(cfg.StaticEndpoints(time.Now())); err != nil {
 		return nil, err
 	}
@@ -206,6 +210,12 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 	logsDone := make(chan struct{})
 	go func() { defer close(logsDone); _ = a.logs.Run(logsCtx) }()
 	defer func() { stopLogs(); <-logsDone }()
+	if a.export != nil { // outlives all that it tells of, but the log
+		exportCtx, stopExport := context.WithCancel(context.WithoutCancel(ctx))
+		exported := make(chan struct{})
+		go func() { defer close(exported); _ = a.export.Run(exportCtx) }()
+		defer func() { stopExport(); <-exported }()
+	}
 
 	backCtx, stopBack := context.WithCancel(context.WithoutCancel(ctx)) // background parts outlive the drain
 	defer stopBack()
@@ -361,6 +371,9 @@ func (a *app) reconfigure(r reading) bool {
 	}
 	a.reloadsOK++
 	a.cfg, a.rules = r.cfg, rules(r.cfg)
+	if a.export != nil {
+		a.export.TraceFailures(r.cfg.Telemetry.Failures)
+	}
 	a.expected.Store(expectations(r.cfg))
 	a.rented.Store(a.rented.Load().next(r.cfg, a.redis, a.log)) // the old ones end with their round
 	a.actor.Configure(a.actorOptions(r.cfg))
@@ -423,6 +436,9 @@ func (a *app) settled(r *ledger.Record) {
 	if a.metrics != nil {
 		a.metrics.Record(r)
 	}
+	if a.export != nil {
+		a.export.Record(r)
+	}
 	if a.onSettled != nil {
 		a.onSettled(r)
 	}
@@ -432,6 +448,10 @@ func (a *app) settled(r *ledger.Record) {
 	if a.json {
 		now := time.Now()
 		_ = a.logs.Append(func(dst []byte) []byte { return r.AppendLine(dst, now) }) // a log that cannot be written has nowhere to say so
+		if a.away != nil {
+			var room [24]slog.Attr
+			a.away.LogAttrs(context.Background(), slog.LevelInfo, "request", r.Attrs(room[:0])...)
+		}
 	} else {
 		var room [24]slog.Attr
 		a.log.LogAttrs(context.Background(), slog.LevelInfo, "request", r.Attrs(room[:0])...)

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"log/slog"
 	"net/http"
 	"time"
 
@@ -9,6 +11,19 @@ import (
 	"headrace/router/endpoint"
 	"headrace/telemetry"
 )
+
+// tellOthers sets up metrics and what is sent to a collector. From here on the log goes there too, if it is to.
+func (a *app) tellOthers(cfg *config.Config) (err error) {
+	a.metrics = a.newMetrics(cfg)
+	if a.export, err = a.newExport(cfg, a.log); err != nil || a.export == nil {
+		return err
+	}
+	if h := a.export.Handler(a.level); h != nil {
+		a.away = slog.New(h)
+		a.log = slog.New(slog.NewMultiHandler(a.log.Handler(), h))
+	}
+	return nil
+}
 
 // newMetrics returns what keeps figures, nil where the config wants none.
 func (a *app) newMetrics(cfg *config.Config) *telemetry.Metrics {
@@ -20,9 +35,31 @@ func (a *app) newMetrics(cfg *config.Config) *telemetry.Metrics {
 		Names: names, Exemplars: true, Version: versionText(), Now: time.Now,
 		Sources: telemetry.Sources{
 			Hosts: a.router.Hosts, Calibration: a.router.Calibration, Accounts: a.discoveries, Probes: a.probed,
-			InFlight: a.server.InFlight, Draining: a.server.Draining, Reloads: a.reloaded,
+			InFlight: func() int64 { return a.server.InFlight() }, Draining: func() bool { return a.server.Draining() }, Reloads: a.reloaded,
 		},
 	})
+}
+
+// newExport returns what sends telemetry to a collector, nil where the config names none. log must not lead to it.
+func (a *app) newExport(cfg *config.Config, log *slog.Logger) (*telemetry.Export, error) {
+	t := &cfg.Telemetry
+	if t.OTLP == "" {
+		return nil, nil //nolint:nilnil // nothing is sent
+	}
+	names, _ := telemetry.ParseNames(t.Names) // the config knows its words
+	o := telemetry.ExportOptions{
+		URL: t.OTLP, GRPC: t.Protocol == "grpc", Traces: t.OTLPTraces, Metrics: t.OTLPMetrics && a.metrics != nil, Logs: t.OTLPLogs,
+		Figures: a.metrics, Names: names, Version: versionText(), Explain: a.router.Decision, Log: log,
+	}
+	if t.FromEnv {
+		o.URL = ""
+	}
+	e, err := telemetry.NewExport(context.Background(), o)
+	if err != nil {
+		return nil, err
+	}
+	e.TraceFailures(t.Failures)
+	return e, nil
 }
 
 // page serves the figures, nil where none are kept.
