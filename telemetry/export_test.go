@@ -38,7 +38,6 @@ const patience = 20 * time.Second
 type collector struct {
 	coltrace.UnimplementedTraceServiceServer
 	http *httptest.Server
-	grpc string // address
 
 	mu      sync.Mutex // guards all below
 	news    chan struct{}
