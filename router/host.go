@@ -246,8 +246,10 @@ func (h *host) follow(ep *endpoint.Endpoint, dropped bool, prior capacity.Prior,
 		}
 		change = h.breaker.Preempt()
 	case was == nil || !up:
-	case dropped && missing && Usable(was): // taken away, and off the list before that could be said
-		h.losses++
+	case dropped && missing: // taken away, and off the list before that could be said
+		if Usable(was) { // or it was being stopped, as was planned
+			h.losses++
+		}
 		back = true
 	case h.away:
 		back = true

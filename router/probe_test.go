@@ -339,6 +339,64 @@ func TestListedAgain(t *testing.T) {
 	}
 }
 
+// A host that was being stopped when nobody answered there any more, and is listed again, is another start: it has lost its cache,
+// though nobody took it away, and what was sent to the one before decides nothing.
+func TestStoppedAndListedAgain(t *testing.T) {
+	c := newClock()
+	a := spot("a", "", "", "")
+	r := brain(c, 1, a)
+	h := r.snap.Load().byID["a"].host
+	leaseAt(t, r, "a").Done(Result{Class: outcome.DialFailed})
+	c.pass(time.Minute)
+	trial, cache := leaseAt(t, r, "a"), h.cache.Load()
+	a.State = endpoint.Draining
+	r.Update([]endpoint.Endpoint{a}, nil)
+	r.Update(nil, nil)
+	a.State = endpoint.Ready
+	r.Update([]endpoint.Endpoint{a}, nil)
+	if h.cache.Load() == cache || h.losses != 0 {
+		t.Errorf("stopped and started: cache forgotten %t, %v losses", h.cache.Load() != cache, h.losses)
+	}
+	trial.FirstContent(time.Millisecond)
+	if got := r.breakerOf("a"); got != "probing" {
+		t.Errorf("a trial of before it was stopped leaves it %s", got)
+	}
+	leaseAt(t, r, "a").FirstContent(time.Millisecond)
+	if got := r.breakerOf("a"); got != "closed" {
+		t.Errorf("it answers, and its breaker is %s", got)
+	}
+}
+
+// Streams that began before their host was started anew say nothing of it as it is now, whatever was thought of it.
+func TestStreamsOfBeforeARestart(t *testing.T) {
+	for name, suspected := range map[string]bool{"in use": false, "suspected": true} {
+		t.Run(name, func(t *testing.T) {
+			c := newClock()
+			eps := []endpoint.Endpoint{spot("a", "m1", "", ""), spot("b", "m1", "", ""), spot("c", "m1", "", "")}
+			r := brain(c, 1, eps...)
+			before := leaseAt(t, r, "a")
+			if suspected {
+				for _, id := range []endpoint.ID{"b", "c"} {
+					leaseAt(t, r, id).Done(Result{Class: outcome.DialFailed})
+				}
+				if got := r.breakerOf("a"); got != "suspected" {
+					t.Fatalf("breaker %s", got)
+				}
+			}
+			for _, eps[0].State = range []endpoint.State{endpoint.Starting, endpoint.Ready} {
+				r.Update(slices.Clone(eps), nil)
+			}
+			trial := leaseAt(t, r, "a")
+			before.Done(Result{Class: outcome.Stalled})
+			trial.FirstContent(time.Millisecond)
+			if got := r.breakerOf("a"); got != "closed" {
+				t.Errorf("it answers, and its breaker is %s", got)
+			}
+			trial.Done(Result{Class: outcome.Success})
+		})
+	}
+}
+
 // A serverless endpoint with all its workers up and full starts no other one.
 func TestNoMoreWorkers(t *testing.T) {
 	ep := serverless("w", 0.001, endpoint.Ready)

@@ -555,7 +555,8 @@ func (b *Breaker) Preempt() Change {
 	return Preempted
 }
 
-// Returned tells that the control plane has it running again: it may be tested at once.
+// Returned tells that the control plane has it running again: it may be tested at once, if it was open, and what was sent to it
+// before says nothing of it as it is now.
 func (b *Breaker) Returned() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -563,9 +564,9 @@ func (b *Breaker) Returned() {
 	b.late, b.lateAt = 0, time.Time{}
 	b.testFrom = time.Time{}
 	b.cool.Store(0)
+	b.epoch.Add(1) // what it was sent before was sent to another engine
 	if b.status.Load() != closed {
 		b.pause = 0
-		b.epoch.Add(1) // what it was sent before was sent to another engine
 		b.shut(gone, b.now())
 	}
 }
