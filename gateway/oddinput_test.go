@@ -13,6 +13,8 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+
+	"headrace/router/outcome"
 )
 
 // callerSecret goes along with requests as a credential, hostSecret stands in what hosts send where
@@ -154,6 +156,25 @@ func checkDocumented(t *testing.T, status int, code string) {
 		}
 	}
 	t.Errorf("docs/errors.md has no line for %d %s", status, code)
+}
+
+// TestClassesAreDocumented makes sure that users are told of every class, and what their callers get.
+func TestClassesAreDocumented(t *testing.T) {
+	doc, err := documented()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for class := outcome.Success; class <= outcome.Outrun; class++ {
+		_, row, ok := strings.Cut(doc, "\n| `"+class.String()+"` |")
+		row, _, _ = strings.Cut(row, "\n")
+		switch e := errAttempt(&outcome.Error{Class: class}); {
+		case !ok:
+			t.Errorf("docs/errors.md has no line for the class %s", class)
+		case e.Status == 499, class == outcome.CallerFault, class == outcome.Moved: // no error of ours
+		case !strings.Contains(row, fmt.Sprintf("| %d `%s`", e.Status, e.Code)):
+			t.Errorf("docs/errors.md does not say that callers get %d %s of %s: %s", e.Status, e.Code, class, row)
+		}
+	}
 }
 
 // checkPrivate makes sure that raw holds nothing that a caller or a log must not see.
