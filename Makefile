@@ -43,6 +43,10 @@ sdks:
 services:
 	@.ci/services redis-server=redis-server promtool=prometheus
 
+.PHONY: collector
+collector: ## build an OpenTelemetry Collector into the cache, for the test that sends to a real one; some minutes once
+	@.ci/collector
+
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (5s)
 	@FUZZTIME=$(FUZZTIME) .ci/fuzz $(PKG)
