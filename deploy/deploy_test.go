@@ -162,7 +162,14 @@ func TestUnit(t *testing.T) {
 	if err := os.WriteFile(unit, []byte(strings.ReplaceAll(string(src), "/usr/local/bin/headrace", "/bin/true")), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, args := range [][]string{{"verify", unit}, {"security", "--offline=true", "--threshold=20", unit}} {
+	socket := filepath.Join(filepath.Dir(unit), "headrace.socket")
+	if src, err = os.ReadFile("systemd/headrace.socket"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(socket, src, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"verify", unit, socket}, {"security", "--offline=true", "--threshold=20", unit}} {
 		out, err := exec.CommandContext(t.Context(), analyze, args...).CombinedOutput()
 		if err != nil || args[0] == "verify" && len(out) > 0 {
 			t.Errorf("systemd-analyze %s: %v\n%s", args[0], err, out)

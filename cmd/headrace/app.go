@@ -80,8 +80,8 @@ type app struct {
 	reloadsOK, reloadsFailed int64
 }
 
-// newApp opens the listeners and builds everything; run starts it.
-func newApp(cfg *config.Config, logTo io.Writer) (*app, error) {
+// newApp opens the listeners, those aside that are given, and builds everything; run starts it. It owns given.
+func newApp(cfg *config.Config, logTo io.Writer, given ...net.Listener) (*app, error) {
 	a := &app{level: new(slog.LevelVar), cfg: cfg, ring: ledger.NewRing(ringSize), rules: rules(cfg)}
 	a.level.Set(cfg.Log.Level)
 	a.logs = telemetry.NewWriter(logTo, logsWithin)
@@ -127,14 +127,20 @@ func newApp(cfg *config.Config, logTo io.Writer) (*app, error) {
 	if err := a.forward.Check(cfg.StaticEndpoints(time.Now())); err != nil {
 		return nil, err
 	}
-	if err := a.open(cfg); err != nil {
+	if err := a.open(cfg, given); err != nil {
 		a.closeListeners()
 		return nil, err
 	}
 	return a, nil
 }
 
-func (a *app) open(cfg *config.Config) error {
+func (a *app) open(cfg *config.Config, given sockets) (err error) {
+	defer func() {
+		if err == nil {
+			err = given.left()
+		}
+		given.close()
+	}()
 	for _, l := range cfg.Listen {
 		var tc *tls.Config
 		if l.TLS != nil {
@@ -145,7 +151,7 @@ func (a *app) open(cfg *config.Config) error {
 			a.certs = append(a.certs, cert)
 			tc = cert.Config()
 		}
-		ln, err := net.Listen("tcp", l.Address)
+		ln, err := given.listen(l.Address)
 		if err != nil {
 			return fmt.Errorf("listen: %w", err)
 		}
@@ -154,7 +160,7 @@ func (a *app) open(cfg *config.Config) error {
 	if cfg.Admin == "off" {
 		return nil
 	}
-	ln, err := net.Listen("tcp", cfg.Admin)
+	ln, err := given.listen(cfg.Admin)
 	if err != nil {
 		return fmt.Errorf("listen for the admin API: %w", err)
 	}

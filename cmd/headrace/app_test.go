@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -82,7 +83,7 @@ type running struct {
 	stop func() error
 }
 
-func startApp(t *testing.T, dir, yaml string, hup <-chan os.Signal) *running {
+func startApp(t *testing.T, dir, yaml string, hup <-chan os.Signal, given ...net.Listener) *running {
 	t.Helper()
 	r := &running{file: filepath.Join(dir, "headrace.yaml"), log: newLogBuffer()}
 	r.write(t, yaml)
@@ -91,7 +92,7 @@ func startApp(t *testing.T, dir, yaml string, hup <-chan os.Signal) *running {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.app, err = newApp(cfg, r.log); err != nil {
+	if r.app, err = newApp(cfg, r.log, given...); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))

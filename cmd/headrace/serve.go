@@ -69,7 +69,9 @@ func serveCommand() *cobra.Command {
 
 The config is read again on SIGHUP and whenever the file changes. A config that is wrong changes
 nothing: the problem is logged and shown at /admin/v1/status. Listen addresses, limits.max_head,
-timeouts.idle and log.format take effect at the next start only.`,
+timeouts.idle and log.format take effect at the next start only.
+
+Sockets that systemd opened for it (LISTEN_FDS) are used where the config has their address.`,
 		Example: `  headrace serve --config headrace.yaml
   HEADRACE_LISTEN=127.0.0.1:8000 headrace serve -c headrace.yaml --log-level debug`,
 		Args: cobra.NoArgs,
@@ -87,7 +89,11 @@ timeouts.idle and log.format take effect at the next start only.`,
 
 // serve runs the gateway until ctx is done; read reads the config again.
 func serve(ctx context.Context, cfg *config.Config, read func() (*config.Config, error)) error {
-	a, err := newApp(cfg, os.Stderr)
+	given, err := inherited(os.LookupEnv, os.Getpid(), firstSocket)
+	if err != nil {
+		return err
+	}
+	a, err := newApp(cfg, os.Stderr, given...)
 	if err != nil {
 		return err
 	}
