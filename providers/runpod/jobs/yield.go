@@ -78,6 +78,9 @@ type stream struct {
 	roles   int             // choices whose role went out, in worker-vllm's own form
 	counted nativeUsage
 	native  bool
+
+	id   []byte // of the answer, by its newest event
+	same int    // events in a row that had it
 }
 
 // add takes one yield.
@@ -237,12 +240,43 @@ func (s *stream) event(end int) *failure {
 		s.done = true
 		return nil
 	}
+	if s.anew() {
+		return workerLost()
+	}
 	if !s.ended {
 		for _, m := range endMarks {
 			s.ended = s.ended || bytes.Contains(s.buf[s.whole:end], m)
 		}
 	}
 	return nil
+}
+
+// Marks of OpenAI's chunks, as vLLM and SGLang write them, and as Python's json does.
+var (
+	idMark    = []byte(`{"id":`)
+	roleMarks = [][]byte{[]byte(`"role":"`), []byte(`"role": "`)}
+)
+
+// anew tells whether the event, the newest, begins another answer: one with an id of its own that tells its role, if there are any,
+// behind several that shared another. RunPod gives a job to another worker when it takes the first for lost, and nothing in the stream says so.
+// Workers that give every event an id of its own are left alone.
+func (s *stream) anew() bool {
+	d := bytes.TrimSpace(value(s.buf[s.from:s.to]))
+	rest, ok := bytes.CutPrefix(d, idMark)
+	if rest = bytes.TrimLeft(rest, " "); !ok || len(rest) == 0 || rest[0] != '"' {
+		return false
+	}
+	id, _, ok := bytes.Cut(rest[1:], []byte{'"'})
+	if !ok {
+		return false
+	}
+	if bytes.Equal(id, s.id) {
+		s.same++
+		return false
+	}
+	was := s.same
+	s.id, s.same = append(s.id[:0], id...), 1
+	return was > 1 && (s.a.kind == routeCompletions || bytes.Contains(d, roleMarks[0]) || bytes.Contains(d, roleMarks[1]))
 }
 
 // emit adds an event of its own.

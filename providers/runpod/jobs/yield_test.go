@@ -497,3 +497,41 @@ func FuzzUnquote(f *testing.F) {
 		}
 	})
 }
+
+// A job that is given to another worker may begin its stream anew, and no poll says so.
+func TestBegunAnew(t *testing.T) {
+	chunk := func(id, delta string) string {
+		return `data: {"id":"` + id + `","object":"chat.completion.chunk","choices":[{"index":0,"delta":{` + delta + `},"finish_reason":null}]}` + "\n\n"
+	}
+	role, word := `"role":"assistant","content":""`, `"content":"x"`
+	for name, tc := range map[string]struct {
+		events []string
+		anew   bool
+	}{
+		"begun anew":                {[]string{chunk("a", role), chunk("a", word), chunk("a", word), chunk("b", role), chunk("b", word)}, true},
+		"as Python writes it":       {[]string{strings.ReplaceAll(chunk("a", role)+chunk("a", word), `":`, `": `), strings.ReplaceAll(chunk("b", role), `":`, `": `)}, true},
+		"one answer":                {[]string{chunk("a", role), chunk("a", word), chunk("a", word)}, false},
+		"an id for every event":     {[]string{chunk("a", role), chunk("b", role), chunk("c", role), chunk("d", word)}, false},
+		"another id without a role": {[]string{chunk("a", role), chunk("a", word), chunk("b", word), chunk("c", word)}, false},
+		"a role in every event":     {[]string{chunk("a", role), chunk("a", role), chunk("a", role)}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := &stream{a: chat()}
+			var f *failure
+			var out []byte
+			for _, e := range tc.events {
+				if f = s.add(quoted(e)); f != nil {
+					break
+				}
+				out = append(out, s.take()...)
+				s.drop()
+			}
+			if (f != nil) != tc.anew || f != nil && f.code != "worker_lost" {
+				t.Errorf("failure %+v", f)
+			}
+			if bytes.Contains(out, []byte(`"b"`)) && tc.anew {
+				t.Errorf("the second answer went out: %s", out)
+			}
+		})
+	}
+}
