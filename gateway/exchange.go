@@ -114,7 +114,9 @@ type exchange struct {
 	broken    error         // why the stream ended early
 
 	m          meter
-	progressed bool // the router was told of the stream's speed under way
+	of         answerID
+	errand     error // why what comes is not the rest of the answer: an error event, an abort, or another answer
+	progressed bool  // the router was told of the stream's speed under way
 	rec        ledger.Record
 	own        time.Duration // our own time so far
 	began      time.Time     // an own stretch began
@@ -418,6 +420,7 @@ func (x *exchange) failAttempt(oe *outcome.Error) {
 func (x *exchange) again() {
 	x.isStream, x.bodyEnd, x.m, x.progressed, x.blocked, x.hedged = false, false, meter{}, false, 0, false
 	x.phase, x.began = picking, time.Now()
+	x.of, x.errand = answerID{}, nil
 	if x.tale != nil && !x.resumed() {
 		x.beginTale()
 	}
@@ -594,6 +597,8 @@ var (
 	errErrorBody = errors.New("answered with an error under status 200")
 	errEvent     = errors.New("sent an error event")
 	errNoEvents  = errors.New("ended before the first token")
+	errAnew      = errors.New("began anew in the middle of its answer")
+	errNotOn     = errors.New("did not go on with the answer")
 	errAborted   = errors.New("aborted the answer before its first token")
 	errNoStream  = errors.New("answered in one piece what was to be a stream")
 )
@@ -729,7 +734,7 @@ func (x *exchange) scanEvents(now time.Time) {
 			break
 		}
 		x.take(ev, now)
-		if x.phase == failed || x.phase == picking || x.phase == awaitingSecond || x.tale != nil && x.tale.errand {
+		if x.phase == failed || x.phase == picking || x.phase == awaitingSecond || x.errand != nil {
 			return
 		}
 	}
@@ -772,6 +777,11 @@ func (x *exchange) take(ev sse.Event, now time.Time) {
 		x.attemptFailed(x.upstreamFault(errAborted))
 		return
 	}
+	if x.route.proto == protoChat && x.leased && x.of.another(c, !x.chats()) && x.phase != awaitingContent {
+		x.errand = errAnew // and what came is nobody's
+		x.attempt.Cut(x.held, ev.Size)
+		return
+	}
 	x.m.see(c, now)
 	if x.phase == awaitingContent && x.leased && x.lease.Unnamed {
 		x.learn(ev.Data)
@@ -790,6 +800,33 @@ func (x *exchange) take(ev sse.Event, now time.Time) {
 		}
 	}
 }
+
+// answerID notices that a host, or what stands in front of it, begins anew in the middle of a stream: RunPod gives the work of a worker
+// that is lost to another. The caller would get the answer, or its beginning, twice.
+type answerID struct {
+	id   [44]byte // the front of it
+	n    uint8
+	same uint8 // chunks in a row that had it, as far as matters
+}
+
+// another tells whether the chunk belongs to another answer than those before: it has another id than several that shared one, and says
+// who speaks, as only first chunks do, where any do. Hosts that give every chunk an id of its own are left alone.
+func (a *answerID) another(c *openai.Chunk, roleless bool) bool {
+	if len(c.ID) == 0 {
+		return false
+	}
+	n := min(len(c.ID), len(a.id))
+	if n == int(a.n) && string(c.ID[:n]) == string(a.id[:n]) {
+		a.same |= a.same + 1 // 0, 1, 3 and so on, and never back to 0
+		return false
+	}
+	was := a.same
+	a.n, a.same = uint8(copy(a.id[:], c.ID)), 1
+	return was > 1 && (c.Role || roleless)
+}
+
+// chats tells whether answers are messages, which somebody says.
+func (x *exchange) chats() bool { return x.route.path == chatRoute }
 
 // classify asks the provider's adapter what an answer means that says class by itself.
 func (x *exchange) classify(class outcome.Class, status int, body []byte) outcome.Class {

@@ -216,8 +216,8 @@ func (x *exchange) relay(d *down) error {
 		if err := x.deliver(d); err != nil {
 			return err
 		}
-		if t := x.tale; t != nil && t.errand {
-			if on, err := x.broke(d, errEvent); !on {
+		if x.errand != nil {
+			if on, err := x.broke(d, x.errand); !on {
 				return err
 			}
 			continue

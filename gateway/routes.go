@@ -39,11 +39,13 @@ func (r *route) below() string {
 	return p
 }
 
+const chatRoute = "/v1/chat/completions"
+
 // routes are the paths that are forwarded by model.
 var routes = func() map[string]*route {
 	m := map[string]*route{}
 	for _, r := range []route{
-		{path: "/v1/chat/completions", proto: protoChat, usage: true},
+		{path: chatRoute, proto: protoChat, usage: true},
 		{path: "/v1/completions", proto: protoChat, usage: true},
 		{path: "/v1/embeddings", proto: protoOpaque},
 		{path: "/v1/responses", proto: protoResponses},

@@ -51,7 +51,6 @@ type tale struct {
 	out     []byte              // retold and not written yet
 	body    []byte              // of the request that goes on with it
 	want    router.Continuation // of whoever goes on with it
-	errand  bool                // the host ended it with an error event, or as aborted
 	before  meter               // of the attempts that broke off
 	events  int64               // with output, in those
 	lost    int64               // their output, in tokens
@@ -112,7 +111,7 @@ func (x *exchange) follow() {
 func (x *exchange) beginTale() {
 	t := x.tale
 	t.story.Begin(t.path == "/chat/completions", t.gather, x.set.MaxContinuation)
-	t.seam, t.errand, t.breaks, t.events, t.lost, t.before, t.judged, t.stall = false, false, 0, 0, 0, meter{}, 0, x.set.Stall
+	t.seam, x.errand, t.breaks, t.events, t.lost, t.before, t.judged, t.stall = false, nil, 0, 0, 0, meter{}, 0, x.set.Stall
 	t.heard = 0
 	x.why = resume.None
 	x.ask.Continue, x.ask.Resumed = nil, false
@@ -126,7 +125,7 @@ func (x *exchange) tell(c *openai.Chunk, ev *sse.Event, now time.Time) (taken bo
 	t := x.tale
 	switch {
 	case (c.Error || c.Aborted()) && x.phase != awaitingContent:
-		t.errand = true
+		x.errand = errEvent
 		return true
 	case t.seam:
 		had := len(t.out)
@@ -136,7 +135,7 @@ func (x *exchange) tell(c *openai.Chunk, ev *sse.Event, now time.Time) (taken bo
 		n := len(t.out)
 		var no resume.Reason
 		if t.out, no = t.story.Continue(t.out, c, ev, x.scan.IncludeUsage); no != resume.None {
-			t.errand = true // what came is no continuation
+			x.errand = errNotOn
 		}
 		switch {
 		case len(t.out) == n:
@@ -159,7 +158,7 @@ func (x *exchange) tell(c *openai.Chunk, ev *sse.Event, now time.Time) (taken bo
 		x.lease.FirstContent(x.m.firstAt.Sub(x.beginAt)) // only the first counts
 		x.progress()
 	}
-	if c.Content && t.seam && x.m.outputs == int64(max(1, c.Outputs)) && !t.errand {
+	if c.Content && t.seam && x.m.outputs == int64(max(1, c.Outputs)) && x.errand == nil {
 		x.rec.Resumes++
 		t.gap = max(t.gap, now.Sub(t.before.lastAt))
 	}
@@ -186,8 +185,8 @@ func (x *exchange) ending() resume.Reason {
 // gather reads a stream to its end, for a caller who gets it in one piece.
 func (x *exchange) gather() {
 	a := x.attempt
-	if x.tale.errand {
-		x.gatherBroke(errEvent)
+	if x.errand != nil {
+		x.gatherBroke(x.errand)
 		return
 	}
 	if a.Ended() && len(a.Unread()) == 0 || x.m.done {
@@ -213,7 +212,7 @@ func (x *exchange) gather() {
 
 // gathered takes the stream for ended, if all has come.
 func (x *exchange) gathered(err error) {
-	if x.tale.errand || !x.whole() {
+	if x.errand != nil || !x.whole() {
 		x.gatherBroke(err)
 		return
 	}
@@ -390,7 +389,7 @@ func (x *exchange) goOn(oe *outcome.Error) bool {
 	t.lost = delivered
 	t.breaks++
 	x.rec.Offered++
-	t.seam, t.mark, t.errand, t.judged, t.heard = true, !t.gather, false, 0, 0
+	t.seam, t.mark, x.errand, t.judged, t.heard = true, !t.gather, nil, 0, 0
 	x.endAttempt(*oe, x.began)
 	x.last = oe
 	x.again()
@@ -456,7 +455,7 @@ func (x *exchange) lostAs(err error) *outcome.Error {
 		class = outcome.Moved
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		class = outcome.Stalled
-	case x.tale != nil && x.tale.errand, x.attempt.Full(err):
+	case x.errand != nil, x.attempt.Full(err):
 		class = outcome.UpstreamFault
 	}
 	return &outcome.Error{Class: class, Endpoint: x.endpointID(), Status: x.attempt.Status, Err: err}

@@ -13,6 +13,11 @@ type Chunk struct {
 	Reasoning bool // some of the output is reasoning
 	ToolCall  bool // some of the output is a tool call
 
+	// ID is the answer's, as it stands between its quotes; nil when there is none. Role says that some choice tells who speaks,
+	// as the first chunk of an answer does.
+	ID   []byte
+	Role bool
+
 	// TextChoice says that it has exactly one choice and that its index is 0 or not given. Text is what
 	// that choice says in "content" of its delta, or in "text", as it stands between its quotes, with its
 	// escapes; TextAt is the string in the data, quotes included, and absent when there is none.
@@ -119,6 +124,8 @@ func (c *Chunk) top(data []byte, m *marks) bool {
 		switch string(name) {
 		case "choices":
 			c.choices(&r, m)
+		case "id":
+			c.ID, _ = unquoted(r.skip())
 		case "usage":
 			m.usage = c.usage(&r)
 		case "error":
@@ -271,6 +278,8 @@ func (c *Chunk) delta(r *reader) (output bool) {
 		switch string(name) {
 		case "content":
 			output = c.text(r) || output
+		case "role":
+			c.Role = filled(r.skip()) || c.Role
 		case "refusal", "audio":
 			if filled(r.skip()) {
 				output, c.Other = true, true

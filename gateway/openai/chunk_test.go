@@ -22,7 +22,7 @@ func said(change func(*chunk)) chunk {
 
 // coarse is c without what TestParseText looks at.
 func coarse(c chunk) chunk {
-	c.Text, c.TextAt, c.TextChoice, c.Other = nil, openai.Span{}, false, false
+	c.Text, c.TextAt, c.TextChoice, c.Other, c.ID, c.Role = nil, openai.Span{}, false, false, nil, false
 	return c
 }
 
@@ -305,6 +305,25 @@ func TestParseIgnoresMemberOrder(t *testing.T) {
 			if !reflect.DeepEqual(got, want) {
 				t.Errorf("seed %d: %s\n got %+v\nwant %+v", seed, shuffled, got, want)
 			}
+		}
+	}
+}
+
+// TestChunkID reads by what a stream's chunks belong together.
+func TestChunkID(t *testing.T) {
+	for data, want := range map[string]struct {
+		id   string
+		role bool
+	}{
+		`{"id":"chatcmpl-1","choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}`: {"chatcmpl-1", true},
+		`{"choices":[{"index":0,"delta":{"role":null,"content":"x"}}],"id":"a"}`:                {"a", false},
+		`{"id":7,"choices":[{"index":0,"text":"x"}]}`:                                           {"", false},
+		`{"choices":[{"delta":{"content":"{\"id\":\"b\",\"role\":\"x\"}"}}]}`:                   {"", false},
+		`[DONE]`: {"", false},
+	} {
+		var c openai.Chunk
+		if c.Parse(nil, []byte(data)); string(c.ID) != want.id || c.Role != want.role {
+			t.Errorf("%s: id %q, role %t", data, c.ID, c.Role)
 		}
 	}
 }
