@@ -174,19 +174,22 @@ func (e *Export) Record(r *ledger.Record) {
 	if e.traces == nil || !r.Trace.On() || !r.Trace.Sampled && !(e.failures.Load() && notable(r)) {
 		return
 	}
-	if len(e.traces.items) == cap(e.traces.items) { // saves the copy
-		e.traces.counts.full.Add(1)
-		return
-	}
-	kept := new(ledger.Record)
-	*kept = *r
-	e.traces.add(kept)
+	e.traces.add(func() *ledger.Record {
+		kept := copies.Get().(*ledger.Record)
+		*kept = *r
+		return kept
+	})
 }
+
+// copies are records on their way.
+var copies = sync.Pool{New: func() any { return new(ledger.Record) }}
 
 func (e *Export) sendTraces(ctx context.Context, batch []*ledger.Record) error {
 	spans := make([]sdktrace.ReadOnlySpan, 0, 2*len(batch))
 	for _, r := range batch {
 		spans = append(spans, e.spanner.spans(r)...)
+		*r = ledger.Record{} // it refers to others' memory
+		copies.Put(r)
 	}
 	return e.traceTo.ExportSpans(ctx, spans)
 }

@@ -16,7 +16,7 @@ type lineQueue struct{ to *queue[sdklog.Record] }
 
 // OnEmit queues a copy.
 func (q lineQueue) OnEmit(_ context.Context, r *sdklog.Record) error {
-	q.to.add(r.Clone())
+	q.to.add(r.Clone)
 	return nil
 }
 

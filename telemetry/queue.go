@@ -3,84 +3,101 @@ package telemetry
 import (
 	"context"
 	"log/slog"
+	"sync"
 	"time"
 )
 
-// queue gathers items of one kind and hands them to their exporter in batches. Whoever adds one never waits: what does not fit is
-// counted and forgotten.
+// queue gathers items of one kind and hands them to their exporter in batches. Whoever adds one never waits, and wakes nobody but
+// once a batch: what does not fit is counted and forgotten.
 type queue[T any] struct {
 	name   string
-	items  chan T
+	size   int // items at most
 	counts *signal
 	log    *slog.Logger
 	export func(ctx context.Context, batch []T) error
+	full   chan struct{} // capacity 1: wakes run before its time
+
+	mu    sync.Mutex // guards items
+	items []T
 }
 
 const (
 	batchMost    = 256              // items of one export
-	batchWithin  = 2 * time.Second  // the first of them waits that long at most
+	batchWithin  = 2 * time.Second  // an item waits that long at most while exports work
 	exportWithin = 20 * time.Second // for an export, its repeats included
 	lastWithin   = 3 * time.Second  // for all that is left when the process ends
 )
 
 func newQueue[T any](name string, size int, counts *signal, log *slog.Logger, export func(context.Context, []T) error) *queue[T] {
-	return &queue[T]{name: name, items: make(chan T, size), counts: counts, log: log, export: export}
+	return &queue[T]{name: name, size: size, counts: counts, log: log, export: export, full: make(chan struct{}, 1)}
 }
 
-// add queues an item; false says that there was no room.
-func (q *queue[T]) add(item T) bool {
-	select {
-	case q.items <- item:
-		return true
-	default:
-		q.counts.full.Add(1)
-		return false
+// add queues what item returns, which is called only if there is room.
+func (q *queue[T]) add(item func() T) {
+	q.mu.Lock()
+	n := len(q.items)
+	if n < q.size {
+		q.items = append(q.items, item())
 	}
+	q.mu.Unlock()
+	switch {
+	case n >= q.size:
+		q.counts.full.Add(1)
+	case (n+1)%batchMost == 0:
+		select {
+		case q.full <- struct{}{}:
+		default: // woken already
+		}
+	}
+}
+
+// take moves the oldest items into batch, as many as one export has.
+func (q *queue[T]) take(batch []T) []T {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	n := min(len(q.items), batchMost)
+	batch = append(batch[:0], q.items[:n]...)
+	rest := copy(q.items, q.items[n:])
+	clear(q.items[rest:])
+	q.items = q.items[:rest]
+	return batch
 }
 
 // run exports until ctx is done, and what is left then.
 func (q *queue[T]) run(ctx context.Context) {
 	tick := time.NewTicker(batchWithin)
 	defer tick.Stop()
-	batch, told := make([]T, 0, batchMost), false
-	send := func(ctx context.Context, within time.Duration) {
-		if len(batch) == 0 {
-			return
+	var batch []T
+	told := false
+	flush := func(ctx context.Context) {
+		for ctx.Err() == nil {
+			if batch = q.take(batch); len(batch) == 0 {
+				return
+			}
+			within, cancel := context.WithTimeout(ctx, exportWithin)
+			err := q.export(within, batch)
+			cancel()
+			if err != nil {
+				q.counts.exports.Add(1)
+				q.counts.failed.Add(int64(len(batch)))
+			}
+			told = tell(q.log, q.name, told, err)
+			clear(batch)
 		}
-		ctx, cancel := context.WithTimeout(ctx, within)
-		defer cancel()
-		err := q.export(ctx, batch)
-		if err != nil {
-			q.counts.exports.Add(1)
-			q.counts.failed.Add(int64(len(batch)))
-		}
-		told = tell(q.log, q.name, told, err)
-		clear(batch)
-		batch = batch[:0]
 	}
 	for {
 		select {
-		case item := <-q.items:
-			if batch = append(batch, item); len(batch) == batchMost {
-				send(ctx, exportWithin)
-			}
+		case <-q.full:
+			flush(ctx)
 		case <-tick.C:
-			send(ctx, exportWithin)
+			flush(ctx)
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWithin)
 			defer cancel()
-			for last.Err() == nil {
-				select {
-				case item := <-q.items:
-					if batch = append(batch, item); len(batch) == batchMost {
-						send(last, lastWithin)
-					}
-					continue
-				default:
-				}
-				break
-			}
-			send(last, lastWithin)
+			flush(last)
+			q.mu.Lock()
+			defer q.mu.Unlock()
+			q.counts.failed.Add(int64(len(q.items)))
 			return
 		}
 	}

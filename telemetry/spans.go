@@ -18,7 +18,8 @@ import (
 	"headrace/router/outcome"
 )
 
-// spanner makes the spans of a request out of its record, when it is over.
+// spanner makes the spans of a request out of its record, when it is over. A span does not repeat what another of the request's
+// says: each attribute costs a third of a microsecond on its way out.
 type spanner struct {
 	names    Names
 	resource *resource.Resource
@@ -124,7 +125,6 @@ func (s *spanner) request(r *ledger.Record) []attribute.KeyValue {
 	if r.Route != "passthrough" {
 		a.text("url.path", r.Route)
 	}
-	a.text("url.scheme", "http")
 	a.count(keyStatus, int64(r.Status))
 	a.text(keyErrorType, errorType(r.Class))
 	a.text("headrace.request_id", r.ID)
@@ -133,18 +133,18 @@ func (s *spanner) request(r *ledger.Record) []attribute.KeyValue {
 	} else if r.Model != "" {
 		a.text(keyAlias, other)
 	}
-	a.flag("headrace.stream", r.Stream)
+	if r.Stream {
+		a.flag("headrace.stream", true)
+	}
 	a.text(keyClass, r.Class.String())
 	a.text("headrace.error_code", r.Code)
 	a.count("headrace.attempts", int64(r.Tries))
-	a.text(keyEndpoint, string(r.Endpoint))
-	a.text(keyVendor, r.Provider)
 	a.took("headrace.overhead", r.Overhead)
 	a.took("headrace.ttft", r.TTFT)
 	if r.TPS > 0 {
 		a.figure("headrace.tps", r.TPS)
 	}
-	if r.SLO.TTFT > 0 {
+	if r.Stream && r.SLO.TTFT > 0 {
 		a.took("headrace.slo.ttft", r.SLO.TTFT)
 		a.figure("headrace.slo.tps", r.SLO.TPS)
 	}
@@ -187,18 +187,19 @@ func (s *spanner) attempt(r *ledger.Record, i int, parent oteltrace.SpanContext)
 		a.flag("gen_ai.request.stream", true)
 	}
 	a.text(keyEndpoint, string(t.Endpoint))
-	a.text(keyVendor, t.Provider)
-	a.count("headrace.attempt", int64(i+1))
+	if r.Tries > 1 {
+		a.count("headrace.attempt", int64(i+1))
+	}
 	a.text(keyClass, t.Class.String())
 	a.text(keyErrorType, errorType(t.Class))
 	if t.Status != 0 {
 		a.count(keyStatus, int64(t.Status))
 	}
 	a.took("gen_ai.response.time_to_first_chunk", t.First)
-	if t.Output > 0 {
+	if t.Output > 0 && r.Tries > 1 { // else it is the answer's usage
 		a.count("headrace.output_tokens", t.Output)
 	}
-	if t.USDKnown {
+	if t.USDKnown && r.Tries > 1 { // else it is the request's
 		a.figure("headrace.cost.usd", t.USD)
 	}
 	if t.Hedge {
@@ -254,22 +255,25 @@ func (a *attrs) decision(t *ledger.Attempt) {
 	}
 	a.text("headrace.decision.why", d.Why)
 	a.text("headrace.decision.policy", d.Policy.String())
-	a.count("headrace.decision.candidates", int64(d.Candidates))
-	a.count("headrace.decision.eligible", int64(d.Eligible))
-	a.count("headrace.decision.feasible", int64(d.Feasible))
+	if d.Candidates > 1 {
+		a.count("headrace.decision.candidates", int64(d.Candidates))
+		a.count("headrace.decision.eligible", int64(d.Eligible))
+		a.count("headrace.decision.feasible", int64(d.Feasible))
+	}
 	a.figure("headrace.decision.usd_per_mtok", d.USDPerMTok)
 	a.figure("headrace.decision.marginal_usd", d.MarginalUSD)
 	a.figure("headrace.decision.ttft", d.TTFT)
 	a.figure("headrace.decision.tps", d.TPS)
 	a.figure("headrace.decision.p_ttft", d.PTTFT)
 	a.figure("headrace.decision.p_tps", d.PTPS)
-	a.figure("headrace.decision.use", d.Use)
-	a.flag("headrace.decision.cold", d.Cold)
+	if d.Cold {
+		a.flag("headrace.decision.cold", true)
+	}
 }
 
-// candidates tells of every host that was considered, as far as the router remembers.
+// candidates tells of every host that was considered, as far as the router remembers. A host that was alone was not chosen.
 func (s *spanner) candidates(t *ledger.Attempt, at time.Time) []sdktrace.Event {
-	if s.explain == nil {
+	if s.explain == nil || t.Decision.Candidates < 2 {
 		return nil
 	}
 	x, ok := s.explain(t.Decision.Seq)
