@@ -36,6 +36,9 @@ func (r *Router) Probes(now time.Time, dst []Probe) []Probe {
 			dst = append(dst, Probe{Endpoint: c.ep, Served: c.ep.Served[0].Name})
 			continue
 		}
+		if c.ep.Tenure == endpoint.Serverless && c.ep.Workers == 0 { // a test would start one
+			continue
+		}
 		if sv := c.untested(); sv != "" && c.host.breaker.Test(now) {
 			dst = append(dst, Probe{Endpoint: c.ep, Served: sv, SelfTest: true})
 		}

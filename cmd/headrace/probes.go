@@ -21,11 +21,11 @@ func probing(cfg *config.Config) probe.Settings {
 	return probe.Settings{SelfTest: cfg.Continuation.SelfTest, ColdStart: cfg.Timeouts.ColdStart}
 }
 
-// busy tells whether a host has more than half of the requests that it can have and keep the default SLO.
+// busy tells whether a host has no sequence free: a self-test would wait, and have others wait.
 func (a *app) busy(id endpoint.ID) bool {
 	for _, h := range a.router.Hosts() {
 		if h.ID == id {
-			return h.Safe != nil && float64(h.InFlight) > *h.Safe/2
+			return h.Limit != nil && float64(h.InFlight) >= *h.Limit*float64(max(1, h.Workers))
 		}
 	}
 	return false

@@ -38,6 +38,8 @@ const (
 	unsaidPause  = time.Second
 	notReadyWait = 3 * time.Second
 	testPause    = time.Minute // between two self-tests of a host that say nothing
+	// declinedPause is between two that were not made.
+	declinedPause = 5 * time.Second
 	// takenWord is how long a control plane that goes on to call a host ready is given to learn that it was taken away; then
 	// the network is taken for the liar.
 	takenWord = time.Minute
@@ -505,6 +507,9 @@ func (b *Breaker) Probed(c outcome.Class) Change {
 	b.probeAt = time.Time{}
 	if b.testing {
 		b.testing, b.testFrom = false, now.Add(testPause)
+		if c == outcome.Unserved { // it was not made: the host had no room, say
+			b.testFrom = now.Add(declinedPause)
+		}
 		b.voided = true
 	}
 	if b.voided {
