@@ -2,11 +2,13 @@ package gateway
 
 import (
 	"bytes"
+	"encoding/json"
 	"strings"
 
 	"headrace/gateway/openai"
 	"headrace/router"
 	"headrace/router/affinity"
+	"headrace/router/endpoint"
 )
 
 // Header fields by which a request says what it wants of the hosts that may get it. Each begins with headerPrefix.
@@ -108,4 +110,22 @@ func holdsMedia(body []byte) bool {
 		}
 	}
 	return false
+}
+
+// beyondPlain names the first member of a request that is more than a prompt and sampling parameters, "" when none is.
+func beyondPlain(body []byte) string {
+	for ms := openai.ReadMembers(body); ; {
+		name, at, ok := ms.Next()
+		if !ok {
+			return ""
+		}
+		known := string(name)
+		if name == nil { // escaped, and longer than all that are known
+			known = "a member"
+			_ = json.Unmarshal(body[ms.NameAt().From:ms.NameAt().To], &known) // it was scanned
+		}
+		if param := endpoint.BeyondPlain(known, body[at.From:at.To]); param != "" {
+			return param
+		}
+	}
 }

@@ -141,6 +141,10 @@ func errUnavailable(e *router.UnavailableError) *openai.Error {
 	case router.NoMedia:
 		out.Status, out.Type, out.Code, out.Param = 400, "invalid_request_error", "text_only", "messages"
 		out.Message = fmt.Sprintf("The model %q takes text only: %s. Send text, or add a host that takes them.", model, e.Reason)
+	case router.TooPlain:
+		member := clip(e.Member, 128)
+		out.Status, out.Type, out.Code, out.Param = 400, "invalid_request_error", "unsupported_parameter", member
+		out.Message = fmt.Sprintf("The model %q cannot be asked with %s: %s. Leave it out, or add a host with an OpenAI route (RunPod: native: false).", model, member, e.Reason)
 	case router.TooLarge:
 		out.Status, out.Type, out.Code = 413, "invalid_request_error", "request_too_large"
 		out.Message = fmt.Sprintf("The request body is larger than any host of the model %q takes: %d bytes at most. Send less, or add a host with another limit.", model, e.MaxBytes)

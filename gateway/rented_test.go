@@ -278,6 +278,62 @@ func TestHostLimitsAtTheDoor(t *testing.T) {
 	}
 }
 
+// TestPlainHosts sends what a prompt and sampling parameters cannot say to the hosts that take it, and refuses it where there is
+// none.
+func TestPlainHosts(t *testing.T) {
+	plain, full := newUpstream(t, answering), newUpstream(t, answering)
+	both := newRig(t, []string{plain.url(), full.url()}, func(o *rigOptions) {
+		o.edit = func(eps []endpoint.Endpoint) {
+			eps[0].Plain = true
+			eps[1].Price = endpoint.Price{Basis: endpoint.PerToken, USDPerMTokIn: 100, USDPerMTokOut: 100} // so that it is the second choice
+		}
+	})
+	alone := newRig(t, []string{plain.url()}, func(o *rigOptions) { o.edit = func(eps []endpoint.Endpoint) { eps[0].Plain = true } })
+	for name, tc := range map[string]struct{ members, param string }{
+		"fits":            {`"temperature":0,"logprobs":false,"response_format":{"type":"text"},"tools":[]`, ""},
+		"form":            {`"response_format":{"type":"json_object"}`, "response_format"},
+		"escaped":         {`"respon\u0073e_format":{"type":"json_object"}`, "response_format"},
+		"tools":           {`"tools":[{"type":"function","function":{"name":"f"}}]`, "tools"},
+		"log probs":       {`"logprobs":true,"top_logprobs":2`, "logprobs"},
+		"counts":          {`"stream_options":{"continuous_usage_stats":true}`, "stream_options.continuous_usage_stats"},
+		"unknown":         {`"mirostat":2`, "mirostat"},
+		"unknown escaped": {`"` + strings.Repeat("x", 40) + `\u00e4":2`, strings.Repeat("x", 40) + "ä"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			body := `{"model":"` + model + `","messages":[{"role":"user","content":"x"}],` + tc.members + `}`
+			_, plainBefore := plain.counts()
+			_, fullBefore := full.counts()
+			for range 5 {
+				if res, body, err := both.do(post("/v1/chat/completions", body)); err != nil || res.StatusCode != 200 {
+					t.Fatalf("%v: %s", err, body)
+				}
+			}
+			_, atPlain := plain.counts()
+			_, atFull := full.counts()
+			if tc.param == "" && atPlain == plainBefore || tc.param != "" && (atPlain != plainBefore || atFull != fullBefore+5) {
+				t.Errorf("the plain host got %d, the other one %d", atPlain-plainBefore, atFull-fullBefore)
+			}
+			res, answer, err := alone.do(post("/v1/chat/completions", body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tc.param == "" {
+				if res.StatusCode != 200 {
+					t.Errorf("status %d: %s", res.StatusCode, answer)
+				}
+				return
+			}
+			code, param, message := errorOf(t, answer)
+			if res.StatusCode != 400 || code != "unsupported_parameter" || param != tc.param || !strings.Contains(message, "native: false") {
+				t.Errorf("status %d, code %q, param %q: %s", res.StatusCode, code, param, message)
+			}
+			if _, n := plain.counts(); n != atPlain {
+				t.Error("the plain host was asked")
+			}
+		})
+	}
+}
+
 // TestWorkerReport bills what the provider says a worker took, and shows it.
 func TestWorkerReport(t *testing.T) {
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -472,8 +472,12 @@ func (x *exchange) admit() *openai.Error {
 	x.wantStream = x.scan.Stream
 	x.ask.Whole = !x.wantStream
 	x.rec.Stream = x.wantStream
-	if x.s.router.Snapshot().TextOnly(x.model) {
+	snap := x.s.router.Snapshot()
+	if snap.TextOnly(x.model) {
 		x.ask.Media = holdsMedia(body)
+	}
+	if snap.Plain(x.model) {
+		x.ask.Beyond = beyondPlain(body)
 	}
 	x.ask.PromptTokens = promptTokens(body, x.scan.PromptBytes)
 	if !x.ask.Tokenless {

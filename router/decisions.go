@@ -123,6 +123,7 @@ func (k *keptView) keep(p *plan, v *view) {
 
 var unfitWords = [...]string{
 	unfitRoute: "does not answer this path", unfitMedia: "takes no images, audio or files", unfitSize: "takes no body of this size",
+	unfitPlain:  "takes a prompt and sampling parameters only",
 	unfitDemand: "below the demanded trust, encryption or region",
 }
 

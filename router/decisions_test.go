@@ -130,19 +130,21 @@ func TestExplain(t *testing.T) {
 	lab.Trust, lab.Region = endpoint.TrustSecure, "DE"
 	text := hourly("text", 1, 10, "m")
 	text.Trust, text.TextOnly = endpoint.TrustSecure, true
+	plain := hourly("spare", 1, 10, "m")
+	plain.Trust, plain.Plain = endpoint.TrustSecure, true
 	sick := hourly("sick", 1, 10, "m")
 	sick.Trust = endpoint.TrustSecure
-	r := newRouter(lab, text, hourly("stranger", 0.1, 10, "m"), sick)
+	r := newRouter(lab, plain, text, hourly("stranger", 0.1, 10, "m"), sick)
 	for range 3 {
-		l := mustPick(t, r, "lab", "text", "stranger")
+		l := mustPick(t, r, "lab", "spare", "text", "stranger")
 		l.Done(Result{Class: outcome.UpstreamFault})
 	}
 	before := r.Hosts()
-	x, err := r.Explain(&Request{Model: "m", Media: true, Demand: Demand{Trust: endpoint.TrustSecure}, PromptTokens: 1000, SLO: SLO{TTFT: 3 * time.Second}})
+	x, err := r.Explain(&Request{Model: "m", Media: true, Beyond: "tools", Demand: Demand{Trust: endpoint.TrustSecure}, PromptTokens: 1000, SLO: SLO{TTFT: 3 * time.Second}})
 	if err != nil || x.Winner != "lab" || x.Why != whyOnly || x.SLO.TTFT != 3 || x.SLO.TPS != 15 || x.Prompt != 1000 {
 		t.Fatalf("%v: %+v", err, x)
 	}
-	for i, want := range []string{"lab|serves|", "sick|breaker open or cooling down|breaker open", "stranger|" + misfit.String() + "|" + unfitDemand.String(), "text|" + misfit.String() + "|" + unfitMedia.String()} {
+	for i, want := range []string{"lab|serves|", "sick|breaker open or cooling down|breaker open", "spare|" + misfit.String() + "|" + unfitPlain.String(), "stranger|" + misfit.String() + "|" + unfitDemand.String(), "text|" + misfit.String() + "|" + unfitMedia.String()} {
 		if c := x.Candidate[i]; string(c.Endpoint)+"|"+c.Verdict+"|"+c.Reason != want {
 			t.Errorf("candidate %d: %s %s (%s), want %s", i, c.Endpoint, c.Verdict, c.Reason, want)
 		}

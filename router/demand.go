@@ -49,6 +49,7 @@ const (
 	fit unfit = iota
 	unfitRoute
 	unfitMedia
+	unfitPlain
 	unfitSize
 	unfitDemand
 )
@@ -63,6 +64,8 @@ func (c *candidate) fitness(q *Request) unfit {
 		return unfitRoute
 	case q.Media && ep.TextOnly:
 		return unfitMedia
+	case q.Beyond != "" && ep.Plain:
+		return unfitPlain
 	case ep.Limits.MaxBodyBytes > 0 && q.BodyBytes > ep.Limits.MaxBodyBytes:
 		return unfitSize
 	}

@@ -112,7 +112,7 @@ func TestDemandProperty(t *testing.T) {
 
 func TestUnfit(t *testing.T) {
 	chatOnly := hourly("chat", 1, 4, "m")
-	chatOnly.Routes, chatOnly.TextOnly, chatOnly.Limits.MaxBodyBytes = []string{"/chat/completions"}, true, 1000
+	chatOnly.Routes, chatOnly.TextOnly, chatOnly.Plain, chatOnly.Limits.MaxBodyBytes = []string{"/chat/completions"}, true, true, 1000
 	all := hourly("all", 9, 4, "m")
 	for name, tc := range map[string]struct {
 		eps   []endpoint.Endpoint
@@ -125,6 +125,8 @@ func TestUnfit(t *testing.T) {
 		"nobody has it":      {[]endpoint.Endpoint{chatOnly}, Request{Route: "/embeddings"}, "", NoRoute},
 		"media goes round":   {[]endpoint.Endpoint{chatOnly, all}, Request{Route: "/chat/completions", Media: true}, "all", 0},
 		"nobody takes media": {[]endpoint.Endpoint{chatOnly}, Request{Media: true}, "", NoMedia},
+		"forms go round":     {[]endpoint.Endpoint{chatOnly, all}, Request{Beyond: "response_format"}, "all", 0},
+		"nobody takes forms": {[]endpoint.Endpoint{chatOnly}, Request{Beyond: "response_format"}, "", TooPlain},
 		"size goes round":    {[]endpoint.Endpoint{chatOnly, all}, Request{BodyBytes: 1001}, "all", 0},
 		"nobody takes it":    {[]endpoint.Endpoint{chatOnly}, Request{BodyBytes: 1001}, "", TooLarge},
 		"nobody qualifies":   {[]endpoint.Endpoint{chatOnly, all}, Request{Demand: Demand{Trust: endpoint.TrustSecure}}, "", Unqualified},
@@ -146,6 +148,9 @@ func TestUnfit(t *testing.T) {
 			}
 			if tc.cause == TooLarge && ue.MaxBytes != 1000 {
 				t.Errorf("largest body %d, want 1000", ue.MaxBytes)
+			}
+			if ue.Member != tc.q.Beyond {
+				t.Errorf("member %q, want %q", ue.Member, tc.q.Beyond)
 			}
 		})
 	}

@@ -20,7 +20,10 @@ type Request struct {
 	Route     string // path below /v1, such as "/chat/completions"; "" for any
 	BodyBytes int64
 	Media     bool // the prompt holds images, audio or files
-	Demand    Demand
+	// Beyond names what the request holds that is more than a prompt and sampling parameters (endpoint.BeyondPlain): hosts
+	// that are Plain do not get it. "" for nothing.
+	Beyond string
+	Demand Demand
 
 	PromptTokens int // of the whole prompt, as far as can be told; 0 makes it BodyBytes/4
 	MaxTokens    int // most output tokens that the caller takes; 0 for no such limit

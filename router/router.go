@@ -118,6 +118,7 @@ const (
 	Unqualified                 // none is what the model or the request demands (trust, encryption, region)
 	NoRoute                     // none answers this path
 	NoMedia                     // none takes images, audio or files
+	TooPlain                    // none takes more than a prompt and sampling parameters, and Member is more
 	TooLarge                    // the body is larger than any of them takes
 	NotContinuable              // none can go on with the answer: the caller gets an error rather than a corrupt one
 )
@@ -128,6 +129,7 @@ type UnavailableError struct {
 	Cause      Cause
 	RetryAfter time.Duration // when the first of them may be tried again; 0 when waiting does not help
 	MaxBytes   int64         // with TooLarge: the largest body that any of them takes
+	Member     string        // with TooPlain: what of the request none of them takes, in the caller's words
 	Reason     string        // closed set, fit for a caller
 }
 
@@ -365,6 +367,9 @@ func (r *Router) unavailable(s *scratch) error {
 	switch {
 	case fits == 0 && cause != fit:
 		e.unfit(cause)
+		if cause == unfitPlain {
+			e.Member = q.Beyond
+		}
 		return e
 	case fits > 0 && throttled == fits:
 		e.Cause, e.Reason = Throttled, "every host that serves it is at its rate limit"
@@ -423,6 +428,8 @@ func (e *UnavailableError) unfit(u unfit) {
 		e.Cause, e.Reason = NoRoute, "no host that serves it answers this path"
 	case unfitMedia:
 		e.Cause, e.Reason = NoMedia, "no host that serves it takes images, audio or files"
+	case unfitPlain:
+		e.Cause, e.Reason = TooPlain, "no host that serves it takes more than a prompt and sampling parameters"
 	case unfitSize:
 		e.Cause, e.Reason = TooLarge, "the request body is larger than any host that serves it takes"
 	case unfitDemand, fit:

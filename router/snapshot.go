@@ -50,6 +50,7 @@ type Model struct {
 	holders map[affinity.Host]*candidate
 	// textOnly says that one of them takes no images, audio or files.
 	textOnly bool
+	plain    bool         // one of them takes no more than a prompt and sampling parameters
 	prefills atomic.Int32 // candidates that can continue an answer
 	untested atomic.Int32 // candidates of which that is not known
 	fickle   bool         // one of them is Interruptible
@@ -289,6 +290,7 @@ func (s *Snapshot) add(name string, base *candidate, sv *endpoint.Served) {
 	}
 	m.cands = append(m.cands, &c)
 	m.textOnly = m.textOnly || c.ep.TextOnly
+	m.plain = m.plain || c.ep.Plain
 	m.fickle = m.fickle || c.ep.Tenure == endpoint.Interruptible
 }
 
@@ -320,6 +322,12 @@ func (s *Snapshot) Has(model string) bool { return s.models[model] != nil }
 func (s *Snapshot) TextOnly(model string) bool {
 	m := s.models[model]
 	return m != nil && m.textOnly
+}
+
+// Plain tells whether some endpoint of the model is Plain, so that it matters what else a request holds.
+func (s *Snapshot) Plain(model string) bool {
+	m := s.models[model]
+	return m != nil && m.plain
 }
 
 // Card returns a host's own description of the model, nil when none gave one, and whether the model exists.

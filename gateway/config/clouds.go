@@ -34,7 +34,7 @@ type RunPod struct {
 type RunPodEndpoint struct {
 	Match   string   `yaml:"match" short:"true" required:"true" eg:"llama-*" doc:"Id or name, exact or with \"*\" at the end." aka:"id|name|endpoint"`
 	Models  []string `yaml:"models" otherwise:"what the endpoint's own settings say, or its first answer" eg:"llama-70b" doc:"Model ids it serves." aka:"model|serves"`
-	Native  bool     `yaml:"native" default:"false" doc:"Its handler has no OpenAI route: requests go as native jobs always."`
+	Native  bool     `yaml:"native" default:"false" doc:"Its handler has no OpenAI route: requests go as native jobs always, of a prompt and sampling parameters; tools, forms of the output and the like go to other hosts."`
 	Actions string   `yaml:"actions" words:"off|wake|hold" default:"off" doc:"What may be done when it would help. off: nothing, it is advised at the admin API only. wake: a worker is started by a job of one token when the hosts that are paid anyway are nearly full, at most every 20 s; costs its start, the token and its idle timeout, whether it is needed then or not. hold: that, and workers are kept up (workers.min at RunPod is raised) while that is cheaper than the API that takes the same requests; costs their price by the second, used or not, until they are let go." aka:"action|capacity_actions"`
 }
 

@@ -359,6 +359,12 @@ func TestOptions(t *testing.T) {
 			if eps[0].Dialect != endpoint.RunPodJobs || eps[0].State != endpoint.Ready || !w.Native(&eps[0]) || w.Native(&eps[1]) {
 				t.Errorf("native: %+v", eps[0])
 			}
+			if ep := &eps[0]; !ep.Plain || !ep.TextOnly || ep.Continues != endpoint.ContinuesNever || !slices.Equal(ep.Routes, []string{"/chat/completions", "/completions"}) {
+				t.Errorf("what is asked of it: %+v", ep)
+			}
+			if ep := &eps[1]; ep.Plain || ep.TextOnly || ep.Routes != nil {
+				t.Errorf("what is asked of the other one: %+v", ep)
+			}
 			if s := eps[0].Served; len(s) != 2 || s[0].Name != "mine" || s[1].Name != "ours" {
 				t.Errorf("served %+v", s)
 			}

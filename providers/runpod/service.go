@@ -191,6 +191,9 @@ func (p *Provider) build(s *service) bool {
 	} else {
 		ep.BaseURL = cmp.Or(d.base, p.opt.QueueURL+"/"+d.id) + "/openai/v1"
 		native, _ := lookup(p.opt.Native, d.id, d.name)
+		if native { // what the translator can make of a request
+			ep.Plain, ep.TextOnly, ep.Routes, ep.Continues = true, true, []string{"/chat/completions", "/completions"}, endpoint.ContinuesNever
+		}
 		// A cold OpenAI route is held without a byte and cut off at about 100 s, so that it is used while a worker is known to be up.
 		if native || s.state != endpoint.Ready && s.state != endpoint.Saturated {
 			ep.Dialect = endpoint.RunPodJobs

@@ -40,6 +40,9 @@ type Endpoint struct {
 	Routes []string
 	// TextOnly is set for endpoints that take no images, audio or files in a prompt.
 	TextOnly bool
+	// Plain is set for endpoints that can be asked with a prompt and sampling parameters only: no tools, no form of the
+	// output, no log probabilities. BeyondPlain tells what is more than that.
+	Plain bool
 	// Lumpy is set where tokens come in lumps that the way there makes, so that the gaps between events say nothing of the engine.
 	Lumpy bool
 	// NoUsageInjection is set for hosts known to refuse stream_options.

@@ -417,3 +417,65 @@ func TestFailures(t *testing.T) {
 }
 
 func first(s, _ string) string { return s }
+
+// TestFakeNative asks a handler that knows no OpenAI route: what its form cannot say is refused and makes no job, all else
+// comes as from any other host, usage included.
+func TestFakeNative(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	e, f := cloud(t, fakerunpod.Config{Seed: seed}, fakerunpod.EndpointConfig{Generation: fakerunpod.V23Native}, Options{Native: func(*endpoint.Endpoint) bool { return true }})
+	asking := func(members string) string {
+		return `{"model":"m","messages":[{"role":"user","content":"hi"}],"max_tokens":20,` + members + `}`
+	}
+	for members, param := range map[string]string{
+		`"response_format":{"type":"json_object"}`:              "response_format",
+		`"tools":[{"type":"function","function":{"name":"f"}}]`: "tools",
+		`"logprobs":true`: "logprobs",
+		`"stream":true,"stream_options":{"continuous_usage_stats":true}`: "stream_options.continuous_usage_stats",
+		`"guided_regex":"a+"`: "guided_regex",
+		`"stream":true,"seed":1,"chat_template_kwargs":{"thinking":false}`: "chat_template_kwargs",
+	} {
+		var body struct {
+			Error struct{ Message, Type, Param, Code string }
+		}
+		a := f.ask(asking(members))
+		if err := json.Unmarshal([]byte(a.body), &body); err != nil {
+			t.Fatalf("%s: %v: %+v", members, err, a)
+		}
+		if got := body.Error; a.status != 400 || got.Type != "invalid_request_error" || got.Param != param || got.Code != "unsupported_parameter" || !strings.Contains(got.Message, "native: false") {
+			t.Errorf("%s: %d, %+v", members, a.status, got)
+		}
+	}
+	if n := len(e.Jobs()); n != 0 {
+		t.Errorf("%d jobs were made of refused requests", n)
+	}
+	counted := func(body string) (u usage) {
+		for line := range strings.Lines(body) {
+			var c struct{ Usage *usage }
+			if json.Unmarshal([]byte(strings.TrimPrefix(line, "data: ")), &c) == nil && c.Usage != nil {
+				u = *c.Usage
+			}
+		}
+		return u
+	}
+	for _, members := range []string{`"temperature":0`, `"stream":true,"stream_options":{"include_usage":true}`} {
+		if a := f.ask(asking(members)); a.status != 200 || counted(a.body).Completion != 20 || counted(a.body).Prompt == 0 {
+			t.Errorf("seed %d: %s: usage %+v in %+v", seed, members, counted(a.body), a)
+		}
+	}
+	if a := f.ask(asking(`"stream":true`)); a.status != 200 || counted(a.body) != (usage{}) {
+		t.Errorf("seed %d: usage that nobody asked for: %+v", seed, a)
+	}
+}
+
+// TestTooFewChoices says so when a handler passes over n.
+func TestTooFewChoices(t *testing.T) {
+	for _, stream := range []bool{true, false} {
+		s := newScript(t)
+		s.stream = []step{{state: "COMPLETED", yield: []string{`{"choices":[{"tokens":["Hi"]}],"usage":{"input":1,"output":1}}`}}, ended}
+		f := newFront(t, s.srv.URL+"/v2", Options{Native: func(*endpoint.Endpoint) bool { return true }})
+		a := f.ask(strings.Replace(chatRequest("hi", 20, stream), "{", `{"n":2,`, 1))
+		if !strings.Contains(a.body, "1 of the 2 choices") || a.status != 400 || a.broken {
+			t.Errorf("stream %v: %+v", stream, a)
+		}
+	}
+}

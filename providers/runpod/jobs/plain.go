@@ -152,7 +152,7 @@ func (a *asked) merge(objs []object) ([]byte, *failure) {
 		switch {
 		case tokens:
 			native = cmp.Or(native, &nativeUsage{})
-			_ = json.Unmarshal(o.Usage, native)
+			native.take(o.Usage)
 		case truthy(o.Usage):
 			m.Usage = o.Usage
 		}
@@ -160,8 +160,11 @@ func (a *asked) merge(objs []object) ([]byte, *failure) {
 	if len(choices) == 0 {
 		return nil, noAnswer(nil)
 	}
-	if native != nil {
+	if native != nil && native.told {
 		m.Usage = native.openAI()
+	}
+	if native != nil && len(choices) < a.n {
+		return nil, tooFew(len(choices), a.n)
 	}
 	for _, i := range slices.Sorted(maps.Keys(choices)) {
 		c := choices[i]

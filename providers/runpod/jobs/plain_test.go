@@ -101,13 +101,31 @@ func TestPayload(t *testing.T) {
 		exec   time.Duration
 		want   string
 		status int
+		param  string
 	}{
 		"byte for byte": {a: asked{route: "/v1/chat/completions", kind: routeChat, body: []byte(body)}, exec: 15 * time.Second, want: `{"input":{"openai_route":"/v1/chat/completions","openai_input":` + body + `},"policy":{"ttl":60000,"executionTimeout":15000}}`},
 		"native chat": {
 			a: asked{kind: routeChat, body: []byte(body), stream: true}, native: true,
 			want: `{"input":{"messages":[{"role":"user","content":"\u00e4 "}],"stream":true,"sampling_params":{"top_p":0.5,"max_tokens":5}},"policy":{"ttl":60000}}`,
 		},
-		"native completion":   {a: asked{kind: routeCompletions, body: []byte(`{"prompt":"p"}`)}, native: true, want: `{"input":{"prompt":"p","stream":false,"sampling_params":{}},"policy":{"ttl":60000}}`},
+		"native completion": {a: asked{kind: routeCompletions, body: []byte(`{"prompt":"p"}`)}, native: true, want: `{"input":{"prompt":"p","stream":false,"sampling_params":{}},"policy":{"ttl":60000}}`},
+		"native, parts": {
+			a:      asked{kind: routeChat, body: []byte(`{"messages":[{"content":[{"type":"text","text":"a<"},{"type":"text","text":"\n"}],"role":"user"},{"role":"assistant","content":null}],"best_of":1,"n":2}`)},
+			native: true,
+			want:   `{"input":{"messages":[{"content":"a\u003c\n\n","role":"user"},{"content":null,"role":"assistant"}],"stream":false,"sampling_params":{"n":2}},"policy":{"ttl":60000}}`,
+		},
+		"native, says nothing": {
+			a:      asked{kind: routeChat, body: []byte(`{"messages":[],"tools":[],"logprobs":false,"response_format":{"type":"text"},"max_completion_tokens":null,"max_tokens":3,"metadata":{"a":"b"}}`)},
+			native: true,
+			want:   `{"input":{"messages":[],"stream":false,"sampling_params":{"max_tokens":3}},"policy":{"ttl":60000}}`,
+		},
+		"native, form":        {a: asked{kind: routeChat, body: []byte(`{"messages":[],"response_format":{"type":"json_object"}}`)}, native: true, status: 400, param: "response_format"},
+		"native, tools":       {a: asked{kind: routeChat, body: []byte(`{"messages":[],"tools":[{"type":"function"}]}`)}, native: true, status: 400, param: "tools"},
+		"native, logprobs":    {a: asked{kind: routeCompletions, body: []byte(`{"prompt":"p","logprobs":0}`)}, native: true, status: 400, param: "logprobs"},
+		"native, tokens":      {a: asked{kind: routeCompletions, body: []byte(`{"prompt":[1,2]}`)}, native: true, status: 400, param: "prompt"},
+		"native, image":       {a: asked{kind: routeChat, body: []byte(`{"messages":[{"content":[{"type":"image_url"}]}]}`)}, native: true, status: 400, param: "messages"},
+		"native, no list":     {a: asked{kind: routeChat, body: []byte(`{"messages":"m"}`)}, native: true, status: 400, param: "messages"},
+		"native, null":        {a: asked{kind: routeChat, body: []byte(`{"messages":null}`)}, native: true, status: 400, param: "messages"},
 		"native, no prompt":   {a: asked{kind: routeCompletions, body: []byte(`{}`)}, native: true, status: 400},
 		"native, other route": {a: asked{kind: routeOther, body: []byte(`{}`)}, native: true, status: 404},
 		"too large":           {a: asked{kind: routeChat, body: slices.Concat([]byte(`{"a":"`), make([]byte, maxRun-20), []byte(`"}`))}, status: 413},
@@ -116,7 +134,7 @@ func TestPayload(t *testing.T) {
 			tc.a.native = tc.native
 			got, f := tc.a.payload(time.Minute, tc.exec)
 			switch {
-			case tc.status != 0 && (f == nil || f.status != tc.status):
+			case tc.status != 0 && (f == nil || f.status != tc.status || tc.param != "" && f.param != tc.param):
 				t.Errorf("got %s, %+v", got, f)
 			case tc.status == 0 && (f != nil || string(got) != tc.want):
 				t.Errorf("got %+v\n%s\nwant\n%s", f, got, tc.want)

@@ -6,11 +6,15 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"mime"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"headrace/router/endpoint"
 )
 
 // maxRun is the largest body that /run takes, in bytes (RunPod: 10 MB).
@@ -34,16 +38,10 @@ type asked struct {
 	stream  bool
 	usage   bool   // stream_options.include_usage
 	limit   int    // max_tokens, 0 for none
+	n       int    // choices, at least 1
 	native  bool   // it is sent in the worker's own form
 	jobID   string // for ids of answers that are made here
 	created int64  // Unix seconds, for the same
-}
-
-// sampling are the request members that worker-vllm hands to vLLM's SamplingParams in its own form.
-var sampling = [...]string{
-	"n", "best_of", "presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p", "top_k", "min_p", "seed", "stop",
-	"stop_token_ids", "ignore_eos", "max_tokens", "min_tokens", "logprobs", "prompt_logprobs", "skip_special_tokens", "spaces_between_special_tokens",
-	"length_penalty", "include_stop_str_in_output", "bad_words",
 }
 
 // ask reads a caller's request.
@@ -73,6 +71,7 @@ func ask(w http.ResponseWriter, r *http.Request) (*asked, *failure) {
 	var in struct {
 		Model     any  `json:"model"`
 		Stream    any  `json:"stream"`
+		N         int  `json:"n"`
 		Max       *int `json:"max_tokens"`
 		MaxAnswer *int `json:"max_completion_tokens"`
 		Options   struct {
@@ -83,6 +82,7 @@ func ask(w http.ResponseWriter, r *http.Request) (*asked, *failure) {
 	a.model, _ = in.Model.(string)
 	a.stream, _ = in.Stream.(bool)
 	a.usage, _ = in.Options.Usage.(bool)
+	a.n = max(1, in.N)
 	if m := cmp.Or(in.MaxAnswer, in.Max); m != nil {
 		a.limit = *m
 	}
@@ -127,7 +127,8 @@ func (a *asked) payload(ttl, execution time.Duration) ([]byte, *failure) {
 	return b, nil
 }
 
-// nativeInput is the request in worker-vllm's own form.
+// nativeInput is the request in worker-vllm's own form. That has no place for much of what OpenAI's has, and a handler leaves
+// out what it does not know: a request that holds more is refused, since its answer would look like one to all of it.
 func (a *asked) nativeInput() ([]byte, *failure) {
 	var in map[string]json.RawMessage
 	_ = json.Unmarshal(a.body, &in) // it was found to be an object
@@ -141,11 +142,25 @@ func (a *asked) nativeInput() ([]byte, *failure) {
 		return nil, &failure{status: http.StatusNotFound, code: "route_not_served", message: "This endpoint's handler takes chat and text completions only."}
 	}
 	what := in[key]
-	if what == nil {
+	if what == nil || string(what) == "null" {
 		return nil, &failure{status: http.StatusBadRequest, code: "missing_required_parameter", param: key, message: "You must provide " + key + "."}
 	}
-	if v := in["max_completion_tokens"]; v != nil {
+	for _, name := range slices.Sorted(maps.Keys(in)) {
+		if param := endpoint.BeyondPlain(name, in[name]); param != "" {
+			return nil, beyond(param)
+		}
+	}
+	if a.kind == routeChat {
+		var f *failure
+		if what, f = plainMessages(what); f != nil {
+			return nil, f
+		}
+	}
+	if v := in["max_completion_tokens"]; v != nil && string(v) != "null" {
 		in["max_tokens"] = v
+	}
+	if string(in["best_of"]) == "1" { // engines since vLLM 0.11 do not know it
+		delete(in, "best_of")
 	}
 	b := append([]byte("{"), appendString(nil, key)...)
 	b = append(append(b, ':'), what...)
@@ -153,7 +168,7 @@ func (a *asked) nativeInput() ([]byte, *failure) {
 	b = strconv.AppendBool(b, a.stream)
 	b = append(b, `,"sampling_params":{`...)
 	first := true
-	for _, name := range sampling {
+	for _, name := range endpoint.SamplingParams() {
 		v := in[name]
 		if v == nil || string(v) == "null" {
 			continue
@@ -165,6 +180,39 @@ func (a *asked) nativeInput() ([]byte, *failure) {
 		b = append(append(appendString(b, name), ':'), v...)
 	}
 	return append(b, "}}"...), nil
+}
+
+// beyond refuses a request for what the worker's own form cannot say.
+func beyond(param string) *failure {
+	return &failure{
+		status: http.StatusBadRequest, code: "unsupported_parameter", param: clip(param),
+		message: "This RunPod endpoint is asked with a prompt and sampling parameters only, which cannot say " + clip(param) +
+			". Leave it out, use another host, or have the endpoint asked by its OpenAI route (native: false), if its handler has one.",
+	}
+}
+
+// plainMessages makes texts of contents that come in parts: templates print a list as Python does, or fail.
+func plainMessages(raw json.RawMessage) (json.RawMessage, *failure) {
+	var messages []map[string]json.RawMessage
+	if json.Unmarshal(raw, &messages) != nil {
+		return nil, &failure{status: http.StatusBadRequest, code: "invalid_type", param: "messages", message: "messages must be a list of objects."}
+	}
+	changed := false
+	for _, m := range messages {
+		c := m["content"]
+		if len(c) == 0 || c[0] == '"' || string(c) == "null" {
+			continue
+		}
+		text, ok := endpoint.TextOf(c)
+		if !ok {
+			return nil, beyond("messages")
+		}
+		m["content"], changed = appendString(nil, text), true
+	}
+	if !changed {
+		return raw, nil // byte for byte
+	}
+	return encode(messages), nil
 }
 
 // appendString writes s as a JSON string.

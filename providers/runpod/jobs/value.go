@@ -33,8 +33,17 @@ type choice struct {
 
 // nativeUsage is how worker-vllm up to 2.23 counts tokens in its own form: of the whole answer so far.
 type nativeUsage struct {
-	Input  int `json:"input"`
-	Output int `json:"output"`
+	Input  int
+	Output int
+	told   bool // a zero value tells nothing
+}
+
+// take reads a count. Handlers may leave it out, or fill it with something else: then nothing is told.
+func (n *nativeUsage) take(raw json.RawMessage) {
+	var u struct{ Input, Output *int }
+	if json.Unmarshal(raw, &u) == nil && u.Input != nil && u.Output != nil {
+		*n = nativeUsage{*u.Input, *u.Output, true}
+	}
 }
 
 // parseObject looks at raw, which is a JSON object.

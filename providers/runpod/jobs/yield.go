@@ -328,8 +328,11 @@ func noAnswer(output []byte) *failure {
 
 // tokens makes chunks of worker-vllm's own form.
 func (s *stream) tokens(o *object) *failure {
+	if len(o.Choices) < s.a.n { // each yield has all of them, by their places
+		return tooFew(len(o.Choices), s.a.n)
+	}
 	s.native = true
-	_ = json.Unmarshal(o.Usage, &s.counted)
+	s.counted.take(o.Usage)
 	for i := range o.Choices {
 		text := joined(o.Choices[i].Tokens)
 		if s.a.kind != routeCompletions && i >= s.roles {
@@ -429,10 +432,18 @@ func (s *stream) endTokens() *failure {
 			return f
 		}
 	}
-	if !s.a.usage {
+	if !s.a.usage || !s.counted.told {
 		return nil
 	}
 	m := s.a.new(true)
 	m.Usage = s.counted.openAI()
 	return s.emit("", encode(m))
+}
+
+// tooFew is an answer of a handler that passes over "n". It says nothing against the host.
+func tooFew(got, n int) *failure {
+	return &failure{
+		status: http.StatusBadRequest, code: "unsupported_parameter", param: "n",
+		message: fmt.Sprintf("This RunPod endpoint's handler gave %d of the %d choices that n asks for. Leave n out, or use another host.", got, n),
+	}
 }

@@ -365,6 +365,16 @@ func TestStreamForms(t *testing.T) {
 				"[DONE]",
 			},
 		},
+		"native tokens that nobody has counted": {
+			usage:  true,
+			yields: raw(`{"choices":[{"tokens":["Hi"]}]}`),
+			want: []string{
+				head + `"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]}`,
+				head + `"delta":{"content":"Hi"},"logprobs":null,"finish_reason":null}]}`,
+				head + `"delta":{},"logprobs":null,"finish_reason":"stop"}]}`,
+				"[DONE]",
+			},
+		},
 		"native tokens of a text completion that reached its limit": {
 			route: "/v1/completions", limit: 2,
 			yields: raw(`{"choices":[{"tokens":["a","b"]}],"usage":{"input":1,"output":2}}`),
