@@ -119,13 +119,18 @@ func beyondPlain(body []byte) string {
 		if !ok {
 			return ""
 		}
-		known := string(name)
 		if name == nil { // escaped, and longer than all that are known
-			known = "a member"
-			_ = json.Unmarshal(body[ms.NameAt().From:ms.NameAt().To], &known) // it was scanned
+			name = unquoted(body[ms.NameAt().From:ms.NameAt().To])
 		}
-		if param := endpoint.BeyondPlain(known, body[at.From:at.To]); param != "" {
+		if param := endpoint.BeyondPlain(name, body[at.From:at.To]); param != "" {
 			return param
 		}
 	}
+}
+
+// unquoted is the text of a JSON string.
+func unquoted(v []byte) []byte {
+	var s string
+	_ = json.Unmarshal(v, &s) // it was scanned
+	return []byte(s)
 }

@@ -334,6 +334,20 @@ func TestPlainHosts(t *testing.T) {
 	}
 }
 
+func TestBeyondPlainAllocatesNothing(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
+	body := []byte(`{"model":"m","messages":[{"role":"user","content":"` + strings.Repeat("word ", 1<<16) + `"}],"temperature":0.7,"max_tokens":100,"stop":["a"],"user":null,"tools":[],"logprobs":false}`)
+	if n := testing.AllocsPerRun(50, func() {
+		if beyondPlain(body) != "" {
+			t.Error("it holds nothing")
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
 // TestWorkerReport bills what the provider says a worker took, and shows it.
 func TestWorkerReport(t *testing.T) {
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -149,6 +149,44 @@ func TestReloadChangesJobTTL(t *testing.T) {
 	}
 }
 
+// TestNativeEndpointsGetWhatTheyCanExpress has a handler without an OpenAI route next to one that has it: a request for JSON gets
+// JSON or an error, never prose.
+func TestNativeEndpointsGetWhatTheyCanExpress(t *testing.T) {
+	t.Parallel() // some of it waits for looks at /health
+	cloud := startRunPod(t, fakerunpod.Config{TimeScale: 1000, Seed: 1})
+	for id, generation := range map[string]fakerunpod.Generation{"bare": fakerunpod.V23Native, "full": fakerunpod.V24} {
+		cloud.AddEndpoint(fakerunpod.EndpointConfig{ID: id, Name: id, Generation: generation, Env: map[string]string{"MODEL_NAME": "org/m"}, WorkersMin: 1, IdleTimeout: time.Hour})
+	}
+	start := func(endpoints string) *rented {
+		yaml := strings.Replace(fmt.Sprintf(rentedYAML, cloud.Key(), cloud.ManagementURL(), cloud.QueueURL()), "runpod: {", "runpod: {endpoints: "+endpoints+", ", 1)
+		running := startApp(t, t.TempDir(), yaml, make(chan os.Signal))
+		r := &rented{t: t, app: running.app, log: running.log, base: running.base}
+		r.until("found", func(hs []router.HostView) bool { return len(hs) == 1+strings.Count(endpoints, ",full") })
+		return r
+	}
+	ask := func(r *rented, members string, stream bool) chatted {
+		return r.ask(fmt.Appendf(nil, `{"model":"org/m","max_tokens":8,"messages":[{"role":"user","content":"hello"}],"stream":%v%s}`, stream, members), stream)
+	}
+	const form = `,"response_format":{"type":"json_object"}`
+	both, alone := start("[{match: bare, native: true},full]"), start("[{match: bare, native: true}]")
+	for _, stream := range []bool{false, true} {
+		for range 4 {
+			if c := ask(both, form, stream); c.status != 200 || c.endpoint != "runpod:full" || !strings.HasPrefix(c.text, "{") {
+				t.Errorf("stream %v: %+v", stream, c)
+			}
+		}
+		if c := ask(alone, form, stream); c.status != 400 || !strings.Contains(c.body, `"param":"response_format"`) || !strings.Contains(c.body, "unsupported_parameter") {
+			t.Errorf("stream %v: %+v", stream, c)
+		}
+		if c := ask(alone, `,"response_format":{"type":"text"},"stop":["never"]`, stream); c.status != 200 || c.endpoint != "runpod:bare" || c.text == "" {
+			t.Errorf("stream %v: %+v", stream, c)
+		}
+	}
+	if n := len(cloud.Endpoint("bare").Jobs()); n != 2 {
+		t.Errorf("the handler without an OpenAI route got %d jobs, want 2", n)
+	}
+}
+
 // TestPodsAsConfigured hands what the config says of pods to their provider.
 func TestPodsAsConfigured(t *testing.T) {
 	cfg, err := config.Parse("f.yaml", []byte(`providers: {runpod: {api_key: k, pods: ["a*", {match: b, port: 9000, tcp: true, spot: true, api_key: pk, models: [m]}]}}`), config.Overrides{},

@@ -115,6 +115,12 @@ func (r *rented) chat(model, prompt string, n int, stream bool) (c chatted) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	return r.ask(body, stream)
+}
+
+// ask sends a chat request.
+func (r *rented) ask(body []byte, stream bool) (c chatted) {
+	r.t.Helper()
 	req, err := http.NewRequestWithContext(r.t.Context(), http.MethodPost, r.base+"/v1/chat/completions", bytes.NewReader(body))
 	if err != nil {
 		r.t.Fatal(err)

@@ -27,24 +27,30 @@ var quiet = [...]string{
 // BeyondPlain says whether a member of an OpenAI request is more than a Plain endpoint can be asked. It returns "" when the
 // endpoint takes it or it changes nothing of the answer, else what stands in the way, such as "response_format" or
 // "stream_options.continuous_usage_stats". A name that is not known counts as more: nothing is to be left out of a request in
-// silence. value is the member's JSON and must be valid.
-func BeyondPlain(name string, value []byte) (param string) {
+// silence. value is the member's JSON and must be valid. What is taken allocates nothing, but for a few members with values
+// that are lists or objects.
+func BeyondPlain(name, value []byte) (param string) {
 	value = bytes.TrimSpace(value)
-	is := func(words ...string) bool { return slices.Contains(words, string(value)) }
+	is := func(words ...string) bool {
+		return slices.ContainsFunc(words, func(w string) bool { return w == string(value) })
+	}
+	in := func(table []string) bool {
+		return slices.ContainsFunc(table, func(w string) bool { return w == string(name) })
+	}
 	takes := false
 	switch {
 	case is("null"):
 		takes = true
-	case name == "messages":
+	case string(name) == "messages":
 		return beyondMessages(value)
-	case name == "prompt":
+	case string(name) == "prompt":
 		takes = value[0] == '"' // a list would be read as messages
 	case is(`""`, "[]", "{}"): // says nothing
 		takes = true
-	case slices.Contains(samplingParams[:], name), slices.Contains(quiet[:], name):
+	case in(samplingParams[:]), in(quiet[:]):
 		takes = true
 	default:
-		switch name {
+		switch string(name) {
 		case "stream_options":
 			return beyondStreamOptions(value)
 		case "response_format":
@@ -67,7 +73,7 @@ func BeyondPlain(name string, value []byte) (param string) {
 	if takes {
 		return ""
 	}
-	return name
+	return string(name)
 }
 
 // beyondStreamOptions lets usage pass, which a Plain endpoint counts.

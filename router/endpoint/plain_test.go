@@ -69,12 +69,12 @@ func TestBeyondPlain(t *testing.T) {
 		{"messages", `[{"role":"assistant","function_call":{"name":"f"}}]`, "messages.function_call"},
 		{"messages", `[7,"type"]`, "messages"},
 	} {
-		if got := BeyondPlain(tc.name, []byte(tc.value)); got != tc.want {
+		if got := BeyondPlain([]byte(tc.name), []byte(tc.value)); got != tc.want {
 			t.Errorf("%s: %s gives %q, want %q", tc.name, tc.value, got, tc.want)
 		}
 	}
 	for _, name := range SamplingParams() {
-		if BeyondPlain(name, []byte("7")) != "" {
+		if BeyondPlain([]byte(name), []byte("7")) != "" {
 			t.Errorf("%s is taken and is too much", name)
 		}
 	}

@@ -146,7 +146,7 @@ func (a *asked) nativeInput() ([]byte, *failure) {
 		return nil, &failure{status: http.StatusBadRequest, code: "missing_required_parameter", param: key, message: "You must provide " + key + "."}
 	}
 	for _, name := range slices.Sorted(maps.Keys(in)) {
-		if param := endpoint.BeyondPlain(name, in[name]); param != "" {
+		if param := endpoint.BeyondPlain([]byte(name), in[name]); param != "" {
 			return nil, beyond(param)
 		}
 	}
