@@ -21,14 +21,18 @@ import (
 	"testing"
 	"time"
 
+	collogs "go.opentelemetry.io/proto/otlp/collector/logs/v1"
 	colmetrics "go.opentelemetry.io/proto/otlp/collector/metrics/v1"
 	coltrace "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	common "go.opentelemetry.io/proto/otlp/common/v1"
+	logs "go.opentelemetry.io/proto/otlp/logs/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	"headrace/providers/fakecloud"
+	"headrace/providers/fakecloud/fakerunpod"
+	"headrace/router"
 )
 
 // told is what a collector has got.
@@ -36,6 +40,14 @@ type told struct {
 	mu      sync.Mutex // guards all below
 	spans   []*tracepb.Span
 	figures map[string]int // data points by instrument, of the newest export
+	lines   []*logs.LogRecord
+}
+
+// holds tells whether some span is as ok says.
+func (c *told) holds(ok func(*tracepb.Span) bool) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.ContainsFunc(c.spans, ok)
 }
 
 func (c *told) traces(m *coltrace.ExportTraceServiceRequest) {
@@ -80,6 +92,20 @@ func (c *told) listenOTLP(t *testing.T) string {
 			t.Error(err)
 		}
 		c.metrics(&m)
+	})
+	mux.HandleFunc("POST /v1/logs", func(_ http.ResponseWriter, r *http.Request) {
+		var m collogs.ExportLogsServiceRequest
+		b, _ := io.ReadAll(r.Body)
+		if err := proto.Unmarshal(b, &m); err != nil {
+			t.Error(err)
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for _, rl := range m.ResourceLogs {
+			for _, sl := range rl.ScopeLogs {
+				c.lines = append(c.lines, sl.LogRecords...)
+			}
+		}
 	})
 	srv := httptest.NewServer(mux)
 	t.Cleanup(srv.Close)
@@ -303,6 +329,97 @@ func TestTelemetry(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.check(t, c)
+}
+
+// TestTelemetryOfAColdStart has everything said by OpenTelemetry's own variables, and a worker be started for a request.
+func TestTelemetryOfAColdStart(t *testing.T) {
+	c := &told{}
+	cloud := startRunPod(t, fakerunpod.Config{TimeScale: 100, Seed: 1})
+	cloud.AddEndpoint(fakerunpod.EndpointConfig{ID: "sleepy", Name: "llama", ColdStart: 60 * time.Second, IdleTimeout: 2000 * time.Second, Env: map[string]string{"MODEL_NAME": "org/llama"}})
+	env := runpodEnv(cloud)
+	for name, v := range map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": c.listenOTLP(t), "OTEL_TRACES_SAMPLER": "always_on", "OTEL_LOGS_EXPORTER": "otlp"} {
+		env[name] = v
+		t.Setenv(name, v) // exporters look there
+	}
+	r := startRented(t, env)
+	const id = "runpod:sleepy"
+	r.until("found asleep", func(hs []router.HostView) bool { return stateOf(hs, id) == "cold" })
+	if got := r.chat("org/llama", "hello", 12, true); got.status != 200 {
+		t.Fatalf("cold: %+v", got)
+	}
+	var trace string
+	await(t, "the attempt's span", func() bool {
+		return c.holds(func(s *tracepb.Span) bool {
+			if attrText(s.Attributes, "headrace.endpoint") != id || attrText(s.Attributes, "headrace.decision.cold") != "true" || attrText(s.Attributes, "headrace.worker") == "" ||
+				attrText(s.Attributes, "headrace.worker.delayed") == "" || attrText(s.Attributes, "gen_ai.provider.name") != "runpod" {
+				return false
+			}
+			trace = string(s.TraceId)
+			return true
+		})
+	})
+	await(t, "the log line", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return slices.ContainsFunc(c.lines, func(l *logs.LogRecord) bool {
+			return l.Body.GetStringValue() == "request" && string(l.TraceId) == trace
+		})
+	})
+	_, page := get(t, "http://"+r.app.admin.Addr().String()+"/metrics")
+	for _, line := range []string{
+		`headrace_cold_starts_total{headrace_endpoint="runpod:sleepy",headrace_model="org/llama",headrace_provider="runpod"} 1`,
+		`headrace_discovery_failing{headrace_account="runpod"} 0`, `headrace_discovery_hosts{headrace_account="runpod"} 1`,
+		`headrace_spend_usd_total{headrace_endpoint="runpod:sleepy",headrace_model="org/llama",headrace_provider="runpod",headrace_reason="",headrace_use="useful"} `,
+	} {
+		if !strings.Contains(page, line) {
+			t.Errorf("/metrics lacks %s", line)
+		}
+	}
+	if strings.Contains(page, cloud.Key()) || c.holds(func(s *tracepb.Span) bool { return strings.Contains(s.String(), cloud.Key()) }) {
+		t.Error("the key is told")
+	}
+}
+
+// TestTelemetryReload changes what is traced while the gateway runs.
+func TestTelemetryReload(t *testing.T) {
+	c := &told{}
+	h := startHost(t, fakecloud.HostConfig{Name: "a", Models: []string{"m"}})
+	yaml, otlp := fmt.Sprintf(appYAML, h.URL()+"/v1"), c.listenOTLP(t)
+	r := startApp(t, t.TempDir(), yaml+fmt.Sprintf("telemetry: {otlp: %q, sample: 0, failures: false}\n", otlp), nil)
+	failing := func() {
+		t.Helper()
+		if err := h.SetFaults(fakecloud.Fault{Kind: fakecloud.ErrorEvent}); err != nil {
+			t.Fatal(err)
+		}
+		ask(t, http.DefaultClient, r.base, "m", "hello", 5)
+		if err := h.SetFaults(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ask(t, http.DefaultClient, r.base, "m", "hello", 5)
+	failing()
+	r.write(t, yaml+fmt.Sprintf("telemetry: {otlp: %q, sample: 1, names: legacy}\n", otlp))
+	r.log.await(t, "config reloaded", 1)
+	r.log.await(t, `"keys":["telemetry"]`, 1) // names, at the next start
+	ask(t, http.DefaultClient, r.base, "m", "hello", 5)
+	r.write(t, yaml+fmt.Sprintf("telemetry: {otlp: %q, sample: 0, failures: true}\n", otlp))
+	r.log.await(t, "config reloaded", 2)
+	ask(t, http.DefaultClient, r.base, "m", "hello", 5)
+	failing()
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var got []string
+	for _, s := range c.spans {
+		if s.Kind == tracepb.Span_SPAN_KIND_SERVER {
+			got = append(got, attrText(s.Attributes, "headrace.class")+attrText(s.Attributes, "headrace.sampled_for"))
+		}
+	}
+	if len(got) != 2 || got[0] != "success" || !strings.HasSuffix(got[1], "failure") {
+		t.Errorf("traced %q, want one success while all were, and the failure after that", got)
+	}
 }
 
 // daemon runs a server for the test and waits until ready answers 200.
