@@ -71,7 +71,7 @@ func (s *Server) refuse(ctx *fasthttp.RequestCtx, e *openai.Error, proto protoco
 	id := s.newID()
 	ctx.Response.Header.Set("X-Request-Id", id)
 	writeError(ctx, e, proto)
-	s.log.Info("request refused", "request_id", id, "status", e.Status, "code", e.Code)
+	s.refused(id, e)
 }
 
 // passthrough sends a request on as it is to the one host configured for that.

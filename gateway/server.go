@@ -58,6 +58,9 @@ type Options struct {
 	Learned func(id endpoint.ID, model string)
 	// Worked is told what a provider has said of a request's work. It must not block. Nil is told nothing.
 	Worked func(id endpoint.ID, w endpoint.WorkerReport)
+	// Refused is told of what was refused before it became a request with a record: unreadable heads, unknown paths. code is of a
+	// closed set. It must not block. Nil is told nothing.
+	Refused func(status int, code string)
 	// Webhook takes what a provider posts to /webhooks/NAME and returns the status to answer with; 404 for a name it does not know.
 	// body is valid during the call only. Nil knows none.
 	Webhook func(name string, header func(string) string, body []byte) int
@@ -336,7 +339,15 @@ func (s *Server) badRequest(ctx *fasthttp.RequestCtx, err error) {
 	ctx.Response.Header.Set("X-Request-Id", id)
 	ctx.SetConnectionClose()
 	writeError(ctx, e, protoChat)
+	s.refused(id, e)
+}
+
+// refused tells of a request that got no record.
+func (s *Server) refused(id string, e *openai.Error) {
 	s.log.Info("request refused", "request_id", id, "status", e.Status, "code", e.Code)
+	if s.opt.Refused != nil {
+		s.opt.Refused(e.Status, e.Code)
+	}
 }
 
 const idBytes = 16

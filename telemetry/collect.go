@@ -3,6 +3,7 @@ package telemetry
 import (
 	"math"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"headrace/gateway/ledger"
@@ -91,6 +92,9 @@ func (m *Metrics) collectRequests(to sink) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		to.hist(httpDuration, &s.duration, k.method, k.route, strconv.Itoa(k.status), errorType(k.class))
+	})
+	m.refuse.each(func(k refusalKey, n *atomic.Int64) {
+		to.number(refusals, float64(n.Load()), strconv.Itoa(k.status), k.code)
 	})
 	m.routes.each(func(route string, s *routeSet) {
 		s.mu.Lock()

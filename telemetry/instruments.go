@@ -161,6 +161,7 @@ const (
 	httpActive
 
 	requests
+	refusals
 	overhead
 	attemptsMade
 	failovers
@@ -310,6 +311,12 @@ var table = [instruments]Instrument{
 		[]string{keyAlias, keyClass},
 		nil,
 		"Requests by how they ended for their callers.",
+	},
+	refusals: {
+		"headrace.refusals", Counter, "{request}", Always,
+		[]string{keyStatus, keyReason},
+		nil,
+		"What was refused before it became a request with a record: unreadable heads, unknown paths, wrong methods. It is in no other figure. The reason is the error's code (docs/errors.md).",
 	},
 	overhead: {
 		"headrace.gateway.overhead", Histogram, "s", Always,

@@ -55,6 +55,7 @@ type Metrics struct {
 	http   family[httpKey, httpSet]
 	routes family[string, routeSet]
 	models family[string, modelSet]
+	refuse family[refusalKey, atomic.Int64]
 	served family[servedKey, servedSet]
 	genai  family[genaiKey, genaiSet]
 	hosts  family[hostKey, hostSet]
@@ -185,6 +186,11 @@ func (h *hist) add(i instrument, v float64, ex *exemplar) {
 		h.ex[b] = *ex
 		h.ex[b].value = v
 	}
+}
+
+type refusalKey struct {
+	status int
+	code   string // of a closed set
 }
 
 type httpKey struct {
@@ -318,6 +324,16 @@ func (m *Metrics) Record(r *ledger.Record) {
 	for i := range r.Attempts[:min(r.Tries, ledger.MaxAttempts)] {
 		m.recordAttempt(r, i, op, model, ex)
 	}
+}
+
+// Refused counts what got no record. code is of a closed set.
+func (m *Metrics) Refused(status int, code string) {
+	k := refusalKey{status, code}
+	n := m.refuse.get(k)
+	if n == nil {
+		n = m.refuse.add(k)
+	}
+	n.Add(1)
 }
 
 func (m *Metrics) recordHTTP(r *ledger.Record, ex *exemplar) {

@@ -121,7 +121,9 @@ func records() []ledger.Record {
 }
 
 func newMetrics(names telemetry.Names) *telemetry.Metrics {
-	return telemetry.NewMetrics(telemetry.MetricsOptions{Names: names, Exemplars: true, Sources: sources(), Version: "test", Now: func() time.Time { return start.Add(time.Minute) }})
+	m := telemetry.NewMetrics(telemetry.MetricsOptions{Names: names, Exemplars: true, Sources: sources(), Version: "test", Now: func() time.Time { return start.Add(time.Minute) }})
+	m.Refused(404, "unknown_url")
+	return m
 }
 
 func scrape(t testing.TB, m *telemetry.Metrics, accept string) string {

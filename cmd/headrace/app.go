@@ -120,6 +120,7 @@ func newApp(cfg *config.Config, logTo io.Writer, given ...net.Listener) (*app, e
 		Failed:  func(id endpoint.ID, _ outcome.Class) { a.rented.Load().look(id) },
 		Learned: func(id endpoint.ID, model string) { a.rented.Load().learned(id, model) },
 		Worked:  func(id endpoint.ID, w endpoint.WorkerReport) { a.rented.Load().worked(id, w) },
+		Refused: a.refused,
 		Webhook: func(name string, header func(string) string, body []byte) int {
 			return a.rented.Load().webhook(name, header, body)
 		},

@@ -70,6 +70,12 @@ func (a *app) page() http.Handler {
 	return a.metrics.Handler()
 }
 
+func (a *app) refused(status int, code string) {
+	if a.metrics != nil {
+		a.metrics.Refused(status, code)
+	}
+}
+
 // discoveries tells how the accounts fare.
 func (a *app) discoveries() []telemetry.Account {
 	var all []telemetry.Account

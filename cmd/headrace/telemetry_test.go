@@ -365,9 +365,11 @@ func TestTelemetryOfAColdStart(t *testing.T) {
 			return l.Body.GetStringValue() == "request" && string(l.TraceId) == trace
 		})
 	})
+	get(t, r.base+"/v1/no-such-path")
 	_, page := get(t, "http://"+r.app.admin.Addr().String()+"/metrics")
 	for _, line := range []string{
 		`headrace_cold_starts_total{headrace_endpoint="runpod:sleepy",headrace_model="org/llama",headrace_provider="runpod"} 1`,
+		`headrace_refusals_total{headrace_reason="unknown_url",http_response_status_code="404"} 1`,
 		`headrace_discovery_failing{headrace_account="runpod"} 0`, `headrace_discovery_hosts{headrace_account="runpod"} 1`,
 		`headrace_spend_usd_total{headrace_endpoint="runpod:sleepy",headrace_model="org/llama",headrace_provider="runpod",headrace_reason="",headrace_use="useful"} `,
 	} {
