@@ -222,6 +222,7 @@ func gateway() Dashboard {
 			lines("In flight", "none", "", query{`sum by (instance) (http_server_active_requests{` + of + `})`, "{{instance}}"}),
 			stacked("Requests by route", "reqps", "", query{rate("http_server_request_duration_seconds_count", of, "http_route"), "{{http_route}}"}),
 			stacked("Requests by status", "reqps", "", query{rate("http_server_request_duration_seconds_count", of, "http_response_status_code"), "{{http_response_status_code}}"}),
+			stacked("Refused at the door", "reqps", "Unreadable heads, unknown paths, wrong methods, by the error's code.", query{rate("headrace_refusals_total", of, "headrace_reason"), "{{headrace_reason}}"}),
 			lines("Duration by route, p95", "s", "", query{quantile(0.95, "http_server_request_duration_seconds", of, "http_route"), "{{http_route}}"}),
 		}},
 		section{"Process", []Panel{
