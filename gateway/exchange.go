@@ -451,6 +451,7 @@ func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
 		x.tried[x.rec.Tries] = oe.Endpoint
 	}
 	if x.rec.Tries < ledger.MaxAttempts {
+		x.rec.Attempts = append(x.rec.Attempts, ledger.Attempt{})
 		x.note(&x.rec.Attempts[x.rec.Tries], &oe, now)
 	}
 	x.rec.Tries++
@@ -494,7 +495,7 @@ func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
 // note writes down what there is to tell of an attempt that ended as oe says, but for its cost.
 func (x *exchange) note(a *ledger.Attempt, oe *outcome.Error, now time.Time) {
 	*a = ledger.Attempt{
-		Endpoint: oe.Endpoint, Class: oe.Class, Status: oe.Status, Duration: now.Sub(x.beginAt), Worker: x.worker,
+		Endpoint: oe.Endpoint, Class: oe.Class, Status: oe.Status, Duration: now.Sub(x.beginAt), Worker: reported(x.worker),
 		After: x.beginAt.Sub(x.rec.At), Span: x.span, Resumed: x.offset >= 0, Offset: max(0, x.offset), Hedge: x.hedged,
 	}
 	if !x.m.firstAt.IsZero() {
@@ -622,6 +623,7 @@ func (x *exchange) judgeError(class outcome.Class) {
 		x.noInject = x.endpointID()
 		x.endAttempt(outcome.Error{Class: outcome.CallerFault, Endpoint: x.endpointID(), Status: a.Status, Err: errEvent}, time.Now())
 		x.rec.Tries--
+		x.rec.Attempts = x.rec.Attempts[:min(x.rec.Tries, len(x.rec.Attempts))]
 		if x.second != nil {
 			x.cutSecond() // which may be the host that is asked next
 		}
@@ -827,6 +829,14 @@ func (a *answerID) another(c *openai.Chunk, roleless bool) bool {
 
 // chats tells whether answers are messages, which somebody says.
 func (x *exchange) chats() bool { return x.route.path == chatRoute }
+
+// reported is w where it says something.
+func reported(w endpoint.WorkerReport) *endpoint.WorkerReport {
+	if w == (endpoint.WorkerReport{}) {
+		return nil
+	}
+	return &w
+}
 
 // classify asks the provider's adapter what an answer means that says class by itself.
 func (x *exchange) classify(class outcome.Class, status int, body []byte) outcome.Class {

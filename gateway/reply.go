@@ -588,7 +588,7 @@ func (x *exchange) fillRecord(now time.Time) {
 
 // left is how far the request had come when its caller left.
 func (x *exchange) left() ledger.Phase {
-	n := min(x.rec.Tries, ledger.MaxAttempts)
+	n := len(x.rec.Attempts)
 	switch all := x.all(); {
 	case !all.handedAt.IsZero():
 		return ledger.Streaming

@@ -201,7 +201,7 @@ func traced() []ledger.Record {
 	for i := range rs {
 		rs[i].Trace = p.Begin(nil, nil)
 		rs[i].ID = "req_" + string(rune('a'+i))
-		for j := range rs[i].Attempts[:rs[i].Tries] {
+		for j := range rs[i].Attempts {
 			a := &rs[i].Attempts[j]
 			a.Span = p.NewSpan()
 			a.Decision.Why, a.Decision.TTFT, a.Decision.TPS, a.Decision.Candidates, a.Decision.Seq = "cheapest", 0.2, 38, 2, 7
@@ -251,7 +251,7 @@ func TestSpans(t *testing.T) {
 		if (root.Status.GetCode() == tracepb.Status_STATUS_CODE_ERROR) != failed || attr(root.Attributes, "headrace.class") != r.Class.String() {
 			t.Errorf("%s (%s): status %v", r.ID, r.Class, root.Status)
 		}
-		for j := range r.Attempts[:r.Tries] {
+		for j := range r.Attempts {
 			a := &r.Attempts[j]
 			s := byID[string(a.Span[:])]
 			if s == nil || s.Kind != tracepb.Span_SPAN_KIND_CLIENT || s.Name != "chat meta/llama" || string(s.ParentSpanId) != string(root.SpanId) || string(s.TraceId) != string(root.TraceId) ||

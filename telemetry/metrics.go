@@ -321,7 +321,7 @@ func (m *Metrics) Record(r *ledger.Record) {
 	m.recordHTTP(r, ex)
 	m.recordModel(r, model, ex)
 	m.recordServed(r, op, model, ex)
-	for i := range r.Attempts[:min(r.Tries, ledger.MaxAttempts)] {
+	for i := range r.Attempts {
 		m.recordAttempt(r, i, op, model, ex)
 	}
 }
@@ -364,7 +364,7 @@ func (m *Metrics) recordModel(r *ledger.Record, model string, ex *exemplar) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.requests[r.Class]++
-	for i := 1; i < min(r.Tries, ledger.MaxAttempts); i++ {
+	for i := 1; i < len(r.Attempts); i++ {
 		if before := &r.Attempts[i-1]; !r.Attempts[i].Hedge && !before.Hedge && before.Class != outcome.Outrun {
 			s.failovers[before.Class]++
 		}
@@ -445,7 +445,7 @@ func (m *Metrics) recordAttempt(r *ledger.Record, i int, op, model string, ex *e
 	if a.Provider == "" { // passed through without a lease
 		return
 	}
-	last := i == min(r.Tries, ledger.MaxAttempts)-1
+	last := i == len(r.Attempts)-1
 	g := genaiKey{op, a.Provider, a.Served, string(a.Endpoint)}
 	s := m.genai.get(g)
 	if s == nil {

@@ -82,37 +82,42 @@ func records() []ledger.Record {
 		TTFT: 300 * time.Millisecond, Duration: 1300 * time.Millisecond, Overhead: 60 * time.Microsecond, TPS: 40, Prompt: 100, Cached: 64, Output: 41, Reasoning: -1,
 		SLO: router.SLO{TTFT: 2 * time.Second, TPS: 15, Confidence: 0.9}, USD: 41e-6, USDKnown: true,
 	}
-	base.Attempts[0] = attempt(outcome.Success, 0, 250*time.Millisecond, 1250*time.Millisecond, 41)
+	base.Attempts = []ledger.Attempt{attempt(outcome.Success, 0, 250*time.Millisecond, 1250*time.Millisecond, 41)}
 	base.Gaps.N[2], base.Gaps.Sum = 40, time.Second
 	base.Trace = trace.Context{ID: trace.ID{0xab, 15: 1}, Span: trace.SpanID{0xcd, 7: 1}, Sampled: true}
 
+	like := func(r ledger.Record) ledger.Record {
+		r.Attempts = slices.Clone(r.Attempts)
+		return r
+	}
 	failover := base
 	failover.Tries, failover.Trace = 2, trace.Context{}
-	failover.Attempts[1] = attempt(outcome.Success, time.Second, 100*time.Millisecond, 300*time.Millisecond, 41)
-	failover.Attempts[0] = attempt(outcome.DialFailed, 0, 0, time.Millisecond, 0)
+	failover.Attempts = []ledger.Attempt{
+		attempt(outcome.DialFailed, 0, 0, time.Millisecond, 0), attempt(outcome.Success, time.Second, 100*time.Millisecond, 300*time.Millisecond, 41),
+	}
 	failover.Attempts[0].Status, failover.Attempts[0].Endpoint = 0, "runpod:q"
 	failover.Attempts[0].Provider = "runpod"
 
-	continued := failover
+	continued := like(failover)
 	continued.Resumes, continued.Offered, continued.SeamGap = 1, 1, 400*time.Millisecond
 	continued.Attempts[0] = attempt(outcome.Truncated, 0, 250*time.Millisecond, time.Second, 20)
 	continued.Attempts[1].Resumed, continued.Attempts[1].Output = true, 21
 
-	lost := base
+	lost := like(base)
 	lost.Class, lost.Lost, lost.TTFT = outcome.Truncated, "tools", 3*time.Second
 	lost.Attempts[0].Class = outcome.Truncated
 
-	cold := base
+	cold := like(base)
 	cold.Attempts[0].Decision = router.Decision{Cold: true}
 	cold.Attempts[0].First, cold.Attempts[0].Endpoint, cold.Attempts[0].Provider = 47*time.Second, "runpod:q", "runpod"
 	cold.Provider, cold.TTFT, cold.Duration = "runpod", 48*time.Second, 50*time.Second
 
-	left := base
+	left := like(base)
 	left.Class, left.Left, left.Status, left.TTFT, left.TPS = outcome.ClientGone, ledger.BeforeFirstToken, 499, 0, 0
 	left.Attempts[0].Class, left.Attempts[0].First, left.Attempts[0].Output = outcome.ClientGone, 0, 0
 	left.Prompt, left.Cached, left.Output, left.Gaps = -1, -1, -1, ledger.Gaps{}
 
-	hedged := failover
+	hedged := like(failover)
 	hedged.Hedge = "won"
 	hedged.Attempts[0].Class, hedged.Attempts[1].Hedge = outcome.Outrun, true
 

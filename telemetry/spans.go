@@ -37,7 +37,7 @@ func notable(r *ledger.Record) bool {
 	if r.Resumes > 0 {
 		return true
 	}
-	for i := range r.Attempts[:min(r.Tries, ledger.MaxAttempts)] {
+	for i := range r.Attempts {
 		switch a := &r.Attempts[i]; a.Class {
 		case outcome.Success, outcome.CallerFault, outcome.ClientGone, outcome.Outrun:
 		default:
@@ -80,8 +80,7 @@ func (s *spanner) spans(r *ledger.Record) []sdktrace.ReadOnlySpan {
 		root.Status = sdktrace.Status{Code: codes.Error, Description: r.Class.String()}
 	}
 	stubs = append(stubs, root)
-	n := min(r.Tries, ledger.MaxAttempts)
-	for i := range n {
+	for i := range r.Attempts {
 		if r.Attempts[i].Span != (trace.SpanID{}) {
 			stubs = append(stubs, s.attempt(r, i, own))
 		}
@@ -205,9 +204,9 @@ func (s *spanner) attempt(r *ledger.Record, i int, parent oteltrace.SpanContext)
 	if t.Hedge {
 		a.flag("headrace.hedge", true)
 	}
-	a.text("headrace.worker", t.Worker.Worker)
-	a.took("headrace.worker.executed", t.Worker.Executed)
-	a.took("headrace.worker.delayed", t.Worker.Delayed)
+	a.text("headrace.worker", t.Told().Worker)
+	a.took("headrace.worker.executed", t.Told().Executed)
+	a.took("headrace.worker.delayed", t.Told().Delayed)
 	if last {
 		s.usage(&a, r)
 	}
@@ -305,7 +304,7 @@ func (s *spanner) candidates(t *ledger.Attempt, at time.Time) []sdktrace.Event {
 // links leads from a later attempt to the one that it makes up for.
 func links(r *ledger.Record, i int) []sdktrace.Link {
 	t, to := &r.Attempts[i], -1
-	for j := range r.Attempts[:min(r.Tries, ledger.MaxAttempts)] {
+	for j := range r.Attempts {
 		o := &r.Attempts[j]
 		if j != i && !o.Hedge && o.After <= t.After && (to < 0 || o.After >= r.Attempts[to].After) && (j < i || t.Hedge) {
 			to = j

@@ -62,6 +62,7 @@ func startBurst(t *testing.T, actions string) *burst {
 	b.running = startApp(t, t.TempDir(), fmt.Sprintf(`
 listen: "127.0.0.1:0"
 admin: "127.0.0.1:0"
+continuation: {self_test: false} # takes room for a moment
 providers:
   static:
     - {name: lab, base_url: "%s/v1", models: ["org/llama"], max_num_seqs: %d, price: {usd_per_hour: 1}}

@@ -221,7 +221,7 @@ func TestDemoCountsRequests(t *testing.T) {
 	rec := func(c outcome.Class, ep endpoint.ID, tries ...endpoint.ID) {
 		r := &ledger.Record{Class: c, Endpoint: ep, Tries: len(tries), Output: 10, USD: 0.5, Code: "some_code", TTFT: 3 * time.Second, Resumes: resumes, SeamGap: 40 * time.Millisecond}
 		for i, id := range tries {
-			r.Attempts[i] = ledger.Attempt{Endpoint: id, Class: outcome.DialFailed}
+			r.Attempts = append(r.Attempts, ledger.Attempt{Endpoint: id, Class: outcome.DialFailed})
 			if resumes > 0 {
 				r.Attempts[i].Output = []int64{83, 0, 20}[i]
 			}

@@ -176,15 +176,18 @@ func (v *view) settled(r *ledger.Record) {
 		failed = true
 	}
 	v.mu.Unlock()
-	last := &r.Attempts[min(max(r.Tries, 1), ledger.MaxAttempts)-1]
+	var last ledger.Attempt
+	if n := len(r.Attempts); n > 0 {
+		last = r.Attempts[n-1]
+	}
 	switch {
 	case wentOn:
 		hosts, tokens := route(r)
 		v.tell("an answer moved from %s in mid-sentence, after %s and with a pause of %s; its caller saw one stream", hosts, count(tokens, "token"), brief(r.SeamGap))
 	case moved:
 		v.tell("a request moved from %s to %s before its first token (%s); its caller saw nothing", r.Attempts[0].Endpoint, r.Endpoint, plainly(r.Attempts[0].Class))
-	case r.Class == outcome.Success && last.Worker.Delayed >= 500*time.Millisecond:
-		v.tell("a request waited %s for a worker of %s to start; its first token came after %s", brief(last.Worker.Delayed), r.Endpoint, brief(r.TTFT))
+	case r.Class == outcome.Success && last.Told().Delayed >= 500*time.Millisecond:
+		v.tell("a request waited %s for a worker of %s to start; its first token came after %s", brief(last.Told().Delayed), r.Endpoint, brief(r.TTFT))
 	case r.Class == outcome.CallerFault:
 		v.tell("a request was refused: %s", r.Code)
 	case failed && r.Endpoint == "":
@@ -197,7 +200,7 @@ func (v *view) settled(r *ledger.Record) {
 // route is where an answer went, from host to host, and after how many tokens it left the last but one.
 func route(r *ledger.Record) (hosts string, tokens int64) {
 	var stops []string
-	for i := range r.Attempts[:min(r.Tries-1, ledger.MaxAttempts)] {
+	for i := range r.Attempts[:max(0, min(r.Tries-1, len(r.Attempts)))] {
 		a := &r.Attempts[i]
 		if a.Output == 0 { // it lost the answer before it told anything of it
 			continue

@@ -62,7 +62,7 @@ func TestZeroConfigRunPod(t *testing.T) {
 			if cold.status != 200 || !cold.done || cold.endpoint != id {
 				t.Fatalf("cold: %+v", cold)
 			}
-			if rec := r.lastRecord(id); rec.Attempts[0].Worker.Worker == "" || rec.Attempts[0].Worker.Delayed <= 0 || !rec.USDKnown {
+			if rec := r.lastRecord(id); rec.Attempts[0].Told().Worker == "" || rec.Attempts[0].Told().Delayed <= 0 || !rec.USDKnown {
 				t.Errorf("the job's worker and times are not in the record: %+v", rec.Attempts[0])
 			}
 			r.until("warm", func(hs []router.HostView) bool { return stateOf(hs, id) == "ready" && hs[0].Dialect == "openai" })
@@ -70,7 +70,7 @@ func TestZeroConfigRunPod(t *testing.T) {
 			if warm.status != 200 || !warm.done || warm.text != cold.text {
 				t.Errorf("warm %+v, cold said %q", warm, cold.text)
 			}
-			if rec := r.lastRecord(id); rec.Attempts[0].Worker.Worker != "" {
+			if rec := r.lastRecord(id); rec.Attempts[0].Told().Worker != "" {
 				t.Errorf("the warm request was a native job: %+v", rec.Attempts[0])
 			}
 			if strings.Contains(r.log.String(), cloud.Key()) {

@@ -158,7 +158,7 @@ models:
 providers:
   static:
     - {name: own, base_url: "%s/v1", models: [good, saved], price: {usd_per_hour: 1.8}}
-    - {name: dead, base_url: "http://%s/v1", models: [saved], price: {usd_per_hour: 0.1}}
+    - {name: dead, base_url: "http://%s/v1", models: [saved], price: {usd_per_hour: 0.1}, gpu: "H100 80GB"}
     - {name: first, base_url: "%s/v1", models: [told], continues: always, price: {usd_per_hour: 0.5}}
     - {name: second, base_url: "%s/v1", models: [told], continues: always, price: {usd_per_hour: 2}}
     - {name: cut, base_url: "%s/v1", models: [cut], price: {usd_per_hour: 1}}

@@ -29,11 +29,11 @@ type Attempt struct {
 	Resumed  bool  // it was asked to go on with the answer of those before
 	Offset   int64 // with Resumed: tokens of the answer that there were by then
 	Span     trace.SpanID
-	Provider string                // as in Record, as is Served; "" where no lease was held
-	Served   string                // of the model
-	Decision router.Decision       // why it went there, and what was expected of it; zero where no lease was held
-	Worker   endpoint.WorkerReport // what the provider told of the work; empty for most
-	Hedge    bool                  // it was made beside another one, because that was late
+	Provider string                 // as in Record, as is Served; "" where no lease was held
+	Served   string                 // of the model
+	Decision router.Decision        // why it went there, and what was expected of it; zero where no lease was held
+	Worker   *endpoint.WorkerReport // what the provider told of the work; nil for most, and never changed
+	Hedge    bool                   // it was made beside another one, because that was late
 }
 
 // GapBounds are the upper bounds of Gaps, in seconds: those of OpenTelemetry's gen_ai.client.operation.time_per_output_chunk.
@@ -60,6 +60,14 @@ func (p Phase) String() string {
 	return [...]string{"before_answer", "before_first_token", "streaming"}[p]
 }
 
+// Told is what the provider told of the work, empty where it told nothing.
+func (a *Attempt) Told() endpoint.WorkerReport {
+	if a.Worker == nil {
+		return endpoint.WorkerReport{}
+	}
+	return *a.Worker
+}
+
 // Record is one request, settled once. Counts are -1 and durations 0 when unknown.
 type Record struct {
 	ID       string
@@ -75,9 +83,9 @@ type Record struct {
 
 	Status   int // sent to the caller; 499 when it left before one was
 	Class    outcome.Class
-	Code     string // error code sent to the caller
-	Finish   string // the first choice's finish_reason
-	Attempts [MaxAttempts]Attempt
+	Code     string    // error code sent to the caller
+	Finish   string    // the first choice's finish_reason
+	Attempts []Attempt // the first MaxAttempts of them, in memory of their own: a copy of a settled record shares it
 	Tries    int
 	Resumes  int           // times that another host went on with the answer
 	Offered  int           // times that another host was asked to

@@ -37,7 +37,7 @@ func TestRingKeepsTheNewest(t *testing.T) {
 }
 
 func TestUnknownIsNull(t *testing.T) {
-	r := ledger.Record{Prompt: -1, Cached: -1, Output: -1, Reasoning: -1, Tries: ledger.MaxAttempts + 2, Class: outcome.Truncated, Duration: 1500 * time.Microsecond}
+	r := ledger.Record{Prompt: -1, Cached: -1, Output: -1, Reasoning: -1, Tries: ledger.MaxAttempts + 2, Attempts: make([]ledger.Attempt, ledger.MaxAttempts), Class: outcome.Truncated, Duration: 1500 * time.Microsecond}
 	b, err := json.Marshal(&r)
 	if err != nil {
 		t.Fatal(err)

@@ -89,10 +89,10 @@ func (r *Record) MarshalJSON() ([]byte, error) {
 	if r.Trace.On() {
 		v.Trace, v.Sampled = hex.EncodeToString(r.Trace.ID[:]), r.Trace.Sampled
 	}
-	for _, a := range r.Attempts[:min(r.Tries, MaxAttempts)] {
+	for _, a := range r.Attempts {
 		v.Attempts = append(v.Attempts, attemptView{
-			Endpoint: string(a.Endpoint), Class: a.Class.String(), Status: a.Status, Duration: millis(a.Duration), Output: a.Output, Worker: a.Worker.Worker,
-			Executed: a.Worker.Executed.Seconds(), Delayed: millis(a.Worker.Delayed), Redone: a.Worker.Redone, Note: a.Worker.Note, Hedge: a.Hedge,
+			Endpoint: string(a.Endpoint), Class: a.Class.String(), Status: a.Status, Duration: millis(a.Duration), Output: a.Output, Worker: a.Told().Worker,
+			Executed: a.Told().Executed.Seconds(), Delayed: millis(a.Told().Delayed), Redone: a.Told().Redone, Note: a.Told().Note, Hedge: a.Hedge,
 		})
 	}
 	return json.Marshal(&v)

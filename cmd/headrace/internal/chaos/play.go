@@ -336,7 +336,7 @@ func (r *Run) enter(rep *Report, a *answer) {
 	if len(rep.Problems) < mostProblems {
 		p := Problem{Request: a.id, Asked: string(a.ask.Body()), End: a.End, Code: a.Code, What: a.Problems, Attempts: []string{}}
 		if rec != nil {
-			for _, t := range rec.Attempts[:min(rec.Tries, ledger.MaxAttempts)] {
+			for _, t := range rec.Attempts {
 				p.Attempts = append(p.Attempts, fmt.Sprintf("%s %s", t.Endpoint, t.Class))
 			}
 		}

@@ -20,8 +20,8 @@ func TestFollow(t *testing.T) {
 	settle := func(r *Run, began float64, tries ...ledger.Attempt) {
 		n++
 		rec := ledger.Record{ID: fmt.Sprint(n), At: at(began), Tries: len(tries)}
-		for i, one := range tries {
-			rec.Attempts[i] = one
+		rec.Attempts = tries
+		for _, one := range tries {
 			rec.Duration += one.Duration
 		}
 		r.Settled(&rec)
