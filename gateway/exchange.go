@@ -599,6 +599,7 @@ var (
 	errEvent     = errors.New("sent an error event")
 	errNoEvents  = errors.New("ended before the first token")
 	errAnew      = errors.New("began anew in the middle of its answer")
+	errNoJSON    = errors.New("sent an event that is no JSON")
 	errNotOn     = errors.New("did not go on with the answer")
 	errAborted   = errors.New("aborted the answer before its first token")
 	errNoStream  = errors.New("answered in one piece what was to be a stream")

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"os"
@@ -126,6 +127,9 @@ func (x *exchange) tell(c *openai.Chunk, ev *sse.Event, now time.Time) (taken bo
 	switch {
 	case (c.Error || c.Aborted()) && x.phase != awaitingContent:
 		x.errand = errEvent
+		return true
+	case c.Malformed && !t.seam && x.phase != awaitingContent && len(bytes.TrimSpace(ev.Data)) > 0 && x.reserve():
+		x.errand = errNoJSON // else it is passed on as it came: it may be some sign of life
 		return true
 	case t.seam:
 		had := len(t.out)
