@@ -70,7 +70,6 @@ func (r *relayRig) follow(t testing.TB) {
 	set := *r.x.set
 	set.MaxResumes, set.MaxContinuation, set.Stall = 1, 1<<30, 5*time.Second
 	r.x.set, r.x.tale = &set, tales.Get().(*tale)
-	r.x.tale.path = "/chat/completions"
 	r.x.beginTale()
 	t.Cleanup(r.x.endTale)
 }

@@ -43,7 +43,6 @@ func ParsePreemption(word string) (Preemption, bool) {
 // has one while that is so.
 type tale struct {
 	story   resume.Story
-	path    string              // below /v1
 	gather  bool                // the caller gets it in one piece: it is read as a stream and put together
 	opened  bool                // the attempt asks for that stream
 	breaks  int                 // times it was gone on with
@@ -53,7 +52,6 @@ type tale struct {
 	body    []byte              // of the request that goes on with it
 	want    router.Continuation // of whoever goes on with it
 	before  meter               // of the attempts that broke off
-	events  int64               // with output, in those
 	lost    int64               // their output, in tokens
 	gap     time.Duration       // the longest silence at a seam
 	stall   time.Duration       // silence that means the host is lost
@@ -94,8 +92,8 @@ func (x *exchange) follow() {
 	if x.onLoss != Continue || x.route.proto != protoChat || x.set.MaxResumes <= 0 {
 		return
 	}
-	path, snap := x.route.below(), x.s.router.Snapshot()
-	if x.why = resume.Allowed(path, &x.scan); x.why != resume.None {
+	snap := x.s.router.Snapshot()
+	if x.why = resume.Allowed(x.route.below(), &x.scan); x.why != resume.None {
 		return
 	}
 	gather := !x.wantStream
@@ -103,7 +101,7 @@ func (x *exchange) follow() {
 		return
 	}
 	t := tales.Get().(*tale)
-	t.path, t.stall, t.gather = path, x.set.Stall, gather
+	t.gather = gather
 	x.tale, x.ask.Whole = t, false
 	x.beginTale()
 }
@@ -111,8 +109,8 @@ func (x *exchange) follow() {
 // beginTale forgets all of the answer that was seen.
 func (x *exchange) beginTale() {
 	t := x.tale
-	t.story.Begin(t.path == "/chat/completions", t.gather, x.set.MaxContinuation)
-	t.seam, x.errand, t.breaks, t.events, t.lost, t.before, t.judged, t.stall = false, nil, 0, 0, 0, meter{}, 0, x.set.Stall
+	t.story.Begin(x.chats(), t.gather, x.set.MaxContinuation)
+	t.seam, x.errand, t.breaks, t.lost, t.before, t.judged, t.stall = false, nil, 0, 0, meter{}, 0, x.set.Stall
 	t.heard = 0
 	x.why = resume.None
 	x.ask.Continue, x.ask.Resumed = nil, false
@@ -389,7 +387,6 @@ func (x *exchange) goOn(oe *outcome.Error) bool {
 	x.began = time.Now()
 	t.holdBy, t.pause = x.began.Add(x.set.Resume), 0
 	t.before.add(&x.m)
-	t.events += x.m.outputs
 	t.lost = delivered
 	t.breaks++
 	x.rec.Offered++
