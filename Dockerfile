@@ -17,7 +17,7 @@ COPY . .
 ARG VERSION=dev
 RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
     CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH \
-    go build -trimpath -buildvcs=false -ldflags "-s -w -buildid= -X main.version=$VERSION" -o /out/headrace ./cmd/headrace && \
+    go build -trimpath -tags grpcnotrace -buildvcs=false -ldflags "-s -w -buildid= -X main.version=$VERSION" -o /out/headrace ./cmd/headrace && \
     mkdir /out/state
 
 FROM gcr.io/distroless/static:nonroot

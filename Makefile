@@ -21,7 +21,7 @@ help: ## list the targets
 
 .PHONY: build
 build: ## build bin/headrace, bin/fakecloud and bin/loadgen
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+	CGO_ENABLED=0 $(GO) build -trimpath -tags grpcnotrace -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
 
 .PHONY: test
 test: sdks services ## run all tests; those of a client whose language, or of a server that, is not installed are skipped and say so
@@ -82,7 +82,7 @@ sim: build ## hold the router to its targets in the simulator, short form (docs/
 
 .PHONY: chaos
 chaos: ## take hosts away under load and check every token, short form; CHAOSFLAGS="--for 10m" (docs/chaos.md)
-	CGO_ENABLED=0 $(GO) build -trimpath -tags toxiproxy -ldflags '$(LDFLAGS)' -o bin/headrace-chaos ./cmd/headrace
+	CGO_ENABLED=0 $(GO) build -trimpath -tags toxiproxy,grpcnotrace -ldflags '$(LDFLAGS)' -o bin/headrace-chaos ./cmd/headrace
 	bin/headrace-chaos chaos --scenario preempt --for 20s --streams 60 --kill-every 4s --down 4s --speed 2 $(CHAOSFLAGS)
 	bin/headrace-chaos chaos --scenario all --for 20s --streams 40 --kill-every 1500ms --down 5s --speed 2 $(CHAOSFLAGS)
 

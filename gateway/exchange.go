@@ -124,7 +124,7 @@ type exchange struct {
 }
 
 // maxTried bounds the hosts that a request is kept from because they failed it.
-const maxTried = 8
+const maxTried = ledger.MaxAttempts
 
 // phase is where an exchange stands. advance moves it on; ready and failed are final.
 type phase uint8
@@ -450,10 +450,8 @@ func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
 	if x.rec.Tries < maxTried {
 		x.tried[x.rec.Tries] = oe.Endpoint
 	}
-	if x.rec.Tries < ledger.MaxAttempts {
-		x.rec.Attempts = append(x.rec.Attempts, ledger.Attempt{})
-		x.note(&x.rec.Attempts[x.rec.Tries], &oe, now)
-	}
+	noted := x.rec.Note()
+	x.note(noted, &oe, now)
 	x.rec.Tries++
 	x.rec.Class, x.rec.Endpoint = oe.Class, oe.Endpoint
 	if x.leased {
@@ -464,20 +462,14 @@ func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
 		}
 		res := x.result(verdict, oe.RetryAfter)
 		res.At = now
-		if n := x.rec.Tries - 1; n < ledger.MaxAttempts {
-			if out := &x.rec.Attempts[n].Output; res.Estimated {
-				*out = x.lease.Tokens(res.OutputTokens)
-			} else {
-				*out = res.OutputTokens
-			}
+		if noted.Output = res.OutputTokens; res.Estimated {
+			noted.Output = x.lease.Tokens(res.OutputTokens)
 		}
 		if usd, ok := x.usd(now); ok {
 			x.rec.USD += usd
 			x.rec.USDKnown = true
 			res.USD = usd
-			if n := x.rec.Tries - 1; n < ledger.MaxAttempts {
-				x.rec.Attempts[n].USD, x.rec.Attempts[n].USDKnown = usd, true
-			}
+			noted.USD, noted.USDKnown = usd, true
 		}
 		x.lease.Done(res)
 		x.leased = false

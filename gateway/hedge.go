@@ -449,11 +449,9 @@ func (x *exchange) noteSecond(h *hedge, word string, oe outcome.Error, now time.
 	if r.Tries < maxTried {
 		x.tried[r.Tries] = oe.Endpoint
 	}
-	if r.Tries < ledger.MaxAttempts {
-		r.Attempts = append(r.Attempts, ledger.Attempt{
-			Endpoint: oe.Endpoint, Class: oe.Class, Status: oe.Status, After: h.at.Sub(r.At), Duration: now.Sub(h.at), USD: usd, USDKnown: known,
-			Span: h.span, Provider: h.lease.Endpoint.Provider, Served: h.lease.Served, Decision: h.lease.Decision, Hedge: true,
-		})
+	*r.Note() = ledger.Attempt{
+		Endpoint: oe.Endpoint, Class: oe.Class, Status: oe.Status, After: h.at.Sub(r.At), Duration: now.Sub(h.at), USD: usd, USDKnown: known,
+		Span: h.span, Provider: h.lease.Endpoint.Provider, Served: h.lease.Served, Decision: h.lease.Decision, Hedge: true,
 	}
 	r.Tries++
 	r.Hedge = word

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/valyala/fasthttp"
 
@@ -216,5 +217,14 @@ func BenchmarkScanEvent(b *testing.B) {
 		c.Parse(e.Name, e.Data)
 		now = now.Add(time.Millisecond)
 		m.see(&c, now)
+	}
+}
+
+// TestExchangeSize guards what every stream that is held open takes: a word more than this is half a kilobyte more, by the sizes in which
+// memory is given out.
+func TestExchangeSize(t *testing.T) {
+	const class = 4096
+	if n := unsafe.Sizeof(exchange{}); n > class {
+		t.Errorf("an exchange takes %d bytes, which is more than %d", n, class)
 	}
 }

@@ -328,7 +328,7 @@ var table = [instruments]Instrument{
 		"headrace.attempts", Counter, "{attempt}", Always,
 		[]string{keyVendor, keyEndpoint, keyAlias, keyClass},
 		nil,
-		"Attempts by host and how they ended. Of one request the first five are counted.",
+		"Attempts by host and how they ended. Of one request the first seven and the last are counted.",
 	},
 	failovers: {
 		"headrace.failovers", Counter, "{attempt}", Always,

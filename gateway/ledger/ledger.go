@@ -12,8 +12,8 @@ import (
 	"headrace/router/outcome"
 )
 
-// MaxAttempts bounds the attempts that a record names; later ones are counted only.
-const MaxAttempts = 5
+// MaxAttempts bounds the attempts that a record names. Of more the last one is named in the place of those before it.
+const MaxAttempts = 8
 
 // Attempt is one try at one endpoint.
 type Attempt struct {
@@ -68,6 +68,14 @@ func (a *Attempt) Told() endpoint.WorkerReport {
 	return *a.Worker
 }
 
+// Note returns where the next attempt is to be written down. The caller counts it in Tries.
+func (r *Record) Note() *Attempt {
+	if len(r.Attempts) < MaxAttempts {
+		r.Attempts = append(r.Attempts, Attempt{})
+	}
+	return &r.Attempts[len(r.Attempts)-1]
+}
+
 // Record is one request, settled once. Counts are -1 and durations 0 when unknown.
 type Record struct {
 	ID       string
@@ -85,7 +93,7 @@ type Record struct {
 	Class    outcome.Class
 	Code     string    // error code sent to the caller
 	Finish   string    // the first choice's finish_reason
-	Attempts []Attempt // the first MaxAttempts of them, in memory of their own: a copy of a settled record shares it
+	Attempts []Attempt // in memory of their own: a copy of a settled record shares it
 	Tries    int
 	Resumes  int           // times that another host went on with the answer
 	Offered  int           // times that another host was asked to

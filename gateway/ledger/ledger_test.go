@@ -115,3 +115,15 @@ func BenchmarkAppendLine(b *testing.B) {
 		buf = r.AppendLine(buf[:0], now)
 	}
 }
+
+// Of many attempts the last one is named: it is the one that served.
+func TestNotesTheLast(t *testing.T) {
+	var r ledger.Record
+	for i := range ledger.MaxAttempts + 3 {
+		*r.Note() = ledger.Attempt{Status: i}
+		r.Tries++
+	}
+	if n := len(r.Attempts); n != ledger.MaxAttempts || r.Attempts[n-1].Status != n+2 || r.Attempts[n-2].Status != n-2 {
+		t.Errorf("%d attempts: %+v", n, r.Attempts)
+	}
+}
