@@ -72,12 +72,19 @@ type Prober struct {
 
 // host is what was found of one.
 type host struct {
-	busy     bool // a test is under way
+	running  *running // the test under way, nil for none
 	sent     int64
 	failed   int64
 	last     outcome.Class
 	lastAt   time.Time // zero before the first
 	prefills []prefill // by model
+}
+
+// running is a test under way.
+type running struct {
+	selfTest  bool
+	stop      context.CancelFunc
+	overtaken bool // what it finds is of no use any more; guarded by Prober.mu
 }
 
 // prefill is what is known of one of a host's models.
@@ -152,7 +159,7 @@ func (p *Prober) Update(eps []endpoint.Endpoint) {
 	}
 	p.mu.Lock()
 	for id, h := range p.hosts {
-		if !known[id] && !h.busy {
+		if !known[id] && h.running == nil {
 			delete(p.hosts, id)
 		}
 	}
@@ -177,25 +184,31 @@ func told(ep *endpoint.Endpoint) (v verdict, ok bool) {
 
 // Run tests until ctx is done, and returns its error when all that it began has ended.
 func (p *Prober) Run(ctx context.Context) error {
-	var running sync.WaitGroup
-	defer running.Wait()
+	var all sync.WaitGroup
+	defer all.Wait()
 	t := time.NewTicker(p.opt.Every)
 	defer t.Stop()
 	var due []router.Probe
 	for {
 		due = p.opt.Router.Probes(p.opt.Now(), due[:0])
 		for _, d := range due {
-			switch p.begin(&d) {
+			test, stop := context.WithCancel(ctx)
+			switch p.begin(&d, stop) {
 			case underWay:
+				stop()
 				continue // it will report
 			case declined:
+				stop()
 				p.opt.Router.Probed(d.Endpoint.ID, outcome.Unserved)
 				continue
 			case begun:
 			}
-			running.Go(func() {
-				class := p.run(ctx, &d)
-				p.end(d.Endpoint.ID) // first: it may be due again this moment
+			all.Go(func() {
+				defer stop()
+				class := p.run(test, &d)
+				if p.end(d.Endpoint.ID) { // before it is reported: it may be due again this moment
+					class = outcome.Unserved
+				}
 				if ctx.Err() == nil {
 					p.opt.Router.Probed(d.Endpoint.ID, class)
 				}
@@ -219,15 +232,19 @@ const (
 	underWay // another one of the host
 )
 
-// begin says whether the test may begin: no host has two at once. It may put another of the host's models in d.
-func (p *Prober) begin(d *router.Probe) beginning {
+// begin says whether the test may begin, which stop ends: no host has two at once. It may put another of the host's models in d.
+func (p *Prober) begin(d *router.Probe, stop context.CancelFunc) beginning {
 	p.mu.Lock()
 	h := p.host(d.Endpoint.ID)
-	if h.busy {
+	if r := h.running; r != nil {
+		if r.selfTest && !d.SelfTest { // the host has failed since: whether it is there is asked, and not how it was before
+			r.overtaken = true
+			r.stop()
+		}
 		p.mu.Unlock()
 		return underWay
 	}
-	h.busy = true
+	h.running = &running{selfTest: d.SelfTest, stop: stop}
 	wanted := !d.SelfTest || p.set.Load().SelfTest && testable(d.Endpoint) && h.next(d, p.opt.Now())
 	p.mu.Unlock()
 	if wanted && d.SelfTest && p.opt.Busy != nil {
@@ -267,12 +284,15 @@ func (h *host) next(d *router.Probe, now time.Time) bool {
 	return false
 }
 
-func (p *Prober) end(id endpoint.ID) {
+// end ends a host's test, and tells whether it was overtaken.
+func (p *Prober) end(id endpoint.ID) (overtaken bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if h := p.hosts[id]; h != nil {
-		h.busy = false
+	if h := p.hosts[id]; h != nil && h.running != nil {
+		overtaken = h.running.overtaken
+		h.running = nil
 	}
+	return overtaken
 }
 
 // host returns what is known of a host. The caller holds mu.

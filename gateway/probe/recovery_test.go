@@ -27,14 +27,13 @@ type replica struct {
 
 func newReplica(t *testing.T, ep endpoint.Endpoint, openFor time.Duration, change ...func(*Options)) *replica {
 	t.Helper()
-	r := &replica{
-		router: router.New(router.Options{Now: time.Now, Probes: true, Breaker: health.Options{OpenFor: openFor}}),
-		fwd:    forward.New(forward.Options{Connect: 2 * time.Second}),
-	}
-	o := Options{Router: r.router, Forward: r.fwd, Every: 10 * time.Millisecond, Spread: -1}
+	r := &replica{fwd: forward.New(forward.Options{Connect: 2 * time.Second})}
+	o := Options{Forward: r.fwd, Every: 10 * time.Millisecond, Spread: -1, Now: time.Now}
 	for _, f := range change {
 		f(&o)
 	}
+	r.router = router.New(router.Options{Now: o.Now, Probes: true, Breaker: health.Options{OpenFor: openFor}})
+	o.Router = r.router
 	r.prober = New(o, Settings{})
 	if err := r.fwd.Update([]endpoint.Endpoint{ep}); err != nil {
 		t.Fatal(err)

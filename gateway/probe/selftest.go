@@ -161,11 +161,11 @@ func (p *Prober) try(ctx context.Context, ep *endpoint.Endpoint, served, q strin
 		}
 		before = rest
 	}
-	v := verdict{Prefill: router.Prefill{Known: true, OK: true, Trims: true}, why: whyTested}
-	if behind, a := asked(whole.text[:atSpace+1], restTokens); a.class == outcome.Success {
-		v.Trims = trims(whole.text[atSpace:], &before, &behind)
+	behind, a := asked(whole.text[:atSpace+1], restTokens)
+	if a.class != outcome.Success {
+		return unknown(whyNoAnswer, a.class)
 	}
-	return v
+	return verdict{Prefill: router.Prefill{Known: true, OK: true, Trims: trims(whole.text[atSpace:], &before, &behind)}, why: whyTested}
 }
 
 // read takes the text out of a chat completion.

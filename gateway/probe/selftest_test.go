@@ -2,6 +2,7 @@ package probe
 
 import (
 	"encoding/json"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -118,8 +119,7 @@ func TestOddEngines(t *testing.T) {
 				}
 				return goOn(b), 25, 0
 			},
-			router.Prefill{Known: true, OK: true, Trims: true},
-			whyTested, outcome.Success, 4,
+			router.Prefill{}, whyNoAnswer, outcome.UpstreamFault, 4,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -144,5 +144,47 @@ func TestOddEngines(t *testing.T) {
 				t.Errorf("%d requests, want %d", n, tc.requests)
 			}
 		})
+	}
+}
+
+// TestOvertakenSelfTest has a host die in the middle of a self-test that takes longer than a probe is waited for: it is not the
+// self-test that decides whether the host is used again.
+func TestOvertakenSelfTest(t *testing.T) {
+	var asked atomic.Int64
+	e := &oddEngine{rest: func(_ int, b string) (string, int, int) { return goOn(b), 25, 0 }}
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if asked.Add(1) < 4 {
+			e.ServeHTTP(w, r)
+			return
+		}
+		_, _ = io.Copy(io.Discard, r.Body) // else nobody sees the connection end
+		<-r.Context().Done()
+	}))
+	t.Cleanup(srv.Close)
+	var ahead atomic.Int64
+	now := func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	r := newReplica(t, rentedAt(srv.URL), 0, func(o *Options) { o.Now, o.Within = now, time.Hour })
+	r.prober.Configure(Settings{SelfTest: true})
+	var l router.Lease
+	if err := r.router.Pick(&router.Request{Model: "m1"}, &l); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the last request of a self-test", func() bool { return asked.Load() == 4 })
+	l.Done(router.Result{Class: outcome.Stalled})
+	ahead.Add(int64(16 * time.Second)) // it is not waited for any longer
+	eventually(t, "a probe", func() bool { ahead.Add(int64(50 * time.Millisecond)); return asked.Load() > 4 })
+	if got := r.breaker(); got == "closed" {
+		t.Error("a self-test without an answer has it used again")
+	}
+	if s := r.prober.Status("static:h"); s.Prefills[0].Continues != "unknown" {
+		t.Errorf("status %+v", s)
+	}
+}
+
+// rentedAt is a host that may be taken away.
+func rentedAt(url string) endpoint.Endpoint {
+	return endpoint.Endpoint{
+		ID: "static:h", Provider: "static", BaseURL: url + "/v1", Served: []endpoint.Served{{Name: "m1"}}, State: endpoint.Ready,
+		Price: endpoint.Price{Basis: endpoint.PerHour, USDPerHour: 1}, Tenure: endpoint.Interruptible,
 	}
 }
