@@ -225,6 +225,8 @@ func (p *Prober) judge(ep *endpoint.Endpoint, t *forward.Attempt, a *answer, err
 	switch {
 	case ok:
 		return oe.Class
+	case errors.Is(err, forward.ErrInterrupted):
+		return outcome.Moved // its operator wants nothing of ours there
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return outcome.FirstByteTimeout
 	case errors.Is(err, net.ErrClosed):

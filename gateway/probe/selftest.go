@@ -69,7 +69,7 @@ type said struct {
 // request that kept it from a result, or Success.
 func (p *Prober) selfTest(ctx context.Context, ep *endpoint.Endpoint, served string) outcome.Class {
 	v := p.sharedTest(ctx, ep, served)
-	if ctx.Err() == nil && v.class != outcome.Unserved {
+	if ctx.Err() == nil && v.class != outcome.Unserved && v.class != outcome.Moved {
 		p.learn(ep.ID, served, v, p.opt.Now())
 	}
 	return v.class

@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"context"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -10,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"headrace/providers/fakecloud"
 	"headrace/router"
 	"headrace/router/endpoint"
 	"headrace/router/outcome"
@@ -186,5 +188,34 @@ func rentedAt(url string) endpoint.Endpoint {
 	return endpoint.Endpoint{
 		ID: "static:h", Provider: "static", BaseURL: url + "/v1", Served: []endpoint.Served{{Name: "m1"}}, State: endpoint.Ready,
 		Price: endpoint.Price{Basis: endpoint.PerHour, USDPerHour: 1}, Tenure: endpoint.Interruptible,
+	}
+}
+
+// TestCalledAway holds it against no host that its operator has called a test away from it.
+func TestCalledAway(t *testing.T) {
+	h := start(t, fakecloud.HostConfig{Name: "h", Models: []string{"m1"}})
+	if err := h.SetFaults(fakecloud.Fault{Kind: fakecloud.Hang}); err != nil {
+		t.Fatal(err)
+	}
+	r := newRig(t, []endpoint.Endpoint{h.Endpoint()}, func(o *Options) { o.Within = time.Hour })
+	for i, selfTest := range []bool{false, true} {
+		r.desk.hand(router.Probe{Endpoint: &r.eps[0], Served: "m1", SelfTest: selfTest})
+		r.Wake()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		if err := h.Wait(ctx, func(s fakecloud.Stats) bool { return s.Requests == i+1 }); err != nil {
+			t.Fatal(err)
+		}
+		if n := r.fwd.Interrupt(r.eps[0].ID); n != 1 {
+			t.Fatalf("%d attempts called away", n)
+		}
+		if c := r.desk.await(t); c != outcome.Moved {
+			t.Errorf("self-test %t: class %s", selfTest, c)
+		}
+	}
+	for _, p := range r.Status(r.eps[0].ID).Prefills {
+		if p.TestedAt != nil {
+			t.Errorf("status %+v", p)
+		}
 	}
 }
