@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"slices"
 	"strings"
@@ -80,26 +81,46 @@ func (p *Prober) smallest(ctx context.Context, ep *endpoint.Endpoint, served str
 	case slices.Contains(ep.Routes, embeddingsPath):
 		path, q = embeddingsPath, question{Model: q.Model, Input: "yes"}
 	default:
-		return p.listed(ctx, ep, served, by)
+		return p.listed(ctx, ep, served, by, nil)
 	}
 	a := p.post(ctx, ep, path, &q, by)
 	if a.class == outcome.CallerFault { // it makes no tokens that way, or not so few: is it the one we mean at all?
-		return p.listed(ctx, ep, served, by)
+		return p.listed(ctx, ep, served, by, &a)
 	}
 	return a
 }
 
-// listed asks the host for its models: it is well when it lists the one, or knows no such list. Another machine may have got
-// its address.
-func (p *Prober) listed(ctx context.Context, ep *endpoint.Endpoint, served string, by time.Time) answer {
+// listed asks the host for its models: it is well when it lists the one, or when it knows no such list but refused what it was
+// asked before as an engine does. Another machine may have got its address, and many a server answers 404 to everything. refusal
+// is nil where nothing was asked before.
+func (p *Prober) listed(ctx context.Context, ep *endpoint.Endpoint, served string, by time.Time, refusal *answer) answer {
 	a := p.send(ctx, ep, "GET", modelsPath, nil, by)
+	if a.class == outcome.CallerFault && refusal == nil && len(ep.Routes) > 0 { // a request without its input costs nothing anywhere
+		b := p.send(ctx, ep, "POST", ep.Routes[0], slices.Concat([]byte(`{"model":`), name(ep, served), []byte("}")), by)
+		if b.class != outcome.CallerFault {
+			return b
+		}
+		refusal = &b
+	}
 	switch {
-	case a.class == outcome.CallerFault:
+	case a.class == outcome.CallerFault && refusal != nil && refusal.ofEngine():
 		a.class = outcome.Success
+	case a.class == outcome.CallerFault:
+		a.class = outcome.UpstreamFault
 	case a.class == outcome.Success && len(a.body) < maxAnswer && !lists(a.body, name(ep, served)):
 		a.class = outcome.UpstreamFault
 	}
 	return a
+}
+
+// ofEngine tells whether a refusal speaks of the request, in OpenAI's shape, and not of the path.
+func (a *answer) ofEngine() bool {
+	if a.status == http.StatusNotFound || a.status == http.StatusMethodNotAllowed {
+		return false
+	}
+	var c openai.Chunk
+	c.ParseBody(a.body)
+	return c.Error && !c.Malformed
 }
 
 func lists(body []byte, id json.RawMessage) bool {

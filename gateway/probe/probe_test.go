@@ -5,8 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -311,6 +314,58 @@ func TestProbe(t *testing.T) {
 			r.stop()
 			if all := r.log.String(); strings.Contains(all, "secret") || !strings.Contains(all, "class="+tc.want.String()) && tc.paths != chatPath+" "+modelsPath {
 				t.Errorf("log:\n%s", all)
+			}
+		})
+	}
+}
+
+// TestStrangers tells a host that refuses what it is asked from a server that has got its address.
+func TestStrangers(t *testing.T) {
+	const (
+		refusal = `{"error":{"message":"max_tokens is not known here","type":"invalid_request_error"}}`
+		list    = `{"object":"list","data":[{"id":"m1"}]}`
+	)
+	type said struct {
+		status int
+		body   string
+	}
+	rerank := []string{"/rerank"}
+	for name, tc := range map[string]struct {
+		routes []string
+		says   map[string]said // by path; 404 to all else
+		want   outcome.Class
+	}{
+		"404 to everything":                 {nil, nil, outcome.UpstreamFault},
+		"405 to everything":                 {nil, map[string]said{chatPath: {405, refusal}, modelsPath: {405, refusal}}, outcome.UpstreamFault},
+		"a login page":                      {nil, map[string]said{chatPath: {400, "<html>who are you?</html>"}}, outcome.UpstreamFault},
+		"JSON of its own":                   {nil, map[string]said{chatPath: {400, `{"ok":false}`}}, outcome.UpstreamFault},
+		"no chat, but the list":             {nil, map[string]said{modelsPath: {200, list}}, outcome.Success},
+		"refuses, and lists it":             {nil, map[string]said{chatPath: {400, refusal}, modelsPath: {200, list}}, outcome.Success},
+		"refuses, and has no list":          {nil, map[string]said{chatPath: {400, refusal}}, outcome.Success},
+		"refuses, and lists another":        {nil, map[string]said{chatPath: {400, refusal}, modelsPath: {200, `{"data":[{"id":"m2"}]}`}}, outcome.UpstreamFault},
+		"ranks, and lists it":               {rerank, map[string]said{modelsPath: {200, list}}, outcome.Success},
+		"ranks, and has no list":            {rerank, map[string]said{"/rerank": {422, refusal}}, outcome.Success},
+		"ranks no more, and has no list":    {rerank, nil, outcome.UpstreamFault},
+		"fails to rank, and has no list":    {rerank, map[string]said{"/rerank": {500, refusal}}, outcome.UpstreamFault},
+		"answers nothing that can be asked": {[]string{}, nil, outcome.UpstreamFault},
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				a, ok := tc.says[strings.TrimPrefix(r.URL.Path, "/v1")]
+				if !ok {
+					http.NotFound(w, r)
+					return
+				}
+				w.Header().Set("Content-Type", "application/json")
+				w.WriteHeader(a.status)
+				_, _ = io.WriteString(w, a.body)
+			}))
+			t.Cleanup(srv.Close)
+			ep := rentedAt(srv.URL)
+			ep.Routes = tc.routes
+			r := newRig(t, []endpoint.Endpoint{ep}, func(o *Options) { o.Within = patience })
+			if c := r.test(t, 0, false); c != tc.want {
+				t.Errorf("class %s, want %s\n%s", c, tc.want, r.log)
 			}
 		})
 	}
