@@ -358,19 +358,13 @@ const slack = 20 * time.Millisecond
 func (r *Run) follow(rep *Report) {
 	sent := map[string][]attempt{} // by host
 	for _, rec := range r.records {
-		if rec.Tries > ledger.MaxAttempts {
-			continue // their times are not known
-		}
-		ended := rec.At.Add(rec.Duration)
-		for i := rec.Tries - 1; i >= 0; i-- { // one follows the other at once, and the last one ends the request
+		for i := range rec.Attempts {
 			t := &rec.Attempts[i]
-			began := ended.Add(-t.Duration)
-			id := string(t.Endpoint)
-			sent[id] = append(sent[id], attempt{began, ended, t.Class})
+			began := rec.At.Add(t.After)
+			sent[string(t.Endpoint)] = append(sent[string(t.Endpoint)], attempt{began, began.Add(t.Duration), t.Class})
 			if t.Class != outcome.Success {
 				rep.Attempts[t.Class.String()]++
 			}
-			ended = began
 		}
 	}
 	var trusted histogram

@@ -19,12 +19,18 @@ func TestFollow(t *testing.T) {
 	n := 0
 	settle := func(r *Run, began float64, tries ...ledger.Attempt) {
 		n++
-		rec := ledger.Record{ID: fmt.Sprint(n), At: at(began), Tries: len(tries)}
-		rec.Attempts = tries
-		for _, one := range tries {
-			rec.Duration += one.Duration
+		rec := ledger.Record{ID: fmt.Sprint(n), At: at(began), Tries: len(tries), Attempts: tries}
+		for i := range tries {
+			if tries[i].After == 0 { // at once after the one before
+				tries[i].After = rec.Duration
+			}
+			rec.Duration = max(rec.Duration, tries[i].After+tries[i].Duration)
 		}
 		r.Settled(&rec)
+	}
+	later := func(a ledger.Attempt, seconds float64) ledger.Attempt {
+		a.After = time.Duration(seconds * float64(time.Second))
+		return a
 	}
 	try := func(id endpoint.ID, c outcome.Class, seconds float64) ledger.Attempt {
 		return ledger.Attempt{Endpoint: id, Class: c, Duration: time.Duration(seconds * float64(time.Second))}
@@ -52,6 +58,19 @@ func TestFollow(t *testing.T) {
 		}, 1, 1},
 		"a retry after it": {func(r *Run) {
 			settle(r, 11, try(b, outcome.UpstreamFault, 1), try(a, outcome.DialFailed, 0.1), try(b, outcome.Success, 1))
+		}, 1, 1},
+		"a failure long before the end of its request": { // which waited for somebody to go on, so that the first one is this
+			func(r *Run) {
+				settle(r, 5, try(a, outcome.Truncated, 5.05), later(try(b, outcome.Success, 2), 9))
+				settle(r, 10.08, try(a, outcome.DialFailed, 0.1), try(b, outcome.Success, 1))
+			}, 1, 1,
+		},
+		"before it, beside another one that took longer": {func(r *Run) {
+			settle(r, 9, try(b, outcome.Success, 4), later(try(a, outcome.DialFailed, 0.2), 0.9))
+		}, 0, 1},
+		"after too many to name them all": {func(r *Run) {
+			settle(r, 12, try(a, outcome.DialFailed, 0.1), try(b, outcome.UpstreamFault, 1), try(b, outcome.UpstreamFault, 1), try(b, outcome.UpstreamFault, 1), try(b, outcome.UpstreamFault, 1))
+			r.records[fmt.Sprint(n)].Tries++
 		}, 1, 1},
 		"after its return": {func(r *Run) { settle(r, 20.1, try(a, outcome.DialFailed, 0.1)) }, 0, 1},
 		"not back": {func(r *Run) {
