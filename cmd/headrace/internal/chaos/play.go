@@ -26,6 +26,7 @@ type Options struct {
 type Run struct {
 	o     Options
 	began time.Time
+	news  chan struct{} // something was settled since somebody looked
 
 	mu        sync.Mutex // guards all below
 	heard     []answer
@@ -34,6 +35,7 @@ type Run struct {
 	stalled   int
 	tokens    int64
 	records   map[string]*ledger.Record // by request id
+	again     map[string]int            // by request id: settlements after the first one
 	faults    map[string]int
 	outages   []*outage
 	suffering map[*member]bool
@@ -45,6 +47,9 @@ type answer struct {
 	heard
 }
 
+// came says that the gateway answered, however that ended.
+func (a *answer) came() bool { return a.id != "" || a.Status != 0 }
+
 // outage is a host's absence.
 type outage struct {
 	id   string
@@ -54,19 +59,33 @@ type outage struct {
 
 // New makes a Run. Give Settled to the gateway before it serves.
 func New(o Options) *Run {
-	return &Run{o: o, records: map[string]*ledger.Record{}, faults: map[string]int{}, suffering: map[*member]bool{}}
+	return &Run{
+		o: o, records: map[string]*ledger.Record{}, again: map[string]int{}, faults: map[string]int{}, suffering: map[*member]bool{},
+		news: make(chan struct{}, 1),
+	}
 }
 
 // Settled notes what the gateway's ledger says of a request.
 func (r *Run) Settled(rec *ledger.Record) {
 	c := *rec
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.records[rec.ID] = &c
+	if r.records[rec.ID] != nil {
+		r.again[rec.ID]++
+	} else {
+		r.records[rec.ID] = &c
+	}
+	r.mu.Unlock()
+	select {
+	case r.news <- struct{}{}:
+	default: // it is known already
+	}
 }
 
 // tail is how long answers may take that run when the scenario is over.
 const tail = 90 * time.Second
+
+// settling is how long the gateway may take to settle requests, once their callers have their answers to the end.
+const settling = 10 * time.Second
 
 // Play plays the scenario until its end, or until ctx is done, and returns what came of it.
 func (r *Run) Play(ctx context.Context) *Report {
@@ -89,7 +108,33 @@ func (r *Run) Play(ctx context.Context) *Report {
 	defer late.Stop()
 	callers.Wait()
 	faults.Wait()
+	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), settling)
+	defer cancel()
+	r.settle(limit)
 	return r.report()
+}
+
+// settle waits until every answer has its record, or until ctx is done.
+func (r *Run) settle(ctx context.Context) {
+	for r.unsettled() > 0 {
+		select {
+		case <-r.news:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// unsettled counts answers that have no record.
+func (r *Run) unsettled() (n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i := range r.heard {
+		if r.heard[i].came() && r.records[r.heard[i].id] == nil {
+			n++
+		}
+	}
+	return n
 }
 
 // call asks one thing after another.
@@ -274,6 +319,9 @@ func (r *Run) report() *Report {
 	for i := range r.heard {
 		r.enter(rep, &r.heard[i])
 	}
+	for _, n := range r.again { // also of those whose answer nobody got
+		rep.Resettled += n
+	}
 	r.follow(rep)
 	for _, m := range r.o.Fleet.members {
 		if m.kind == Static {
@@ -327,14 +375,19 @@ func (r *Run) enter(rep *Report, a *answer) {
 	rep.Lost += a.Lost
 	rep.Doubled += a.Doubled
 	rep.Altered += a.Altered
-	if len(a.Problems) == 0 {
-		return
-	}
-	if a.End != Cut {
+	if len(a.Problems) > 0 && a.End != Cut {
 		rep.Wrong++
 	}
-	if len(rep.Problems) < mostProblems {
-		p := Problem{Request: a.id, Asked: string(a.ask.Body()), End: a.End, Code: a.Code, What: a.Problems, Attempts: []string{}}
+	what := a.Problems
+	if rec == nil && a.came() {
+		rep.Unsettled++
+		what = append(slices.Clip(what), "the ledger has no record of it")
+	}
+	if n := r.again[a.id]; n > 0 {
+		what = append(slices.Clip(what), fmt.Sprintf("it was settled %d times", n+1))
+	}
+	if len(what) > 0 && len(rep.Problems) < mostProblems {
+		p := Problem{Request: a.id, Asked: string(a.ask.Body()), End: a.End, Code: a.Code, What: what, Attempts: []string{}}
 		if rec != nil {
 			for _, t := range rec.Attempts {
 				p.Attempts = append(p.Attempts, fmt.Sprintf("%s %s", t.Endpoint, t.Class))

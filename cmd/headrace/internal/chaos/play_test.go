@@ -1,8 +1,11 @@
 package chaos
 
 import (
+	"context"
 	"fmt"
+	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"headrace/gateway/ledger"
@@ -105,6 +108,8 @@ func TestJudge(t *testing.T) {
 		"a token doubled":        {func(r *Report) { r.Doubled = 1 }, 1},
 		"a token altered":        {func(r *Report) { r.Altered = 1 }, 1},
 		"two ids":                {func(r *Report) { r.Wrong = 1 }, 1},
+		"settled twice":          {func(r *Report) { r.Resettled = 1 }, 1},
+		"not settled":            {func(r *Report) { r.Unsettled = 1 }, 1},
 		"forbidden continuation": {func(r *Report) { r.Groups[2].Continued = 1 }, 1},
 		"a corpse was asked":     {func(r *Report) { r.Corpse = 1 }, 1},
 		"nothing was asked":      {func(r *Report) { r.Groups = nil }, 1},
@@ -117,4 +122,74 @@ func TestJudge(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestSettled holds the ledger to one record of each answer.
+func TestSettled(t *testing.T) {
+	got := func(id string, v Verdict) answer {
+		a := answer{ask: ask()}
+		a.id, a.Verdict = id, v
+		return a
+	}
+	whole, broken := Verdict{End: Complete, Status: 200}, Verdict{End: Cut}
+	for name, tc := range map[string]struct {
+		heard        []answer
+		records      []string
+		again, never int
+		problem      string // of the first answer
+	}{
+		"one each":                    {[]answer{got("1", whole), got("2", whole)}, []string{"2", "1"}, 0, 0, ""},
+		"twice":                       {[]answer{got("1", whole)}, []string{"1", "1"}, 1, 0, "it was settled 2 times"},
+		"thrice, and nobody heard it": {nil, []string{"1", "1", "1"}, 2, 0, ""},
+		"never":                       {[]answer{got("1", whole)}, nil, 0, 1, "no record"},
+		"an answer without an id":     {[]answer{got("", whole)}, []string{"1"}, 0, 1, "no record"},
+		"no answer at all":            {[]answer{got("", broken)}, nil, 0, 0, ""},
+		"refused, and not settled":    {[]answer{got("1", Verdict{End: Refused, Status: 429})}, nil, 0, 1, "no record"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := New(Options{Scenario: &Scenario{}, Fleet: &Fleet{}})
+			r.heard = tc.heard
+			for _, id := range tc.records {
+				r.Settled(&ledger.Record{ID: id})
+			}
+			rep := r.report()
+			if rep.Resettled != tc.again || rep.Unsettled != tc.never || rep.Wrong > 0 {
+				t.Errorf("%d settled again, %d never, %d wrong; want %d, %d, 0", rep.Resettled, rep.Unsettled, rep.Wrong, tc.again, tc.never)
+			}
+			var what []string
+			if len(rep.Problems) > 0 {
+				what = rep.Problems[0].What
+			}
+			if all := strings.Join(what, "; "); tc.problem == "" && all != "" || !strings.Contains(all, tc.problem) {
+				t.Errorf("problems %q, want %q", all, tc.problem)
+			}
+		})
+	}
+}
+
+// TestSettle waits for the records of answers that have come to their end.
+func TestSettle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := New(Options{})
+		a := answer{}
+		a.id = "1"
+		r.heard = []answer{a}
+		time.AfterFunc(time.Second, func() { r.Settled(&ledger.Record{ID: "2"}) })
+		time.AfterFunc(3*time.Second, func() { r.Settled(&ledger.Record{ID: "1"}) })
+		began := time.Now()
+		wait := func() time.Duration {
+			limit, cancel := context.WithTimeout(t.Context(), settling)
+			defer cancel()
+			r.settle(limit)
+			return time.Since(began)
+		}
+		if d := wait(); d != 3*time.Second {
+			t.Errorf("waited %v, want 3 s", d)
+		}
+		a.id = "3" // nobody settles it
+		r.heard = append(r.heard, a)
+		if d := wait(); d != 3*time.Second+settling {
+			t.Errorf("gave up after %v, want %v later", d, settling)
+		}
+	})
 }

@@ -25,7 +25,10 @@ type Report struct {
 	Altered int     `json:"tokens_altered"`
 
 	Wrong    int       `json:"answers_wrong"` // in any way, but for those that are cut
-	Problems []Problem `json:"problems"`      // the first of them, cut ones included
+	Problems []Problem `json:"problems"`      // the first of them, and of those that are cut, not settled or settled twice
+
+	Resettled int `json:"settlements_after_the_first"` // of requests that the ledger was told of already
+	Unsettled int `json:"answers_without_record"`      // in the ledger
 
 	Stalled int   `json:"streams_stalled"` // a pause of more than a second in them
 	Gaps    Spans `json:"gaps"`            // between two tokens
@@ -117,6 +120,8 @@ func (r *Report) judge(complete float64) {
 	none("silent cuts", cut)
 	none("tokens lost, doubled or altered", r.Lost+r.Doubled+r.Altered)
 	none("answers wrong in another way", r.Wrong)
+	none("requests settled more than once", r.Resettled)
+	none("answers that were never settled", r.Unsettled)
 	none("continued though it is forbidden", bound)
 	none("requests sent to a host after its first failure", r.Corpse)
 }
