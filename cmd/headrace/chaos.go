@@ -241,7 +241,7 @@ func playChaos(ctx context.Context, s *chaos.Scenario, logTo io.Writer, tell fun
 		}
 		a.rented.Store(hurried(cfg, max(1/fleet.Pace(), 1.0/60), a.log)) // it knows the secret
 	}
-	run := chaos.New(chaos.Options{Scenario: s, Fleet: fleet, Base: base + "/v1", TLS: trust, Tell: tell})
+	run := chaos.New(chaos.Options{Scenario: s, Fleet: fleet, Base: base + "/v1", TLS: trust, Tell: tell, Held: a.held})
 	a.onSettled = run.Settled
 	served := make(chan error, 1)
 	serveCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -310,6 +310,15 @@ func awaitHosts(ctx context.Context, a *app, ids []string) error {
 			return fmt.Errorf("after %v the gateway does not use these hosts: %s", readyWithin, strings.Join(missing, ", "))
 		}
 	}
+}
+
+// held is how many requests the router holds to be running, by host.
+func (a *app) held() map[string]int64 {
+	m := map[string]int64{}
+	for _, h := range a.router.Hosts() {
+		m[string(h.ID)] = h.InFlight
+	}
+	return m
 }
 
 // loopbackTLS makes a certificate for loopback in dir. It returns the config's section that serves it, and what callers need.

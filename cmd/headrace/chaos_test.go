@@ -117,11 +117,12 @@ func TestChaosText(t *testing.T) {
 		Scenario: "own", Hosts: 2, Streams: 3, Seconds: 65, Tokens: 7, Lost: 1, Outages: 2, Corpse: 1, Faults: map[string]int{"kill": 2, "dark": 1},
 		Groups:   []chaos.Group{{Name: chaos.FreeStreams, Answers: 4, Complete: 3, Failed: 1, Errors: map[string]int{"upstream_lost": 1}}},
 		Problems: []chaos.Problem{{Request: "req_1", End: chaos.Complete, What: []string{"1 tokens lost"}}},
+		Held:     map[string]int64{"static:spot": 2},
 		Seams:    chaos.Spans{N: 1, P50: 0.2, P99: 0.2, Max: 0.2},
 		Targets:  []chaos.Target{{Name: "silent cuts", Want: "0", Found: "1"}},
 	}
 	text := chaosText(&rep, 0)
-	for _, want := range []string{"2 × kill, 1 × dark", "75.00", "1 upstream_lost", "1 lost", "200 ms", "away 2 times; 1 request was sent", "req_1", "MISSED"} {
+	for _, want := range []string{"2 × kill, 1 × dark", "75.00", "1 upstream_lost", "1 lost", "200 ms", "away 2 times; 1 request was sent", "req_1", "2 static:spot", "MISSED"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in:\n%s", want, text)
 		}

@@ -56,6 +56,13 @@ func chaosText(r *chaos.Report, width int) string {
 	if len(r.NotContinued) > 0 {
 		fmt.Fprintf(&b, "Broken off and not continued, by reason: %s.\n", tallied(r.NotContinued))
 	}
+	if len(r.Held) > 0 {
+		held := map[string]int{}
+		for id, n := range r.Held {
+			held[id] = int(n)
+		}
+		fmt.Fprintf(&b, "Still in flight at the end, though no caller waits: %s.\n", tallied(held))
+	}
 	if len(r.Problems) > 0 {
 		b.WriteString("\nWhat was not as it should be, the first of it:\n")
 		for _, p := range r.Problems {

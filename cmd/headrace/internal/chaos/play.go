@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -20,6 +21,8 @@ type Options struct {
 	Base     string       // of the gateway, up to /v1
 	TLS      *tls.Config  // for callers, nil for plain HTTP
 	Tell     func(string) // of faults, one line at a time; nil for nobody
+	// Held tells how many requests the gateway holds to be running, by host; nil for nobody.
+	Held func() map[string]int64
 }
 
 // Run is one play of a scenario. Settled may be called from any goroutine.
@@ -84,7 +87,8 @@ func (r *Run) Settled(rec *ledger.Record) {
 // tail is how long answers may take that run when the scenario is over.
 const tail = 90 * time.Second
 
-// settling is how long the gateway may take to settle requests, once their callers have their answers to the end.
+// settling is how long the gateway may take to settle requests and to give their hosts back, once their callers have their
+// answers to the end.
 const settling = 10 * time.Second
 
 // Play plays the scenario until its end, or until ctx is done, and returns what came of it.
@@ -114,15 +118,28 @@ func (r *Run) Play(ctx context.Context) *Report {
 	return r.report()
 }
 
-// settle waits until every answer has its record, or until ctx is done.
+// settle waits until every answer has its record and no host is held, or until ctx is done.
 func (r *Run) settle(ctx context.Context) {
-	for r.unsettled() > 0 {
+	t := time.NewTicker(10 * time.Millisecond) // nobody tells of a host that is given back
+	defer t.Stop()
+	for r.unsettled() > 0 || len(r.held()) > 0 {
 		select {
 		case <-r.news:
+		case <-t.C:
 		case <-ctx.Done():
 			return
 		}
 	}
+}
+
+// held is how many requests are held to be running, by host; hosts without any are left out.
+func (r *Run) held() map[string]int64 {
+	if r.o.Held == nil {
+		return nil
+	}
+	m := r.o.Held()
+	maps.DeleteFunc(m, func(_ string, n int64) bool { return n == 0 })
+	return m
 }
 
 // unsettled counts answers that have no record.
@@ -319,6 +336,7 @@ func (r *Run) report() *Report {
 	for i := range r.heard {
 		r.enter(rep, &r.heard[i])
 	}
+	rep.Held = r.held()
 	for _, n := range r.again { // also of those whose answer nobody got
 		rep.Resettled += n
 	}

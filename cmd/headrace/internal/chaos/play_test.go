@@ -112,6 +112,8 @@ func TestJudge(t *testing.T) {
 		"not settled":            {func(r *Report) { r.Unsettled = 1 }, 1},
 		"forbidden continuation": {func(r *Report) { r.Groups[2].Continued = 1 }, 1},
 		"a corpse was asked":     {func(r *Report) { r.Corpse = 1 }, 1},
+		"a slot is kept":         {func(r *Report) { r.Held = map[string]int64{"a": 1} }, 1},
+		"given back twice":       {func(r *Report) { r.Held = map[string]int64{"a": 1, "b": -1} }, 1},
 		"nothing was asked":      {func(r *Report) { r.Groups = nil }, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -167,29 +169,42 @@ func TestSettled(t *testing.T) {
 	}
 }
 
-// TestSettle waits for the records of answers that have come to their end.
+// TestSettle waits for the records of answers that have come to their end, and for their hosts.
 func TestSettle(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := New(Options{})
-		a := answer{}
-		a.id = "1"
-		r.heard = []answer{a}
-		time.AfterFunc(time.Second, func() { r.Settled(&ledger.Record{ID: "2"}) })
-		time.AfterFunc(3*time.Second, func() { r.Settled(&ledger.Record{ID: "1"}) })
-		began := time.Now()
-		wait := func() time.Duration {
-			limit, cancel := context.WithTimeout(t.Context(), settling)
-			defer cancel()
-			r.settle(limit)
-			return time.Since(began)
-		}
-		if d := wait(); d != 3*time.Second {
-			t.Errorf("waited %v, want 3 s", d)
-		}
-		a.id = "3" // nobody settles it
-		r.heard = append(r.heard, a)
-		if d := wait(); d != 3*time.Second+settling {
-			t.Errorf("gave up after %v, want %v later", d, settling)
-		}
-	})
+	never := time.Hour
+	for name, tc := range map[string]struct {
+		settled, freed time.Duration // after the end
+		want           time.Duration // that is waited, or somewhat more
+	}{
+		"all is there":          {0, 0, 0},
+		"a record comes late":   {3 * time.Second, time.Second, 3 * time.Second},
+		"a record never comes":  {never, 0, settling},
+		"a host is freed late":  {time.Second, 4 * time.Second, 4 * time.Second},
+		"a host is never freed": {0, never, settling},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				began := time.Now()
+				r := New(Options{Held: func() map[string]int64 {
+					m := map[string]int64{"a": 0, "b": 0}
+					if time.Since(began) < tc.freed {
+						m["b"] = 1
+					}
+					return m
+				}})
+				a := answer{}
+				a.id = "1"
+				r.heard = []answer{a}
+				r.Settled(&ledger.Record{ID: "2"}) // another one
+				late := time.AfterFunc(tc.settled, func() { r.Settled(&ledger.Record{ID: "1"}) })
+				defer late.Stop()
+				limit, cancel := context.WithTimeout(t.Context(), settling)
+				defer cancel()
+				r.settle(limit)
+				if d := time.Since(began); d < tc.want || d > tc.want+20*time.Millisecond {
+					t.Errorf("waited %v, want %v", d, tc.want)
+				}
+			})
+		})
+	}
 }

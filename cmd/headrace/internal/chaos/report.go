@@ -43,6 +43,8 @@ type Report struct {
 	Attempts map[string]int `json:"failed_attempts"`              // by class
 	// NotContinued counts answers that broke off and did not arrive complete, by the ledger's reason why they were not continued.
 	NotContinued map[string]int `json:"not_continued"`
+	// Held is how many requests the gateway held to be running when all were over, by host.
+	Held map[string]int64 `json:"in_flight_at_the_end,omitempty"`
 
 	Targets []Target `json:"targets"`
 }
@@ -124,6 +126,11 @@ func (r *Report) judge(complete float64) {
 	none("answers that were never settled", r.Unsettled)
 	none("continued though it is forbidden", bound)
 	none("requests sent to a host after its first failure", r.Corpse)
+	held := 0 // those missing would be less than none, and are as bad
+	for _, n := range r.Held {
+		held += int(max(n, -n))
+	}
+	none("requests still in flight at the end", held)
 }
 
 // Spans are durations, as figures. All are 0 when there is none.
