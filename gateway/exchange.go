@@ -115,6 +115,7 @@ type exchange struct {
 
 	m          meter
 	of         answerID
+	unended    bool  // the last event lacks its blank line
 	errand     error // why what comes is not the rest of the answer: an error event, an abort, or another answer
 	progressed bool  // the router was told of the stream's speed under way
 	rec        ledger.Record
@@ -237,6 +238,7 @@ func (x *exchange) pick() {
 		x.ask.Now, x.ask.Tried = now, x.tried[:min(x.rec.Tries, len(x.tried))]
 		err := x.place()
 		switch {
+		case err != nil && x.resumed() && x.startOver():
 		case err != nil && x.resumed() && x.hold(now):
 			return
 		case err != nil && x.resumed():
@@ -265,8 +267,7 @@ func (x *exchange) pick() {
 		return
 	}
 	if x.leased && !x.compose() {
-		x.endAttempt(outcome.Error{Class: outcome.ClientGone, Endpoint: id, Err: errNotComposed}, now)
-		x.failAttempt(x.last)
+		x.notGoneOn(outcome.Error{Class: outcome.ClientGone, Endpoint: id, Err: errNotComposed})
 		return
 	}
 	x.own += now.Sub(x.began)
@@ -420,7 +421,7 @@ func (x *exchange) failAttempt(oe *outcome.Error) {
 func (x *exchange) again() {
 	x.isStream, x.bodyEnd, x.m, x.progressed, x.blocked, x.hedged = false, false, meter{}, false, 0, false
 	x.phase, x.began = picking, time.Now()
-	x.of, x.errand = answerID{}, nil
+	x.of, x.errand, x.unended = answerID{}, nil, false
 	if x.tale != nil && !x.resumed() {
 		x.beginTale()
 	}
@@ -629,8 +630,7 @@ func (x *exchange) judgeError(class outcome.Class) {
 		return
 	}
 	if x.resumed() { // against what we made of the request
-		x.endAttempt(*oe, time.Now())
-		x.failAttempt(x.last)
+		x.notGoneOn(*oe)
 		return
 	}
 	if asIs && a.Ended() && outcome.OfStatus(a.Status) == outcome.CallerFault {
@@ -745,8 +745,13 @@ func (x *exchange) takeLast(now time.Time) (yes bool) {
 			ev.Size = len(rest)
 			if x.chunk.Parse(ev.Name, ev.Data); !x.chunk.Malformed { // else it was cut off, and says nothing
 				x.take(ev, now)
+				x.unended = true
 				return true
 			}
+		}
+		if x.gathers() || x.resumed() {
+			x.attempt.Cut(x.held, len(rest))
+			return false
 		}
 		x.held += len(rest)
 	}
@@ -787,6 +792,12 @@ func (x *exchange) take(ev sse.Event, now time.Time) {
 		x.attempt.Cut(x.held, ev.Size)
 	default:
 		x.held += ev.Size
+	}
+	if x.errand != nil && x.phase == awaitingContent {
+		err := x.errand
+		x.errand = nil
+		x.attemptFailed(x.upstreamFault(err))
+		return
 	}
 	if begins {
 		x.phase, x.began = ready, now
@@ -848,6 +859,10 @@ func (x *exchange) errorEvent(ev sse.Event, c *openai.Chunk) {
 	class = x.classify(class, status, ev.Data)
 	ne, _ := openai.NormalizeError(status, jsonType, ev.Data)
 	oe := &outcome.Error{Class: class, Endpoint: x.endpointID(), Status: status, Err: errEvent}
+	if class == outcome.CallerFault && x.resumed() {
+		x.notGoneOn(*oe)
+		return
+	}
 	if class == outcome.CallerFault {
 		refusal := x.refusal(ne, ev.Data)
 		x.endAttempt(*oe, time.Now())
@@ -901,6 +916,10 @@ func (x *exchange) judgeBody() {
 		class = x.classify(class, status, x.attempt.Unread())
 		if class != outcome.CallerFault {
 			x.attemptFailed(&outcome.Error{Class: class, Endpoint: x.endpointID(), Status: status, Err: errErrorBody})
+			return
+		}
+		if x.resumed() {
+			x.notGoneOn(outcome.Error{Class: class, Endpoint: x.endpointID(), Status: status, Err: errErrorBody})
 			return
 		}
 		ne, _ := openai.NormalizeError(status, jsonType, x.attempt.Unread())

@@ -233,7 +233,11 @@ func (x *exchange) relay(d *down) error {
 		}
 		now := time.Now()
 		if writes {
-			x.blocked += now.Sub(x.writeAt)
+			blocked := now.Sub(x.writeAt)
+			x.blocked += blocked
+			if t := x.tale; t != nil { // what comes meanwhile waits for the caller
+				t.heardAt, t.asked = t.heardAt.Add(blocked), t.asked.Add(blocked)
+			}
 		}
 		by, slack := x.quietBy(now)
 		if x.m.done {
@@ -250,14 +254,18 @@ func (x *exchange) relay(d *down) error {
 			x.opaque, x.held = true, len(a.Unread())
 		case errors.Is(err, io.EOF):
 			if x.isStream && !x.opaque {
-				if last := x.takeLast(now); last && x.tale != nil && x.held > 0 && !x.whole() { // it lacks the blank line that ends an event
-					x.tale.out = append(append(x.tale.out, a.Unread()[:x.held]...), "\n\n"...)
+				if x.takeLast(now) && x.tale != nil && x.held > 0 && !x.whole() {
+					x.tale.out = append(x.tale.out, a.Unread()[:x.held]...) // broke ends it
 				}
 			} else {
 				x.held = len(a.Unread())
 			}
-			if !x.whole() {
-				if on, err := x.broke(d, io.ErrUnexpectedEOF); !on { // without the piece of an event that may be there
+			if x.errand != nil || !x.whole() {
+				why := x.errand
+				if why == nil {
+					why = io.ErrUnexpectedEOF
+				}
+				if on, err := x.broke(d, why); !on { // without the piece of an event that may be there
 					return err
 				}
 				continue
@@ -316,6 +324,9 @@ func (x *exchange) broke(d *down, err error) (on bool, _ error) {
 	}
 	oe := x.lostAs(err)
 	x.held = 0
+	if x.unended && !t.seam { // what is retold is whole
+		t.out = append(t.out, "\n\n"...)
+	}
 	switch {
 	case x.goOn(oe):
 		if err := x.wait(d); err != nil {

@@ -51,7 +51,7 @@ type tale struct {
 	out     []byte              // retold and not written yet
 	body    []byte              // of the request that goes on with it
 	want    router.Continuation // of whoever goes on with it
-	before  meter               // of the attempts that broke off
+	before  meter               // of the attempts that broke off, whose outputs are events
 	lost    int64               // their output, in tokens
 	gap     time.Duration       // the longest silence at a seam
 	stall   time.Duration       // silence that means the host is lost
@@ -123,6 +123,8 @@ func (x *exchange) gathers() bool { return x.tale != nil && x.tale.gather && x.i
 func (x *exchange) tell(c *openai.Chunk, ev *sse.Event, now time.Time) (taken bool) {
 	t := x.tale
 	switch {
+	case c.Malformed && x.phase == awaitingContent: // some sign of life
+		return t.seam || t.gather
 	case (c.Error || c.Aborted()) && x.phase != awaitingContent:
 		x.errand = errEvent
 		return true
@@ -151,7 +153,9 @@ func (x *exchange) tell(c *openai.Chunk, ev *sse.Event, now time.Time) (taken bo
 			if r := t.story.Reason(); r != resume.None && r != resume.Finished {
 				x.endTale()
 				x.why = r
-				x.forget()
+				if !x.m.handedAt.IsZero() { // else it may be sent once more
+					x.forget()
+				}
 			}
 			return false
 		}
@@ -191,6 +195,9 @@ func (x *exchange) gather() {
 		x.gatherBroke(x.errand)
 		return
 	}
+	if x.m.done && !a.Ended() { // all was said: the framing's end is missing, without which the connection serves no other
+		_ = a.More(earlier(time.Now().Add(time.Second), x.totalBy), 0)
+	}
 	if a.Ended() && len(a.Unread()) == 0 || x.m.done {
 		x.gathered(io.ErrUnexpectedEOF)
 		return
@@ -202,7 +209,7 @@ func (x *exchange) gather() {
 	case errors.Is(err, io.EOF):
 		x.takeLast(time.Now())
 		x.gathered(io.ErrUnexpectedEOF)
-	case x.whole():
+	case x.whole() && x.m.hasUsage:
 		x.gathered(err)
 	case errors.Is(err, forward.ErrInterrupted) && !x.reserve():
 		a.CarryOn() // to the end, if it comes to one
@@ -231,7 +238,9 @@ func (x *exchange) gatherWhole() {
 	}
 	why := x.why
 	oe := &outcome.Error{Class: outcome.Success, Endpoint: x.endpointID(), Status: x.attempt.Status}
-	x.endAttempt(*oe, time.Now())
+	if x.leased {
+		x.endAttempt(*oe, time.Now())
+	}
 	x.endTale()
 	x.why, x.ask.Whole, x.ask.Continue, x.ask.Resumed = why, true, nil, false
 	if !x.mayRetry() {
@@ -249,8 +258,9 @@ func (x *exchange) gatherBroke(err error) {
 	if x.goOn(oe) {
 		return
 	}
-	again := !x.watch.Aborted() && x.mayRetry()
-	if x.spent() && (x.m.hasUsage || !again) { // else it costs its tokens once more, and tells how many
+	done := x.spent()
+	again := !(done && x.m.hasUsage) && !x.watch.Aborted() && x.mayRetry() // without usage it costs its tokens once more, and tells how many
+	if done && !again {
 		x.complete(oe)
 		x.gatherWhole()
 		return
@@ -360,7 +370,7 @@ func (x *exchange) reserve() bool {
 func (x *exchange) want(q *router.Request) {
 	t := x.tale
 	t.want = router.Continuation{From: x.lease.Endpoint.ID, Served: x.lease.Served, Root: x.lease.Root()}
-	delivered := t.lost + x.lease.Tokens(x.m.outputs)
+	delivered := x.delivered()
 	q.Continue, q.Resumed = &t.want, true
 	q.PromptTokens = promptTokens(x.ctx.Request.Body(), x.scan.PromptBytes) + int(delivered)
 	if x.scan.MaxTokens > 0 {
@@ -374,7 +384,7 @@ func (x *exchange) goOn(oe *outcome.Error) bool {
 	if !x.mayGoOn() || t.story.Finished() {
 		return false
 	}
-	delivered := t.lost + x.lease.Tokens(x.m.outputs)
+	delivered := x.delivered()
 	body := x.ctx.Request.Body()
 	if t.body, x.why = t.story.Ask(t.body[:0], body, nil, delivered, false); x.why != resume.None {
 		return false
@@ -417,6 +427,17 @@ func (x *exchange) hold(now time.Time) bool {
 	return true
 }
 
+// delivered is about how many tokens the caller has. That an answer is at its limit is known only by what was seen of it: an estimate
+// leaves a token to be asked for.
+func (x *exchange) delivered() int64 {
+	t := x.tale
+	n := t.lost + x.lease.Tokens(x.m.outputs)
+	if limit := x.scan.MaxTokens; limit > 0 && t.before.outputs+x.m.outputs < limit {
+		n = min(n, limit-1)
+	}
+	return n
+}
+
 // spent tells whether the answer had all its tokens when it broke off.
 func (x *exchange) spent() bool {
 	t := x.tale
@@ -427,11 +448,42 @@ func (x *exchange) spent() bool {
 func (x *exchange) complete(oe *outcome.Error) {
 	t := x.tale
 	u := openai.NoUsage()
-	u.Completion = t.lost + x.lease.Tokens(x.m.outputs)
+	u.Completion = x.delivered()
 	t.out = t.story.End(t.out, x.scan.IncludeUsage, u)
 	x.endAttempt(*oe, time.Now())
 	x.m.done, x.bodyEnd = true, true
 	x.rec.Class = outcome.Success // the caller lacks nothing
+}
+
+// startOver takes a place at a host that begins an answer anew of which the caller has nothing yet, where none can go on with it.
+func (x *exchange) startOver() bool {
+	if !x.tale.gather || !x.mayRetry() {
+		return false
+	}
+	q := &x.ask
+	going := q.Continue
+	q.Continue, q.Resumed = nil, false
+	if x.s.router.Pick(q, &x.lease) != nil {
+		x.s.router.Budget.Refund()
+		x.retries--
+		q.Continue, q.Resumed = going, true
+		return false
+	}
+	x.beginTale()
+	return true
+}
+
+// notGoneOn ends an attempt that was to go on with the answer and cannot, as oe says, through no fault of the caller's or the host's.
+func (x *exchange) notGoneOn(oe outcome.Error) {
+	now := time.Now()
+	x.endAttempt(oe, now)
+	x.rec.Class = x.last.Class // how the answer was lost
+	if x.tale.gather && x.mayRetry() {
+		x.beginTale()
+		x.again()
+		return
+	}
+	x.failAttempt(x.last)
 }
 
 // composeOn builds the request that goes on with the answer at the leased endpoint.

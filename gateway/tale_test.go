@@ -282,6 +282,10 @@ func losses() map[string]func(c *upConn) {
 			}
 			c.gone()
 		},
+		"an error event without its blank line": func(c *upConn) {
+			c.sendChunk("data: {\"error\":{\"message\":\"x SECRET-UPSTREAM-TEXT\",\"code\":500}}\n")
+			c.send(lastChunk)
+		},
 		"an event that is no JSON": func(c *upConn) { c.sendChunk("data: {\xff\xfe not json\n\n") },
 		"an abort": func(c *upConn) {
 			c.sendChunk("data: {\"id\":\"x\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"\"},\"text\":\"\",\"finish_reason\":\"abort\"}]}\n\n")
@@ -664,7 +668,8 @@ func TestRandomLosses(t *testing.T) {
 	}
 	const n = 12
 	ways := losses()
-	delete(ways, "comments only")                // keeps a stream alive that nobody else can go on with
+	delete(ways, "comments only") // keeps a stream alive that nobody else can go on with
+	delete(ways, "an error event without its blank line")
 	delete(ways, "an event that is no JSON")     // the caller gets it as it came, where nobody else can go on
 	delete(ways, "an answer from its beginning") // nobody can tell behind a single chunk without a role
 	names := slices.Sorted(maps.Keys(ways))

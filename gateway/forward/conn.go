@@ -421,6 +421,10 @@ func (g *Guard) Aborted() bool {
 
 // cut takes n bytes out of unread, at bytes in.
 func (c *conn) cut(at, n int) {
+	if at == 0 {
+		c.consume(n)
+		return
+	}
 	b := *c.buf
 	copy(b[c.from+at:], b[c.from+at+n:c.to])
 	if c.to -= n; c.from == c.to {

@@ -1,0 +1,207 @@
+package gateway
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"headrace/router"
+	"headrace/router/endpoint"
+	"headrace/router/outcome"
+)
+
+// newOdd is newTellers for hosts that are no tellers.
+func newOdd(t *testing.T, p router.Prefill, hosts ...func(*upConn, *upRequest) bool) *rig {
+	t.Helper()
+	var urls []string
+	for _, serve := range hosts {
+		urls = append(urls, newUpstream(t, serve).url())
+	}
+	g := newRig(t, urls, func(o *rigOptions) {
+		o.set.MaxResumes, o.set.MaxContinuation, o.set.Stall, o.set.Stuck = 4, 1<<20, 300*time.Millisecond, 5*time.Second
+		o.forward.UpstreamIdle = patience
+		o.edit = func(eps []endpoint.Endpoint) {
+			for i := range eps {
+				eps[i].Tenure = endpoint.Interruptible
+			}
+		}
+	})
+	for i := range hosts {
+		g.router.SetPrefill(g.host(i).ID, model, p)
+	}
+	return g
+}
+
+var goesOn = router.Prefill{Known: true, OK: true}
+
+// goesOnWith answers a request that continues one with continued, and others as usual.
+func goesOnWith(continued func(c *upConn)) func(*upConn, *upRequest) bool {
+	return func(c *upConn, r *upRequest) bool {
+		if !strings.Contains(string(r.body), "continue_final_message") {
+			return answering(c, r)
+		}
+		continued(c)
+		return true
+	}
+}
+
+// TestSignsOfLife: an event that is no JSON in front of the first token says nothing, and costs nothing.
+func TestSignsOfLife(t *testing.T) {
+	const life = "data: ping\n\n"
+	t.Run("of a host that is lost then", func(t *testing.T) {
+		b := &teller{words: 5}
+		g := newOdd(t, goesOn, func(c *upConn, _ *upRequest) bool {
+			c.send(sseHead)
+			c.sendChunk(life)
+			c.reset()
+			return false
+		}, b.serve)
+		res, body, err := g.do(ask(chatPath, streamed))
+		if s := readTold(t, body); err != nil || res.StatusCode != 200 || s.text != words(5) || !s.done {
+			t.Errorf("%v, status %d: %s", err, res.StatusCode, body)
+		}
+	})
+	t.Run("of a host that goes on", func(t *testing.T) {
+		a := &teller{words: 10, at: 4, times: 1, lose: (*upConn).reset}
+		g := newOdd(t, goesOn, a.serve, goesOnWith(func(c *upConn) {
+			c.send(sseHead)
+			for _, e := range []string{life, tokenEvent("and so on"), stopEvent, useEvent, doneEvent} {
+				c.sendChunk(e)
+			}
+			c.send(lastChunk)
+		}))
+		_, body, err := g.do(ask(chatPath, streamed))
+		if s := readTold(t, body); err != nil || s.text != words(4)+"and so on" || !s.done || strings.Contains(body, "ping") {
+			t.Errorf("%v: %s", err, body)
+		}
+	})
+}
+
+// TestPlainBeginsAnew: a plain answer that nobody can go on with is begun anew, as if it had not been read as a stream.
+func TestPlainBeginsAnew(t *testing.T) {
+	for name, tc := range map[string]struct {
+		other   func(*upConn, *upRequest) bool
+		prefill router.Prefill
+	}{
+		"nobody is known to go on": {answering, router.Prefill{Known: true}},
+		"refused by status":        {goesOnWith(func(c *upConn) { c.send(jsonAnswer(400, `{"error":{"message":"too long"}}`)) }), goesOn},
+		"refused by event": {goesOnWith(func(c *upConn) {
+			c.sendStream("data: {\"error\":{\"message\":\"context too long\",\"type\":\"BadRequestError\",\"code\":400}}\n\n", doneEvent)
+		}), goesOn},
+		"refused in one piece": {goesOnWith(func(c *upConn) {
+			c.send(jsonAnswer(200, `{"object":"error","message":"context too long","type":"BadRequestError","param":null,"code":400}`))
+		}), goesOn},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := &teller{words: 10, at: 4, times: 1, lose: (*upConn).reset}
+			g := newOdd(t, goesOn, a.serve, tc.other)
+			g.router.SetPrefill(g.host(1).ID, model, tc.prefill)
+			res, body, err := g.do(ask(chatPath, ""))
+			if err != nil || res.StatusCode != 200 {
+				t.Fatalf("%v, status %d: %s", err, res.StatusCode, body)
+			}
+			if text, finish := readWhole(t, body); text != "hello" || finish != "stop" {
+				t.Errorf("text %q, finish %q", text, finish)
+			}
+			if r := g.recordN(0); r.Class != outcome.Success || r.Attempts[0].Class != outcome.Truncated {
+				t.Errorf("class %s after %s", r.Class, r.Attempts[0].Class)
+			}
+		})
+	}
+}
+
+// TestLostAsItWas: a stream that the next host cannot be asked to go on with was lost by the first, and nobody left.
+func TestLostAsItWas(t *testing.T) {
+	lose := func(c *upConn, _ *upRequest) bool {
+		c.send(sseHead)
+		c.sendChunk(roleEvent)
+		c.sendChunk(tokenEvent("# ")) // what is left of it, when trimmed, may begin a stop string
+		c.reset()
+		return false
+	}
+	g := newOdd(t, router.Prefill{Known: true, OK: true, Trims: true}, lose, answering)
+	_, body, err := g.do(ask(chatPath, streamed+`,"stop":["###"]`))
+	if s := readTold(t, body); err == nil || s.code != "upstream_lost" {
+		t.Errorf("%v: %s", err, body)
+	}
+	if r := g.recordN(0); r.Class != outcome.Truncated || r.Lost != "stop" {
+		t.Errorf("class %s, not gone on with for %q", r.Class, r.Lost)
+	}
+}
+
+// TestUnendedEvents: events that lack the blank line behind them, or are cut off, never run into others.
+func TestUnendedEvents(t *testing.T) {
+	t.Run("the first one", func(t *testing.T) {
+		g := newOdd(t, goesOn, func(c *upConn, _ *upRequest) bool {
+			c.sendStream(roleEvent, strings.TrimRight(tokenEvent("w0 "), "\n"))
+			return true
+		}, answering)
+		_, body, err := g.do(ask(chatPath, streamed))
+		if s := readTold(t, body); err != nil || s.text != "w0 hello" || !s.done {
+			t.Errorf("%v: %s", err, body)
+		}
+	})
+	t.Run("behind the end of what was gone on with", func(t *testing.T) {
+		a := &teller{words: 10, at: 4, times: 1, lose: (*upConn).reset}
+		g := newOdd(t, goesOn, a.serve, goesOnWith(func(c *upConn) {
+			c.sendStream(tokenEvent("x"), stopEvent, "data: {\"id\":\"other\",\"choices\":[],\"usa")
+		}))
+		_, body, err := g.do(ask(chatPath, streamed))
+		if s := readTold(t, body); err != nil || s.text != words(4)+"x" || !s.done || strings.Contains(body, `"usadata`) {
+			t.Errorf("%v: %s", err, body)
+		}
+	})
+}
+
+// TestGatheredConnectionsServeAgain though the framing's end comes late.
+func TestGatheredConnectionsServeAgain(t *testing.T) {
+	up := newUpstream(t, func(c *upConn, _ *upRequest) bool {
+		c.send(sseHead)
+		for _, e := range []string{roleEvent, tokenEvent("x"), stopEvent, useEvent, doneEvent} {
+			c.sendChunk(e)
+		}
+		pause := time.NewTimer(20 * time.Millisecond)
+		<-pause.C
+		c.send(lastChunk)
+		return true
+	})
+	g := newRig(t, []string{up.url(), refusing(t)}, func(o *rigOptions) {
+		o.set.MaxResumes, o.set.MaxContinuation, o.set.Stall = 4, 1<<20, 3*time.Second
+		o.forward.UpstreamIdle = patience
+		o.edit = func(eps []endpoint.Endpoint) { eps[0].Tenure = endpoint.Interruptible }
+	})
+	g.router.SetPrefill(g.host(0).ID, model, goesOn)
+	for range 4 {
+		if res, body, err := g.do(ask(chatPath, "")); err != nil || res.StatusCode != 200 {
+			t.Fatalf("%v: %s", err, body)
+		}
+	}
+	if conns, requests := up.counts(); conns != 1 || requests != 4 {
+		t.Errorf("%d connections for %d requests", conns, requests)
+	}
+}
+
+// TestSlowReaderIsNoStall: what comes while the caller reads nothing is no silence of the host's.
+func TestSlowReaderIsNoStall(t *testing.T) {
+	comment := ": " + strings.Repeat("x", 200<<10) + "\n\n"
+	b := &teller{words: 3}
+	g := newOdd(t, goesOn, func(c *upConn, _ *upRequest) bool {
+		c.send(sseHead)
+		c.sendChunk(roleEvent + tokenEvent("w0 "))
+		for range 60 { // more than the caller's socket holds
+			c.sendChunk(comment)
+		}
+		for _, e := range []string{tokenEvent("w1 "), stopEvent, useEvent, doneEvent} {
+			c.sendChunk(e)
+		}
+		c.send(lastChunk)
+		return true
+	}, b.serve)
+	c := g.dial().send(ask(chatPath, streamed))
+	quiet := time.NewTimer(time.Second) // three stalls
+	<-quiet.C
+	_, _, err := c.whole()
+	if r := g.recordN(0); err != nil || r.Tries != 1 || r.Class != outcome.Success || len(b.requests()) != 0 {
+		t.Errorf("%v: %d tries, %s", err, r.Tries, r.Class)
+	}
+}
