@@ -218,7 +218,7 @@ func (m *Metrics) collectHosts(to sink) {
 	})
 	for i := range views[:min(len(views), mostNames)] {
 		v := &views[i]
-		vendor, id := v.Provider, string(v.ID)
+		vendor, id := v.Provider, valid(string(v.ID))
 		to.number(hostState, 1, vendor, id, v.State)
 		to.number(hostBreaker, 1, vendor, id, v.Breaker)
 		to.number(breakerOpens, float64(v.Opens), vendor, id)
@@ -250,7 +250,7 @@ func (m *Metrics) collectHosts(to sink) {
 		to.number(probes, float64(p.Sent-p.Failed), vendor, id, "ok")
 		to.number(probes, float64(p.Failed), vendor, id, "failed")
 		for model, word := range p.Continues {
-			to.number(hostContinues, 1, vendor, id, model, word)
+			to.number(hostContinues, 1, vendor, id, valid(model), word)
 		}
 	}
 }

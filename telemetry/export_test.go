@@ -3,6 +3,7 @@ package telemetry_test
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -28,6 +29,7 @@ import (
 	"headrace/gateway/ledger"
 	"headrace/gateway/trace"
 	"headrace/router"
+	"headrace/router/endpoint"
 	"headrace/router/outcome"
 	"headrace/telemetry"
 )
@@ -308,6 +310,42 @@ func TestSpans(t *testing.T) {
 	}
 	if l := byID[string(rs[1].Trace.Span[:])].Links; len(l) != 1 || l[0].TraceId[0] != 2 || l[0].SpanId[0] != 3 {
 		t.Errorf("a stranger's trace is not linked: %v", l)
+	}
+}
+
+// TestInvalidUTF8 has hosts and callers write what is none: neither their spans and lines nor those beside them are lost.
+func TestInvalidUTF8(t *testing.T) {
+	const cut = "sto\xc3"
+	c := startCollector(t)
+	m := newMetrics(telemetry.NamesBoth)
+	e, stop := runExport(t, telemetry.ExportOptions{
+		URL: c.http.URL, Traces: true, Logs: true, Metrics: true, Figures: m, Names: telemetry.NamesBoth,
+		Explain: func(uint64) (router.Explanation, bool) {
+			return router.Explanation{Candidate: []router.CandidateView{{Endpoint: cut, Reason: cut}}}, true
+		},
+	})
+	r := traced()[0]
+	r.Finish, r.Code, r.Model = cut, cut, cut
+	r.Attempts[0].Served, r.Attempts[0].Endpoint = cut, cut
+	r.Attempts[0].Worker = &endpoint.WorkerReport{Worker: cut}
+	e.Record(&r)
+	m.Record(&r)
+	log := slog.New(e.Handler(slog.LevelInfo))
+	log.Info(cut, "error", errors.New(cut), "text", cut)
+	log.With("part", cut).Info("fine")
+	stop()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.spans) != 2 || len(c.lines) != 2 || len(c.figures) == 0 {
+		t.Fatalf("%d spans, %d lines and %d figures came, want 2, 2 and all", len(c.spans), len(c.lines), len(c.figures))
+	}
+	for _, s := range c.spans {
+		if s.Kind == tracepb.Span_SPAN_KIND_CLIENT && (s.Name != "chat sto?" || !strings.Contains(attr(s.Attributes, "gen_ai.response.finish_reasons"), "sto?")) {
+			t.Errorf("span %v", s)
+		}
+	}
+	if l := c.lines[0]; l.Body.GetStringValue() != "sto?" || attr(l.Attributes, "error") != "sto?" || attr(l.Attributes, "text") != "sto?" {
+		t.Errorf("line %v", l)
 	}
 }
 

@@ -50,7 +50,7 @@ func (l *lines) Enabled(_ context.Context, level slog.Level) bool { return level
 func (l *lines) Handle(ctx context.Context, r slog.Record) error {
 	var rec otellog.Record
 	rec.SetTimestamp(r.Time)
-	rec.SetBody(attribute.StringValue(r.Message))
+	rec.SetBody(attribute.StringValue(valid(r.Message)))
 	rec.SetSeverity(severity(r.Level))
 	rec.SetSeverityText(r.Level.String())
 	rec.AddAttributes(l.with...)
@@ -102,7 +102,7 @@ func value(v slog.Value) attribute.Value {
 	case slog.KindFloat64:
 		return attribute.Float64Value(v.Float64())
 	default:
-		return attribute.StringValue(v.String()) // as the text handler writes it; a secret hides itself there
+		return attribute.StringValue(valid(v.String())) // as the text handler writes it; a secret hides itself there
 	}
 }
 

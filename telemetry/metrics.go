@@ -2,7 +2,6 @@ package telemetry
 
 import (
 	"maps"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -135,9 +134,9 @@ type bounded struct {
 	m  map[string]bool
 }
 
-// of returns name, or other where there is no room for it. Exporters refuse what is no UTF-8, whoever has named it so.
+// of returns name, or other where there is no room for it.
 func (b *bounded) of(name string, over *atomic.Int64) string {
-	name = strings.ToValidUTF8(name, "?")
+	name = valid(name)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {

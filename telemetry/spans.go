@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"math"
+	"strings"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -88,12 +89,15 @@ func (s *spanner) spans(r *ledger.Record) []sdktrace.ReadOnlySpan {
 	return stubs.Snapshots()
 }
 
+// valid returns text without what is no UTF-8, such as a character that was cut: OTLP's encoder refuses a whole batch for it.
+func valid(text string) string { return strings.ToValidUTF8(text, "?") }
+
 // attrs puts attributes together, leaving out what is not known.
 type attrs []attribute.KeyValue
 
 func (a *attrs) text(key, v string) {
 	if v != "" {
-		*a = append(*a, attribute.String(key, v))
+		*a = append(*a, attribute.String(key, valid(v)))
 	}
 }
 func (a *attrs) count(key string, v int64) { *a = append(*a, attribute.Int64(key, v)) }
@@ -212,7 +216,7 @@ func (s *spanner) attempt(r *ledger.Record, i int, parent oteltrace.SpanContext)
 	}
 	a.decision(t)
 	stub := tracetest.SpanStub{
-		Name: op + " " + t.Served, Parent: parent, SpanKind: oteltrace.SpanKindClient, StartTime: begin, EndTime: begin.Add(t.Duration),
+		Name: op + " " + valid(t.Served), Parent: parent, SpanKind: oteltrace.SpanKindClient, StartTime: begin, EndTime: begin.Add(t.Duration),
 		SpanContext: spanContext(r.Trace.ID, t.Span, r.Trace.State, false), Resource: s.resource, InstrumentationScope: s.scope,
 		Attributes: a, Links: links(r, i), Events: s.candidates(t, begin),
 	}
@@ -239,7 +243,7 @@ func (s *spanner) usage(a *attrs, r *ledger.Record) {
 		}
 	}
 	if r.Finish != "" {
-		*a = append(*a, attribute.StringSlice("gen_ai.response.finish_reasons", []string{r.Finish}))
+		*a = append(*a, attribute.StringSlice("gen_ai.response.finish_reasons", []string{valid(r.Finish)}))
 	}
 	if r.TPS > 0 {
 		a.figure("headrace.tps", r.TPS)
