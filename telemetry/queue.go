@@ -63,18 +63,33 @@ func (q *queue[T]) take(batch []T) []T {
 	return batch
 }
 
-// run exports until ctx is done, and what is left then.
+// linger returns a context that is done some time after ctx, or when it is cancelled.
+func linger(ctx context.Context, longer time.Duration) (context.Context, context.CancelFunc) {
+	lasting, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	context.AfterFunc(ctx, func() {
+		select {
+		case <-time.After(longer):
+			cancel()
+		case <-lasting.Done():
+		}
+	})
+	return lasting, cancel
+}
+
+// run exports until ctx is done, and then what is left and under way, for lastWithin.
 func (q *queue[T]) run(ctx context.Context) {
 	tick := time.NewTicker(batchWithin)
 	defer tick.Stop()
+	last, cancel := linger(ctx, lastWithin)
+	defer cancel()
 	var batch []T
 	told := false
-	flush := func(ctx context.Context) {
-		for ctx.Err() == nil {
+	flush := func() {
+		for last.Err() == nil {
 			if batch = q.take(batch); len(batch) == 0 {
 				return
 			}
-			within, cancel := context.WithTimeout(ctx, exportWithin)
+			within, cancel := context.WithTimeout(last, exportWithin)
 			err := q.export(within, batch)
 			cancel()
 			if err != nil {
@@ -88,13 +103,11 @@ func (q *queue[T]) run(ctx context.Context) {
 	for {
 		select {
 		case <-q.full:
-			flush(ctx)
+			flush()
 		case <-tick.C:
-			flush(ctx)
+			flush()
 		case <-ctx.Done():
-			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWithin)
-			defer cancel()
-			flush(last)
+			flush()
 			q.mu.Lock()
 			defer q.mu.Unlock()
 			q.counts.failed.Add(int64(len(q.items)))
