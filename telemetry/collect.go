@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"math"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -51,11 +52,46 @@ type Reloads struct {
 	Current    bool // the newest one is in force
 }
 
-// sink takes one series: the values of the instrument's labels, "" for one that is left out, and the figure. It keeps neither
-// values nor h.
+// sink takes one series: the values of the instrument's labels, "" for one that is left out, and the figure. It may keep
+// values and h, which nobody changes.
 type sink interface {
 	number(i instrument, v float64, values ...string)
 	hist(i instrument, h *hist, values ...string)
+}
+
+// shelf is a sink for the series of one set while its lock is held. They are told when it is not, so that no request waits for
+// whoever reads them.
+type shelf struct{ series []series }
+
+type series struct {
+	i      instrument
+	v      float64
+	h      *hist // a copy; nil where v is the figure
+	values []string
+}
+
+func (s *shelf) number(i instrument, v float64, values ...string) {
+	s.series = append(s.series, series{i: i, v: v, values: values})
+}
+
+func (s *shelf) hist(i instrument, h *hist, values ...string) {
+	if h.n == nil {
+		return
+	}
+	s.series = append(s.series, series{i: i, h: &hist{slices.Clone(h.n), h.sum, slices.Clone(h.ex)}, values: values})
+}
+
+// tell empties the shelf.
+func (s *shelf) tell(to sink) {
+	for i := range s.series {
+		if one := &s.series[i]; one.h != nil {
+			to.hist(one.i, one.h, one.values...)
+		} else {
+			to.number(one.i, one.v, one.values...)
+		}
+	}
+	clear(s.series)
+	s.series = s.series[:0]
 }
 
 // collect tells every series there is to to, those of one instrument not together.
@@ -88,55 +124,60 @@ func (m *Metrics) providers(vendor string) (name, system string) {
 }
 
 func (m *Metrics) collectRequests(to sink) {
+	var held shelf
 	m.http.each(func(k httpKey, s *httpSet) {
 		s.mu.Lock()
-		defer s.mu.Unlock()
-		to.hist(httpDuration, &s.duration, k.method, k.route, strconv.Itoa(k.status), errorType(k.class))
+		held.hist(httpDuration, &s.duration, k.method, k.route, strconv.Itoa(k.status), errorType(k.class))
+		s.mu.Unlock()
+		held.tell(to)
 	})
 	m.refuse.each(func(k refusalKey, n *atomic.Int64) {
 		to.number(refusals, float64(n.Load()), strconv.Itoa(k.status), k.code)
 	})
 	m.routes.each(func(route string, s *routeSet) {
 		s.mu.Lock()
-		defer s.mu.Unlock()
-		to.hist(overhead, &s.overhead, route)
+		held.hist(overhead, &s.overhead, route)
+		s.mu.Unlock()
+		held.tell(to)
 	})
 	m.models.each(func(model string, s *modelSet) {
 		s.mu.Lock()
-		defer s.mu.Unlock()
 		for c := range classes {
 			word := outcome.Class(c).String() //nolint:gosec // a handful
-			some(to, requests, s.requests[c], model, word)
-			some(to, failovers, s.failovers[c], model, word)
+			some(&held, requests, s.requests[c], model, word)
+			some(&held, failovers, s.failovers[c], model, word)
 		}
-		some(to, continuations, s.offered, model, "offered", "")
-		some(to, continuations, s.done, model, "done", "")
+		some(&held, continuations, s.offered, model, "offered", "")
+		some(&held, continuations, s.done, model, "done", "")
 		for why, n := range s.refused {
-			some(to, continuations, n, model, "refused", why)
+			some(&held, continuations, n, model, "refused", why)
 		}
 		for result, n := range s.hedges {
-			some(to, hedges, n, model, result)
+			some(&held, hedges, n, model, result)
 		}
-		to.hist(seamGap, &s.gap, model)
+		held.hist(seamGap, &s.gap, model)
 		for p, promise := range [...]string{"ttft", "tps"} {
-			some(to, promises, s.promises[p][0], model, promise, "false")
-			some(to, promises, s.promises[p][1], model, promise, "true")
+			some(&held, promises, s.promises[p][0], model, promise, "false")
+			some(&held, promises, s.promises[p][1], model, promise, "true")
 		}
 		for p, n := range s.cancels {
-			some(to, cancels, n, model, ledger.Phase(p).String()) //nolint:gosec // three
+			some(&held, cancels, n, model, ledger.Phase(p).String()) //nolint:gosec // three
 		}
+		s.mu.Unlock()
+		held.tell(to)
 	})
 	m.served.each(func(k servedKey, s *servedSet) {
 		s.mu.Lock()
-		defer s.mu.Unlock()
 		name, system := m.providers(k.vendor)
 		for c, h := range s.duration {
 			if h != nil {
-				to.hist(serverDuration, h, k.op, name, system, k.model, errorType(outcome.Class(c))) //nolint:gosec // a handful
+				held.hist(serverDuration, h, k.op, name, system, k.model, errorType(outcome.Class(c))) //nolint:gosec // a handful
 			}
 		}
-		to.hist(serverTTFT, &s.ttft, k.op, name, system, k.model)
-		to.hist(serverTPOT, &s.tpot, k.op, name, system, k.model)
+		held.hist(serverTTFT, &s.ttft, k.op, name, system, k.model)
+		held.hist(serverTPOT, &s.tpot, k.op, name, system, k.model)
+		s.mu.Unlock()
+		held.tell(to)
 	})
 }
 
@@ -148,49 +189,52 @@ func some(to sink, i instrument, n int64, values ...string) {
 }
 
 func (m *Metrics) collectAttempts(to sink) {
+	var held shelf
 	m.genai.each(func(k genaiKey, s *genaiSet) {
 		s.mu.Lock()
-		defer s.mu.Unlock()
 		name, system := m.providers(k.vendor)
 		for c, h := range s.duration {
 			if h != nil {
-				to.hist(clientDuration, h, k.op, name, system, k.served, k.endpoint, errorType(outcome.Class(c))) //nolint:gosec // a handful
+				held.hist(clientDuration, h, k.op, name, system, k.served, k.endpoint, errorType(outcome.Class(c))) //nolint:gosec // a handful
 			}
 		}
 		if m.opt.Names.has(Latest) {
-			to.hist(clientFirstChunk, &s.first, k.op, name, k.served, k.endpoint)
-			to.hist(clientOutputChunk, &s.chunk, k.op, name, k.served, k.endpoint)
-			to.hist(clientInputSize, &s.inputSize, k.op, name, k.served, k.endpoint)
-			to.hist(clientOutputSize, &s.outputSize, k.op, name, k.served, k.endpoint)
+			held.hist(clientFirstChunk, &s.first, k.op, name, k.served, k.endpoint)
+			held.hist(clientOutputChunk, &s.chunk, k.op, name, k.served, k.endpoint)
+			held.hist(clientInputSize, &s.inputSize, k.op, name, k.served, k.endpoint)
+			held.hist(clientOutputSize, &s.outputSize, k.op, name, k.served, k.endpoint)
 			for _, c := range [...]struct {
 				i instrument
 				n int64
 			}{{clientInput, s.input}, {clientOutput, s.output}, {clientCached, s.cached}, {clientReasoning, s.reasoning}} {
-				to.number(c.i, float64(c.n), k.op, name, k.served, k.endpoint, "unknown")
+				held.number(c.i, float64(c.n), k.op, name, k.served, k.endpoint, "unknown")
 			}
 		}
 		if m.opt.Names.has(Legacy) {
-			to.hist(clientUsage, &s.inputSize, k.op, name, system, k.served, k.endpoint, "input")
-			to.hist(clientUsage, &s.outputSize, k.op, name, system, k.served, k.endpoint, "output")
+			held.hist(clientUsage, &s.inputSize, k.op, name, system, k.served, k.endpoint, "input")
+			held.hist(clientUsage, &s.outputSize, k.op, name, system, k.served, k.endpoint, "output")
 		}
+		s.mu.Unlock()
+		held.tell(to)
 	})
 	m.hosts.each(func(k hostKey, s *hostSet) {
 		s.mu.Lock()
-		defer s.mu.Unlock()
 		for c := range classes {
 			word := outcome.Class(c).String() //nolint:gosec // a handful
-			some(to, attemptsMade, s.attempts[c], k.vendor, k.endpoint, k.model, word)
+			some(&held, attemptsMade, s.attempts[c], k.vendor, k.endpoint, k.model, word)
 			if w := s.wasted[c]; w.attempts > 0 {
-				to.number(tokens, float64(w.tokens), k.vendor, k.endpoint, k.model, "wasted", word)
-				to.number(spend, w.usd, k.vendor, k.endpoint, k.model, "wasted", word)
+				held.number(tokens, float64(w.tokens), k.vendor, k.endpoint, k.model, "wasted", word)
+				held.number(spend, w.usd, k.vendor, k.endpoint, k.model, "wasted", word)
 			}
 		}
 		if s.useful.attempts > 0 {
-			to.number(tokens, float64(s.useful.tokens), k.vendor, k.endpoint, k.model, "useful", "")
-			to.number(spend, s.useful.usd, k.vendor, k.endpoint, k.model, "useful", "")
+			held.number(tokens, float64(s.useful.tokens), k.vendor, k.endpoint, k.model, "useful", "")
+			held.number(spend, s.useful.usd, k.vendor, k.endpoint, k.model, "useful", "")
 		}
-		some(to, coldStarts, s.cold, k.vendor, k.endpoint, k.model)
-		to.hist(coldStart, &s.coldTime, k.vendor, k.endpoint, k.model)
+		some(&held, coldStarts, s.cold, k.vendor, k.endpoint, k.model)
+		held.hist(coldStart, &s.coldTime, k.vendor, k.endpoint, k.model)
+		s.mu.Unlock()
+		held.tell(to)
 	})
 }
 

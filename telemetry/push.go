@@ -2,7 +2,6 @@ package telemetry
 
 import (
 	"encoding/binary"
-	"slices"
 	"strconv"
 	"time"
 
@@ -70,14 +69,14 @@ func (p *pile) hist(i instrument, h *hist, values ...string) {
 		return
 	}
 	d := metricdata.HistogramDataPoint[float64]{
-		Attributes: attributes(i, values), StartTime: p.since, Time: p.now, Bounds: table[i].Buckets, BucketCounts: slices.Clone(h.n), Sum: h.sum,
+		Attributes: attributes(i, values), StartTime: p.since, Time: p.now, Bounds: table[i].Buckets, BucketCounts: h.n, Sum: h.sum,
 	}
 	for _, n := range h.n {
 		d.Count += n
 	}
 	for b := range h.ex {
 		if x := &h.ex[b]; !x.at.IsZero() {
-			d.Exemplars = append(d.Exemplars, metricdata.Exemplar[float64]{Time: x.at, Value: x.value, TraceID: slices.Clone(x.trace[:]), SpanID: slices.Clone(x.span[:])})
+			d.Exemplars = append(d.Exemplars, metricdata.Exemplar[float64]{Time: x.at, Value: x.value, TraceID: x.trace[:], SpanID: x.span[:]})
 		}
 	}
 	p.hists[i] = append(p.hists[i], d)
