@@ -363,11 +363,7 @@ func (m *Metrics) recordModel(r *ledger.Record, model string, ex *exemplar) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.requests[r.Class]++
-	for i := 1; i < len(r.Attempts); i++ {
-		if before := &r.Attempts[i-1]; !r.Attempts[i].Hedge && !before.Hedge && before.Class != outcome.Outrun {
-			s.failovers[before.Class]++
-		}
-	}
+	s.failedOver(r)
 	if r.Hedge != "" {
 		if s.hedges == nil {
 			s.hedges = map[string]int64{}
@@ -390,6 +386,21 @@ func (m *Metrics) recordModel(r *ledger.Record, model string, ex *exemplar) {
 	}
 	if r.Stream {
 		s.judge(r)
+	}
+}
+
+// failedOver counts each attempt that took the place of another one. A hedge stands beside its attempt, unless it has won: then
+// it is the one that is followed.
+func (s *modelSet) failedOver(r *ledger.Record) {
+	var before *ledger.Attempt
+	for i := range r.Attempts {
+		a := &r.Attempts[i]
+		if before != nil && !a.Hedge && before.Class != outcome.Outrun {
+			s.failovers[before.Class]++
+		}
+		if !a.Hedge || r.Hedge == "won" {
+			before = a
+		}
 	}
 }
 
@@ -467,7 +478,7 @@ func (m *Metrics) recordAttempt(r *ledger.Record, i int, op, model string, ex *e
 		k.endpoint, k.model = m.knownHosts.of(k.endpoint, &m.overflowed), m.knownModels.of(k.model, &m.overflowed)
 		h = m.hosts.add(k)
 	}
-	useful := a.Class == outcome.Success || last && r.Class == outcome.Success || !last && r.Attempts[i+1].Resumed
+	useful := a.Class == outcome.Success || last && r.Class == outcome.Success || !last && r.Attempts[i+1].Resumed && a.Output > 0
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.attempts[a.Class]++

@@ -3,6 +3,7 @@ package telemetry_test
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -221,6 +222,95 @@ func TestPageIsTheTable(t *testing.T) {
 	}
 	for name := range fs {
 		t.Errorf("%s is on the page and not in the table", name)
+	}
+}
+
+// TestAttempts holds what is a failover, and which attempts are in the answer.
+func TestAttempts(t *testing.T) {
+	attempt := func(id endpoint.ID, class outcome.Class, output int64) ledger.Attempt {
+		return ledger.Attempt{Endpoint: id, Provider: "static", Served: "m", Class: class, Duration: time.Second, Output: output, USD: 1, USDKnown: true}
+	}
+	hedge := func(a ledger.Attempt) ledger.Attempt { a.Hedge = true; return a }
+	resumed := func(a ledger.Attempt) ledger.Attempt { a.Resumed = true; return a }
+	for name, tc := range map[string]struct {
+		attempts  []ledger.Attempt
+		hedge     string
+		failovers map[string]float64 // by class
+		useful    map[string]float64 // dollars by endpoint
+	}{
+		"one": {
+			[]ledger.Attempt{attempt("a", outcome.Success, 9)},
+			"",
+			nil,
+			map[string]float64{"a": 1},
+		},
+		"the next one": {
+			[]ledger.Attempt{attempt("a", outcome.DialFailed, 0), attempt("b", outcome.Success, 9)},
+			"",
+			map[string]float64{"dial_failed": 1},
+			map[string]float64{"b": 1},
+		},
+		"a hedge lost, and the attempt broke off": {
+			[]ledger.Attempt{hedge(attempt("h", outcome.Outrun, 0)), attempt("a", outcome.Severed, 4), resumed(attempt("b", outcome.Success, 5))},
+			"lost",
+			map[string]float64{"severed": 1},
+			map[string]float64{"a": 1, "b": 1},
+		},
+		"both failed": {
+			[]ledger.Attempt{attempt("a", outcome.UpstreamFault, 0), hedge(attempt("h", outcome.Severed, 0)), attempt("b", outcome.Success, 9)},
+			"failed",
+			map[string]float64{"upstream_fault": 1},
+			map[string]float64{"b": 1},
+		},
+		"both failed, the hedge first": {
+			[]ledger.Attempt{hedge(attempt("h", outcome.Severed, 0)), attempt("a", outcome.UpstreamFault, 0), attempt("b", outcome.Success, 9)},
+			"failed",
+			map[string]float64{"upstream_fault": 1},
+			map[string]float64{"b": 1},
+		},
+		"a hedge won": {
+			[]ledger.Attempt{attempt("a", outcome.Outrun, 0), hedge(attempt("h", outcome.Success, 9))},
+			"won",
+			nil,
+			map[string]float64{"h": 1},
+		},
+		"a hedge won and broke off": {
+			[]ledger.Attempt{attempt("a", outcome.Outrun, 0), hedge(attempt("h", outcome.Severed, 4)), resumed(attempt("b", outcome.Success, 5))},
+			"won",
+			map[string]float64{"severed": 1},
+			map[string]float64{"h": 1, "b": 1},
+		},
+		"one that was to go on and did not": {
+			[]ledger.Attempt{attempt("a", outcome.Severed, 4), resumed(attempt("b", outcome.Severed, 0)), resumed(attempt("c", outcome.Success, 5))},
+			"",
+			map[string]float64{"severed": 2},
+			map[string]float64{"a": 1, "c": 1},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := telemetry.NewMetrics(telemetry.MetricsOptions{Now: func() time.Time { return start }})
+			m.Record(&ledger.Record{At: start, Route: "/v1/chat/completions", Model: "m", Known: true, Hedge: tc.hedge, Attempts: tc.attempts, Tries: len(tc.attempts)})
+			fs := families(t, scrape(t, m, "text/plain"))
+			counted := func(name, by, only string) map[string]float64 {
+				got := map[string]float64{}
+				for _, one := range fs[name].GetMetric() {
+					labels := map[string]string{}
+					for _, l := range one.Label {
+						labels[l.GetName()] = l.GetValue()
+					}
+					if only == "" || labels["headrace_use"] == only {
+						got[labels[by]] += one.Counter.GetValue()
+					}
+				}
+				return got
+			}
+			if got := counted("headrace_failovers_total", "headrace_class", ""); !maps.Equal(got, tc.failovers) {
+				t.Errorf("failovers %v, want %v", got, tc.failovers)
+			}
+			if got := counted("headrace_spend_usd_total", "headrace_endpoint", "useful"); !maps.Equal(got, tc.useful) {
+				t.Errorf("useful dollars %v, want %v", got, tc.useful)
+			}
+		})
 	}
 }
 
