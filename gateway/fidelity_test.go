@@ -240,8 +240,8 @@ func TestStreamEnds(t *testing.T) {
 		"anthropic, lost":                   {path: "/v1/messages", request: messages, send: chunks(anthropic), got: anthropic, err: "api_error", class: lost},
 		"responses, whole":                  {path: "/v1/responses", request: `{"model":"m1","stream":true,"input":"x"}`, send: ended(responses, responsesEnd), got: responses + responsesEnd, class: good},
 		"responses, lost":                   {path: "/v1/responses", request: `{"model":"m1","stream":true,"input":"x"}`, send: ended(responses), got: responses, err: "upstream_lost", class: lost},
-		"silent for longer than gap":        {send: func(c *upConn) bool { chunks(tok)(c); c.gone(); return false }, got: tok, err: "upstream_lost", class: lost},
-		"silent inside an event":            {send: func(c *upConn) bool { chunks(tok, tok[:20])(c); c.gone(); return false }, got: tok, err: "upstream_lost", class: lost},
+		"silent for longer than gap":        {send: func(c *upConn) bool { chunks(tok)(c); c.gone(); return false }, got: tok, err: "upstream_lost", class: outcome.Stalled},
+		"silent inside an event":            {send: func(c *upConn) bool { chunks(tok, tok[:20])(c); c.gone(); return false }, got: tok, err: "upstream_lost", class: outcome.Stalled},
 		"silent behind done, no last chunk": {send: func(c *upConn) bool { chunks(tok, stopEvent, doneEvent)(c); c.gone(); return false }, got: tok + stopEvent + doneEvent, class: good},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -532,6 +532,8 @@ func (x *exchange) verdict() outcome.Error {
 	case x.m.done && x.bodyEnd:
 	case x.clientBroke():
 		oe.Class = outcome.ClientGone
+	case x.attempt != nil:
+		oe.Class = x.lostAs(x.broken).Class
 	default:
 		oe.Class = outcome.Truncated
 	}
