@@ -114,7 +114,7 @@ func TestChaosCommandLine(t *testing.T) {
 
 func TestChaosText(t *testing.T) {
 	rep := chaos.Report{
-		Scenario: "own", Hosts: 2, Streams: 3, Seconds: 65, Tokens: 7, Lost: 1, Outages: 2, Corpse: 1, Faults: map[string]int{"kill": 2, "dark": 1},
+		Scenario: "own", Hosts: 2, Streams: 3, Seconds: 65, Tokens: 7, Lost: 1, Outages: 2, Corpse: 1, Untold: 1, Faults: map[string]int{"kill": 2, "dark": 1},
 		Groups:   []chaos.Group{{Name: chaos.FreeStreams, Answers: 4, Complete: 3, Failed: 1, Errors: map[string]int{"upstream_lost": 1}}},
 		Problems: []chaos.Problem{{Request: "req_1", End: chaos.Complete, What: []string{"1 tokens lost"}}},
 		Held:     map[string]int64{"static:spot": 2},
@@ -122,7 +122,7 @@ func TestChaosText(t *testing.T) {
 		Targets:  []chaos.Target{{Name: "silent cuts", Want: "0", Found: "1"}},
 	}
 	text := chaosText(&rep, 0)
-	for _, want := range []string{"2 × kill, 1 × dark", "75.00", "1 upstream_lost", "1 lost", "200 ms", "away 2 times; 1 request was sent", "req_1", "2 static:spot", "MISSED"} {
+	for _, want := range []string{"2 × kill, 1 × dark", "75.00", "1 upstream_lost", "1 lost", "200 ms", "away 2 times; 1 request was sent", "req_1", "After 1 of these times", "2 static:spot", "MISSED"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in:\n%s", want, text)
 		}

@@ -40,10 +40,13 @@ func chaosText(r *chaos.Report, width int) string {
 	if r.Outages > 0 {
 		fmt.Fprintf(&b, "Hosts were away %s; %s sent to one after its first failure.", times(r.Outages), requestsWere(r.Corpse))
 		if r.Trusted.N > 0 {
-			fmt.Fprintf(&b, " From a return to the first request served: p50 %s, longest %s.", gap(r.Trusted.P50), gap(r.Trusted.Max))
+			fmt.Fprintf(&b, " From a return to the first request served: p50 %s, p99 %s, longest %s.", gap(r.Trusted.P50), gap(r.Trusted.P99), gap(r.Trusted.Max))
 		}
 		if r.Unasked > 0 {
 			fmt.Fprintf(&b, " %d of them got no request afterwards.", r.Unasked)
+		}
+		if r.Untold > 0 {
+			fmt.Fprintf(&b, " After %d of these times there was too little time, or too few requests, to tell.", r.Untold)
 		}
 		b.WriteString("\n")
 	}

@@ -121,7 +121,8 @@ func TestOddEngines(t *testing.T) {
 				}
 				return goOn(b), 25, 0
 			},
-			router.Prefill{}, whyNoAnswer, outcome.UpstreamFault, 4,
+			router.Prefill{},
+			whyNoAnswer, outcome.UpstreamFault, 4,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -107,7 +107,7 @@ func (f *Fleet) start(ctx context.Context, h *HostSpec, name string, seed uint64
 	case Vast:
 		if f.vast == nil {
 			if f.vast, err = fakevast.Start(ctx, fakevast.Config{
-				TimeScale: f.pace, EngineScale: f.scenario.Speed, Seed: seed, DetectionLag: 10 * time.Second, OfflineAfter: 20 * time.Second,
+				TimeScale: f.pace, EngineScale: f.scenario.Speed, Seed: seed, DetectionLag: vastLag, OfflineAfter: 20 * time.Second,
 				Boot: fakevast.Boot{Provision: 10 * time.Second, Pull: 90 * time.Second, Ports: 5 * time.Second, Model: 2 * time.Minute},
 			}); err != nil {
 				return err
@@ -204,24 +204,42 @@ func (f *Fleet) VastConsole() string {
 const (
 	vastKey   = "vast-key" // the fake's own
 	leastPoll = 100 * time.Millisecond
+	vastPoll  = 15 * time.Second // in life
+	vastLag   = 10 * time.Second // in life, until its API tells what has happened
 )
+
+// every is how often a control plane is asked that is asked that often in life.
+func (f *Fleet) every(d time.Duration) time.Duration {
+	return max(leastPoll, time.Duration(float64(d)/f.pace).Round(time.Millisecond))
+}
+
+// trustWithin is how long after its return a host may get its first request, in real time: 10 s, for probes are as far apart as in
+// life whatever the engines' speed, and more where engines are slower than in life, which answer these; and by how much the news
+// from Vast.ai may be late.
+func (f *Fleet) trustWithin() time.Duration {
+	d := 10 * time.Second
+	if f.scenario != nil && f.scenario.Speed < 1 {
+		d = time.Duration(float64(d) / f.scenario.Speed)
+	}
+	if f.vast != nil {
+		d += f.every(vastPoll) + time.Duration(float64(vastLag)/f.pace).Round(time.Millisecond)
+	}
+	return d
+}
 
 // Env is the environment in which the gateway finds the clouds.
 func (f *Fleet) Env() map[string]string {
 	e := map[string]string{}
-	poll := func(every time.Duration) string {
-		return max(leastPoll, time.Duration(float64(every)/f.pace).Round(time.Millisecond)).String()
-	}
 	if f.vast != nil {
 		e[config.EnvVastKey] = vastKey
 		e["VAST_CONSOLE_URL"], e["VAST_RUN_URL"], e["VAST_OPENAI_URL"] = f.vast.ConsoleURL(), f.vast.RunURL(), f.vast.OpenAIURL()
-		e[config.EnvVastPoll] = poll(15 * time.Second)
+		e[config.EnvVastPoll] = f.every(vastPoll).String()
 	}
 	if f.runpod != nil {
 		e[config.EnvRunPodKey] = f.runpod.Key()
 		e["RUNPOD_MANAGEMENT_URL"], e["RUNPOD_QUEUE_URL"] = f.runpod.ManagementURL(), f.runpod.QueueURL()
 		e["RUNPOD_BALANCER_URL"], e["RUNPOD_POD_URL"] = f.runpod.BalancerURL(), f.runpod.PodURL()
-		e[config.EnvRunPodPoll] = poll(time.Minute)
+		e[config.EnvRunPodPoll] = f.every(time.Minute).String()
 	}
 	return e
 }

@@ -42,6 +42,7 @@ type Run struct {
 	faults    map[string]int
 	outages   []*outage
 	suffering map[*member]bool
+	quiet     time.Time // callers begin no answer after that; zero for not yet
 }
 
 // answer is what a caller got for what it asked.
@@ -58,6 +59,7 @@ type outage struct {
 	id   string
 	from time.Time
 	back time.Time // it takes connections again; zero for never
+	next time.Time // something befalls it once more; zero for never
 }
 
 // New makes a Run. Give Settled to the gateway before it serves.
@@ -108,6 +110,9 @@ func (r *Run) Play(ctx context.Context) *Report {
 		callers.Go(func() { r.call(running, asking, &caller{base: r.o.Base, client: client}, i) })
 	}
 	<-running.Done()
+	r.mu.Lock()
+	r.quiet = time.Now()
+	r.mu.Unlock()
 	late := time.AfterFunc(tail, hangUp)
 	defer late.Stop()
 	callers.Wait()
@@ -287,6 +292,11 @@ func (r *Run) strike(ctx context.Context, f *FaultSpec, m *member, lasts time.Du
 	}
 	r.mu.Lock()
 	r.faults[string(f.Do)]++
+	for _, o := range r.outages {
+		if o.id == m.id && o.next.IsZero() {
+			o.next = time.Now()
+		}
+	}
 	if out != nil {
 		r.outages = append(r.outages, out)
 	}
@@ -419,33 +429,47 @@ func (r *Run) enter(rep *Report, a *answer) {
 type attempt struct {
 	began, ended time.Time
 	class        outcome.Class
+	served       bool // a token came of it, or all of a plain answer
 }
 
 // slack is how long after the report of a failure a request may still have been chosen for the host before: what the scheduler of a
 // busy machine takes.
 const slack = 20 * time.Millisecond
 
+// enough requests per host of the fleet, begun while one that is back is due to be asked, leave no excuse for not asking it.
+const enough = 10
+
 // follow finds out what was sent to hosts that were away, and when those that came back were asked again.
 func (r *Run) follow(rep *Report) {
 	sent := map[string][]attempt{} // by host
+	var begun []time.Time          // any of them
 	for _, rec := range r.records {
 		for i := range rec.Attempts {
 			t := &rec.Attempts[i]
 			began := rec.At.Add(t.After)
-			sent[string(t.Endpoint)] = append(sent[string(t.Endpoint)], attempt{began, began.Add(t.Duration), t.Class})
+			begun = append(begun, began)
+			sent[string(t.Endpoint)] = append(sent[string(t.Endpoint)], attempt{began, began.Add(t.Duration), t.Class, t.First > 0 || t.Class == outcome.Success})
 			if t.Class != outcome.Success {
 				rep.Attempts[t.Class.String()]++
 			}
 		}
 	}
+	within := r.o.Fleet.trustWithin()
+	busy := func(from time.Time) bool { // requests enough in the time within which a host is due to be asked
+		n := 0
+		for _, at := range begun {
+			if !at.Before(from) && at.Before(from.Add(within)) {
+				n++
+			}
+		}
+		return n >= enough*len(r.o.Fleet.members)
+	}
 	var trusted histogram
-	for i, o := range r.outages {
+	for _, o := range r.outages {
 		rep.Outages++
 		until := time.Now() // of what is looked at after its return
-		for _, next := range r.outages[i+1:] {
-			if next.id == o.id && next.from.Before(until) {
-				until = next.from
-			}
+		if !o.next.IsZero() {
+			until = o.next
 		}
 		back := o.back
 		if back.IsZero() {
@@ -462,18 +486,26 @@ func (r *Run) follow(rep *Report) {
 			if !first.IsZero() && a.began.After(first.Add(slack)) && a.began.Before(back) {
 				rep.Corpse++
 			}
-			if !o.back.IsZero() && a.class == outcome.Success && !a.began.Before(o.back) && a.began.Before(until) && (served.IsZero() || a.began.Before(served)) {
+			if !o.back.IsZero() && a.served && !a.began.Before(o.back) && a.began.Before(until) && (served.IsZero() || a.began.Before(served)) {
 				served = a.began
 			}
 		}
-		switch {
-		case !served.IsZero():
-			trusted.add(served.Sub(o.back))
-		case !o.back.IsZero():
+		if o.back.IsZero() {
+			continue
+		}
+		if !r.quiet.IsZero() && r.quiet.Before(until) {
+			until = r.quiet
+		}
+		switch late := served.Sub(o.back); {
+		case !served.IsZero() && (late <= within || busy(o.back)):
+			trusted.add(late)
+		case served.IsZero() && until.Sub(o.back) >= within && busy(o.back):
 			rep.Unasked++
+		default:
+			rep.Untold++
 		}
 	}
-	rep.Trusted = trusted.spans()
+	rep.Trusted, rep.TrustWithin = trusted.spans(), within.Seconds()
 }
 
 // Faulted lists what befell hosts, most often first.

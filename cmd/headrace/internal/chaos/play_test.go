@@ -39,7 +39,7 @@ func TestFollow(t *testing.T) {
 		return ledger.Attempt{Endpoint: id, Class: c, Duration: time.Duration(seconds * float64(time.Second))}
 	}
 	play := func() *Run {
-		r := New(Options{})
+		r := New(Options{Fleet: &Fleet{}})
 		r.outages = []*outage{{id: string(a), from: at(10), back: at(20)}}
 		settle(r, 8, try(a, outcome.Truncated, 2.1)) // the first failure, at 10.1
 		settle(r, 9, try(a, outcome.Truncated, 1.2)) // a later one, of a request from before
@@ -94,7 +94,7 @@ func TestFollow(t *testing.T) {
 
 func TestJudge(t *testing.T) {
 	good := func() *Report {
-		return &Report{Groups: []Group{{Name: FreeStreams, Answers: 2000, Complete: 1999, Failed: 1}, {Name: FreePlain, Answers: 10, Complete: 10}, {Name: BoundAll, Answers: 9, Failed: 9}}}
+		return &Report{TrustWithin: 10, Groups: []Group{{Name: FreeStreams, Answers: 2000, Complete: 1999, Failed: 1}, {Name: FreePlain, Answers: 10, Complete: 10}, {Name: BoundAll, Answers: 9, Failed: 9}}}
 	}
 	for name, tc := range map[string]struct {
 		change func(*Report)
@@ -112,6 +112,10 @@ func TestJudge(t *testing.T) {
 		"not settled":            {func(r *Report) { r.Unsettled = 1 }, 1},
 		"forbidden continuation": {func(r *Report) { r.Groups[2].Continued = 1 }, 1},
 		"a corpse was asked":     {func(r *Report) { r.Corpse = 1 }, 1},
+		"trusted late":           {func(r *Report) { r.Trusted.P99 = 10.1 }, 1},
+		"trusted in time":        {func(r *Report) { r.Trusted.P99 = 10 }, 0},
+		"never asked again":      {func(r *Report) { r.Unasked = 1 }, 1},
+		"nobody can tell":        {func(r *Report) { r.Untold = 1 }, 0},
 		"a slot is kept":         {func(r *Report) { r.Held = map[string]int64{"a": 1} }, 1},
 		"given back twice":       {func(r *Report) { r.Held = map[string]int64{"a": 1, "b": -1} }, 1},
 		"nothing was asked":      {func(r *Report) { r.Groups = nil }, 1},
@@ -205,6 +209,71 @@ func TestSettle(t *testing.T) {
 					t.Errorf("waited %v, want %v", d, tc.want)
 				}
 			})
+		})
+	}
+}
+
+// TestTrusted tells a host that is not asked after its return from one that nobody had anything to ask.
+func TestTrusted(t *testing.T) {
+	began := time.Now().Add(-time.Minute)
+	at := func(seconds float64) time.Time { return began.Add(time.Duration(seconds * float64(time.Second))) }
+	type asked struct {
+		after  float64 // seconds after its return
+		class  outcome.Class
+		tokens bool // some came
+	}
+	for name, tc := range map[string]struct {
+		asked           []asked
+		next, quiet     float64 // seconds after its return: another fault, and the end; 0 for none
+		others          int     // requests to others within 10 s of it
+		trusted         int64
+		unasked, untold int
+		p99             float64
+	}{
+		"soon":                              {asked: []asked{{after: 2}}, others: 40, trusted: 1, p99: 2},
+		"soon, in a quiet time":             {asked: []asked{{after: 2}}, trusted: 1, p99: 2},
+		"soon, but it broke off later":      {asked: []asked{{after: 2, class: outcome.Truncated, tokens: true}}, others: 40, trusted: 1, p99: 2},
+		"soon, to no avail, and later":      {asked: []asked{{after: 2, class: outcome.UpstreamFault}, {after: 4}}, others: 40, trusted: 1, p99: 4},
+		"late":                              {asked: []asked{{after: 24}}, others: 40, trusted: 1, p99: 24},
+		"late, for nobody asked anything":   {asked: []asked{{after: 24}}, others: 19, untold: 1},
+		"never":                             {others: 40, unasked: 1},
+		"never, for nobody asked anything":  {others: 19, untold: 1},
+		"never, for it was away again soon": {next: 9, others: 40, untold: 1},
+		"never, though not away that soon":  {next: 11, others: 40, unasked: 1},
+		"never, for the end came soon":      {quiet: 9, others: 40, untold: 1},
+		"never, though the end was later":   {quiet: 11, others: 40, unasked: 1},
+		"not until it had been away again":  {asked: []asked{{after: 12}}, next: 11, others: 40, unasked: 1},
+		"by a continuation after the end":   {asked: []asked{{after: 4}}, quiet: 3, others: 40, trusted: 1, p99: 4},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := New(Options{Fleet: &Fleet{members: make([]*member, 2)}})
+			o := &outage{id: "static:a", from: at(10), back: at(20)}
+			if tc.next > 0 {
+				o.next = at(20 + tc.next)
+			}
+			if tc.quiet > 0 {
+				r.quiet = at(20 + tc.quiet)
+			}
+			r.outages = []*outage{o}
+			settle := func(a ledger.Attempt, seconds float64) {
+				r.Settled(&ledger.Record{ID: fmt.Sprint(len(r.records)), At: at(20 + seconds), Tries: 1, Attempts: []ledger.Attempt{a}})
+			}
+			for i := range tc.others {
+				settle(ledger.Attempt{Endpoint: "static:b", Class: outcome.Success, Duration: time.Second}, 8*float64(i)/float64(tc.others))
+			}
+			for _, x := range tc.asked {
+				a := ledger.Attempt{Endpoint: "static:a", Class: x.class, Duration: time.Second}
+				if x.tokens {
+					a.First = 100 * time.Millisecond
+				}
+				settle(a, x.after)
+			}
+			rep := &Report{Attempts: map[string]int{}}
+			r.follow(rep)
+			if rep.Trusted.N != tc.trusted || rep.Unasked != tc.unasked || rep.Untold != tc.untold || rep.Trusted.P99 != tc.p99 {
+				t.Errorf("%d trusted again, p99 %v s, %d not asked, %d untold; want %d, %v s, %d, %d",
+					rep.Trusted.N, rep.Trusted.P99, rep.Unasked, rep.Untold, tc.trusted, tc.p99, tc.unasked, tc.untold)
+			}
 		})
 	}
 }

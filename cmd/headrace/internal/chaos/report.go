@@ -34,13 +34,16 @@ type Report struct {
 	Gaps    Spans `json:"gaps"`            // between two tokens
 	Seams   Spans `json:"seam_gaps"`       // between the last token of one host and the first of the next
 
-	Faults   map[string]int `json:"faults"` // by what befell a host
-	Outages  int            `json:"outages"`
-	Corpse   int            `json:"requests_after_first_failure"` // sent to a host that was away, after a failure of it had been reported
-	Unasked  int            `json:"hosts_not_asked_again"`        // that were back, but got no request before the next fault or the end
-	Trusted  Spans          `json:"trusted_again"`                // from a host's return to the first request that it serves
-	Probes   *int64         `json:"probes"`                       // requests of the gateway's own, at static hosts; nil when there are none of these
-	Attempts map[string]int `json:"failed_attempts"`              // by class
+	Faults  map[string]int `json:"faults"` // by what befell a host
+	Outages int            `json:"outages"`
+	Corpse  int            `json:"requests_after_first_failure"` // sent to a host that was away, after a failure of it had been reported
+	Unasked int            `json:"hosts_not_asked_again"`        // that were back, but got no request before the next fault or the end, for all the time and traffic there was
+	Untold  int            `json:"returns_untold"`               // of hosts for which there was too little of either
+	Trusted Spans          `json:"trusted_again"`                // from a host's return to the first request that it serves
+	// TrustWithin is how long that may take, but for one in a hundred.
+	TrustWithin float64        `json:"trusted_within_seconds"`
+	Probes      *int64         `json:"probes"`          // requests of the gateway's own, at static hosts; nil when there are none of these
+	Attempts    map[string]int `json:"failed_attempts"` // by class
 	// NotContinued counts answers that broke off and did not arrive complete, by the ledger's reason why they were not continued.
 	NotContinued map[string]int `json:"not_continued"`
 	// Held is how many requests the gateway held to be running when all were over, by host.
@@ -126,6 +129,12 @@ func (r *Report) judge(complete float64) {
 	none("answers that were never settled", r.Unsettled)
 	none("continued though it is forbidden", bound)
 	none("requests sent to a host after its first failure", r.Corpse)
+	again := "no return to tell of"
+	if r.Trusted.N > 0 {
+		again = fmt.Sprintf("%.3g s", r.Trusted.P99)
+	}
+	add("from a host's return to its first request, p99", fmt.Sprintf("≤ %.3g s", r.TrustWithin), again, r.Trusted.P99 <= r.TrustWithin)
+	none("hosts that were back and not asked again", r.Unasked)
 	held := 0 // those missing would be less than none, and are as bad
 	for _, n := range r.Held {
 		held += int(max(n, -n))
