@@ -55,6 +55,7 @@ type Reloads struct {
 // sink takes one series: the values of the instrument's labels, "" for one that is left out, and the figure. It may keep
 // values and h, which nobody changes.
 type sink interface {
+	from(since time.Time) // counters and histograms told from here on count since then
 	number(i instrument, v float64, values ...string)
 	hist(i instrument, h *hist, values ...string)
 }
@@ -69,6 +70,8 @@ type series struct {
 	h      *hist // a copy; nil where v is the figure
 	values []string
 }
+
+func (s *shelf) from(time.Time) {} // whoever tells it knows
 
 func (s *shelf) number(i instrument, v float64, values ...string) {
 	s.series = append(s.series, series{i: i, v: v, values: values})
@@ -96,9 +99,12 @@ func (s *shelf) tell(to sink) {
 
 // collect tells every series there is to to, those of one instrument not together.
 func (m *Metrics) collect(to sink) {
+	views := m.fleet()
+	to.from(m.since)
 	m.collectRequests(to)
 	m.collectAttempts(to)
-	m.collectHosts(to)
+	to.from(m.since)
+	m.collectHosts(to, views)
 	m.collectGateway(to)
 }
 
@@ -214,7 +220,9 @@ func (m *Metrics) collectAttempts(to sink) {
 			held.hist(clientUsage, &s.inputSize, k.op, name, system, k.served, k.endpoint, "input")
 			held.hist(clientUsage, &s.outputSize, k.op, name, system, k.served, k.endpoint, "output")
 		}
+		since := s.since
 		s.mu.Unlock()
+		to.from(since)
 		held.tell(to)
 	})
 	m.hosts.each(func(k hostKey, s *hostSet) {
@@ -233,7 +241,9 @@ func (m *Metrics) collectAttempts(to sink) {
 		}
 		some(&held, coldStarts, s.cold, k.vendor, k.endpoint, k.model)
 		held.hist(coldStart, &s.coldTime, k.vendor, k.endpoint, k.model)
+		since := s.since
 		s.mu.Unlock()
+		to.from(since)
 		held.tell(to)
 	})
 }
@@ -245,11 +255,21 @@ func maybe(to sink, i instrument, v *float64, values ...string) {
 	}
 }
 
-func (m *Metrics) collectHosts(to sink) {
+// fleet returns the hosts there are, after the figures of others that were there once are forgotten.
+func (m *Metrics) fleet() []router.HostView {
 	if m.opt.Sources.Hosts == nil {
-		return
+		return nil
 	}
 	views := m.opt.Sources.Hosts()
+	ids := make(map[string]bool, len(views))
+	for i := range views {
+		ids[valid(string(views[i].ID))] = true
+	}
+	m.forget(ids, m.opt.Now())
+	return views
+}
+
+func (m *Metrics) collectHosts(to sink, views []router.HostView) {
 	paid, now := map[string]used{}, m.opt.Now()
 	m.hosts.each(func(k hostKey, s *hostSet) {
 		s.mu.Lock()
@@ -260,7 +280,11 @@ func (m *Metrics) collectHosts(to sink) {
 		u.tokens += s.lately.now.tokens + s.lately.last.tokens
 		paid[k.endpoint] = u
 	})
-	for i := range views[:min(len(views), mostNames)] {
+	if more := len(views) - mostNames; more > 0 {
+		m.overflowed.Add(int64(more))
+		views = views[:mostNames]
+	}
+	for i := range views {
 		v := &views[i]
 		vendor, id := v.Provider, valid(string(v.ID))
 		to.number(hostState, 1, vendor, id, v.State)

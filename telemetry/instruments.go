@@ -576,7 +576,7 @@ var table = [instruments]Instrument{
 	},
 	overflow: {
 		"headrace.telemetry.overflow", Counter, "{measurement}", Always, nil, nil,
-		"Records with a model or endpoint beyond the first 1,000, counted as `other`.",
+		"Records with a model or endpoint beyond the 1,000 that there is room for, counted as `other`, and hosts beyond 1,000, which have no gauges, each time that somebody reads.",
 	},
 	buildInfo: {
 		"headrace.build", Gauge, "{build}", Always,

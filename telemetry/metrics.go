@@ -59,6 +59,7 @@ type Metrics struct {
 	genai  family[genaiKey, genaiSet]
 	hosts  family[hostKey, hostSet]
 
+	naming                  sync.Mutex // held while sets of genai and hosts, and names of knownHosts, come and go; taken before all other locks
 	knownModels, knownHosts bounded
 	overflowed              atomic.Int64
 
@@ -82,7 +83,8 @@ func NewMetrics(o MetricsOptions) *Metrics {
 }
 
 const (
-	mostNames = 1000 // models, and endpoints, that have series of their own
+	mostNames = 1000      // models, and endpoints, that have series of their own
+	keepGone  = time.Hour // an endpoint's series, from its last attempt on, once it is no longer of the fleet
 	other     = "other"
 	none      = "none"
 )
@@ -92,7 +94,7 @@ const classes = int(outcome.Outrun) + 1
 
 // family holds sets by their key. Looking one up takes no lock.
 type family[K comparable, S any] struct {
-	mu sync.Mutex // held while a set is added
+	mu sync.Mutex // held while sets are added or dropped
 	m  atomic.Pointer[map[K]*S]
 }
 
@@ -117,6 +119,19 @@ func (f *family[K, S]) add(k K) *S {
 	next[k] = s
 	f.m.Store(&next)
 	return s
+}
+
+// drop takes away the sets that gone chooses. Who has looked one up may still hold it: see life.
+func (f *family[K, S]) drop(gone func(K, *S) bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	next := map[K]*S{}
+	f.each(func(k K, s *S) {
+		if !gone(k, s) {
+			next[k] = s
+		}
+	})
+	f.m.Store(&next)
 }
 
 // each calls fn for every set.
@@ -150,6 +165,53 @@ func (b *bounded) of(name string, over *atomic.Int64) string {
 	}
 	b.m[name] = true
 	return name
+}
+
+// free makes room for another name.
+func (b *bounded) free(name string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.m, name)
+}
+
+// life is of a set that may be dropped.
+type life struct {
+	mu    sync.Mutex // guards the whole set
+	since time.Time  // when its figures began
+	last  time.Time  // when its newest attempt ended
+	gone  bool       // it is no longer of its family: nobody would read what is counted here
+}
+
+// lock takes the lock, unless the set is gone.
+func (l *life) lock() bool {
+	l.mu.Lock()
+	if l.gone {
+		l.mu.Unlock()
+		return false
+	}
+	return true
+}
+
+func (l *life) begin(now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.since.IsZero() {
+		l.since, l.last = now, now
+	}
+}
+
+func (l *life) counted() time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.last
+}
+
+// endAt makes the set gone if nothing was counted for keepGone.
+func (l *life) endAt(now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.gone = now.Sub(l.last) >= keepGone
+	return l.gone
 }
 
 // exemplar is a request that a figure can be looked up by.
@@ -236,7 +298,7 @@ type genaiKey struct{ op, vendor, served, endpoint string }
 
 // genaiSet is of attempts, by OpenTelemetry's conventions.
 type genaiSet struct {
-	mu                               sync.Mutex // guards all below
+	life
 	duration                         [classes]*hist
 	first, chunk                     hist
 	inputSize, outputSize            hist
@@ -247,7 +309,7 @@ type hostKey struct{ vendor, endpoint, model string }
 
 // hostSet is of attempts, by ours.
 type hostSet struct {
-	mu       sync.Mutex // guards all below
+	life
 	attempts [classes]int64
 	useful   used
 	wasted   [classes]used
@@ -456,13 +518,13 @@ func (m *Metrics) recordAttempt(r *ledger.Record, i int, op, model string, ex *e
 		return
 	}
 	last := i == len(r.Attempts)-1
+	at := r.At.Add(a.After + a.Duration)
 	g := genaiKey{op, a.Provider, a.Served, string(a.Endpoint)}
 	s := m.genai.get(g)
-	if s == nil {
-		g.served, g.endpoint = m.knownModels.of(g.served, &m.overflowed), m.knownHosts.of(g.endpoint, &m.overflowed)
-		s = m.genai.add(g)
+	for s == nil || !s.lock() {
+		s = m.addGenai(g)
 	}
-	s.mu.Lock()
+	s.last = later(s.last, at)
 	byClass(&s.duration, a.Class).add(clientDuration, a.Duration.Seconds(), ex)
 	if a.First > 0 {
 		s.first.add(clientFirstChunk, a.First.Seconds(), ex)
@@ -474,13 +536,12 @@ func (m *Metrics) recordAttempt(r *ledger.Record, i int, op, model string, ex *e
 
 	k := hostKey{a.Provider, string(a.Endpoint), model}
 	h := m.hosts.get(k)
-	if h == nil {
-		k.endpoint, k.model = m.knownHosts.of(k.endpoint, &m.overflowed), m.knownModels.of(k.model, &m.overflowed)
-		h = m.hosts.add(k)
+	for h == nil || !h.lock() {
+		h = m.addHost(k)
 	}
-	useful := a.Class == outcome.Success || last && r.Class == outcome.Success || !last && r.Attempts[i+1].Resumed && a.Output > 0
-	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.last = later(h.last, at)
+	useful := a.Class == outcome.Success || last && r.Class == outcome.Success || !last && r.Attempts[i+1].Resumed && a.Output > 0
 	h.attempts[a.Class]++
 	u := &h.wasted[a.Class]
 	if useful {
@@ -490,7 +551,7 @@ func (m *Metrics) recordAttempt(r *ledger.Record, i int, op, model string, ex *e
 	u.tokens += a.Output
 	if a.USDKnown {
 		u.usd += a.USD
-		h.lately.turn(r.At.Add(a.After + a.Duration))
+		h.lately.turn(at)
 		h.lately.now.usd += a.USD
 		h.lately.now.tokens += a.Output
 	}
@@ -498,6 +559,70 @@ func (m *Metrics) recordAttempt(r *ledger.Record, i int, op, model string, ex *e
 		h.cold++
 		if a.First > 0 {
 			h.coldTime.add(coldStart, a.First.Seconds(), ex)
+		}
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// addGenai returns the set of k, or of the names that there is room for.
+func (m *Metrics) addGenai(k genaiKey) *genaiSet {
+	m.naming.Lock()
+	defer m.naming.Unlock()
+	k.served, k.endpoint = m.knownModels.of(k.served, &m.overflowed), m.knownHosts.of(k.endpoint, &m.overflowed)
+	s := m.genai.add(k)
+	s.begin(m.opt.Now())
+	return s
+}
+
+// addHost does the same.
+func (m *Metrics) addHost(k hostKey) *hostSet {
+	m.naming.Lock()
+	defer m.naming.Unlock()
+	k.endpoint, k.model = m.knownHosts.of(k.endpoint, &m.overflowed), m.knownModels.of(k.model, &m.overflowed)
+	s := m.hosts.add(k)
+	s.begin(m.opt.Now())
+	return s
+}
+
+// forget drops what was counted of endpoints that are not of the fleet and had no attempt for keepGone, and gives their names'
+// room to others.
+func (m *Metrics) forget(fleet map[string]bool, now time.Time) {
+	m.naming.Lock()
+	defer m.naming.Unlock()
+	last := map[string]time.Time{other: now} // it is of many
+	m.genai.each(func(k genaiKey, s *genaiSet) { last[k.endpoint] = later(last[k.endpoint], s.counted()) })
+	m.hosts.each(func(k hostKey, s *hostSet) { last[k.endpoint] = later(last[k.endpoint], s.counted()) })
+	idle := map[string]bool{}
+	for id, at := range last {
+		if !fleet[id] && now.Sub(at) >= keepGone {
+			idle[id] = true
+		}
+	}
+	if len(idle) == 0 {
+		return
+	}
+	again := map[string]bool{} // an attempt ended meanwhile
+	end := func(id string, l *life) bool {
+		if !idle[id] {
+			return false
+		}
+		if !l.endAt(now) {
+			again[id] = true
+			return false
+		}
+		return true
+	}
+	m.genai.drop(func(k genaiKey, s *genaiSet) bool { return end(k.endpoint, &s.life) })
+	m.hosts.drop(func(k hostKey, s *hostSet) bool { return end(k.endpoint, &s.life) })
+	for id := range idle {
+		if !again[id] {
+			m.knownHosts.free(id)
 		}
 	}
 }

@@ -401,6 +401,69 @@ func TestSeriesAreBounded(t *testing.T) {
 	}
 }
 
+// TestHostsThatAreGone has a fleet whose hosts are replaced, one after another, more often than there are names for.
+func TestHostsThatAreGone(t *testing.T) {
+	now, fleet := start, []router.HostView{}
+	m := telemetry.NewMetrics(telemetry.MetricsOptions{
+		Names: telemetry.NamesBoth, Now: func() time.Time { return now },
+		Sources: telemetry.Sources{Hosts: func() []router.HostView { return fleet }},
+	})
+	one := records()[0]
+	ask := func(id endpoint.ID) {
+		one.At, one.Attempts[0].Endpoint = now.Add(-one.Duration), id
+		m.Record(&one)
+	}
+	view := func(id endpoint.ID) router.HostView {
+		return router.HostView{Endpoint: &endpoint.Endpoint{ID: id}, ID: id, Provider: "static"}
+	}
+	attempts := func() map[string]float64 {
+		got := map[string]float64{}
+		for _, one := range families(t, scrape(t, m, "text/plain"))["headrace_attempts_total"].GetMetric() {
+			for _, l := range one.Label {
+				if l.GetName() == "headrace_endpoint" {
+					got[l.GetValue()] += one.Counter.GetValue()
+				}
+			}
+		}
+		return got
+	}
+	ask("static:idle") // stays, and is asked nothing more
+	const hosts, each = 1100, 10 * time.Minute
+	for i := range hosts {
+		id := endpoint.ID(fmt.Sprint("static:", i))
+		fleet = []router.HostView{view("static:idle"), view(id)}
+		ask(id)
+		if i%20 == 0 {
+			attempts()
+		}
+		now = now.Add(each)
+	}
+	got := attempts()
+	if got["static:idle"] != 1 || got["static:1099"] != 1 || got["other"] != 0 {
+		t.Errorf("figures of the two hosts there are: %v", got)
+	}
+	if got["static:1094"] != 0 || got["static:1095"] != 1 || len(got) != 6 {
+		t.Errorf("figures of the hosts that were asked within the hour: %v", got)
+	}
+	if page := scrape(t, m, "text/plain"); !strings.Contains(page, "headrace_telemetry_overflow_total 0\n") || strings.Contains(page, `"static:1094"`) {
+		t.Errorf("after %d hosts:\n%s", hosts, page)
+	}
+
+	ask("static:1") // was forgotten, and is back
+	ask("static:1")
+	if got := attempts(); got["static:1"] != 2 {
+		t.Errorf("a host that is back: %v", got)
+	}
+
+	fleet = nil
+	for i := range 1002 {
+		fleet = append(fleet, view(endpoint.ID(fmt.Sprint("static:", i))))
+	}
+	if page := scrape(t, m, "text/plain"); !strings.Contains(page, "headrace_telemetry_overflow_total 2\n") {
+		t.Error("hosts that get no gauges are not counted")
+	}
+}
+
 // TestConcurrently has requests counted while pages are read.
 func TestConcurrently(t *testing.T) {
 	m := newMetrics(telemetry.NamesBoth)

@@ -61,6 +61,8 @@ type scrape struct {
 	out chan<- prometheus.Metric
 }
 
+func (s *scrape) from(time.Time) {} // a counter that is lower than before is known to have begun anew
+
 func (s *scrape) number(i instrument, v float64, values ...string) {
 	kind := prometheus.GaugeValue
 	if table[i].Kind == Counter {

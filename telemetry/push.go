@@ -13,7 +13,7 @@ import (
 
 // snapshot returns every figure as OpenTelemetry's exporters take it, with cumulative temporality.
 func (m *Metrics) snapshot(res *resource.Resource, scope instrumentation.Scope) *metricdata.ResourceMetrics {
-	p := &pile{since: m.since, now: m.opt.Now()}
+	p := &pile{now: m.opt.Now()}
 	m.collect(p)
 	sm := metricdata.ScopeMetrics{Scope: scope}
 	for i := range table {
@@ -55,6 +55,8 @@ func attributes(i instrument, values []string) attribute.Set {
 	}
 	return attribute.NewSet(kvs...)
 }
+
+func (p *pile) from(since time.Time) { p.since = since }
 
 func (p *pile) number(i instrument, v float64, values ...string) {
 	d := metricdata.DataPoint[float64]{Attributes: attributes(i, values), Time: p.now, Value: v}
