@@ -65,7 +65,7 @@ type Export struct {
 	logTo    sdklog.Exporter
 }
 
-// Queues hold what comes while an export takes its longest. A record takes 3 KB, a line less than 1.
+// Queues hold what comes while an export takes its longest. A record takes 0.6 KB and 280 bytes an attempt, a line of the access log 1.5 KB.
 const (
 	traceQueue = 4096
 	logQueue   = 8192
