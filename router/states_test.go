@@ -64,6 +64,18 @@ func (s *tale) update() {
 	s.r.Update(eps, nil)
 }
 
+// many tells whether many engines are behind its address.
+func (h *toldHost) many() bool { return !rented(&h.ep) }
+
+// cuts tells of an end that says that one engine is gone.
+func cuts(c outcome.Class) bool { return c == outcome.Truncated || c == outcome.Stalled }
+
+func (s *tale) missing(h *toldHost) bool {
+	c := s.r.snap.Load().byID[h.ep.ID]
+	missing, _ := c.host.breaker.Missing()
+	return missing
+}
+
 // gone notes evidence that nobody is there.
 func (h *toldHost) gone() {
 	h.absent, h.voided = true, true
@@ -139,7 +151,7 @@ func (s *tale) done(k int, class outcome.Class) {
 	case outcome.Success:
 		l.well()
 	case outcome.DialFailed, outcome.Severed, outcome.Truncated, outcome.Stalled:
-		if l.returns == h.returns && !h.absent {
+		if l.returns == h.returns && !h.absent && !(h.many() && cuts(class)) {
 			h.gone()
 		}
 	default:
@@ -180,7 +192,8 @@ func (s *tale) probed(h *toldHost, class outcome.Class) {
 			h.returns++
 		}
 	case outcome.DialFailed, outcome.Severed, outcome.Truncated, outcome.Stalled:
-		if h.askedIn == h.returns && !h.absent {
+		there := h.many() && cuts(class) && !s.missing(h) // it may be one of its engines that broke off
+		if h.askedIn == h.returns && !h.absent && !there {
 			h.gone()
 		}
 	default:
@@ -208,8 +221,7 @@ func (s *tale) hear(h *toldHost, listed bool, state endpoint.State) {
 	}
 	s.update()
 	if anew { // what was open before, if only because its neighbours were down, has to be tested now
-		missing, _ := s.r.snap.Load().byID[h.ep.ID].host.breaker.Missing()
-		h.absent = h.absent || missing
+		h.absent = h.absent || s.missing(h)
 	}
 }
 
@@ -237,6 +249,14 @@ func (s *tale) step() {
 		if h.listed {
 			if n, _ := s.r.Load(h.ep.ID); n != int64(h.running) {
 				s.failf("%s has %d in flight, want %d", h.ep.ID, n, h.running)
+			}
+			if b := s.r.snap.Load().byID[h.ep.ID].host.breaker; !s.r.kindOf(&h.ep).Told && b.State(s.c.now()) == "preempted" {
+				if _, told := b.Missing(); !told {
+					s.failf("%s is held to be preempted, and no control plane could take that back", h.ep.ID)
+				}
+			}
+			if s.missing(h) && !h.absent {
+				s.failf("nobody is thought to be at %s, for no reason", h.ep.ID)
 			}
 		}
 	}
@@ -326,7 +346,16 @@ func TestStates(t *testing.T) {
 		s := &tale{t: t, rng: rng, c: c, r: routers[k%2], probes: k%2 == 1}
 		machine := []string{"", fmt.Sprint("machine ", k)}[rng.IntN(2)]
 		for i := range 2 + rng.IntN(2) {
-			s.hosts = append(s.hosts, &toldHost{ep: spot(fmt.Sprintf("%d/%d", k, i), machine, "", ""), listed: true})
+			ep := spot(fmt.Sprintf("%d/%d", k, i), machine, "", "")
+			switch rng.IntN(4) {
+			case 0: // no control plane tells of it
+				ep.Provider = "static"
+			case 1: // a fleet behind one address
+				ep.Provider, ep.Tenure, ep.Workers = "runpod", endpoint.Serverless, 2
+				ep.Hardware.Machine = ""
+			}
+			s.say("%s is of %s, %v", ep.ID, ep.Provider, ep.Tenure)
+			s.hosts = append(s.hosts, &toldHost{ep: ep, listed: true})
 		}
 		s.update()
 		for range 10 + rng.IntN(40) {
