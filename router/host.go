@@ -181,12 +181,18 @@ func (h *host) comesBack() { h.pub.ramp.set(rampFrom) }
 
 // wentWell lets a host in slow start have more.
 func (h *host) wentWell() {
-	switch ramp := h.pub.ramp.get() * rampBy; {
-	case ramp == 0:
-	case ramp > rampOver:
-		h.pub.ramp.set(0)
-	default:
-		h.pub.ramp.set(ramp)
+	for {
+		old := h.pub.ramp.bits.Load()
+		if old == 0 {
+			return
+		}
+		next := math.Float64frombits(old) * rampBy
+		if next > rampOver {
+			next = 0
+		}
+		if h.pub.ramp.bits.CompareAndSwap(old, math.Float64bits(next)) { // else it has come back meanwhile, say
+			return
+		}
 	}
 }
 

@@ -456,3 +456,21 @@ func TestWatchedOnce(t *testing.T) {
 		t.Errorf("watched for %v s in 100", w)
 	}
 }
+
+// However many answers end at once, each lets a host in slow start have more.
+func TestSlowStartCountsAll(t *testing.T) {
+	for range 200 {
+		var h host
+		h.comesBack()
+		var wg sync.WaitGroup
+		want := float64(rampFrom)
+		for range 8 {
+			want *= rampBy
+			wg.Go(h.wentWell)
+		}
+		wg.Wait()
+		if got := h.pub.ramp.get(); got != want {
+			t.Fatalf("after eight answers %v at once, want %v", got, want)
+		}
+	}
+}
