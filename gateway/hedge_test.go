@@ -69,7 +69,7 @@ func newHedger(t *testing.T, hosts []serving, change ...func(*rigOptions)) *rig 
 	}}, change...)...)
 	for i := range hosts {
 		id := endpoint.ID(fmt.Sprintf("static:h%d", i))
-		g.router.SetPrefill(id, model, router.Prefill{Known: true, OK: true})
+		g.router.SetPrefill(id, model, router.Prefill{Known: true, OK: true, Told: true})
 		g.teach(id, len(hosts))
 	}
 	return g

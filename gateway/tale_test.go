@@ -233,7 +233,7 @@ func newTellers(t *testing.T, hosts []*teller, change ...func(*rigOptions)) *rig
 		}
 	}}, change...)...)
 	for i := range hosts {
-		g.router.SetPrefill(endpoint.ID(fmt.Sprintf("static:h%d", i)), model, router.Prefill{Known: true, OK: true})
+		g.router.SetPrefill(endpoint.ID(fmt.Sprintf("static:h%d", i)), model, router.Prefill{Known: true, OK: true, Told: true})
 	}
 	return g
 }

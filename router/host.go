@@ -277,7 +277,7 @@ func (h *host) follow(ep *endpoint.Endpoint, dropped bool, prior capacity.Prior,
 		h.upAt = math.NaN()
 	}
 	if forget = moved || back || ep.State == endpoint.Preempted; forget {
-		h.prefills.Store(nil)
+		h.forgetTests()
 	}
 	h.pub.hazard.set(h.hazard(ep, at))
 	h.publish()
@@ -289,6 +289,7 @@ func (h *host) drop(at float64) {
 	h.goneAt = at
 	last := *h.last // a copy, for it lies among all the others of its time
 	h.last = &last
+	h.keepTests(func(t *tested) bool { return !t.p.Told }) // nobody would take it back
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if !math.IsNaN(h.upAt) {

@@ -212,8 +212,9 @@ const (
 // sample looks at a part of the candidates: those that hold some of the prompt, and a window of each kind. It is false if
 // nobody among them serves.
 func (s *scratch) sample() bool {
+	holders := *s.m.holders.Load()
 	for h := range s.matches.Hosts() {
-		if c := s.m.holders[h]; c != nil {
+		if c := holders[h]; c != nil {
 			s.see(c)
 		}
 	}

@@ -2,6 +2,7 @@ package router
 
 import (
 	"encoding/json"
+	"slices"
 
 	"headrace/router/endpoint"
 )
@@ -11,6 +12,7 @@ type Prefill struct {
 	Known bool // a self-test came to a result
 	OK    bool // its engine goes on with the message, and neither begins anew nor ends it first
 	Trims bool // its template drops white space at the end of the message
+	Told  bool // no self-test found it, but its operator says so, or its kind: it is true of every start
 }
 
 // Continuation is what a stream that broke asks of the host that is to go on with it.
@@ -60,31 +62,69 @@ func (h *host) prefill(served string) Prefill {
 	return Prefill{}
 }
 
-// SetPrefill tells what a self-test of an endpoint's model found. It is kept until the host is started anew or moves to
-// another machine. Endpoints that are not in the snapshot are left alone.
+// SetPrefill tells what is known of an endpoint's way with a model, whoever found it. One that is not Known forgets what was. It is
+// kept until the endpoint no longer serves the model and, unless it was Told, the host is started anew or moves to another machine.
+// Endpoints that are not in the snapshot, and models that they do not serve, are left alone.
 func (r *Router) SetPrefill(id endpoint.ID, served string, p Prefill) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s := r.snap.Load()
-	c := s.byID[id]
-	if c == nil {
+	r.setPrefill(r.snap.Load().byID[id], served, p)
+}
+
+// Tested is SetPrefill for what a self-test that Probes handed out has found. It is kept, and kept is true, where the engine that was
+// tested is the one that runs as far as is known, and nothing was told meanwhile.
+func (r *Router) Tested(p *Probe, found Prefill) (kept bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := r.snap.Load().byID[p.Endpoint.ID]
+	if c == nil || c.host.cache.Load() != p.Start || c.host.prefill(p.Served).Told {
+		return false
+	}
+	return r.setPrefill(c, p.Served, found)
+}
+
+// setPrefill is both of them; c may be nil. The caller holds Router.mu.
+func (r *Router) setPrefill(c *candidate, served string, p Prefill) bool {
+	if c == nil || !c.serves(served) {
+		return false
+	}
+	c.host.keepTests(func(t *tested) bool { return t.served != served && c.serves(t.served) })
+	if p.Known {
+		next := []tested{{served, p}}
+		if list := c.host.prefills.Load(); list != nil {
+			next = append(slices.Clone(*list), next...)
+		}
+		c.host.prefills.Store(&next)
+	}
+	for _, m := range r.snap.Load().models {
+		m.countPrefills()
+	}
+	return true
+}
+
+// keepTests forgets what is not to be kept. The caller holds Router.mu.
+func (h *host) keepTests(keep func(*tested) bool) {
+	list := h.prefills.Load()
+	if list == nil {
 		return
 	}
 	var next []tested
-	if list := c.host.prefills.Load(); list != nil {
-		for _, t := range *list {
-			if t.served != served {
-				next = append(next, t)
-			}
+	for i := range *list {
+		if t := &(*list)[i]; keep(t) {
+			next = append(next, *t)
 		}
 	}
-	if p.Known {
-		next = append(next, tested{served, p})
+	if len(next) < len(*list) {
+		h.prefills.Store(&next)
 	}
-	c.host.prefills.Store(&next)
-	for _, m := range s.models {
-		m.countPrefills()
-	}
+}
+
+// forgetTests forgets what was found of an engine that has ended. The caller holds Router.mu.
+func (h *host) forgetTests() { h.keepTests(func(t *tested) bool { return t.p.Told }) }
+
+// serves tells whether the endpoint serves a model by that id.
+func (c *candidate) serves(served string) bool {
+	return slices.ContainsFunc(c.ep.Served, func(sv endpoint.Served) bool { return sv.Name == served })
 }
 
 // Prefill is what is known of the leased host's way with an unfinished message of the leased model.
@@ -103,12 +143,18 @@ func (m *Model) countPrefills() {
 		switch p := c.host.prefill(c.served); {
 		case p.OK:
 			proven++
-		case !p.Known:
+		case !p.Known && c.testable():
 			open++
 		}
 	}
 	m.prefills.Store(proven)
 	m.untested.Store(open)
+}
+
+// testable tells whether a self-test may tell more of the candidate. One that is paid by the token gets none, nor can one whose model
+// nobody knows by name.
+func (c *candidate) testable() bool {
+	return c.chats() && !c.unnamed && c.ep.Price.Basis != endpoint.PerToken && c.ep.Tenure != endpoint.TenurePerToken
 }
 
 // worth tells whether an answer could be lost by one host and gone on with by another.

@@ -3,10 +3,13 @@ package router
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
+	"headrace/router/affinity"
 	"headrace/router/endpoint"
+	"headrace/router/outcome"
 )
 
 func rooted(id, served, root string) endpoint.Endpoint {
@@ -131,6 +134,159 @@ func TestPrefillIsKeptAndForgotten(t *testing.T) {
 	r.SetPrefill("a", "m", Prefill{Known: true})
 	if r.Snapshot().Continuable("m") {
 		t.Error("still continuable after a self-test that failed")
+	}
+}
+
+// A process that ended and was started again is seen by the network alone where no control plane tells of it: nothing that was true of
+// the one before is believed of it, but what was told.
+func TestStartedAnewUnseen(t *testing.T) {
+	for name, tc := range map[string]struct {
+		class  outcome.Class
+		times  int
+		p      Prefill
+		forget bool
+	}{
+		"refused":             {outcome.DialFailed, 1, Prefill{Known: true, OK: true}, true},
+		"a stream broke off":  {outcome.Truncated, 1, Prefill{Known: true, OK: true}, true},
+		"answered badly":      {outcome.UpstreamFault, 2, Prefill{Known: true, OK: true}, false},
+		"as its operator has": {outcome.DialFailed, 1, Prefill{Known: true, OK: true, Told: true}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newClock()
+			eps := []endpoint.Endpoint{spot("a", "", "", "")}
+			for i := range wholePool { // so that hosts are found by what their caches are called
+				eps = append(eps, spot(fmt.Sprintf("b%d", i), "", "", ""))
+			}
+			r := probing(c, eps...)
+			r.SetPrefill("a", "m", tc.p)
+			h := r.snap.Load().byID["a"].host
+			before := h.cache.Load()
+			for range tc.times {
+				leaseAt(t, r, "a").Done(Result{Class: tc.class})
+			}
+			c.seconds(5)
+			p := r.Probes(c.now(), nil)
+			if len(p) != 1 || p[0].SelfTest {
+				t.Fatalf("due: %+v", p)
+			}
+			r.Probed("a", outcome.Success)
+			if got := r.breakerOf("a"); got != "closed" {
+				t.Fatalf("breaker %s", got)
+			}
+			tests := r.Probes(c.now(), nil)
+			told := tc.p.Told
+			if again := len(tests) == 1 && tests[0].SelfTest; again != (tc.forget && !told) || h.prefill("m").OK == again {
+				t.Errorf("tests due: %+v, known %+v", tests, h.prefill("m"))
+			}
+			if renamed := h.cache.Load() != before; renamed != (tc.forget || told) {
+				t.Errorf("its cache is forgotten: %t", renamed)
+			}
+			m := r.snap.Load().models["m"]
+			if holders := *m.holders.Load(); len(holders) != len(eps) || holders[affinity.Host(h.cache.Load())].host != h {
+				t.Error("its cache is not found")
+			}
+			if want := int32(len(eps)); m.prefills.Load()+m.untested.Load() != want {
+				t.Errorf("%d proven, %d untested of %d", m.prefills.Load(), m.untested.Load(), want)
+			}
+		})
+	}
+}
+
+// What a self-test has found of an engine that has ended since, or of what is told since, is not kept.
+func TestTestedInVain(t *testing.T) {
+	a, b := spot("a", "", "", ""), spot("b", "", "", "")
+	for name, tc := range map[string]struct {
+		meanwhile func(r *Router, c *clock)
+		want      bool
+	}{
+		"nothing": {func(*Router, *clock) {}, true},
+		"ended, unseen by its provider": {func(r *Router, c *clock) {
+			leaseAt(t, r, "a").Done(Result{Class: outcome.DialFailed})
+			r.Probed("a", outcome.Unserved)
+			c.seconds(5)
+			if got := due(r, c); len(got) == 0 || got[0] != "a" {
+				t.Fatalf("due: %v", got)
+			}
+			r.Probed("a", outcome.Success)
+		}, false},
+		"started anew": {func(r *Router, _ *clock) {
+			for _, s := range []endpoint.State{endpoint.Starting, endpoint.Ready} {
+				again := a
+				again.State = s
+				r.Update([]endpoint.Endpoint{again, b}, nil)
+			}
+		}, false},
+		"told":             {func(r *Router, _ *clock) { r.SetPrefill("a", "m", Prefill{Known: true, Told: true}) }, false},
+		"gone":             {func(r *Router, _ *clock) { r.Update([]endpoint.Endpoint{b}, nil) }, false},
+		"another model's":  {func(r *Router, _ *clock) { r.Update([]endpoint.Endpoint{hourly("a", 1, 10, "other"), b}, nil) }, false},
+		"listed once more": {func(r *Router, _ *clock) { r.Update([]endpoint.Endpoint{a, b}, nil) }, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newClock()
+			r := New(Options{Now: c.now, Prior: tell, Seed: 1, Probes: true})
+			r.Update([]endpoint.Endpoint{a, b}, nil)
+			tests := r.Probes(c.now(), nil)
+			if len(tests) != 2 || !tests[0].SelfTest || !r.Wants(&tests[0]) {
+				t.Fatalf("due: %+v", tests)
+			}
+			tc.meanwhile(r, c)
+			if got := r.Wants(&tests[0]); got != tc.want {
+				t.Errorf("wanted: %t", got)
+			}
+			if got := r.Tested(&tests[0], Prefill{Known: true, OK: true}); got != tc.want || r.Snapshot().Continuable("m") != tc.want {
+				t.Errorf("kept: %t, continuable: %t", got, r.Snapshot().Continuable("m"))
+			}
+			if tc.want && r.Wants(&tests[0]) {
+				t.Error("wanted once more")
+			}
+		})
+	}
+}
+
+// A host's adapters come and go; what was found of them goes with them.
+func TestPrefillsOfWhatIsServed(t *testing.T) {
+	a := hourly("a", 1, 10, "base")
+	r := brain(newClock(), 1, a)
+	for i := range 100 {
+		a.Served = []endpoint.Served{{Name: "base"}, {Name: fmt.Sprint("lora-", i)}}
+		r.Update([]endpoint.Endpoint{a}, nil)
+		for _, sv := range a.Served {
+			r.SetPrefill("a", sv.Name, Prefill{Known: true, OK: true})
+		}
+	}
+	h := r.snap.Load().byID["a"].host
+	if n := len(*h.prefills.Load()); n != 2 || !h.prefill("base").OK {
+		t.Errorf("%d kept of a host that serves two, the first is %+v", n, h.prefill("base"))
+	}
+	a.Served = a.Served[:1]
+	r.Update([]endpoint.Endpoint{a}, nil)
+	r.SetPrefill("a", "lora-99", Prefill{Known: true, OK: true})
+	if n := len(*h.prefills.Load()); n != 1 {
+		t.Errorf("%d kept of a host that serves one", n)
+	}
+}
+
+// A stream is followed for the sake of hosts that a self-test may yet find able, and not of those that get none.
+func TestUntestable(t *testing.T) {
+	for name, tc := range map[string]struct {
+		change func(*endpoint.Endpoint)
+		want   bool
+	}{
+		"tested some day":           {func(*endpoint.Endpoint) {}, true},
+		"paid by the token":         {func(ep *endpoint.Endpoint) { ep.Price = endpoint.Price{Basis: endpoint.PerToken} }, false},
+		"somebody else's":           {func(ep *endpoint.Endpoint) { ep.Tenure = endpoint.TenurePerToken }, false},
+		"a model without a name":    {func(ep *endpoint.Endpoint) { ep.Served[0].Unnamed = true }, false},
+		"it answers no chat":        {func(ep *endpoint.Endpoint) { ep.Routes = []string{"/embeddings"} }, false},
+		"a worker is not up as yet": {func(ep *endpoint.Endpoint) { ep.Tenure = endpoint.Serverless }, true},
+	} {
+		eps := []endpoint.Endpoint{hourly("a", 1, 10, "m"), hourly("b", 1, 10, "m")}
+		for i := range eps {
+			tc.change(&eps[i])
+		}
+		r := brain(newClock(), 1, eps...)
+		if got := r.Snapshot().MayContinue("m"); got != tc.want {
+			t.Errorf("%s: %t", name, got)
+		}
 	}
 }
 

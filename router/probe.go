@@ -4,6 +4,7 @@ import (
 	"slices"
 	"time"
 
+	"headrace/router/affinity"
 	"headrace/router/cost"
 	"headrace/router/endpoint"
 	"headrace/router/health"
@@ -14,8 +15,11 @@ import (
 type Probe struct {
 	Endpoint *endpoint.Endpoint
 	Served   string // the model's id to ask for, as the endpoint knows it
-	// SelfTest is set for a host in use of which nobody knows whether it can go on with an unfinished answer: see SetPrefill.
+	// SelfTest is set for a host in use of which nobody knows whether it can go on with an unfinished answer: see Tested.
 	SelfTest bool
+	// Start is the start of the host's engine that was the last one known when the probe was handed out. No two starts share a number, of
+	// one host or of several.
+	Start uint32
 }
 
 // wantedFor is how long after a request a metered host of its model is worth the price of a probe.
@@ -33,14 +37,15 @@ func (r *Router) Probes(now time.Time, dst []Probe) []Probe {
 			continue
 		}
 		if c.host.breaker.Probe(now) {
-			dst = append(dst, Probe{Endpoint: c.ep, Served: c.ep.Served[0].Name})
+			dst = append(dst, Probe{Endpoint: c.ep, Served: c.ep.Served[0].Name, Start: c.host.cache.Load()})
 			continue
 		}
 		if c.ep.Tenure == endpoint.Serverless && c.ep.Workers == 0 { // a test would start one
 			continue
 		}
+		start := c.host.cache.Load() // before it is seen to be in use: what is found of an engine that has ended then is not kept
 		if sv := c.untested(); sv != "" && c.host.breaker.Test(now) {
-			dst = append(dst, Probe{Endpoint: c.ep, Served: sv, SelfTest: true})
+			dst = append(dst, Probe{Endpoint: c.ep, Served: sv, SelfTest: true, Start: start})
 		}
 	}
 	return dst
@@ -58,7 +63,7 @@ func (c *candidate) wanted(at float64) bool {
 
 // untested returns a model that the endpoint serves in chat and of which no self-test is known, "" when there is none.
 func (c *candidate) untested() string {
-	if c.ep.Routes != nil && !slices.Contains(c.ep.Routes, "/chat/completions") {
+	if !c.chats() {
 		return ""
 	}
 	for i := range c.ep.Served {
@@ -69,7 +74,19 @@ func (c *candidate) untested() string {
 	return ""
 }
 
-// Probed tells how a probe or self-test of an endpoint ended; what a self-test found beyond that is told by SetPrefill first.
+// chats tells whether the endpoint answers chat requests, as far as is known.
+func (c *candidate) chats() bool {
+	return c.ep.Routes == nil || slices.Contains(c.ep.Routes, "/chat/completions")
+}
+
+// Wants tells whether a self-test that was handed out is still worth making: it may have waited.
+func (r *Router) Wants(p *Probe) bool {
+	c := r.snap.Load().byID[p.Endpoint.ID]
+	return c != nil && c.usable() && c.ep.BaseURL == p.Endpoint.BaseURL && c.host.cache.Load() == p.Start && c.host.breaker.State(r.now()) == "closed" &&
+		c.serves(p.Served) && !c.host.prefill(p.Served).Known
+}
+
+// Probed tells how a probe or self-test of an endpoint ended; what a self-test found beyond that is told by Tested first.
 func (r *Router) Probed(id endpoint.ID, class outcome.Class) {
 	c := r.snap.Load().byID[id]
 	if c == nil {
@@ -93,6 +110,9 @@ func (r *Router) changed(c *candidate, what health.Change, now time.Time) {
 	case health.Unchanged, health.Cleared, health.Opened:
 	case health.Recovered:
 		c.host.comesBack()
+	case health.Revived:
+		c.host.comesBack()
+		r.startedAnew(c)
 	case health.Lost, health.Preempted:
 		r.snap.Load().mourn(c, what == health.Preempted, now)
 	}
@@ -108,6 +128,27 @@ func (r *Router) judged(l *Lease, what health.Change) {
 		c = &candidate{ep: l.Endpoint, host: l.host}
 	}
 	r.changed(c, what, r.now())
+}
+
+// startedAnew forgets what is true of one start of a host's engine only, for nobody has been there: a process that was started again is
+// seen by the network alone where no control plane tells of it. Of an endpoint with many engines it was one.
+func (r *Router) startedAnew(c *candidate) {
+	if !rented(c.ep) {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	h, s := c.host, r.snap.Load()
+	h.forgetTests()
+	was := affinity.Host(h.cache.Load())
+	r.caches++
+	for _, m := range s.models {
+		m.renamed(h, was, affinity.Host(r.caches))
+	}
+	h.cache.Store(r.caches)
+	for _, m := range s.models {
+		m.countPrefills()
+	}
 }
 
 // kindOf is what a breaker has to know of its endpoint.

@@ -46,8 +46,8 @@ type Model struct {
 	stats  *modelStats
 	cands  []*candidate // those that are paid anyway first
 	paid   int          // how many of them are
-	// holders are the candidates by what names their prefix caches; nil in small pools.
-	holders map[affinity.Host]*candidate
+	// holders are the candidates by what names their prefix caches; nil in small pools. The map is replaced whole, under Router.mu.
+	holders atomic.Pointer[map[affinity.Host]*candidate]
 	// textOnly says that one of them takes no images, audio or files.
 	textOnly bool
 	plain    bool         // one of them takes no more than a prompt and sampling parameters
@@ -151,6 +151,9 @@ func (r *Router) Update(eps []endpoint.Endpoint, rules []ModelRule) {
 		}
 		known[ep.ID], h.goneAt = h, math.NaN()
 		c := &candidate{ep: ep, host: h, hash: affinity.EndpointHash(string(ep.ID))}
+		if len(ep.Served) > 0 { // a host that is starting may not tell yet
+			h.keepTests(func(t *tested) bool { return c.serves(t.served) })
+		}
 		s.byID[ep.ID] = c
 		s.settle(c)
 		if change != health.Unchanged {
@@ -233,11 +236,24 @@ func (m *Model) arrange() {
 		m.paid--
 	}
 	if len(m.cands) > wholePool {
-		m.holders = make(map[affinity.Host]*candidate, len(m.cands))
+		holders := make(map[affinity.Host]*candidate, len(m.cands))
 		for _, c := range m.cands {
-			m.holders[affinity.Host(c.host.cache.Load())] = c
+			holders[affinity.Host(c.host.cache.Load())] = c
 		}
+		m.holders.Store(&holders)
 	}
+}
+
+// renamed has holders know a host's prefix cache by another name. The caller holds Router.mu.
+func (m *Model) renamed(h *host, was, is affinity.Host) {
+	holders := m.holders.Load()
+	if holders == nil || (*holders)[was] == nil || (*holders)[was].host != h {
+		return
+	}
+	next := maps.Clone(*holders)
+	next[is] = next[was]
+	delete(next, was)
+	m.holders.Store(&next)
 }
 
 // Endpoints that discovery drops are remembered for a while: their provider may have been wrong.

@@ -444,8 +444,11 @@ func (b *Breaker) close() Change {
 		b.epoch.Add(1)
 	}
 	b.status.Store(closed)
-	if was == suspected {
+	switch {
+	case was == suspected:
 		return Cleared
+	case was >= gone:
+		return Revived
 	}
 	return Recovered
 }
@@ -506,9 +509,13 @@ func (b *Breaker) Probed(c outcome.Class) Change {
 	now := b.now()
 	b.probeAt = time.Time{}
 	if b.testing {
-		b.testing, b.testFrom = false, now.Add(testPause)
-		if c == outcome.Unserved { // it was not made: the host had no room, say
+		b.testing = false
+		switch {
+		case b.probedIn != b.epoch.Load(): // of another engine than the one that is there now
+		case c == outcome.Unserved: // it was not made: the host had no room, say
 			b.testFrom = now.Add(declinedPause)
+		default:
+			b.testFrom = now.Add(testPause)
 		}
 		b.voided = true
 	}

@@ -230,7 +230,7 @@ func TestPauses(t *testing.T) {
 			if d := r.due().Seconds(); d < 0.8*want || d > 1.2*want {
 				t.Errorf("seed %d: opened for the %d. time it stays so for %v s, want %v", seed, i+1, d, want)
 			}
-			if got := r.probed(outcome.Success); got != health.Recovered {
+			if got := r.probed(outcome.Success); got != health.Revived {
 				t.Fatalf("a good probe made it %d", got)
 			}
 		}
@@ -309,7 +309,7 @@ func TestProbesDecide(t *testing.T) {
 	if !r.Probe(r.now()) {
 		t.Error("no other one after the first has lapsed")
 	}
-	if r.Probed(outcome.Success) != health.Recovered || r.Probed(outcome.DialFailed) != health.Unchanged {
+	if r.Probed(outcome.Success) != health.Revived || r.Probed(outcome.DialFailed) != health.Unchanged {
 		t.Error("what is reported when nobody waits for it counts")
 	}
 	r.is("closed")
@@ -331,7 +331,7 @@ func TestTrial(t *testing.T) {
 		t.Errorf("after a trial that failed it stays open for %v s, want 4", d)
 	}
 	trial = r.ticket()
-	if got := trial.Succeeded(r.now()); got != health.Recovered {
+	if got := trial.Succeeded(r.now()); got != health.Revived {
 		t.Errorf("a good trial made it %d", got)
 	}
 	r.is("closed")

@@ -46,6 +46,7 @@ const (
 	Lost             // nobody is there
 	Preempted        // taken away, as its control plane says, or several of its streams breaking at once
 	Recovered        // closed after it had been open
+	Revived          // likewise, and nobody had been there: who answers now may be another engine
 	Cleared          // closed after it had only been suspected
 )
 

@@ -116,7 +116,7 @@ func (p *brain) probe(send func(host int, done func(outcome.Class))) {
 	for _, d := range p.due {
 		send(p.index[d.Endpoint.ID], func(class outcome.Class) {
 			if d.SelfTest && class == outcome.Success {
-				p.r.SetPrefill(d.Endpoint.ID, d.Served, router.Prefill{Known: true, OK: true})
+				p.r.Tested(&d, router.Prefill{Known: true, OK: true})
 			}
 			p.r.Probed(d.Endpoint.ID, class)
 		})
