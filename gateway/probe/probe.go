@@ -25,6 +25,8 @@ type Router interface {
 	Probes(now time.Time, dst []router.Probe) []router.Probe
 	Probed(id endpoint.ID, class outcome.Class)
 	SetPrefill(id endpoint.ID, served string, p router.Prefill)
+	Tested(p *router.Probe, found router.Prefill) (kept bool)
+	Wants(p *router.Probe) bool
 }
 
 // Sharer lets one of several replicas do what they all want at about the same time. *state.Redis is one.
@@ -47,7 +49,7 @@ type Options struct {
 	Fresh time.Duration
 
 	Every      time.Duration // between two looks at who is due; default 250 ms
-	Concurrent int           // tests at once; default 16
+	Concurrent int           // tests at once, a quarter of them self-tests at most; default 16
 	Within     time.Duration // a host that is up answers so soon; default 12 s
 	Spread     time.Duration // self-tests begin that much later at most; default 250 ms, below 0 none
 	Now        func() time.Time
@@ -65,6 +67,7 @@ type Prober struct {
 	set   atomic.Pointer[Settings]
 	wake  chan struct{}
 	slots chan struct{}
+	tests chan struct{} // likewise, of self-tests, which are less urgent
 
 	mu    sync.Mutex // guards hosts and all in it
 	hosts map[endpoint.ID]*host
@@ -90,6 +93,7 @@ type running struct {
 // prefill is what is known of one of a host's models.
 type prefill struct {
 	served string
+	start  uint32 // of the host, that it is true of: see router.Probe
 	verdict
 	at      time.Time // zero when there was no test
 	misses  int       // tests in a row that came to no verdict
@@ -122,7 +126,7 @@ func New(o Options, s Settings) *Prober {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	p := &Prober{opt: o, wake: make(chan struct{}, 1), slots: make(chan struct{}, o.Concurrent), hosts: map[endpoint.ID]*host{}}
+	p := &Prober{opt: o, wake: make(chan struct{}, 1), slots: make(chan struct{}, o.Concurrent), tests: make(chan struct{}, max(1, o.Concurrent/4)), hosts: map[endpoint.ID]*host{}}
 	p.Configure(s)
 	return p
 }
@@ -153,9 +157,12 @@ func (p *Prober) Update(eps []endpoint.Endpoint) {
 		v, told := told(ep)
 		for j := range ep.Served {
 			if told {
-				p.learn(ep.ID, ep.Served[j].Name, v, time.Time{})
+				p.tell(ep.ID, ep.Served[j].Name, v)
+			} else {
+				p.untell(ep.ID, ep.Served[j].Name)
 			}
 		}
+		p.keep(ep)
 	}
 	p.mu.Lock()
 	for id, h := range p.hosts {
@@ -171,13 +178,13 @@ func (p *Prober) Update(eps []endpoint.Endpoint) {
 func told(ep *endpoint.Endpoint) (v verdict, ok bool) {
 	switch ep.Continues {
 	case endpoint.ContinuesAlways: // whether its template trims is not said: to take it so costs a doubled line end at worst
-		return verdict{Prefill: router.Prefill{Known: true, OK: true, Trims: true}, why: "configured"}, true
+		return verdict{Prefill: router.Prefill{Known: true, OK: true, Trims: true, Told: true}, why: "configured"}, true
 	case endpoint.ContinuesNever:
-		return verdict{Prefill: router.Prefill{Known: true}, why: "configured"}, true
+		return verdict{Prefill: router.Prefill{Known: true, Told: true}, why: "configured"}, true
 	case endpoint.ContinuesAuto:
 	}
 	if ep.Routes != nil && !slices.Contains(ep.Routes, chatPath) && slices.Contains(ep.Routes, completionsPath) {
-		return verdict{Prefill: router.Prefill{Known: true, OK: true}, why: "a prompt of its completions is never closed"}, true
+		return verdict{Prefill: router.Prefill{Known: true, OK: true, Told: true}, why: "a prompt of its completions is never closed"}, true
 	}
 	return verdict{}, false
 }
@@ -211,6 +218,9 @@ func (p *Prober) Run(ctx context.Context) error {
 				}
 				if ctx.Err() == nil {
 					p.opt.Router.Probed(d.Endpoint.ID, class)
+				}
+				if class == outcome.Success && !d.SelfTest { // streams may wait for the self-test that is due now
+					p.Wake()
 				}
 			})
 		}
@@ -257,8 +267,12 @@ func (p *Prober) begin(d *router.Probe, stop context.CancelFunc) beginning {
 	return begun
 }
 
-// testable tells whether the host may be given a self-test: its tokens are not for sale one by one, and no worker has to start.
+// testable tells whether the host may be given a self-test: there is something to be found, its tokens are not for sale one by one, and
+// no worker has to start.
 func testable(ep *endpoint.Endpoint) bool {
+	if _, told := told(ep); told {
+		return false
+	}
 	if ep.Price.Basis == endpoint.PerToken || ep.Tenure == endpoint.TenurePerToken {
 		return false
 	}
@@ -267,9 +281,14 @@ func testable(ep *endpoint.Endpoint) bool {
 
 // next puts the model in d that is to be tested; false when none is due. The caller holds Prober.mu.
 func (h *host) next(d *router.Probe, now time.Time) bool {
+	for i := range h.prefills {
+		if f := &h.prefills[i]; f.start != d.Start && !f.Told { // it was started anew
+			*f = prefill{served: f.served, start: d.Start}
+		}
+	}
 	f := h.prefill(d.Served)
-	if f.Known { // the router has forgotten it: the host was started anew
-		*f = prefill{served: f.served}
+	if f.Known { // the router has forgotten it, if only because the model was away
+		*f = prefill{served: f.served, start: d.Start}
 	}
 	if !now.Before(f.notTill) {
 		return true
@@ -321,20 +340,42 @@ func (p *Prober) run(ctx context.Context, d *router.Probe) outcome.Class {
 	if d.SelfTest && p.opt.Spread > 0 && !pause(ctx, rand.N(p.opt.Spread)) { //nolint:gosec // spreads tests, guards nothing
 		return outcome.Unserved
 	}
-	select {
-	case p.slots <- struct{}{}:
-	case <-ctx.Done():
+	if d.SelfTest {
+		if !take(ctx, p.tests) {
+			return outcome.Unserved
+		}
+		defer func() { <-p.tests }()
+	}
+	if !take(ctx, p.slots) {
 		return outcome.Unserved
 	}
 	defer func() { <-p.slots }()
 	if d.SelfTest {
-		return p.selfTest(ctx, d.Endpoint, d.Served)
+		if !p.wants(d) {
+			return outcome.Unserved
+		}
+		return p.selfTest(ctx, d)
 	}
 	class := p.shared(ctx, d.Endpoint, d.Served)
 	if class == outcome.Success {
 		p.opt.Log.Info("host answers again", "endpoint", d.Endpoint.ID)
 	}
 	return class
+}
+
+// take waits for a slot; false when ctx is done first.
+func take(ctx context.Context, slots chan<- struct{}) bool {
+	select {
+	case slots <- struct{}{}:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// wants tells whether a self-test that has waited is still to be made.
+func (p *Prober) wants(d *router.Probe) bool {
+	return p.set.Load().SelfTest && p.opt.Router.Wants(d) && (p.opt.Busy == nil || !p.opt.Busy(d.Endpoint.ID))
 }
 
 func pause(ctx context.Context, d time.Duration) bool {
@@ -381,12 +422,60 @@ func (p *Prober) probe(ctx context.Context, ep *endpoint.Endpoint, served string
 	return a.class
 }
 
-// learn notes a verdict and tells it the router. at is zero when no test has found it.
-func (p *Prober) learn(id endpoint.ID, served string, v verdict, at time.Time) {
+// tell notes what is known without a test, and tells it the router.
+func (p *Prober) tell(id endpoint.ID, served string, v verdict) {
 	p.mu.Lock()
 	f := p.host(id).prefill(served)
+	news := f.verdict != v
+	*f = prefill{served: served, verdict: v}
+	p.mu.Unlock()
+	p.opt.Router.SetPrefill(id, served, v.Prefill)
+	if news {
+		p.say(id, served, v)
+	}
+}
+
+// untell forgets what was told: a test is to find it.
+func (p *Prober) untell(id endpoint.ID, served string) {
+	p.mu.Lock()
+	told := false
+	if h := p.hosts[id]; h != nil {
+		for i := range h.prefills {
+			if f := &h.prefills[i]; f.served == served && f.Told {
+				*f, told = prefill{served: served}, true
+			}
+		}
+	}
+	p.mu.Unlock()
+	if told {
+		p.opt.Router.SetPrefill(id, served, router.Prefill{})
+	}
+}
+
+// keep forgets models that the endpoint serves no more; one that lists none may be starting.
+func (p *Prober) keep(ep *endpoint.Endpoint) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if h := p.hosts[ep.ID]; h != nil && len(ep.Served) > 0 {
+		h.prefills = slices.DeleteFunc(h.prefills, func(f prefill) bool {
+			return !slices.ContainsFunc(ep.Served, func(sv endpoint.Served) bool { return sv.Name == f.served })
+		})
+	}
+}
+
+// learn notes what a test has found and tells it the router, which may know that it is true no more.
+func (p *Prober) learn(d *router.Probe, v verdict) {
+	if v.Known && !p.opt.Router.Tested(d, v.Prefill) {
+		return
+	}
+	p.mu.Lock()
+	f := p.host(d.Endpoint.ID).prefill(d.Served)
+	if f.Told { // meanwhile
+		p.mu.Unlock()
+		return
+	}
 	news := f.verdict != v && v.Known
-	f.verdict, f.at = v, at
+	f.verdict, f.at, f.start = v, p.opt.Now(), d.Start
 	if v.Known {
 		f.misses, f.notTill = 0, time.Time{}
 	} else {
@@ -394,15 +483,17 @@ func (p *Prober) learn(id endpoint.ID, served string, v verdict, at time.Time) {
 		f.misses++
 	}
 	p.mu.Unlock()
-	if v.Known {
-		p.opt.Router.SetPrefill(id, served, v.Prefill)
+	if news {
+		p.say(d.Endpoint.ID, d.Served, v)
 	}
-	switch {
-	case news && v.OK:
+}
+
+func (p *Prober) say(id endpoint.ID, served string, v verdict) {
+	if v.OK {
 		p.opt.Log.Info("host goes on with unfinished answers", "endpoint", id, "model", served, "trims", v.Trims, "why", v.why)
-	case news:
-		p.opt.Log.Info("host does not go on with unfinished answers", "endpoint", id, "model", served, "why", v.why)
+		return
 	}
+	p.opt.Log.Info("host does not go on with unfinished answers", "endpoint", id, "model", served, "why", v.why)
 }
 
 // A self-test that came to no verdict is made again after that long, then ever more seldom.

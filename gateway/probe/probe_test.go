@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -35,6 +36,7 @@ type desk struct {
 	due      []router.Probe
 	prefills map[string]router.Prefill
 
+	sated  atomic.Bool // it wants no self-test that it has handed out
 	found  chan outcome.Class
 	handed chan struct{}
 }
@@ -67,6 +69,13 @@ func (d *desk) SetPrefill(id endpoint.ID, served string, p router.Prefill) {
 	defer d.mu.Unlock()
 	d.prefills[string(id)+" "+served] = p
 }
+
+func (d *desk) Tested(p *router.Probe, found router.Prefill) bool {
+	d.SetPrefill(p.Endpoint.ID, p.Served, found)
+	return true
+}
+
+func (d *desk) Wants(*router.Probe) bool { return !d.sated.Load() }
 
 func (d *desk) prefill(id endpoint.ID, served string) router.Prefill {
 	d.mu.Lock()
@@ -404,9 +413,9 @@ func TestTold(t *testing.T) {
 		ep   endpoint.Endpoint
 		want router.Prefill
 	}{
-		"always":           {endpoint.Endpoint{Continues: endpoint.ContinuesAlways}, router.Prefill{Known: true, OK: true, Trims: true}},
-		"never":            {endpoint.Endpoint{Continues: endpoint.ContinuesNever}, router.Prefill{Known: true}},
-		"completions only": {endpoint.Endpoint{Routes: []string{completionsPath}}, router.Prefill{Known: true, OK: true}},
+		"always":           {endpoint.Endpoint{Continues: endpoint.ContinuesAlways}, router.Prefill{Known: true, OK: true, Trims: true, Told: true}},
+		"never":            {endpoint.Endpoint{Continues: endpoint.ContinuesNever}, router.Prefill{Known: true, Told: true}},
+		"completions only": {endpoint.Endpoint{Routes: []string{completionsPath}}, router.Prefill{Known: true, OK: true, Told: true}},
 		"chat as well":     {endpoint.Endpoint{Routes: []string{chatPath, completionsPath}}, router.Prefill{}},
 		"anything":         {endpoint.Endpoint{}, router.Prefill{}},
 	} {
@@ -500,6 +509,57 @@ func TestOneAtATime(t *testing.T) {
 	}
 	if len(r.desk.found) != 0 {
 		t.Error("what ended it was no fault of the host's")
+	}
+}
+
+// TestSelfTestsWait leaves most slots to probes, which are more urgent than self-tests. One that has waited is made only if it is still
+// wanted.
+func TestSelfTestsWait(t *testing.T) {
+	const hosts, slots = 12, 8
+	var eps []endpoint.Endpoint
+	var all []*fakecloud.Host
+	for i := range hosts {
+		h := start(t, fakecloud.HostConfig{Name: fmt.Sprintf("h%d", i), Models: []string{"m1"}})
+		if err := h.SetFaults(fakecloud.Fault{Kind: fakecloud.Hang}); err != nil {
+			t.Fatal(err)
+		}
+		all, eps = append(all, h), append(eps, h.Endpoint())
+	}
+	asked := func(hs []*fakecloud.Host) (n int) {
+		for _, h := range hs {
+			n += h.Stats().Requests
+		}
+		return n
+	}
+	r := newRig(t, eps, func(o *Options) { o.Concurrent, o.Within = slots, time.Hour })
+	for i := range eps[:slots] {
+		r.desk.hand(router.Probe{Endpoint: &eps[i], Served: "m1", SelfTest: true})
+	}
+	r.Wake()
+	eventually(t, "two self-tests", func() bool { return asked(all) == slots/4 })
+	for i := range eps[slots:] {
+		r.desk.hand(router.Probe{Endpoint: &eps[slots+i], Served: "m1"})
+	}
+	r.Wake()
+	eventually(t, "four probes beside them", func() bool { return asked(all[slots:]) == hosts-slots })
+	if n := asked(all[:slots]); n != slots/4 {
+		t.Errorf("%d self-tests at once of %d slots", n, slots)
+	}
+	r.desk.sated.Store(true)
+	for i, h := range all[:slots] {
+		if h.Stats().Requests > 0 {
+			r.fwd.Interrupt(eps[i].ID)
+		}
+	}
+	classes := map[outcome.Class]int{}
+	for range slots {
+		classes[r.desk.await(t)]++
+	}
+	if classes[outcome.Moved] != slots/4 || classes[outcome.Unserved] != slots-slots/4 {
+		t.Errorf("ended %v", classes)
+	}
+	if n := asked(all[:slots]); n != slots/4 {
+		t.Errorf("%d self-tests, though nobody wants them any more", n)
 	}
 }
 

@@ -151,6 +151,68 @@ func TestRecovery(t *testing.T) {
 	}
 }
 
+// TestRestartUnseen has a host die and come back, with nobody but the network to tell: what it does with unfinished answers is found out
+// anew, and at once.
+func TestRestartUnseen(t *testing.T) {
+	h := start(t, fakecloud.HostConfig{Name: "h", Models: []string{"m1"}})
+	r := newReplica(t, h.Endpoint(), 0)
+	r.prober.Configure(Settings{SelfTest: true})
+	tested := func(after time.Time) func() bool {
+		return func() bool {
+			s := r.prober.Status("static:h").Prefills
+			return len(s) == 1 && s[0].Continues == "yes" && s[0].TestedAt.After(after)
+		}
+	}
+	eventually(t, "the first self-test", tested(time.Time{}))
+	h.Kill()
+	if c, _ := r.call(t); c != outcome.DialFailed {
+		t.Fatalf("class %s", c)
+	}
+	if err := h.Revive(); err != nil {
+		t.Fatal(err)
+	}
+	back := time.Now()
+	before := h.Stats().Requests
+	eventually(t, "a self-test after it came back", tested(back))
+	if n := h.Stats().Requests - before; n != 5 {
+		t.Errorf("%d requests, want a probe and a self-test of four", n)
+	}
+}
+
+// TestToldNoMore has the operator leave it to a test what a host does, and take it back.
+func TestToldNoMore(t *testing.T) {
+	for _, said := range []endpoint.Continues{endpoint.ContinuesAlways, endpoint.ContinuesNever} {
+		h := start(t, fakecloud.HostConfig{Name: "h", Models: []string{"m1"}})
+		ep := h.Endpoint()
+		ep.Continues = said
+		r := newReplica(t, ep, 0)
+		r.prober.Configure(Settings{SelfTest: true})
+		reload := func(c endpoint.Continues) {
+			ep.Continues = c
+			r.router.Update([]endpoint.Endpoint{ep}, nil)
+			r.prober.Update([]endpoint.Endpoint{ep})
+		}
+		why := func() string { return r.prober.Status("static:h").Prefills[0].Why }
+		if got := why(); got != "configured" {
+			t.Errorf("%d: %q", said, got)
+		}
+		reload(endpoint.ContinuesAuto)
+		eventually(t, "a self-test", func() bool { return why() == whyTested })
+		if n := h.Stats().Requests; n != 4 {
+			t.Errorf("%d: %d requests, want 4", said, n)
+		}
+		reload(said)
+		if got := why(); got != "configured" {
+			t.Errorf("%d once more: %q", said, got)
+		}
+		ep.Served = []endpoint.Served{{Name: "m2"}}
+		reload(said)
+		if s := r.prober.Status("static:h").Prefills; len(s) != 1 || s[0].Model != "m2" {
+			t.Errorf("%d: it serves m2 only: %+v", said, s)
+		}
+	}
+}
+
 // TestWaitDoubles has each failing probe make the next one wait twice as long, a fifth more or less.
 func TestWaitDoubles(t *testing.T) {
 	const openFor = 50 * time.Millisecond

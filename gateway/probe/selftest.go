@@ -67,10 +67,10 @@ type said struct {
 
 // selfTest finds out whether the host goes on with unfinished answers, for this replica or for all. The class is of the
 // request that kept it from a result, or Success.
-func (p *Prober) selfTest(ctx context.Context, ep *endpoint.Endpoint, served string) outcome.Class {
-	v := p.sharedTest(ctx, ep, served)
+func (p *Prober) selfTest(ctx context.Context, d *router.Probe) outcome.Class {
+	v := p.sharedTest(ctx, d.Endpoint, d.Served)
 	if ctx.Err() == nil && v.class != outcome.Unserved && v.class != outcome.Moved {
-		p.learn(ep.ID, served, v, p.opt.Now())
+		p.learn(d, v)
 	}
 	return v.class
 }
