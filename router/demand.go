@@ -58,7 +58,7 @@ const (
 func (c *candidate) fitness(q *Request) unfit {
 	ep := c.ep
 	switch {
-	case !c.meets || q.Demand.Demanding() && !q.Demand.Meets(ep):
+	case !c.meets || q.Demand.Demanding() && !q.Demand.Meets(ep) || q.Also != nil && !q.Also.Meets(ep):
 		return unfitDemand
 	case q.Route != "" && ep.Routes != nil && !slices.Contains(ep.Routes, q.Route):
 		return unfitRoute

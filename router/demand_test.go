@@ -40,8 +40,8 @@ func TestInRegion(t *testing.T) {
 	}
 }
 
-// TestDemandProperty holds, for random fleets, models, requests and ways to fail, that no host below what the model and the request
-// demand is ever leased: not first, not when all others have failed, not when it is the only one.
+// TestDemandProperty holds, for random fleets, models, requests and ways to fail, that no host below what the model, the key and
+// the request demand is ever leased: not first, not when all others have failed, not when it is the only one.
 func TestDemandProperty(t *testing.T) {
 	seed := rand.Uint64()
 	rng := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // printed below
@@ -73,11 +73,16 @@ func TestDemandProperty(t *testing.T) {
 		r.Update(eps, []ModelRule{{Name: "m", Serves: []string{"m"}, Demand: model}})
 		for range 10 {
 			q := Request{Model: "m", Demand: demand()}
+			key := Demand{}
+			if rng.IntN(3) == 0 {
+				key = demand()
+				q.Also = &key
+			}
 			for range 4 {
 				var l Lease
 				if r.Pick(&q, &l) != nil {
 					for i := range eps {
-						if model.Meets(&eps[i]) && q.Demand.Meets(&eps[i]) && r.hosts[eps[i].ID].breaker.State(now) == "closed" {
+						if model.Meets(&eps[i]) && q.Demand.Meets(&eps[i]) && key.Meets(&eps[i]) && r.hosts[eps[i].ID].breaker.State(now) == "closed" {
 							t.Fatalf("seed %d round %d: %+v meets %+v and %+v but was not picked", seed, round, eps[i], model, q.Demand)
 						}
 					}
@@ -85,10 +90,10 @@ func TestDemandProperty(t *testing.T) {
 				}
 				picks++
 				ep := l.Endpoint
-				if ep.Trust < max(model.Trust, q.Demand.Trust) || (model.Encrypted || q.Demand.Encrypted) && (ep.BaseURL != "https://h" || ep.TLS.InsecureSkipVerify) {
+				if ep.Trust < max(model.Trust, q.Demand.Trust, key.Trust) || (model.Encrypted || q.Demand.Encrypted || key.Encrypted) && (ep.BaseURL != "https://h" || ep.TLS.InsecureSkipVerify) {
 					t.Fatalf("seed %d round %d: %+v was picked for %+v and %+v", seed, round, *ep, model, q.Demand)
 				}
-				for _, d := range []Demand{model, q.Demand} {
+				for _, d := range []Demand{model, q.Demand, key} {
 					in := len(d.Regions) == 0
 					for _, want := range d.Regions {
 						in = in || InRegion(ep.Region, want)

@@ -24,6 +24,7 @@ type Request struct {
 	// that are Plain do not get it. "" for nothing.
 	Beyond string
 	Demand Demand
+	Also   *Demand // what the caller's key demands beside that; nil for nothing. Nobody changes it
 
 	PromptTokens int // of the whole prompt, as far as can be told; 0 makes it BodyBytes/4
 	MaxTokens    int // most output tokens that the caller takes; 0 for no such limit

@@ -136,6 +136,7 @@ func (s *spanner) request(r *ledger.Record) []attribute.KeyValue {
 	} else if r.Model != "" {
 		a.text(keyAlias, other)
 	}
+	a.text("headrace.key", r.Key)
 	if r.Stream {
 		a.flag("headrace.stream", true)
 	}

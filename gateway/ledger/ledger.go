@@ -84,6 +84,7 @@ type Record struct {
 	Route    string
 	Model    string // as the caller named it
 	Known    bool   // some host serves it, so that Model is one of a bounded set
+	Key      string // name of the caller's key (gateway/admission), never a part of it; "" where callers need none
 	Served   string // as the endpoint knows it
 	Stream   bool
 	Endpoint endpoint.ID // the last one tried

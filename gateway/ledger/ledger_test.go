@@ -71,7 +71,7 @@ func TestLineIsWhatSlogWrites(t *testing.T) {
 	span := func() time.Duration { return time.Duration(rng.Int64N(1 << (1 + rng.IntN(40)))) }
 	for range 2000 {
 		r := ledger.Record{
-			ID: text(), Route: text(), Model: text(), Stream: rng.IntN(2) == 0, Status: rng.IntN(600), Class: outcome.Class(rng.IntN(9)),
+			ID: text(), Route: text(), Model: text(), Key: text(), Stream: rng.IntN(2) == 0, Status: rng.IntN(600), Class: outcome.Class(rng.IntN(9)),
 			Tries: rng.IntN(4), Code: text(), TTFT: span(), UpstreamTTFT: span(), Duration: span(), Overhead: span(), ITLp50: span(), ITLp99: span(),
 			TPS: rng.ExpFloat64() * 50 * float64(rng.IntN(2)), Prompt: rng.Int64N(1e6) - 1, Output: int64(rng.IntN(4)) - 1, Estimated: rng.IntN(2) == 0,
 			Hedge: []string{"", "", "won", "lost"}[rng.IntN(4)], HedgeUSD: rng.ExpFloat64() * 1e-7,

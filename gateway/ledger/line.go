@@ -23,6 +23,9 @@ func (r *Record) AppendLine(dst []byte, now time.Time) []byte {
 	}
 	l.text(`,"route":`, r.Route)
 	l.text(`,"model":`, r.Model)
+	if r.Key != "" {
+		l.text(`,"key":`, r.Key)
+	}
 	l.flag(`,"stream":`, r.Stream)
 	l.text(`,"endpoint":`, string(r.Endpoint))
 	l.count(`,"status":`, int64(r.Status))
