@@ -37,6 +37,7 @@ type Explanation struct {
 	Request   string          `json:"request_id,omitempty"`
 	At        time.Time       `json:"at"`
 	Model     string          `json:"model"`
+	Pool      string          `json:"pool,omitempty"` // of the model's hosts, to which it was kept
 	Policy    string          `json:"policy"`
 	SLO       SLOView         `json:"slo"`
 	Prompt    float64         `json:"prompt_tokens"` // as far as could be told
@@ -81,6 +82,7 @@ type slot struct {
 	plan
 	request string
 	model   string
+	pool    string
 	attempt int
 	why     string
 	won     bool
@@ -136,7 +138,7 @@ func (d *decisions) note(s *scratch, v *view, why string) (seq uint64) {
 	e := &d.slots[seq%uint64(len(d.slots))]
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.seq, e.plan, e.request, e.model, e.why, e.won, e.ended = seq, s.plan, s.q.ID, s.m.Name, why, v != nil, false
+	e.seq, e.plan, e.request, e.model, e.pool, e.why, e.won, e.ended = seq, s.plan, s.q.ID, s.m.Name, s.m.pool, why, v != nil, false
 	e.attempt = s.attempt
 	e.q, e.m = nil, nil // they die with the request and the snapshot
 	e.ttft, e.tps = math.NaN(), math.NaN()
@@ -201,7 +203,7 @@ func (r *Router) Decision(seq uint64) (x Explanation, ok bool) {
 
 // explain tells what is in the slot. The caller holds mu.
 func (e *slot) explain() Explanation {
-	x := e.plan.explanation(e.model, e.why)
+	x := e.plan.explanation(e.model, e.pool, e.why)
 	x.Request, x.Attempt, x.Others = e.request, e.attempt, e.total-e.n
 	for i := range e.cands[:e.n] {
 		x.Candidate = append(x.Candidate, e.cands[i].show(&e.plan))
@@ -216,9 +218,9 @@ func (e *slot) explain() Explanation {
 	return x
 }
 
-func (p *plan) explanation(model, why string) Explanation {
+func (p *plan) explanation(model, pool, why string) Explanation {
 	return Explanation{
-		At: p.now, Model: model, Policy: p.policy.String(), Prompt: p.prompt, Output: p.output, Why: why, Attempt: 1, Candidate: []CandidateView{},
+		At: p.now, Model: model, Pool: pool, Policy: p.policy.String(), Prompt: p.prompt, Output: p.output, Why: why, Attempt: 1, Candidate: []CandidateView{},
 		SLO: SLOView{TTFT: p.slo.TTFT.Seconds(), TPS: p.slo.TPS, Confidence: p.slo.Confidence},
 	}
 }
@@ -240,7 +242,7 @@ func (v *view) pTPS(p *plan) float64  { return normal(math.Log(p.gap/v.itl) / v.
 
 // Explain tells where q would go now, and why, without going there. The error is ErrUnknownModel.
 func (r *Router) Explain(q *Request) (Explanation, error) {
-	m := r.snap.Load().models[q.Model]
+	m := r.snap.Load().pool(q.Model)
 	if m == nil {
 		return Explanation{}, ErrUnknownModel
 	}
@@ -255,7 +257,7 @@ func (r *Router) Explain(q *Request) (Explanation, error) {
 	if v == nil {
 		why = r.unavailable(s).Error()
 	}
-	x := s.plan.explanation(m.Name, why)
+	x := s.plan.explanation(m.Name, m.pool, why)
 	var k keptView
 	for i := range s.views {
 		k.keep(&s.plan, &s.views[i])

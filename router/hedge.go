@@ -38,7 +38,7 @@ const whyHedge = "idle and paid anyway: asked as well, because the first host se
 // keep the SLO; q.Tried names the hosts where it runs or failed. q.Affinity is to stay as it is until l is done. The error is
 // ErrUnknownModel or ErrNoSpare: it is no refusal, and is not among the decisions.
 func (r *Router) Hedge(q *Request, l *Lease) error {
-	m := r.snap.Load().models[q.Model]
+	m := r.snap.Load().pool(q.Model)
 	if m == nil {
 		return ErrUnknownModel
 	}

@@ -281,7 +281,7 @@ const (
 
 // forgive surveys once more with the next leniency that could help; false when none is left.
 func (s *scratch) forgive() bool {
-	for s.lenience < mostLeniency {
+	for s.lenience < mostLeniency && !s.q.Firm {
 		s.lenience++
 		if s.lenience == ofTried && (len(s.q.Tried) == 0 || s.q.Continue != nil && !s.q.Continue.Back) {
 			continue

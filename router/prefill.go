@@ -96,9 +96,7 @@ func (r *Router) setPrefill(c *candidate, served string, p Prefill) bool {
 		}
 		c.host.prefills.Store(&next)
 	}
-	for _, m := range r.snap.Load().models {
-		m.countPrefills()
-	}
+	r.snap.Load().everyPool((*Model).countPrefills)
 	return true
 }
 

@@ -142,13 +142,9 @@ func (r *Router) startedAnew(c *candidate) {
 	h.forgetTests()
 	was := affinity.Host(h.cache.Load())
 	r.caches++
-	for _, m := range s.models {
-		m.renamed(h, was, affinity.Host(r.caches))
-	}
+	s.everyPool(func(m *Model) { m.renamed(h, was, affinity.Host(r.caches)) })
 	h.cache.Store(r.caches)
-	for _, m := range s.models {
-		m.countPrefills()
-	}
+	s.everyPool((*Model).countPrefills)
 }
 
 // kindOf is what a breaker has to know of its endpoint.

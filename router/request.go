@@ -11,8 +11,8 @@ import (
 
 // Request is what Pick needs to know.
 type Request struct {
-	ID    string // for Decisions
-	Model string
+	ID    string        // for Decisions
+	Model string        // or a Pool of one
 	Now   time.Time     // when it is asked, by the Router's clock; zero asks the clock
 	Came  time.Time     // when the gateway got the request: what it waited since counts against the SLO; zero means Now
 	Tried []endpoint.ID // endpoints that failed this request already: not picked while another lives
@@ -39,6 +39,9 @@ type Request struct {
 	Continue *Continuation
 	// Whole says that the answer comes in one piece, so that nobody sees its first token.
 	Whole bool
+	// Firm says that somebody else can be asked than the hosts of Model: none is tried again, and none that is failing is asked
+	// because nobody else is left.
+	Firm bool
 	// Tokenless says that the answer is not made of output tokens: embeddings, scores, images. No TPS is promised then.
 	Tokenless bool
 }

@@ -203,7 +203,7 @@ const (
 
 // Pick leases the endpoint that serves q best into l. q.Affinity is to stay as it is until l is done. The error is ErrUnknownModel or an *UnavailableError.
 func (r *Router) Pick(q *Request, l *Lease) error {
-	m := r.snap.Load().models[q.Model]
+	m := r.snap.Load().pool(q.Model)
 	if m == nil {
 		return ErrUnknownModel
 	}

@@ -28,7 +28,8 @@ type ModelRule struct {
 // Snapshot is an immutable view of endpoints and models.
 type Snapshot struct {
 	models map[string]*Model
-	names  []string // sorted
+	pools  map[string]*Model // by name, of which callers know nothing
+	names  []string          // sorted
 	byID   map[endpoint.ID]*candidate
 	list   []*candidate // by ID
 	now    func() time.Time
@@ -38,6 +39,7 @@ type Snapshot struct {
 
 // Model is what callers may name.
 type Model struct {
+	pool   string // its name as a Pool, "" for a whole model
 	Name   string
 	demand Demand
 	slo    SLO
@@ -128,8 +130,8 @@ func (l *longMean) get(def float64) float64 {
 }
 
 // Update makes eps and rules the current view. Without rules every model is offered under the id
-// that endpoints serve it by. Endpoints that were known keep what was learned of them.
-func (r *Router) Update(eps []endpoint.Endpoint, rules []ModelRule) {
+// that endpoints serve it by. Endpoints that were known keep what was learned of them. A pool of a model that does not exist is none.
+func (r *Router) Update(eps []endpoint.Endpoint, rules []ModelRule, pools ...Pool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := &Snapshot{models: map[string]*Model{}, byID: make(map[endpoint.ID]*candidate, len(eps)), now: r.now}
@@ -192,6 +194,7 @@ func (r *Router) Update(eps []endpoint.Endpoint, rules []ModelRule) {
 		m.arrange()
 		m.countPrefills()
 	}
+	s.divide(pools)
 	maps.DeleteFunc(r.stats, func(name string, _ *modelStats) bool { return s.models[name] == nil })
 	slices.Sort(s.names)
 	slices.SortFunc(s.list, func(a, b *candidate) int { return strings.Compare(string(a.ep.ID), string(b.ep.ID)) })
@@ -304,7 +307,12 @@ func (s *Snapshot) add(name string, base *candidate, sv *endpoint.Served) {
 	} else if sv.Name != name {
 		c.servedJSON, _ = json.Marshal(sv.Name) // a string always encodes
 	}
-	m.cands = append(m.cands, &c)
+	m.take(&c)
+}
+
+// take adds a candidate.
+func (m *Model) take(c *candidate) {
+	m.cands = append(m.cands, c)
 	m.textOnly = m.textOnly || c.ep.TextOnly
 	m.plain = m.plain || c.ep.Plain
 	m.fickle = m.fickle || c.ep.Tenure == endpoint.Interruptible

@@ -1,0 +1,86 @@
+package router
+
+import (
+	"encoding/json"
+
+	"headrace/router/endpoint"
+)
+
+// Pool is a part of a model's hosts that requests can be kept to: Request.Model names it in the model's place. Callers cannot ask for
+// it, and it is not among Models. What is learned of a model's requests is the model's, whichever of its pools they went to.
+type Pool struct {
+	Name string // of no model
+	// Model is whose hosts, demands and promises these are.
+	Model string
+	// As is the name that callers use, "" where it is Model's.
+	As string
+	// Holds tells which of the hosts belong to it, by what they are and the model's id there; nil takes all. It is asked at each
+	// Update, for every host.
+	Holds  func(ep *endpoint.Endpoint, served string) bool
+	Policy Policy // PolicyDefault is the model's
+}
+
+// pool returns the model or pool of that name, nil when there is none.
+func (s *Snapshot) pool(name string) *Model {
+	if m := s.models[name]; m != nil {
+		return m
+	}
+	return s.pools[name]
+}
+
+// Pools tells how many hosts each pool has.
+func (s *Snapshot) Pools() map[string]int {
+	sizes := make(map[string]int, len(s.pools))
+	for name, m := range s.pools {
+		sizes[name] = len(m.cands)
+	}
+	return sizes
+}
+
+// divide makes the pools out of the models, which are complete.
+func (s *Snapshot) divide(pools []Pool) {
+	if len(pools) == 0 {
+		return
+	}
+	s.pools = make(map[string]*Model, len(pools))
+	for i := range pools {
+		p := &pools[i]
+		of := s.models[p.Model]
+		if of == nil {
+			continue
+		}
+		as := p.As
+		if as == "" {
+			as = p.Model
+		}
+		m := &Model{Name: as, pool: p.Name, demand: of.demand, slo: of.slo, policy: of.policy, strict: of.strict, stats: of.stats}
+		if p.Policy != PolicyDefault {
+			m.policy = p.Policy
+		}
+		for _, c := range of.cands {
+			if p.Holds != nil && !p.Holds(c.ep, c.served) {
+				continue
+			}
+			own := *c
+			if !own.unnamed {
+				if own.servedJSON = nil; own.served != as {
+					own.servedJSON, _ = json.Marshal(own.served) // a string always encodes
+				}
+			}
+			m.take(&own)
+		}
+		m.arrange()
+		m.countPrefills()
+		s.pools[p.Name] = m
+	}
+}
+
+// everyPool calls do for each model and pool.
+func (s *Snapshot) everyPool(do func(*Model)) {
+	for _, m := range s.models {
+		do(m)
+	}
+	for _, m := range s.pools {
+		do(m)
+	}
+}
