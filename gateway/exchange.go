@@ -466,7 +466,7 @@ func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
 		if noted.Output = res.OutputTokens; res.Estimated {
 			noted.Output = x.lease.Tokens(res.OutputTokens)
 		}
-		if usd, ok := x.usd(now); ok {
+		if usd, ok := x.account(noted, oe.Class, now); ok {
 			x.rec.USD += usd
 			x.rec.USDKnown = true
 			res.USD = usd

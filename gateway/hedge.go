@@ -210,6 +210,15 @@ func (h *hedge) cost(now time.Time, executed time.Duration) (usd float64, known 
 	})
 }
 
+// usage is what the hedge took, if it gives no answer.
+func (h *hedge) usage(class outcome.Class, status int, now time.Time, usd float64) ledger.Usage {
+	u := ledger.Usage{Basis: h.lease.Endpoint.Price.Basis, Share: time.Duration(float64(now.Sub(h.at)) / max(1, h.lease.MeanInFlight(now))), PromptUSD: usd}
+	if worked(class, status) {
+		u.Prompt = h.lease.PromptTokens(int64(h.ask.PromptTokens))
+	}
+	return u
+}
+
 func (h *hedge) fault(class outcome.Class, err error) *outcome.Error {
 	if h.guard.Aborted() {
 		class = outcome.ClientGone
@@ -452,6 +461,7 @@ func (x *exchange) noteSecond(h *hedge, word string, oe outcome.Error, now time.
 	*r.Note() = ledger.Attempt{
 		Endpoint: oe.Endpoint, Class: oe.Class, Status: oe.Status, After: h.at.Sub(r.At), Duration: now.Sub(h.at), USD: usd, USDKnown: known,
 		Span: h.span, Provider: h.lease.Endpoint.Provider, Served: h.lease.Served, Decision: h.lease.Decision, Hedge: true,
+		Usage: h.usage(oe.Class, oe.Status, now, usd),
 	}
 	r.Tries++
 	r.Hedge = word

@@ -31,7 +31,6 @@ import (
 	"headrace/gateway/openai"
 	"headrace/gateway/trace"
 	"headrace/router"
-	"headrace/router/cost"
 	"headrace/router/endpoint"
 	"headrace/router/outcome"
 )
@@ -634,21 +633,6 @@ func finishReason(b []byte) string {
 		return "tool_calls"
 	}
 	return string(b)
-}
-
-// usd is what the attempt has cost by now.
-func (x *exchange) usd(now time.Time) (float64, bool) {
-	u := cost.Used{
-		Busy: now.Sub(x.beginAt), InFlight: x.lease.MeanInFlight(now), Executed: x.worker.Executed, Prompt: -1, Cached: -1, Output: -1,
-		BytesIn: x.rec.BytesIn, BytesOut: x.rec.BytesOut,
-	}
-	if x.tale != nil {
-		u.BytesOut -= x.tale.sent
-	}
-	if x.m.hasUsage {
-		u.Prompt, u.Cached, u.Output = x.m.usage.Prompt, x.m.usage.Cached, x.m.usage.Completion
-	}
-	return cost.USD(&x.lease.Endpoint.Price, u)
 }
 
 // target returns path and query of a request target as they came. A server has to take the absolute

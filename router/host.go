@@ -42,6 +42,7 @@ type host struct {
 	mu        sync.Mutex // guards what follows; picks read pub instead
 	learner   *capacity.Learner
 	integral  float64 // of requests in flight over time, in request seconds
+	shares    float64 // of a second each, parted among the requests in flight: what one of them that was there all the time has had
 	counted   float64 // up to this time
 	upAt      float64 // up since, NaN while it is not
 	upFor     float64 // seconds up before that
@@ -119,11 +120,11 @@ func (h *host) refresh(at float64) {
 }
 
 // enter counts one more request in flight from now on; at is the same moment in the learner's seconds.
-func (h *host) enter(at float64) (inFlight int64, integral float64) {
+func (h *host) enter(at float64) (inFlight int64, integral, shares float64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.integrate(at)
-	return h.inflight.Add(1), h.integral
+	return h.inflight.Add(1), h.integral, h.shares
 }
 
 func (h *host) leave(at float64, now time.Time) {
@@ -156,17 +157,11 @@ func (h *host) computing(at float64) float64 {
 // integrate brings the integral up to a time. The caller holds mu.
 func (h *host) integrate(at float64) {
 	if d := at - h.counted; d > 0 {
-		h.integral += d * h.running(at)
+		n := h.running(at)
+		h.integral += d * n
+		h.shares += d / max(1, n)
 		h.counted = at
 	}
-}
-
-// reading returns the integral as of a time, to take means of requests in flight between two of them.
-func (h *host) reading(at float64) float64 {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.integrate(at)
-	return h.integral
 }
 
 // Slow start: a host that comes back gets few requests at first.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -315,4 +316,59 @@ func TestLateRetry(t *testing.T) {
 			t.Errorf("request %d went to %v, first token in %.1f s: %s (%v)", i, l.Endpoint.ID, l.Decision.TTFT, l.Decision.Why, err)
 		}
 	}
+}
+
+// The parts of a host's time that its requests had come to the time in which there were any.
+func TestSharesComeToTheTimeInUse(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // a test
+	c := newClock()
+	r := brain(c, 1, hourly("host", 1, 64, "m"))
+	type held struct {
+		l     *Lease
+		since time.Time
+	}
+	var in []held
+	var used, busy float64
+	for range 2000 {
+		if len(in) > 0 {
+			busy++
+		}
+		c.seconds(1)
+		for range rng.IntN(3) {
+			in = append(in, held{mustPick(t, r), c.now()})
+		}
+		for len(in) > 0 && (len(in) > 6 || rng.IntN(3) > 0) {
+			i := rng.IntN(len(in))
+			h := in[i]
+			in = append(in[:i], in[i+1:]...)
+			used += c.now().Sub(h.since).Seconds() / h.l.MeanInFlight(c.now())
+			h.l.Done(Result{Class: outcome.Success, Cached: -1})
+		}
+	}
+	for _, h := range in {
+		used += c.now().Sub(h.since).Seconds() / h.l.MeanInFlight(c.now())
+	}
+	if busy < 500 || math.Abs(used-busy) > 1e-6*busy {
+		t.Errorf("requests were charged %.3f s of a host that was in use for %.0f s", used, busy)
+	}
+}
+
+// What hosts report of prompts corrects the estimates of others.
+func TestPromptTokensAreLearned(t *testing.T) {
+	c := newClock()
+	r := brain(c, 1, hourly("host", 1, 64, "m"))
+	l := mustPick(t, r)
+	if n := l.PromptTokens(100); n != 100 {
+		t.Errorf("unlearned: %d of 100", n)
+	}
+	for range 100 {
+		l.CountedPrompt(400, 500)
+		l.CountedPrompt(3, 90) // too short to tell
+	}
+	if n := l.PromptTokens(1000); n != 1250 {
+		t.Errorf("learned: %d of 1000, want 1250", n)
+	}
+	l.Done(Result{Class: outcome.Success, Cached: -1})
 }

@@ -266,17 +266,37 @@ func (h *host) refused(l *Lease, at float64) {
 	h.publish()
 }
 
-// MeanInFlight is how many requests were served at once by the engine that the lease is on, on average during the lease; this one
-// counts. now is the Router's clock, as it is for Result.At.
+// MeanInFlight is how many requests were served at once by the engine that the lease is on; this one counts. It is the mean by which
+// the lease's time is to be divided: each moment is parted among those that were there, so that the parts of all of them come to the
+// time in which anybody was. now is the Router's clock, as it is for Result.At.
 func (l *Lease) MeanInFlight(now time.Time) float64 {
 	at := l.r.seconds(now)
 	d := at - l.pickedAt
 	if d <= 0 {
 		return float64(max(1, l.host.inflight.Load()))
 	}
-	n := max(1, (l.host.reading(at)-l.integral)/d)
+	h := l.host
+	h.mu.Lock()
+	h.integrate(at)
+	share, n := h.shares-l.shares, max(1, (h.integral-l.integral)/d)
+	h.mu.Unlock()
 	if l.engines > 1 { // each of them is billed
-		n = max(l.perEngine(n), n/l.engines)
+		return max(l.perEngine(n), n/l.engines)
 	}
-	return n
+	if share <= 0 || share > d {
+		return n
+	}
+	return d / share
+}
+
+// PromptTokens corrects an estimate of a prompt's tokens by what hosts have reported of the model's prompts.
+func (l *Lease) PromptTokens(estimated int64) int64 {
+	return int64(math.Round(float64(estimated) * l.stats.prompts.mean(1)))
+}
+
+// CountedPrompt tells how many tokens a prompt has that was estimated.
+func (l *Lease) CountedPrompt(estimated, counted int64) {
+	if estimated >= fewEvents && counted > 0 {
+		l.stats.prompts.add(float64(counted) / float64(estimated))
+	}
 }

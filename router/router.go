@@ -60,6 +60,7 @@ type Router struct {
 // modelStats is what is learned of a model's requests, wherever they went; it outlives snapshots.
 type modelStats struct {
 	output   longMean // tokens of an answer
+	prompts  ewma     // tokens of a prompt that hosts reported, as a share of those estimated
 	wantedAt number   // when it was last asked for, served or not
 	demand   demand
 }
@@ -188,6 +189,7 @@ type Lease struct {
 	late      float64 // seconds waited before it was picked
 	slo       SLO
 	integral  float64       // of the requests in flight, when picked
+	shares    float64       // of each second that one of them has, when picked
 	sinceTok  float64       // likewise, when the first token came
 	key       *affinity.Key // of the request, which outlives the lease
 	match     float64       // prompt tokens that the endpoint was taken to hold, before correction
@@ -240,7 +242,7 @@ func (s *scratch) lease(r *Router, v *view, why string, l *Lease) bool {
 	if !ok {
 		return false
 	}
-	n, integral := h.enter(s.at)
+	n, integral, shares := h.enter(s.at)
 	if !h.admit(&ep.Limits, n, s.now) {
 		h.leave(s.at, s.now)
 		ticket.Release()
@@ -259,7 +261,7 @@ func (s *scratch) lease(r *Router, v *view, why string, l *Lease) bool {
 		Endpoint: ep, Served: v.c.served, ServedJSON: v.c.servedJSON, Unnamed: v.c.unnamed,
 		host: h, ticket: ticket, r: r, stats: s.m.stats, root: v.c.root, held: true, whole: s.q.Whole, wordless: s.q.Tokenless,
 		pickedAt: s.at, firstAt: math.NaN(), expected: v.expected, target: s.slo.TTFT.Seconds(), ttftSigma: v.ttftSigma, engines: engines, limit: v.limit, pending: pending, late: s.waited, slo: s.slo,
-		integral: integral, key: &s.q.Affinity, match: v.match,
+		integral: integral, shares: shares, key: &s.q.Affinity, match: v.match,
 	}
 	l.seq = r.decisions.note(s, v, why)
 	d := &l.Decision

@@ -34,6 +34,19 @@ type Attempt struct {
 	Decision router.Decision        // why it went there, and what was expected of it; zero where no lease was held
 	Worker   *endpoint.WorkerReport // what the provider told of the work; nil for most, and never changed
 	Hedge    bool                   // it was made beside another one, because that was late
+	Usage
+}
+
+// Usage is what an attempt took from its host. Of attempts that held no lease nothing is known.
+type Usage struct {
+	// Counted says that the host reported Prompt, Cached and Reasoning. Else Prompt is estimated from the prompt's bytes, and is 0
+	// where the host did no work on it as far as can be told; the others are 0.
+	Counted                   bool
+	Prompt, Cached, Reasoning int64          // tokens; Prompt has those cached too
+	Basis                     endpoint.Basis // what its host is paid for
+	Share                     time.Duration  // of the host's time: the attempt's, where others ran beside it parted among them
+	PromptUSD                 float64        // share of USD that is the prompt's: before the first token, or by the prices of tokens
+	Guessed                   bool           // USD rests on tokens that nobody reported
 }
 
 // GapBounds are the upper bounds of Gaps, in seconds: those of OpenTelemetry's gen_ai.client.operation.time_per_output_chunk.
@@ -83,6 +96,7 @@ type Record struct {
 	Method   string    // of HTTP, "_OTHER" for what HTTP does not define
 	Route    string
 	Model    string // as the caller named it
+	Arm      string // of an experiment, as "experiment/arm"; "" outside of any
 	Known    bool   // some host serves it, so that Model is one of a bounded set
 	Key      string // name of the caller's key (gateway/admission), never a part of it; "" where callers need none
 	Served   string // as the endpoint knows it
