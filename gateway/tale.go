@@ -51,6 +51,8 @@ type tale struct {
 	out     []byte              // retold and not written yet
 	body    []byte              // of the request that goes on with it
 	want    router.Continuation // of whoever goes on with it
+	prompt  int                 // tokens of the caller's own prompt, as far as can be told
+	most    int                 // tokens of the whole answer, 0 for no limit
 	before  meter               // of the attempts that broke off, whose outputs are events
 	lost    int64               // their output, in tokens
 	gap     time.Duration       // the longest silence at a seam
@@ -101,7 +103,7 @@ func (x *exchange) follow() {
 		return
 	}
 	t := tales.Get().(*tale)
-	t.gather = gather
+	t.gather, t.prompt, t.most = gather, x.ask.PromptTokens, x.ask.MaxTokens
 	x.tale, x.ask.Whole = t, false
 	x.beginTale()
 }
@@ -113,7 +115,12 @@ func (x *exchange) beginTale() {
 	t.seam, x.errand, t.breaks, t.lost, t.before, t.judged, t.stall = false, nil, 0, 0, meter{}, 0, x.set.Stall
 	t.heard = 0
 	x.why = resume.None
-	x.ask.Continue, x.ask.Resumed = nil, false
+	t.askAnew(&x.ask)
+}
+
+// askAnew makes q ask for the answer from its beginning again.
+func (t *tale) askAnew(q *router.Request) {
+	q.Continue, q.Resumed, q.PromptTokens, q.MaxTokens = nil, false, t.prompt, t.most
 }
 
 // gathers tells whether the running attempt's events are put together.
@@ -242,6 +249,7 @@ func (x *exchange) gatherWhole() {
 		x.endAttempt(*oe, time.Now())
 	}
 	x.endTale()
+	t.askAnew(&x.ask)
 	x.why, x.ask.Whole, x.ask.Continue, x.ask.Resumed = why, true, nil, false
 	if !x.mayRetry() {
 		oe.Class = outcome.UpstreamFault
@@ -372,9 +380,9 @@ func (x *exchange) want(q *router.Request) {
 	t.want = router.Continuation{From: x.lease.Endpoint.ID, Served: x.lease.Served, Root: x.lease.Root()}
 	delivered := x.delivered()
 	q.Continue, q.Resumed = &t.want, true
-	q.PromptTokens = promptTokens(x.ctx.Request.Body(), x.scan.PromptBytes) + int(delivered)
-	if x.scan.MaxTokens > 0 {
-		q.MaxTokens = max(1, int(min(x.scan.MaxTokens, 1<<30)-delivered))
+	q.PromptTokens = t.prompt + int(delivered)
+	if t.most > 0 {
+		q.MaxTokens = max(1, t.most-int(delivered))
 	}
 }
 
@@ -460,13 +468,12 @@ func (x *exchange) startOver() bool {
 	if !x.tale.gather || !x.mayRetry() {
 		return false
 	}
-	q := &x.ask
-	going := q.Continue
-	q.Continue, q.Resumed = nil, false
-	if x.s.router.Pick(q, &x.lease) != nil {
+	going := x.ask
+	x.tale.askAnew(&x.ask)
+	if x.s.router.Pick(&x.ask, &x.lease) != nil {
 		x.s.router.Budget.Refund()
 		x.retries--
-		q.Continue, q.Resumed = going, true
+		x.ask = going
 		return false
 	}
 	x.beginTale()

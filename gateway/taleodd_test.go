@@ -96,15 +96,20 @@ func TestPlainBeginsAnew(t *testing.T) {
 			a := &teller{words: 10, at: 4, times: 1, lose: (*upConn).reset}
 			g := newOdd(t, goesOn, a.serve, tc.other)
 			g.router.SetPrefill(g.host(1).ID, model, tc.prefill)
-			res, body, err := g.do(ask(chatPath, ""))
+			res, body, err := g.do(ask(chatPath, `,"max_tokens":9`))
 			if err != nil || res.StatusCode != 200 {
 				t.Fatalf("%v, status %d: %s", err, res.StatusCode, body)
 			}
 			if text, finish := readWhole(t, body); text != "hello" || finish != "stop" {
 				t.Errorf("text %q, finish %q", text, finish)
 			}
-			if r := g.recordN(0); r.Class != outcome.Success || r.Attempts[0].Class != outcome.Truncated {
+			r := g.recordN(0)
+			if r.Class != outcome.Success || r.Attempts[0].Class != outcome.Truncated {
 				t.Errorf("class %s after %s", r.Class, r.Attempts[0].Class)
+			}
+			asked := g.router.Decisions(100, r.ID) // the newest first
+			if anew, first := asked[0], asked[len(asked)-1]; len(asked) < 2 || anew.Prompt != first.Prompt || anew.Output != 9 || first.Output != 9 {
+				t.Errorf("anew for %v and %v tokens, at first for %v and %v", anew.Prompt, anew.Output, first.Prompt, first.Output)
 			}
 		})
 	}
