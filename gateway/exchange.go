@@ -393,10 +393,15 @@ func (x *exchange) attemptFailed(err error) {
 
 // elsewhere makes another attempt after one that ended as oe says, or tells the caller.
 func (x *exchange) elsewhere(oe *outcome.Error) {
-	if oe.Class.Policy().Elsewhere && x.pinned == "" && x.mayRestart(oe.Class) && (x.form == nil || x.form.replayable()) && x.mayRetry() {
-		x.last = oe
-		x.again()
-		return
+	if oe.Class.Policy().Elsewhere && x.pinned == "" && x.mayRestart(oe.Class) && (x.form == nil || x.form.replayable()) {
+		if x.mayRetry() {
+			x.last = oe
+			x.again()
+			return
+		}
+		if x.tale != nil {
+			x.tale.poor = true
+		}
 	}
 	x.failAttempt(oe)
 }
@@ -532,7 +537,7 @@ func (x *exchange) fail(e *openai.Error) {
 		e.Partial = x.committed && x.all().outputs > 0
 	case x.committed && x.resumed():
 		e = errLost()
-		x.rec.Lost = x.lostWhy()
+		x.rec.Lost = x.lostWhy(true)
 	}
 	x.failure, x.phase = e, failed
 	x.rec.Code = e.Code

@@ -433,12 +433,12 @@ func (x *exchange) lost(d *down, err error) error {
 		return err // nobody is there to be told
 	}
 	e := errLost()
-	if x.isStream {
-		x.rec.Lost = x.lostWhy()
-	}
-	if x.watch.drained.Load() {
+	switch {
+	case x.watch.drained.Load(): // which is why
 		e = errDraining()
 		e.Partial = x.all().outputs > 0
+	case x.isStream:
+		x.rec.Lost = x.lostWhy(false)
 	}
 	if !x.isStream {
 		return err // a plain body has no room for an error: its broken framing says it
@@ -453,7 +453,11 @@ func (x *exchange) abandon(d *down, e *openai.Error) error {
 	if x.broken == nil {
 		x.broken = e
 	}
-	if err := x.write(d, errorEvent(e, x.route.proto)); err != nil {
+	event := errorEvent(e, x.route.proto)
+	if x.opaque { // half of another one may be out
+		event = append([]byte("\n\n"), event...)
+	}
+	if err := x.write(d, event); err != nil {
 		return err
 	}
 	return x.broken

@@ -64,6 +64,7 @@ type tale struct {
 	sent    int64     // bytes that the caller got of attempts before
 	holdBy  time.Time // until when a host is waited for that can go on
 	pause   time.Duration
+	poor    bool // what was asked to go on with it last failed, and no retry was left
 }
 
 var tales = sync.Pool{New: func() any { return new(tale) }}
@@ -248,9 +249,9 @@ func (x *exchange) gatherWhole() {
 	if x.leased {
 		x.endAttempt(*oe, time.Now())
 	}
-	x.endTale()
 	t.askAnew(&x.ask)
-	x.why, x.ask.Whole, x.ask.Continue, x.ask.Resumed = why, true, nil, false
+	x.endTale()
+	x.why, x.ask.Whole = why, true
 	if !x.mayRetry() {
 		oe.Class = outcome.UpstreamFault
 		x.failAttempt(oe)
@@ -284,19 +285,38 @@ func (x *exchange) gatherBroke(err error) {
 	x.again()
 }
 
-// lostWhy says why no host goes on with an answer that broke off.
-func (x *exchange) lostWhy() string {
+// Words of the ledger for why no host goes on with an answer that broke off, where it is not the answer's own doing: see resume.Reason.
+const (
+	whyPolicy     = "policy"      // it is not wanted: Settings.OnPreemption, or the request's header
+	whyMaxResumes = "max_resumes" // it was gone on with as often as it may
+	whyNoRetry    = "no_retry"    // neither its own retries nor the fleet's allowed another attempt
+	whyTotal      = "timeout"     // there was no time left for one: Settings.Total
+	whyNoHost     = "no_host"     // nobody is there who can
+)
+
+// lostWhy says why no host goes on with an answer that broke off. asked says that one was to go on with it, and none was found or
+// did.
+func (x *exchange) lostWhy(asked bool) string {
+	t := x.tale
 	switch r := x.ending(); {
 	case x.onLoss != Continue:
-		return "policy"
+		return whyPolicy
+	case x.pinned != "" || x.route.proto != protoChat:
+		return resume.Route.String()
 	case r != resume.None:
 		return r.String()
 	case x.why != resume.None:
 		return x.why.String()
-	case x.tale != nil && x.tale.breaks >= x.set.MaxResumes:
-		return "max_resumes"
+	case x.opaque:
+		return resume.Unreadable.String()
+	case !asked && (x.set.MaxResumes <= 0 || t != nil && t.breaks >= x.set.MaxResumes):
+		return whyMaxResumes
+	case !time.Now().Before(x.totalBy):
+		return whyTotal
+	case t != nil && t.poor:
+		return whyNoRetry
 	}
-	return "no_host"
+	return whyNoHost
 }
 
 // silence is how long the answer may be silent: a host that is gone sends no word of it. Only where another one can go on is it
@@ -398,8 +418,10 @@ func (x *exchange) goOn(oe *outcome.Error) bool {
 		return false
 	}
 	if t.breaks > 0 && x.ahead == nil && !x.s.router.Budget.Spend() {
+		t.poor = true
 		return false
 	}
+	t.poor = false
 	x.want(&x.ask)
 	t.sent = x.rec.BytesOut
 	x.began = time.Now()

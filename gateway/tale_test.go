@@ -409,6 +409,10 @@ func TestNotContinued(t *testing.T) {
 		"no host that can": {why: "no_host", before: func(g *rig) {
 			g.router.SetPrefill("static:h1", model, router.Prefill{Known: true})
 		}},
+		"no host for the only time": {why: "no_host", change: func(o *rigOptions) { o.set.MaxResumes = 1 }, before: func(g *rig) {
+			g.router.SetPrefill("static:h1", model, router.Prefill{Known: true})
+		}},
+		"not once": {why: "max_resumes", change: func(o *rigOptions) { o.set.MaxResumes = 0 }},
 		"another model": {why: "no_host", change: func(o *rigOptions) {
 			edit := o.edit
 			o.edit = func(eps []endpoint.Endpoint) {
@@ -443,6 +447,22 @@ func TestNotContinued(t *testing.T) {
 				t.Errorf("class %s, %d resumes, not gone on with for %q", r.Class, r.Resumes, r.Lost)
 			}
 		})
+	}
+}
+
+// TestErrorBehindATornEvent: a host that is lost inside an event so long that its beginning was passed on leaves half of it. The error
+// is an event of its own all the same.
+func TestErrorBehindATornEvent(t *testing.T) {
+	a, b := &teller{words: 40, at: 17, times: 1}, &teller{words: 40}
+	a.lose = func(c *upConn) { c.send("20000\r\ndata: {\"id\":\"" + strings.Repeat("x", 64<<10)); c.reset() }
+	g := newTellers(t, []*teller{a, b}, func(o *rigOptions) { o.forward.MaxEvent = 32 << 10 })
+	_, body, err := g.do(ask(chatPath, `,"stream":true`))
+	at := strings.LastIndex(body, "\n\n"+`data: {"error"`)
+	if err == nil || at < 0 || !strings.Contains(body[at:], `"upstream_lost"`) || !strings.HasSuffix(body, "\n\n") {
+		t.Errorf("%v: …%q", err, body[max(0, len(body)-300):])
+	}
+	if r := g.recordN(0); r.Class != outcome.Severed && r.Class != outcome.Truncated || r.Lost != "unreadable" || len(b.requests()) != 0 {
+		t.Errorf("class %s, not gone on with for %q", r.Class, r.Lost)
 	}
 }
 
@@ -503,8 +523,23 @@ func TestContinuesAgain(t *testing.T) {
 			if !tc.ok && (s.code != "upstream_lost" || s.text != words(40)) {
 				t.Errorf("error %q after %q", s.code, s.text)
 			}
+			if r := g.recordN(0); !tc.ok && r.Lost != "max_resumes" {
+				t.Errorf("not gone on with for %q", r.Lost)
+			}
 		})
 	}
+	t.Run("while retries are left", func(t *testing.T) {
+		hosts := []*teller{}
+		for i := range 3 {
+			hosts = append(hosts, &teller{words: n, at: 10 * (i + 1), lose: (*upConn).reset, times: 1})
+		}
+		g := newTellers(t, append(hosts, &teller{words: n}), func(o *rigOptions) { o.retry = router.BudgetOptions{PerRequest: 0.001, Cap: 1} })
+		_, body, err := g.do(ask(chatPath, streamed))
+		s := readTold(t, body)
+		if r := g.recordN(0); err == nil || s.text != words(30) || s.code != "upstream_lost" || r.Resumes != 2 || r.Lost != "no_retry" {
+			t.Errorf("%v, %d resumes, error %q, not gone on with for %q, text %q", err, r.Resumes, s.code, r.Lost, s.text)
+		}
+	})
 }
 
 // TestTokenBudget counts what was delivered against what the caller asked for.
