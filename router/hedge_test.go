@@ -82,6 +82,38 @@ func TestHedge(t *testing.T) {
 	}
 }
 
+// TestHedgesDoNotMeet: of two that look at the same moment, and see the same idle host, only one gets it.
+func TestHedgesDoNotMeet(t *testing.T) {
+	c := newClock()
+	r := brain(c, 1, hourly("a", 1, 10, "m"), hourly("b", 1, 10, "m"))
+	m := r.snap.Load().models["m"]
+	var both [2]scratch
+	for i := range both {
+		s := &both[i]
+		s.prepare(r, m, &Request{Model: "m", Tried: []endpoint.ID{"a"}, Now: c.now(), PromptTokens: 100})
+		s.survey()
+		if s.spare(); s.soonest() == nil {
+			t.Fatal("nobody is idle")
+		}
+	}
+	var first, second Lease
+	if !both[0].lease(r, both[0].soonest(), whyHedge, &first) || first.Endpoint.ID != "b" {
+		t.Fatal("the first did not get the idle host")
+	}
+	if both[1].lease(r, both[1].soonest(), whyHedge, &second) {
+		t.Error("the second got it as well")
+	}
+	if h := r.Hosts()[1]; h.InFlight != 1 {
+		t.Errorf("%d in flight", h.InFlight)
+	}
+	first.Done(Result{Class: outcome.Outrun, Cached: -1})
+	var third Lease
+	if err := r.Hedge(&Request{Model: "m", Tried: []endpoint.ID{"a"}, Now: c.now(), PromptTokens: 100}, &third); err != nil {
+		t.Errorf("idle again, and not taken: %v", err)
+	}
+	third.Done(Result{Class: outcome.Outrun, Cached: -1})
+}
+
 // TestHedgeWindow says when a first token is late enough, by the SLO of 2 s and an expected time of 0.27 s.
 func TestHedgeWindow(t *testing.T) {
 	for name, tc := range map[string]struct {

@@ -243,7 +243,7 @@ func (s *scratch) lease(r *Router, v *view, why string, l *Lease) bool {
 		return false
 	}
 	n, integral, shares := h.enter(s.at)
-	if !h.admit(&ep.Limits, n, s.now) {
+	if why == whyHedge && n > 1 || !h.admit(&ep.Limits, n, s.now) { // it was idle when it was looked at
 		h.leave(s.at, s.now)
 		ticket.Release()
 		return false
