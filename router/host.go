@@ -306,6 +306,19 @@ func (r *Router) Share(id endpoint.ID, inFlight, promptTokens int64) {
 	}
 }
 
+// Full tells whether an endpoint has no sequence free, as far as is known, so that another request would wait, or have others wait. It
+// is false for one that is not in the snapshot.
+func (r *Router) Full(id endpoint.ID) bool {
+	c := r.snap.Load().byID[id]
+	if c == nil {
+		return false
+	}
+	at := r.seconds(r.now())
+	var s capacity.State
+	c.host.pub.load(&s, at)
+	return c.host.running(at) >= s.Limit*float64(max(1, c.ep.Workers))
+}
+
 // Load is what this gateway has at an endpoint, for the others to hear by Share.
 func (r *Router) Load(id endpoint.ID) (inFlight, promptTokens int64) {
 	if c := r.snap.Load().byID[id]; c != nil {
