@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"headrace/router/endpoint"
+	"headrace/router/outcome"
 )
 
 // TestDrain keeps a host from new requests and from continuations, whatever discovery says, until it is let in again.
@@ -48,8 +49,10 @@ func TestDrain(t *testing.T) {
 		t.Error("a drained host was to go on with an answer")
 	}
 	r.Drain("b", true)
-	if _, ok := errors.AsType[*UnavailableError](r.Pick(&Request{Model: "m"}, new(Lease))); !ok {
+	if e, ok := errors.AsType[*UnavailableError](r.Pick(&Request{Model: "m"}, new(Lease))); !ok {
 		t.Error("with all drained somebody was picked")
+	} else if e.Cause != Failing || e.Reason != "every host that serves it is drained by the operator" || e.RetryAfter != drainedRetry {
+		t.Errorf("with all drained: %+v", e)
 	}
 	if !r.Drain("a", false) || r.Hosts()[0].Drained {
 		t.Error("it was not let in again")
@@ -75,5 +78,47 @@ func TestTakenAway(t *testing.T) {
 	}
 	if !newRouter().Snapshot().TakenAway("a") {
 		t.Error("a host that is not listed any more")
+	}
+}
+
+// TestDrainedBesideAway: a model whose hosts are up but drained, or not up, is not said to fail.
+func TestDrainedBesideAway(t *testing.T) {
+	away := hourly("b", 1, 10, "m")
+	away.State = endpoint.Preempted
+	r := newRouter(hourly("a", 1, 10, "m"), away)
+	r.Drain("a", true)
+	if e, ok := errors.AsType[*UnavailableError](r.Pick(&Request{Model: "m"}, new(Lease))); !ok || e.Reason != "every host that serves it is away, or drained by the operator" {
+		t.Errorf("with one drained and one taken away: %+v", e)
+	}
+	r.Drain("a", false)
+	r.Drain("b", true)
+	if got := mustPick(t, r).Endpoint.ID; got != "a" {
+		t.Errorf("with the other one drained %s was picked", got)
+	}
+}
+
+// TestFull tells hosts apart that have a sequence free.
+func TestFull(t *testing.T) {
+	r := newRouter(hourly("a", 1, 2, "m"))
+	if r.Full("a") || r.Full("x") {
+		t.Error("an idle host, or one that is not there, is full")
+	}
+	l := mustPick(t, r)
+	if r.Full("a") {
+		t.Error("one of two sequences is taken")
+	}
+	r.Share("a", 1, 0) // by another replica
+	if !r.Full("a") {
+		t.Error("both are taken, and it is not full")
+	}
+	r.Share("a", 0, 0)
+	second := mustPick(t, r)
+	if !r.Full("a") {
+		t.Error("both are taken here, and it is not full")
+	}
+	l.Done(Result{Class: outcome.Success, Cached: -1})
+	second.Done(Result{Class: outcome.Success, Cached: -1})
+	if r.Full("a") {
+		t.Error("idle again, and full")
 	}
 }

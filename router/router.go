@@ -335,7 +335,7 @@ func (r *Router) unavailable(s *scratch) error {
 		e.Cause, e.Reason = NotContinuable, "no other host can continue the answer"
 		return e
 	}
-	var fits, throttled, noCapacity int
+	var fits, usable, drained, throttled, noCapacity int
 	crowded := 0.0 // seconds until the first of those that are too crowded has room again
 	cause := fit   // the last reason on the way in that still kept some candidate out
 	for _, c := range m.cands {
@@ -352,9 +352,13 @@ func (r *Router) unavailable(s *scratch) error {
 		if c.ep.State == endpoint.NoCapacity {
 			noCapacity++
 		}
+		if c.host.drained.Load() && Usable(c.ep) {
+			drained++
+		}
 		if !c.usable() {
 			continue
 		}
+		usable++
 		d, why := c.host.breaker.Wait(now)
 		if l := c.host.limited(&c.ep.Limits, now); d <= 0 && l > 0 {
 			d, why = l, whyThrottled
@@ -371,6 +375,12 @@ func (r *Router) unavailable(s *scratch) error {
 		e.unfit(cause)
 		if cause == unfitPlain {
 			e.Member = q.Beyond
+		}
+		return e
+	case usable == 0 && drained > 0:
+		e.Reason, e.RetryAfter = "every host that serves it is drained by the operator", drainedRetry
+		if drained < fits {
+			e.Reason = "every host that serves it is away, or drained by the operator"
 		}
 		return e
 	case fits > 0 && throttled == fits:
@@ -420,6 +430,8 @@ func (m *Model) noCapacity(q *Request) string {
 	slices.Sort(why)
 	return strings.Join(why, "; or ")
 }
+
+const drainedRetry = 15 * time.Second // a person has to let it in again, or something to come back
 
 const noCapacityRetry = 15 * time.Second // throttled workers often clear in about 30 s (facts of RunPod's /health)
 
