@@ -212,6 +212,25 @@ func traced() []ledger.Record {
 	return rs
 }
 
+// overtaken is a request whose late attempt was overtaken by a hedge, which broke off then: another host went on with its answer.
+func overtaken() ledger.Record {
+	p := trace.Policy{On: true, Ratio: 1}
+	attempt := func(a ledger.Attempt) ledger.Attempt {
+		a.Served, a.Endpoint, a.Span, a.Duration, a.Status = "meta/llama", "static:a", p.NewSpan(), time.Second, 200
+		a.Decision.Why, a.Decision.TTFT, a.Decision.TPS, a.Decision.Candidates, a.Decision.Seq = "cheapest", 0.2, 38, 2, 7
+		return a
+	}
+	return ledger.Record{
+		ID: "req_overtaken", Trace: p.Begin(nil, nil), At: time.Now(), Method: "POST", Route: "/v1/chat/completions", Model: "m", Known: true, Stream: true,
+		Status: 200, Tries: 3, Hedge: "won", Resumes: 1, Offered: 1, Prompt: -1, Cached: -1, Output: -1, Reasoning: -1, Duration: 4 * time.Second,
+		Attempts: []ledger.Attempt{
+			attempt(ledger.Attempt{Class: outcome.Outrun}),
+			attempt(ledger.Attempt{Class: outcome.Truncated, Hedge: true, After: time.Second, First: 100 * time.Millisecond}),
+			attempt(ledger.Attempt{Class: outcome.Success, After: 2 * time.Second, First: 100 * time.Millisecond, Resumed: true, Offset: 9}),
+		},
+	}
+}
+
 // TestSpans holds the shape of every kind of request's trace.
 func TestSpans(t *testing.T) {
 	c := startCollector(t)
@@ -225,6 +244,7 @@ func TestSpans(t *testing.T) {
 		},
 	})
 	rs := traced()
+	rs = append(rs, overtaken())
 	rs[0].Trace.Parent = trace.SpanID{1}
 	rs[1].Trace.LinkID, rs[1].Trace.LinkSpan = trace.ID{2}, trace.SpanID{3}
 	total := 0
@@ -288,9 +308,9 @@ func TestSpans(t *testing.T) {
 			switch {
 			case j == 0 && len(s.Links) != 0:
 				t.Errorf("%s: the first attempt has links %v", r.ID, s.Links)
-			case j == 1:
-				if len(s.Links) != 1 || string(s.Links[0].SpanId) != string(r.Attempts[0].Span[:]) {
-					t.Fatalf("%s: the second attempt has links %v", r.ID, s.Links)
+			case j > 0:
+				if len(s.Links) != 1 || string(s.Links[0].SpanId) != string(r.Attempts[j-1].Span[:]) {
+					t.Fatalf("%s: attempt %d has links %v", r.ID, j+1, s.Links)
 				}
 				want := "failover"
 				if a.Hedge {

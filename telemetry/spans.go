@@ -306,12 +306,13 @@ func (s *spanner) candidates(t *ledger.Attempt, at time.Time) []sdktrace.Event {
 	return events
 }
 
-// links leads from a later attempt to the one that it makes up for.
+// links leads from a later attempt to the one that it makes up for: a hedge to the late one, and whoever comes behind a hedge that
+// won, to that.
 func links(r *ledger.Record, i int) []sdktrace.Link {
 	t, to := &r.Attempts[i], -1
 	for j := range r.Attempts {
 		o := &r.Attempts[j]
-		if j != i && !o.Hedge && o.After <= t.After && (to < 0 || o.After >= r.Attempts[to].After) && (j < i || t.Hedge) {
+		if j != i && (!o.Hedge || !t.Hedge && r.Hedge == "won") && o.After <= t.After && (to < 0 || o.After >= r.Attempts[to].After) && (j < i || t.Hedge) {
 			to = j
 		}
 	}
