@@ -1,0 +1,48 @@
+package queue
+
+import (
+	"math"
+	"time"
+)
+
+// drain measures how fast requests of one priority leave a pool served, while any wait: what others take meanwhile is in it.
+// It forgets by the time that somebody waits: what was seen of yesterday's rush is better than nothing today, and gives way soon.
+type drain struct {
+	served float64   // requests
+	busy   float64   // seconds in which they were
+	at     time.Time // up to then
+}
+
+const (
+	drainMemory = 15.0 // seconds of waiting after which a measurement counts for 1/e
+	drainStale  = time.Minute
+	drainKeep   = 2.0 // seconds' worth of what is stale
+)
+
+// pass lets time pass; somebody has waited in it, or nobody.
+func (d *drain) pass(now time.Time, waited bool) {
+	dt := now.Sub(d.at)
+	d.at = now
+	switch {
+	case waited:
+		keep := math.Exp(-dt.Seconds() / drainMemory)
+		d.served *= keep
+		d.busy = d.busy*keep + drainMemory*(1-keep)
+	case dt > drainStale && d.busy > drainKeep:
+		d.served *= drainKeep / d.busy
+		d.busy = drainKeep
+	}
+}
+
+// each is the time from one to the next, where the first was expected within soon; soon is 0 where nobody knows, and ok is false
+// where nothing is known.
+func (d *drain) each(soon time.Duration) (t time.Duration, ok bool) {
+	n, busy := d.served, d.busy
+	if soon > 0 { // counts for one that was seen
+		n, busy = n+1, busy+soon.Seconds()
+	}
+	if n < 0.5 {
+		return 0, false
+	}
+	return time.Duration(busy / n * float64(time.Second)), true
+}

@@ -1,0 +1,233 @@
+package queue
+
+import (
+	"math"
+	"slices"
+	"time"
+)
+
+// The order within a pool is start-time fair queueing (Goyal, Vin and Cheng 1996) at two levels: between the priorities, and within
+// each between its keys. Every flow has a finish tag, which grows by tokens/weight with what it is served; the flow whose next
+// request would begin first is served first, and begins where it ended last or, where it has not waited all the while, where the
+// others are now. So none saves up a claim while it sends nothing, and who comes anew is not behind the thousand of another.
+
+// pool is what waits for one model, or at the door.
+type pool struct {
+	name    string
+	gate    func() bool // takes the slot for who is first, nil where that one tries by himself
+	classes [NumPriorities]class
+	virtual float64 // start tag of the last that was served, of classes
+	n       int     // that wait
+	turn    *Waiter // who was called and has not said how it went; nil for nobody
+	stirred uint64  // times that something was given back
+	blocked uint32  // a bit for each line of each class of which one tried in vain since
+	timer   *time.Timer
+	armed   bool // timer
+}
+
+// class is those of one priority.
+type class struct {
+	flows   map[string]*flow
+	list    []*flow // those with anybody, and those whose finish tag is ahead
+	virtual float64 // start tag of the last that was served, of flows
+	finish  float64 // tag at the pool's level
+	n       int
+	there   [Lines]int // that could be called, by line
+	drain   drain
+}
+
+// flow is a key's requests of one priority in one pool.
+type flow struct {
+	key         string
+	weight      float64
+	finish      float64
+	n           int
+	first, last *Waiter
+}
+
+func (w *Waiter) bit() uint32 { return 1 << (uint(w.ask.Priority)*Lines + uint(w.ask.Line)) }
+
+// add puts w at the end of its key's.
+func (p *pool) add(w *Waiter) {
+	c := &p.classes[w.ask.Priority]
+	if p.n == 0 {
+		p.blocked = 0 // nobody heard what was given back
+	}
+	f := c.flow(w.ask.Key)
+	f.weight = w.ask.Weight
+	if w.prev = f.last; w.prev != nil {
+		w.prev.next = w
+	} else {
+		f.first = w
+	}
+	f.last = w
+	w.flow = f
+	p.n++
+	c.n++
+	f.n++
+	c.there[w.ask.Line]++
+}
+
+// flow returns the key's.
+func (c *class) flow(key string) *flow {
+	f := c.flows[key]
+	if f == nil {
+		if c.flows == nil {
+			c.flows = map[string]*flow{}
+		}
+		f = &flow{key: key, finish: c.virtual}
+		c.flows[key] = f
+		c.list = append(c.list, f)
+	}
+	return f
+}
+
+// remove takes w out.
+func (p *pool) remove(w *Waiter) {
+	c, f := &p.classes[w.ask.Priority], w.flow
+	if w.prev != nil {
+		w.prev.next = w.next
+	} else {
+		f.first = w.next
+	}
+	if w.next != nil {
+		w.next.prev = w.prev
+	} else {
+		f.last = w.prev
+	}
+	w.prev, w.next, w.flow = nil, nil, nil
+	if !w.away {
+		c.there[w.ask.Line]--
+	}
+	p.n--
+	c.n--
+	f.n--
+	if p.n == 0 { // nobody is left to be fair to
+		p.virtual = 0
+		for i := range p.classes {
+			p.classes[i].finish = 0
+		}
+	}
+	if c.n == 0 {
+		c.flows, c.list, c.virtual = nil, nil, 0
+		return
+	}
+	if f.n == 0 {
+		c.sweep()
+	}
+}
+
+// sweep forgets flows that have no claim and no debt.
+func (c *class) sweep() {
+	c.list = slices.DeleteFunc(c.list, func(f *flow) bool {
+		over := f.n == 0 && f.finish <= c.virtual
+		if over {
+			delete(c.flows, f.key)
+		}
+		return over
+	})
+}
+
+// charge books what w was served.
+func (p *pool) charge(w *Waiter, lim *Limits) {
+	c, f := &p.classes[w.ask.Priority], w.flow
+	c.virtual = max(c.virtual, f.finish)
+	f.finish = c.virtual + w.ask.Tokens/f.weight
+	p.virtual = max(p.virtual, c.finish)
+	c.finish = p.virtual + w.ask.Tokens/lim.share(w.ask.Priority)
+}
+
+func (l *Limits) share(p Priority) float64 {
+	if p == Batch {
+		return l.BatchShare
+	}
+	return 1 - l.BatchShare
+}
+
+// best is who is to be called next, nil for nobody.
+func (p *pool) best() *Waiter {
+	var best *Waiter
+	least := math.Inf(1)
+	for i := range p.classes {
+		c := &p.classes[i]
+		start := max(c.finish, p.virtual)
+		if c.n == 0 || start >= least {
+			continue
+		}
+		if w := c.best(p.blocked >> (uint(i) * Lines)); w != nil {
+			best, least = w, start
+		}
+	}
+	return best
+}
+
+// best is the first of the flow that is furthest behind, of lines that are not blocked.
+func (c *class) best(blocked uint32) *Waiter {
+	open := false
+	for i, n := range c.there {
+		open = open || n > 0 && blocked&(1<<uint(i)) == 0
+	}
+	if !open {
+		return nil
+	}
+	var best *Waiter
+	least := math.Inf(1)
+	for _, f := range c.list {
+		start := max(f.finish, c.virtual)
+		if f.n == 0 || start > least {
+			continue
+		}
+		for w := f.first; w != nil; w = w.next {
+			if w.away || blocked&(1<<uint(w.ask.Line)) != 0 {
+				continue
+			}
+			if start < least || w.came.Before(best.came) {
+				best, least = w, start
+			}
+			break
+		}
+	}
+	return best
+}
+
+// ahead is about how many of its priority are served before one of the flow before whom mine of its own are; f is nil where the
+// key has none.
+func (c *class) ahead(f *flow, weight float64, mine int) int {
+	n := mine
+	for _, o := range c.list {
+		if o != f && o.n > 0 {
+			n += min(o.n, int(math.Ceil(float64(mine+1)*o.weight/weight)))
+		}
+	}
+	return n
+}
+
+// place is how many of its own key's stand before w.
+func (w *Waiter) place() int {
+	n := 0
+	for o := w.prev; o != nil; o = o.prev {
+		n++
+	}
+	return n
+}
+
+// longest is the flow that has the most waiting for its weight, and has anybody who was not called; nil for none.
+func (c *class) longest() *flow {
+	var longest *flow
+	for _, f := range c.list {
+		if f.n > 0 && f.spare() != nil && (longest == nil || float64(f.n)*longest.weight > float64(longest.n)*f.weight) {
+			longest = f
+		}
+	}
+	return longest
+}
+
+// spare is the newest of the flow who was not called; nil for nobody.
+func (f *flow) spare() *Waiter {
+	for w := f.last; w != nil; w = w.prev {
+		if w.state == standing {
+			return w
+		}
+	}
+	return nil
+}
