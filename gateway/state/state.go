@@ -14,11 +14,12 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/maintnotifications"
 )
 
 // Options set up a Redis; zero values but URL mean the defaults named here.
 type Options struct {
-	URL     string        // redis://[user:password@]host:port[/db], rediss:// for TLS, unix://path
+	URL     string        // redis://[user:password@]host:port[/db], rediss:// for TLS, unix://path, redis+sentinel:// or redis+cluster://
 	Prefix  string        // of all keys; default "headrace:"
 	Timeout time.Duration // of one call; default 250 ms
 	Log     *slog.Logger
@@ -28,18 +29,22 @@ type Options struct {
 // Redis is what replicas share.
 type Redis struct {
 	opt    Options
-	client *redis.Client
-	me     string // this replica, as holder of leases
+	client redis.UniversalClient
+	me     string // this replica: holder of leases, sender of events
 	down   atomic.Bool
+	gate   gate
+	events events
+	crowd  crowd
+	docs   watchers
 
-	shared, fetched, alone atomic.Int64
+	shared, fetched, alone, errors, misses, joins atomic.Int64
 }
 
 // Open reads the URL. It connects to nothing yet: a Redis that is down keeps no gateway from starting.
 func Open(o Options) (*Redis, error) {
-	ro, err := redis.ParseURL(o.URL)
+	ro, err := parseURL(o.URL)
 	if err != nil {
-		return nil, errors.New("state.redis is no address of a Redis, such as redis://127.0.0.1:6379/0") // err may quote the password
+		return nil, err
 	}
 	if o.Prefix == "" {
 		o.Prefix = "headrace:"
@@ -55,11 +60,15 @@ func Open(o Options) (*Redis, error) {
 	}
 	ro.DialTimeout, ro.ReadTimeout, ro.WriteTimeout, ro.PoolTimeout = o.Timeout, o.Timeout, o.Timeout, o.Timeout
 	ro.MaxRetries, ro.DialerRetries, ro.ContextTimeoutEnabled = -1, 1, true
-	redis.SetLogger(quiet{}) // what it would print, our callers are told as errors
+	ro.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled} // a question to each new connection that few servers understand
+	redis.SetLogger(quiet{})                                                                        // what it would print, our callers are told as errors
 	var id [8]byte
 	_, _ = rand.Read(id[:]) // never fails
-	return &Redis{opt: o, client: redis.NewClient(ro), me: hex.EncodeToString(id[:])}, nil
+	return &Redis{opt: o, client: redis.NewUniversalClient(ro), me: hex.EncodeToString(id[:]), gate: gate{began: time.Now()}}, nil
 }
+
+// ID is what this replica is called by the others: new with each process.
+func (r *Redis) ID() string { return r.me }
 
 // quiet takes the client's own log lines.
 type quiet struct{}
@@ -70,17 +79,20 @@ func (quiet) Printf(context.Context, string, ...any) {}
 // Close closes the connections.
 func (r *Redis) Close() error { return r.client.Close() }
 
-// Stats counts polls.
+// Stats counts what was asked of Redis.
 type Stats struct {
 	Shared  int64 `json:"shared"`  // answered by what another replica, or this one a moment ago, had fetched
 	Fetched int64 `json:"fetched"` // fetched here, for all
 	Alone   int64 `json:"alone"`   // fetched here for this replica only, since Redis did not answer
 	Down    bool  `json:"down"`    // Redis did not answer the last time
+	Errors  int64 `json:"errors"`  // calls that Redis did not answer, or refused
+	Missed  int64 `json:"missed"`  // calls on a request's path that were answered from memory instead, since Redis was slow or gone
+	Joins   int64 `json:"joins"`   // times that the stream of events was begun
 }
 
 // Stats returns the counts.
 func (r *Redis) Stats() Stats {
-	return Stats{r.shared.Load(), r.fetched.Load(), r.alone.Load(), r.down.Load()}
+	return Stats{r.shared.Load(), r.fetched.Load(), r.alone.Load(), r.down.Load(), r.errors.Load(), r.misses.Load(), r.joins.Load()}
 }
 
 const (
@@ -92,11 +104,22 @@ const (
 	failedFor = 3 * time.Second
 )
 
-// restScript lets a lease that is still ours run out in a while.
-const restScript = `if redis.call("GET", KEYS[1]) == ARGV[1] then return redis.call("PEXPIRE", KEYS[1], ARGV[2]) end return 0`
-
-// releaseScript deletes a lease that is still ours: one that has run out may be another's by now.
-const releaseScript = `if redis.call("GET", KEYS[1]) == ARGV[1] then return redis.call("DEL", KEYS[1]) end return 0`
+// Leases are handed out with a number that only grows. Whoever writes an answer shows his: one whose lease has run out, and who was
+// overtaken, cannot put an older answer in the place of a newer one.
+//
+//nolint:gochecknoglobals // tables
+var (
+	// acquireScript takes a lease that nobody has, and returns its number; 0 when somebody has it. The counter outlives the lease by ARGV[3].
+	acquireScript = redis.NewScript(`if not redis.call("SET", KEYS[1], ARGV[1], "NX", "PX", ARGV[2]) then return 0 end
+local n = redis.call("INCR", KEYS[2]) redis.call("PEXPIRE", KEYS[2], ARGV[3]) return n`)
+	// saveScript writes an answer, unless a lease was handed out since.
+	saveScript = redis.NewScript(`local n = redis.call("GET", KEYS[2]) if n and n ~= ARGV[1] then return 0 end
+redis.call("SET", KEYS[1], ARGV[2], "PX", ARGV[3]) return 1`)
+	// restScript lets a lease that is still ours run out in a while.
+	restScript = redis.NewScript(`if redis.call("GET", KEYS[1]) == ARGV[1] then return redis.call("PEXPIRE", KEYS[1], ARGV[2]) end return 0`)
+	// releaseScript deletes a lease that is still ours: one that has run out may be another's by now.
+	releaseScript = redis.NewScript(`if redis.call("GET", KEYS[1]) == ARGV[1] then return redis.call("DEL", KEYS[1]) end return 0`)
+)
 
 // Poll returns what fetch returns, at most every old, whichever replica has called it: one of them does, under a lease, and
 // the others get its answer. A fetch that fails is told to the replica that made it only; the next one tries, every later or 3 s,
@@ -104,7 +127,7 @@ const releaseScript = `if redis.call("GET", KEYS[1]) == ARGV[1] then return redi
 // Redis does not answer, each replica fetches for itself.
 func (r *Redis) Poll(ctx context.Context, key string, every time.Duration, fetch func(context.Context) ([]byte, error)) ([]byte, error) {
 	return r.poll(ctx, &poll{
-		value: r.opt.Prefix + "poll:" + key, lease: r.opt.Prefix + "lease:" + key,
+		value: r.tagged("poll", key), lease: r.tagged("lease", key), fence: r.tagged("fence", key),
 		every: every, hold: leaseFor, rest: min(every, failedFor),
 	}, fetch)
 }
@@ -114,20 +137,26 @@ func (r *Redis) Poll(ctx context.Context, key string, every time.Duration, fetch
 // keeps the others waiting for 5 s, and after a do that failed the next replica goes at once.
 func (r *Redis) Once(ctx context.Context, key string, within time.Duration, do func(context.Context) ([]byte, error)) ([]byte, error) {
 	return r.poll(ctx, &poll{
-		value: r.opt.Prefix + "once:" + key, lease: r.opt.Prefix + "lease:" + key,
+		value: r.tagged("once", key), lease: r.tagged("lease", key), fence: r.tagged("fence", key),
 		every: within, hold: onceFor,
 	}, do)
 }
 
 const onceFor = 5 * time.Second
 
+// tagged is a key that lies in a Cluster where all others of that name do: scripts touch several of them.
+func (r *Redis) tagged(kind, name string) string { return r.opt.Prefix + kind + ":{" + name + "}" }
+
 // poll is something that one replica fetches for all.
 type poll struct {
-	value, lease string        // keys
-	every        time.Duration // an answer is good for that long
-	hold         time.Duration // of the lease, renewed while the fetch lasts
-	rest         time.Duration // nobody fetches after a fetch that failed
+	value, lease, fence string        // keys
+	every               time.Duration // an answer is good for that long
+	hold                time.Duration // of the lease, renewed while the fetch lasts
+	rest                time.Duration // nobody fetches after a fetch that failed
 }
+
+// keep is how long an answer stays in Redis.
+func (p *poll) keep() time.Duration { return max(keepFor*p.every, time.Minute) }
 
 func (r *Redis) poll(ctx context.Context, p *poll, fetch func(context.Context) ([]byte, error)) ([]byte, error) {
 	for {
@@ -136,7 +165,7 @@ func (r *Redis) poll(ctx context.Context, p *poll, fetch func(context.Context) (
 			r.shared.Add(1)
 			return b, nil
 		}
-		held := false
+		held := int64(0)
 		if err == nil {
 			held, err = r.acquire(ctx, p)
 		}
@@ -149,13 +178,13 @@ func (r *Redis) poll(ctx context.Context, p *poll, fetch func(context.Context) (
 			return fetch(ctx)
 		}
 		r.report(nil)
-		if held {
+		if held > 0 {
 			if b, _ := r.fresh(ctx, p); b != nil { // another has fetched between our look and the lease
 				r.drop(ctx, p.lease)
 				r.shared.Add(1)
 				return b, nil
 			}
-			return r.fetch(ctx, p, fetch)
+			return r.fetch(ctx, p, held, fetch)
 		}
 		if err := pause(ctx, lookFor); err != nil {
 			return nil, err
@@ -182,8 +211,8 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// fetch fetches for all replicas. The lease is renewed as long as it takes.
-func (r *Redis) fetch(ctx context.Context, p *poll, fetch func(context.Context) ([]byte, error)) ([]byte, error) {
+// fetch fetches for all replicas, by the lease of that number. The lease is renewed as long as it takes.
+func (r *Redis) fetch(ctx context.Context, p *poll, held int64, fetch func(context.Context) ([]byte, error)) ([]byte, error) {
 	renewCtx, stop := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() {
@@ -209,8 +238,14 @@ func (r *Redis) fetch(ctx context.Context, p *poll, fetch func(context.Context) 
 	c, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.opt.Timeout)
 	defer cancel()
 	stamped := binary.BigEndian.AppendUint64(nil, uint64(r.opt.Now().UnixMilli())) //nolint:gosec // after 1970
-	if serr := r.client.Set(c, p.value, append(stamped, b...), max(keepFor*p.every, time.Minute)).Err(); serr != nil {
+	saved, serr := saveScript.Run(c, r.client, []string{p.value, p.fence}, held, append(stamped, b...), p.keep().Milliseconds()).Int()
+	switch {
+	case serr != nil:
 		r.report(serr)
+	case saved == 0: // somebody else has had the lease meanwhile, and may know better
+		if newer, _ := r.fresh(ctx, p); newer != nil {
+			b = newer
+		}
 	}
 	r.drop(ctx, p.lease)
 	return b, nil
@@ -220,14 +255,14 @@ func (r *Redis) fetch(ctx context.Context, p *poll, fetch func(context.Context) 
 func (r *Redis) rest(ctx context.Context, lease string, d time.Duration) {
 	c, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.opt.Timeout)
 	defer cancel()
-	_ = r.client.Eval(c, restScript, []string{lease}, r.me, max(d.Milliseconds(), 1)).Err() // it runs out by itself, later
+	_ = restScript.Run(c, r.client, []string{lease}, r.me, max(d.Milliseconds(), 1)).Err() // it runs out by itself, later
 }
 
 // drop gives the lease back; one that cannot be runs out by itself.
 func (r *Redis) drop(ctx context.Context, lease string) {
 	c, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.opt.Timeout)
 	defer cancel()
-	_ = r.client.Eval(c, releaseScript, []string{lease}, r.me).Err()
+	_ = releaseScript.Run(c, r.client, []string{lease}, r.me).Err()
 }
 
 // fresh returns the shared answer if it is young enough, nil if there is none.
@@ -251,18 +286,19 @@ func (r *Redis) fresh(ctx context.Context, p *poll) ([]byte, error) {
 	return b[8:], nil
 }
 
-func (r *Redis) acquire(ctx context.Context, p *poll) (bool, error) {
+// acquire returns the number of a lease that nobody had, 0 when somebody has it.
+func (r *Redis) acquire(ctx context.Context, p *poll) (int64, error) {
 	c, cancel := context.WithTimeout(ctx, r.opt.Timeout)
 	defer cancel()
-	err := r.client.SetArgs(c, p.lease, r.me, redis.SetArgs{Mode: "NX", TTL: p.hold}).Err()
-	if errors.Is(err, redis.Nil) {
-		return false, nil
-	}
-	return err == nil, err
+	keep := 2 * (p.hold + p.keep()) // longer than what is written by it
+	return acquireScript.Run(c, r.client, []string{p.lease, p.fence}, r.me, p.hold.Milliseconds(), keep.Milliseconds()).Int64()
 }
 
 // report logs when Redis goes and when it comes back.
 func (r *Redis) report(err error) {
+	if err != nil {
+		r.errors.Add(1)
+	}
 	if was := r.down.Swap(err != nil); was == (err != nil) {
 		return
 	}

@@ -163,19 +163,29 @@ func TestFailedFetch(t *testing.T) {
 func TestHolderDies(t *testing.T) {
 	s := startRedis(t)
 	dead, alive := s.open(nil), s.open(nil)
-	if ok, err := dead.acquire(t.Context(), &poll{lease: "headrace:lease:k", hold: leaseFor}); !ok || err != nil {
-		t.Fatal(ok, err)
+	p := &poll{value: dead.tagged("poll", "k"), lease: dead.tagged("lease", "k"), fence: dead.tagged("fence", "k"), every: time.Minute, hold: leaseFor}
+	held, err := dead.acquire(t.Context(), p)
+	if held == 0 || err != nil {
+		t.Fatal(held, err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	if _, err := alive.Poll(ctx, "k", time.Minute, func(context.Context) ([]byte, error) { return []byte("x"), nil }); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("while the lease is held: %v", err)
 	}
-	if err := dead.client.PExpire(t.Context(), "headrace:lease:k", time.Millisecond).Err(); err != nil {
+	if err := dead.client.PExpire(t.Context(), p.lease, time.Millisecond).Err(); err != nil {
 		t.Fatal(err)
 	}
 	if b, err := alive.Poll(t.Context(), "k", time.Minute, func(context.Context) ([]byte, error) { return []byte("x"), nil }); err != nil || string(b) != "x" {
 		t.Errorf("after it ran out: %q, %v", b, err)
+	}
+	// It was not dead but slow, and its older answer comes now: it must not take the place of the newer one.
+	b, err := dead.fetch(t.Context(), p, held, func(context.Context) ([]byte, error) { return []byte("older"), nil })
+	if err != nil || string(b) != "x" {
+		t.Errorf("the one that was overtaken got %q, %v", b, err)
+	}
+	if b, err := alive.fresh(t.Context(), p); err != nil || string(b) != "x" {
+		t.Errorf("after it was overtaken: %q, %v", b, err)
 	}
 }
 
@@ -209,7 +219,7 @@ func TestOnce(t *testing.T) {
 	if _, err := replicas[0].Once(t.Context(), "k", time.Second, func(context.Context) ([]byte, error) { return nil, boom }); !errors.Is(err, boom) {
 		t.Errorf("got %v", err)
 	}
-	if held, err := replicas[1].client.Exists(t.Context(), "headrace:lease:k").Result(); err != nil || held != 0 {
+	if held, err := replicas[1].client.Exists(t.Context(), replicas[1].tagged("lease", "k")).Result(); err != nil || held != 0 {
 		t.Errorf("after one that failed: %d leases, %v", held, err)
 	}
 	s.stop()
@@ -249,7 +259,10 @@ func TestRedisGone(t *testing.T) {
 }
 
 func TestOpen(t *testing.T) {
-	for _, url := range []string{"", "127.0.0.1:6379", "http://:s3cret@x"} {
+	for _, url := range []string{
+		"", "127.0.0.1:6379", "http://:s3cret@x", "redis://:s3cret@x/y", "redis+sentinel://:s3cret@x", "redis+sentinel://:s3cret@x/",
+		"redis+cluster://:s3cret@x/1", "redis+other://:s3cret@x", "redis+cluster://", "redis+sentinel://a,,b/m", "redis+cluster://:s3cret@a?b=c", "unix+cluster:///s",
+	} {
 		if _, err := Open(Options{URL: url}); err == nil || strings.Contains(err.Error(), "s3cret") {
 			t.Errorf("%q: %v", url, err)
 		}

@@ -1,6 +1,9 @@
 package state
 
-import "testing"
+import (
+	"errors"
+	"testing"
+)
 
 // TestTurn gives a task to one replica at a time, and what it has kept to the next.
 func TestTurn(t *testing.T) {
@@ -34,6 +37,9 @@ func TestTurn(t *testing.T) {
 	a.Give(t.Context())
 	take("the second", b, true, true)
 	take("the first after it", a, false, false)
+	if err := a.Save(t.Context(), []byte("late")); !errors.Is(err, ErrOvertaken) {
+		t.Errorf("what the first saves too late: %v", err)
+	}
 	if kept, err := b.Load(t.Context()); err != nil || string(kept) != "x" {
 		t.Errorf("kept %q, %v", kept, err)
 	}
