@@ -60,6 +60,8 @@ type app struct {
 	speak   *translators
 	actor   *runpod.Actor
 	redis   *state.Redis // nil when replicas share nothing
+	store   state.Store  // documents that replicas share, or that outlive the process
+	bus     state.Bus
 	access  atomic.Bool
 
 	expected atomic.Pointer[capacity.Rules] // of hosts, before they were measured
@@ -101,11 +103,8 @@ func newApp(cfg *config.Config, logTo io.Writer, given ...net.Listener) (*app, e
 	if err := a.tellOthers(cfg); err != nil {
 		return nil, err
 	}
-	if cfg.State.Redis != "" {
-		var err error
-		if a.redis, err = state.Open(state.Options{URL: cfg.State.Redis.Reveal(), Log: a.log}); err != nil {
-			return nil, err
-		}
+	if err := a.openState(cfg); err != nil {
+		return nil, err
 	}
 	a.engines = scrape.New(scrape.Options{Log: a.log, Deliver: a.router.Observe})
 	a.rented.Store(newClouds(cfg, a.redis, a.log))
@@ -233,6 +232,7 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 
 	a.discovered(slices.Clone(static.New(a.cfg.StaticEndpoints(time.Now()), static.Options{}).Hosts())) // before the first request
 	back.Go(func() error { return a.discover(backCtx, reloads) })
+	back.Go(func() error { return a.share(backCtx) })
 	back.Go(func() error { return a.engines.Run(backCtx) })
 	back.Go(func() error { return a.leaver.Run(backCtx) })
 	back.Go(func() error { return a.prober.Run(backCtx) })
@@ -410,7 +410,7 @@ func needRestart(old, cur *config.Config) []string {
 		{"retries.budget", old.Retries.Budget == cur.Retries.Budget && old.Retries.BudgetCap == cur.Retries.BudgetCap},
 		{"retries.hedge_budget", old.Retries.HedgeBudget == cur.Retries.HedgeBudget},
 		{"breaker", old.Breaker == cur.Breaker},
-		{"state.redis", old.State.Redis == cur.State.Redis},
+		{"state", old.State == cur.State},
 		{"log.format", old.Log.Format == cur.Log.Format},
 	} {
 		if !k.same {

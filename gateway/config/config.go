@@ -202,9 +202,11 @@ type Expectation struct {
 	MaxNumSeqs int           `yaml:"max_num_seqs" min:"1" max:"1000000" otherwise:"as the built-in catalogue" eg:"48" doc:"Sequences the engine runs at once; what the host itself says wins." aka:"max_concurrency|concurrency"`
 }
 
-// State says where replicas share what they know.
+// State says where replicas share what they know, and where it outlives the process.
 type State struct {
-	Redis endpoint.Secret `yaml:"redis" otherwise:"nothing is shared: one replica, or each for itself" eg:"${REDIS_URL}" doc:"Address of a Redis, redis://[user:password@]host:port[/db] or rediss://: one replica at a time polls Vast.ai, for all." aka:"url|redis_url"`
+	Redis endpoint.Secret `yaml:"redis" otherwise:"nothing is shared: one replica, or each for itself" eg:"${REDIS_URL}" doc:"Address of the Redis that replicas share: redis://[user:password@]host:port[/db], rediss:// for TLS, redis+sentinel://host,host/master or redis+cluster://host,host (docs/replicas.md)." aka:"url|redis_url"`
+	// Dir is a clean path, or "off".
+	Dir string `yaml:"dir" otherwise:"$HEADRACE_STATE_DIR, $STATE_DIRECTORY (systemd), $XDG_STATE_HOME/headrace or ~/.local/state/headrace" eg:"/var/lib/headrace" doc:"Directory for what outlives the process; made when there is something to write, for its owner only. \"off\" keeps everything in memory." aka:"directory|path|data_dir|state_dir"`
 }
 
 // Log says what is logged.

@@ -28,6 +28,7 @@ const (
 	EnvListen               = "HEADRACE_LISTEN"
 	EnvAdmin                = "HEADRACE_ADMIN"
 	EnvAllowUnauthenticated = "HEADRACE_ALLOW_UNAUTHENTICATED"
+	EnvStateDir             = "HEADRACE_STATE_DIR"
 )
 
 // Load reads the file at path; an empty path stands for an empty file. Relative file names in it
@@ -83,6 +84,7 @@ func parse(name string, src []byte, o Overrides, getenv func(string) (string, bo
 	problems := append(d.problems, c.override(o, getenv)...)
 	problems = append(problems, c.clouds(getenv)...)
 	problems = append(problems, c.Telemetry.settle(c, getenv)...)
+	c.State.settle(c, getenv)
 	problems = append(problems, c.check()...)
 	keepInside(src, problems)
 	return c, problems
