@@ -1,0 +1,302 @@
+package stats
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"sync"
+)
+
+// Experiment gathers observations and says what they show. It is safe for concurrent use.
+type Experiment struct {
+	design Design
+
+	mu    sync.Mutex // guards all below
+	own   *state
+	refs  references
+	once  record            // of a unit that is not remembered
+	peers map[string]*state // what other replicas recorded, by their names
+}
+
+// New returns an experiment without observations. The error names every mistake of the design.
+func New(d Design) (*Experiment, error) {
+	d, err := d.withDefaults()
+	if err != nil {
+		return nil, fmt.Errorf("experiment: %w", err)
+	}
+	d.Arms, d.Weights, d.Guardrails = slices.Clone(d.Arms), slices.Clone(d.Weights), slices.Clone(d.Guardrails)
+	return &Experiment{design: d, own: newState(&d), refs: newReferences()}, nil
+}
+
+// Design returns the design with its defaults filled in.
+func (e *Experiment) Design() Design { return e.design }
+
+// ErrEpochs says that weights changed too often.
+var ErrEpochs = errors.New("weights have changed 31 times: begin a new experiment")
+
+// Reweigh says that other weights are in force from now on, one for each arm. What arms gain, the control loses. Replicas have
+// to be told the same ones in the same order. Weights that are in force already change nothing.
+func (e *Experiment) Reweigh(weights []float64) error {
+	if err := checkWeights(weights, len(e.design.Arms)); err != nil {
+		return fmt.Errorf("experiment: %w", err)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s := e.own
+	if slices.Equal(s.epochs[len(s.epochs)-1], weights) {
+		return nil
+	}
+	if len(s.epochs) >= maxEpochs {
+		return ErrEpochs
+	}
+	s.epochs = append(s.epochs, slices.Clone(weights))
+	return nil
+}
+
+// reference is what the control's requests of a block are like.
+type reference struct{ w, mean [logMetrics]float64 }
+
+// references are those of blocks.
+type references struct {
+	of    []reference
+	index map[uint64]int32
+}
+
+func newReferences() references { return references{index: make(map[uint64]int32)} }
+
+const (
+	maxBlocks    = 2048
+	leastKnown   = 3.0   // weight of the control's requests in a block before others are compared with them
+	mostKnown    = 200.0 // of which it is an average: older ones fade
+	mostResidual = 3.0   // log; further ones count as that far
+)
+
+func (r *references) find(block uint64) *reference {
+	i, ok := r.index[block]
+	if !ok {
+		if len(r.of) >= maxBlocks {
+			return nil
+		}
+		i = int32(len(r.of)) //nolint:gosec // at most maxBlocks
+		r.index[block] = i
+		r.of = append(r.of, reference{})
+	}
+	return &r.of[i]
+}
+
+// residual compares y with what the control's earlier requests of the block were like, NaN where there were too few; then
+// the control's own, of weight v, become part of it.
+func (f *reference) residual(m Metric, y, v float64, control bool) float64 {
+	d := math.NaN()
+	if f.w[m] >= leastKnown {
+		d = max(-mostResidual, min(mostResidual, y-f.mean[m]))
+	}
+	if control {
+		f.w[m] = min(mostKnown, f.w[m]+v)
+		f.mean[m] += v / f.w[m] * (y - f.mean[m])
+	}
+	return d
+}
+
+// Record takes in a request. It keeps nothing of o, takes less than a microsecond and, once units, hosts and blocks are known,
+// does not allocate. An arm that is not one of the design's is a mistake of the caller's that panics.
+func (e *Experiment) Record(o *Observation) {
+	if o.Arm < 0 || o.Arm >= len(e.design.Arms) {
+		panic(fmt.Sprintf("BUG: arm %d of %d", o.Arm, len(e.design.Arms)))
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s := e.own
+	s.seq++
+	a := &s.arms[o.Arm]
+	a.counts.take(o)
+	if o.Forced {
+		return
+	}
+	epoch := len(s.epochs) - 1
+	r := e.record(o.Unit, o.Arm, epoch)
+	if r == nil {
+		a.counts.Unsampled++
+		return
+	}
+	if r.requests == 0 && a.early.seen < earlyUnits {
+		a.early.seen++
+		if o.Failed {
+			a.early.failed++
+		}
+	}
+	r.requests++
+	if o.Failed && r.failedIn&(1<<epoch) == 0 {
+		r.failedIn |= 1 << epoch
+		e.voteBad(&s.failed, r, epoch, failedIn)
+	}
+	if o.Missed && r.missedIn&(1<<epoch) == 0 {
+		r.missedIn |= 1 << epoch
+		e.voteBad(&s.missed, r, epoch, missedIn)
+	}
+	a.share(r, Failed, o.Failed)
+	a.share(r, Missed, o.Missed)
+	a.share(r, Truncated, o.Truncated)
+	if !math.IsNaN(o.Score) && !math.IsInf(o.Score, 0) {
+		e.score(r, o.Score)
+	}
+	if o.Cold || o.Preempted || o.OutOfArm || o.Failed {
+		return
+	}
+	e.compare(o, a, r)
+}
+
+// record returns what is remembered of a unit, nil of one that is not to be.
+func (e *Experiment) record(unit uint64, arm, epoch int) *record {
+	s := e.own
+	if !e.design.Sticky {
+		e.once = record{arm: uint8(arm)} //nolint:gosec // small
+		s.seen.vote(-1, epoch, arm)
+		return &e.once
+	}
+	if !s.units.sampled(unit) {
+		return nil
+	}
+	if r := s.units.find(unit, arm); r != nil {
+		return r
+	}
+	for s.units.full() {
+		s.units.halve()
+		s.rebuild(e.design.Control)
+	}
+	if !s.units.sampled(unit) {
+		return nil
+	}
+	known := false
+	for k := range s.arms {
+		known = known || s.units.find(unit, k) != nil
+	}
+	if !known {
+		s.seen.vote(-1, epoch, arm)
+	}
+	return s.units.add(unit, arm, epoch)
+}
+
+// Feedback takes in what somebody says of an answer after its request was recorded. With units that come again it is part of
+// the unit's mean; without, every word of it counts for itself. What is no number is ignored.
+func (e *Experiment) Feedback(unit uint64, arm int, score float64) {
+	if arm < 0 || arm >= len(e.design.Arms) {
+		panic(fmt.Sprintf("BUG: arm %d of %d", arm, len(e.design.Arms)))
+	}
+	if math.IsNaN(score) || math.IsInf(score, 0) {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s := e.own
+	s.seq++
+	r := &record{arm: uint8(arm)} //nolint:gosec // small
+	if e.design.Sticky {
+		if r = e.record(unit, arm, len(s.epochs)-1); r == nil {
+			return
+		}
+	}
+	e.score(r, score)
+}
+
+func (e *Experiment) score(r *record, score float64) {
+	a := &e.own.arms[r.arm]
+	r.n[logMetrics]++
+	a.revise(r, Score, score)
+	a.raw[Score].add(score)
+}
+
+func (e *Experiment) voteBad(v *votes, r *record, epoch int, mask func(*record) uint32) {
+	if !e.design.Sticky {
+		v.vote(-1, epoch, int(r.arm))
+		return
+	}
+	e.own.bad(v, r, e.design.Control, epoch, mask)
+}
+
+// compare takes in what is compared like with like.
+func (e *Experiment) compare(o *Observation, a *arm, r *record) {
+	f := e.refs.find(o.Block)
+	var h *host
+	if o.Host != 0 {
+		if h = e.own.host(o.Host, kindOf(o.Block), o.Arm); h != nil {
+			h.n++
+		}
+	}
+	v := max(leastWeight, 1/float64(r.requests))
+	some, matched := false, false
+	for m, y := range [logMetrics]float64{o.TTFT, o.TPS, o.USDPerMtok} {
+		if !(y > 0) || math.IsInf(y, 0) { //nolint:staticcheck // NaN
+			continue
+		}
+		y = math.Log(y)
+		a.raw[m].add(y)
+		some = true
+		if f == nil {
+			continue
+		}
+		d := f.residual(Metric(m), y, v, o.Arm == e.design.Control) //nolint:gosec // small
+		if math.IsNaN(d) {
+			continue
+		}
+		matched = true
+		r.n[m]++
+		a.revise(r, Metric(m), d) //nolint:gosec // small
+		if h != nil {
+			h.of[m].add(v, d)
+		}
+	}
+	if some && !matched {
+		a.counts.Unmatched++
+	}
+}
+
+func (s *sums) add(y float64) { s.n, s.sum, s.sq = s.n+1, s.sum+y, s.sq+y*y }
+
+// share takes in whether a request was such.
+func (a *arm) share(r *record, m Metric, is bool) {
+	y := 0.0
+	if is {
+		y = 1
+	}
+	a.revise(r, m, y)
+}
+
+// revise makes y part of a unit's mean of m, of which r's count is one more already, and that of the arm's sums.
+func (a *arm) revise(r *record, m Metric, y float64) {
+	n, s, old := r.count(m), &a.sum[m], float64(r.mean[m])
+	if n == 1 {
+		old = 0
+		s.n++
+	}
+	now := old + (y-old)/float64(n)
+	r.mean[m] = float32(now)
+	now = float64(r.mean[m]) // as the sums would be made anew
+	s.sum += now - old
+	s.sq += now*now - old*old
+}
+
+func (c *Counts) take(o *Observation) {
+	c.Requests++
+	c.Resumes += int64(o.Resumes)
+	c.OutputTokens += o.OutputTokens
+	if math.IsNaN(o.SpentUSD) {
+		c.Unpriced++
+	} else {
+		c.SpentUSD += o.SpentUSD
+		c.PricedTokens += o.OutputTokens
+	}
+	if o.Forced {
+		c.Forced++
+		return
+	}
+	for _, f := range [...]struct {
+		is bool
+		n  *int64
+	}{{o.Failed, &c.Failed}, {o.Missed, &c.Missed}, {o.Truncated, &c.Truncated}, {o.OutOfArm, &c.OutOfArm}, {o.Cold, &c.Cold}, {o.Preempted, &c.Preempted}} {
+		if f.is {
+			*f.n++
+		}
+	}
+}

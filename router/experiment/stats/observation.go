@@ -1,0 +1,66 @@
+package stats
+
+import "math"
+
+// Observation is one request, as it was settled.
+type Observation struct {
+	// Unit is a hash of the unit; those of different units may be taken to differ. It may be the one that assigns arms.
+	Unit uint64
+	Arm  int // that the unit is assigned, whoever served it (intention to treat)
+	// Forced says that the arm was asked for, not drawn: the request is counted and not compared.
+	Forced bool
+
+	Block uint64 // what it may be compared with: BlockOf
+	Host  uint32 // the caller's number of the host that answered, 0 for none
+
+	Failed    bool // by the host's or our fault; neither the caller's leaving nor its bad request
+	Missed    bool // an SLO was promised and not kept
+	Truncated bool
+	Cold      bool // a worker started for it: its TTFT, TPS and USD are not compared
+	Preempted bool // a host was taken away under it: likewise
+	OutOfArm  bool // served outside its arm, which had no host: likewise
+
+	TTFT       float64 // seconds; NaN, like all figures here, when unknown
+	TPS        float64 // output tokens per second
+	USDPerMtok float64 // dollars per million output tokens
+	Score      float64 // feedback
+
+	SpentUSD     float64 // for the arm's money; NaN when unknown
+	OutputTokens int64
+	Resumes      int
+}
+
+// Unknown is an observation of which only unit and arm are known.
+func Unknown(unit uint64, arm int) Observation {
+	nan := math.NaN()
+	return Observation{Unit: unit, Arm: arm, TTFT: nan, TPS: nan, USDPerMtok: nan, Score: nan, SpentUSD: nan}
+}
+
+// BlockOf is the block of a request: kind is the caller's number of the hosts' kind (GPU type and count, say, but not what
+// the arms differ in), promptTokens 0 when unknown, use the share of the host's safe concurrency that was in use when it
+// was picked, NaN when unknown. Prompts are alike within a factor of four, loads within a quarter of what is safe.
+func BlockOf(kind uint32, promptTokens int64, use float64) uint64 {
+	prompt := uint64(0)
+	for edge := int64(64); promptTokens > 0; edge *= 4 {
+		prompt++
+		if promptTokens <= edge || prompt == 9 {
+			break
+		}
+	}
+	load := uint64(0)
+	if use >= 0 {
+		load = 1 + uint64(min(4, use*4))
+	}
+	return uint64(kind)<<32 | prompt<<8 | load
+}
+
+// kindOf is the kind of a block's hosts.
+func kindOf(block uint64) uint32 { return uint32(block >> 32) } //nolint:gosec // the upper half
+
+// mix is splitmix64's finaliser: whatever order x stands in to others, the result stands in another.
+func mix(x uint64) uint64 {
+	x += 0x9e3779b97f4a7c15
+	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+	x = (x ^ x>>27) * 0x94d049bb133111eb
+	return x ^ x>>31
+}

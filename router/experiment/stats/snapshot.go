@@ -1,0 +1,379 @@
+package stats
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"math"
+	"slices"
+)
+
+// snapshotVersion is the first byte of a snapshot; another version is not read.
+const snapshotVersion = 1
+
+// Errors of snapshots.
+var (
+	ErrSnapshot = errors.New("not a snapshot that can be read")
+	ErrDesign   = errors.New("snapshot of another design")
+	ErrWeights  = errors.New("snapshot with other weights in force before")
+)
+
+// fingerprint tells designs apart whose observations cannot be added.
+func (d *Design) fingerprint() uint64 {
+	h := fnv.New64a()
+	fmt.Fprintf(h, "%q %d %v %d", d.Arms, d.Control, d.Sticky, d.Capacity)
+	return h.Sum64()
+}
+
+// Snapshot is what this replica recorded, for Restore and, elsewhere, Merge. It is at most 72 bytes a unit of Capacity, and little more.
+func (e *Experiment) Snapshot() []byte {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.own.encode(&e.design)
+}
+
+// Restore takes up what Snapshot gave before a restart, in place of what was recorded since. After an error nothing has changed.
+func (e *Experiment) Restore(snapshot []byte) error {
+	s, err := decode(snapshot, &e.design)
+	if err != nil {
+		return fmt.Errorf("restore experiment: %w", err)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.own = s
+	return nil
+}
+
+// Merge takes in what another replica recorded, in place of its earlier snapshots; an older one than is known changes nothing, nor
+// does the order of replicas. A replica that starts anew without Restore has to take another name; what it recorded before stays.
+func (e *Experiment) Merge(replica string, snapshot []byte) error {
+	s, err := decode(snapshot, &e.design)
+	if err != nil {
+		return fmt.Errorf("merge experiment of replica %s: %w", replica, err)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for i := range min(len(s.epochs), len(e.own.epochs)) {
+		if !slices.Equal(s.epochs[i], e.own.epochs[i]) {
+			return fmt.Errorf("merge experiment of replica %s: %w", replica, ErrWeights)
+		}
+	}
+	if old := e.peers[replica]; old != nil && old.seq >= s.seq {
+		return nil
+	}
+	if e.peers == nil {
+		e.peers = make(map[string]*state)
+	}
+	e.peers[replica] = s
+	return nil
+}
+
+// Forget drops what was merged of a replica.
+func (e *Experiment) Forget(replica string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.peers, replica)
+}
+
+// combined adds up all replicas.
+func (e *Experiment) combined() *state {
+	parts := []*state{e.own}
+	for _, p := range e.peers {
+		parts = append(parts, p)
+	}
+	out := newState(&e.design)
+	for _, p := range parts {
+		if len(p.epochs) > len(out.epochs) {
+			out.epochs = p.epochs
+		}
+		out.units.level = max(out.units.level, p.units.level)
+	}
+	for _, p := range parts {
+		out.add(p)
+	}
+	for len(out.units.recs) > out.units.most {
+		out.units.halve()
+	}
+	if e.design.Sticky {
+		out.rebuild(e.design.Control)
+	}
+	return out
+}
+
+// add takes in another replica's state. The sums of sticky units have to be rebuilt afterwards.
+func (s *state) add(o *state) {
+	s.seq += o.seq
+	for k := range s.arms {
+		a, b := &s.arms[k], &o.arms[k]
+		a.counts.add(&b.counts)
+		for m := range metrics {
+			a.sum[m].merge(&b.sum[m])
+			a.raw[m].merge(&b.raw[m])
+		}
+		if b.early.failed > a.early.failed || b.early.failed == a.early.failed && b.early.seen > a.early.seen {
+			a.early = b.early // each replica watches the first that it sees
+		}
+	}
+	s.seen.add(o.seen)
+	s.failed.add(o.failed)
+	s.missed.add(o.missed)
+	for i := range o.hosts {
+		b := &o.hosts[i]
+		if h := s.host(b.id, b.kind, int(b.arm)); h != nil {
+			h.n += b.n
+			for m := range h.of {
+				h.of[m].w += b.of[m].w
+				h.of[m].w2 += b.of[m].w2
+				h.of[m].sum += b.of[m].sum
+				h.of[m].sq += b.of[m].sq
+			}
+		}
+	}
+	for i := range o.units.recs {
+		b := &o.units.recs[i]
+		if !s.units.sampled(b.unit) {
+			continue
+		}
+		r := s.units.find(b.unit, int(b.arm))
+		if r == nil {
+			r = s.units.add(b.unit, int(b.arm), int(b.first))
+		}
+		r.merge(b)
+	}
+}
+
+func (s *sums) merge(o *sums) { s.n, s.sum, s.sq = s.n+o.n, s.sum+o.sum, s.sq+o.sq }
+
+// merge makes another replica's record of the same unit part of r.
+func (r *record) merge(o *record) {
+	r.first = min(r.first, o.first)
+	r.failedIn |= o.failedIn
+	r.missedIn |= o.missedIn
+	for m := range metrics {
+		if n, k := float64(r.count(m)), float64(o.count(m)); k > 0 {
+			r.mean[m] = float32((n*float64(r.mean[m]) + k*float64(o.mean[m])) / (n + k))
+		}
+	}
+	r.requests += o.requests
+	for i := range r.n {
+		r.n[i] += o.n[i]
+	}
+}
+
+// writer and reader are of fixed-width little-endian figures: all that varies in length is preceded by its count.
+type writer struct{ b []byte }
+
+func (w *writer) u8(v uint8)    { w.b = append(w.b, v) }
+func (w *writer) u32(v uint32)  { w.b = binary.LittleEndian.AppendUint32(w.b, v) }
+func (w *writer) u64(v uint64)  { w.b = binary.LittleEndian.AppendUint64(w.b, v) }
+func (w *writer) i64(v int64)   { w.u64(uint64(v)) } //nolint:gosec // bits
+func (w *writer) f64(v float64) { w.u64(math.Float64bits(v)) }
+func (w *writer) f32(v float32) { w.u32(math.Float32bits(v)) }
+func (w *writer) count(n int)   { w.u32(uint32(n)) } //nolint:gosec // bounded
+
+type reader struct {
+	b   []byte
+	bad bool
+}
+
+func (r *reader) take(n int) []byte {
+	if len(r.b) < n {
+		r.b, r.bad = nil, true
+		return make([]byte, 8)
+	}
+	b := r.b[:n]
+	r.b = r.b[n:]
+	return b
+}
+
+func (r *reader) u8() uint8    { return r.take(1)[0] }
+func (r *reader) u32() uint32  { return binary.LittleEndian.Uint32(r.take(4)) }
+func (r *reader) u64() uint64  { return binary.LittleEndian.Uint64(r.take(8)) }
+func (r *reader) i64() int64   { return int64(r.u64()) } //nolint:gosec // bits
+func (r *reader) f64() float64 { return r.number(math.Float64frombits(r.u64())) }
+func (r *reader) f32() float32 { return float32(r.number(float64(math.Float32frombits(r.u32())))) }
+
+// number refuses what no state holds.
+func (r *reader) number(v float64) float64 {
+	if math.IsNaN(v) || math.IsInf(v, 0) {
+		r.bad = true
+		return 0
+	}
+	return v
+}
+
+// below reads a byte that has to be less than n.
+func (r *reader) below(n int) uint8 {
+	v := r.u8()
+	if int(v) >= n {
+		r.bad = true
+		return 0
+	}
+	return v
+}
+
+// count reads how many things of at least so many bytes follow.
+func (r *reader) count(each int) int {
+	n := int(r.u32())
+	if n > len(r.b)/each {
+		r.bad = true
+		return 0
+	}
+	return n
+}
+
+func (c *Counts) figures() []*int64 {
+	return []*int64{
+		&c.Requests, &c.Forced, &c.Unsampled, &c.Failed, &c.Missed, &c.Truncated, &c.OutOfArm, &c.Cold, &c.Preempted, &c.Unmatched,
+		&c.Resumes, &c.Unpriced, &c.OutputTokens, &c.PricedTokens,
+	}
+}
+
+func (s *state) encode(d *Design) []byte {
+	w := &writer{b: make([]byte, 0, 4096+72*len(s.units.recs)+112*len(s.hosts))}
+	w.u8(snapshotVersion)
+	w.u64(d.fingerprint())
+	w.u64(s.seq)
+	w.count(len(s.epochs))
+	for _, e := range s.epochs {
+		for _, v := range e {
+			w.f64(v)
+		}
+	}
+	for k := range s.arms {
+		a := &s.arms[k]
+		for _, n := range a.counts.figures() {
+			w.i64(*n)
+		}
+		w.f64(a.counts.SpentUSD)
+		for m := range metrics {
+			for _, t := range []*sums{&a.sum[m], &a.raw[m]} {
+				w.f64(t.n)
+				w.f64(t.sum)
+				w.f64(t.sq)
+			}
+		}
+		w.u32(a.early.seen)
+		w.u32(a.early.failed)
+	}
+	for _, v := range []votes{s.seen, s.failed, s.missed} {
+		w.count(len(v))
+		for i := range v {
+			w.u8(uint8(v[i].from + 1)) //nolint:gosec // not negative
+			w.u8(uint8(v[i].epoch))    //nolint:gosec // likewise
+			for k := range s.arms {
+				w.u32(v[i].count[k])
+			}
+		}
+	}
+	w.count(len(s.hosts))
+	for i := range s.hosts {
+		h := &s.hosts[i]
+		w.u32(h.id)
+		w.u32(h.kind)
+		w.u8(h.arm)
+		w.i64(h.n)
+		for m := range h.of {
+			w.f64(h.of[m].w)
+			w.f64(h.of[m].w2)
+			w.f64(h.of[m].sum)
+			w.f64(h.of[m].sq)
+		}
+	}
+	w.u8(uint8(s.units.level)) //nolint:gosec // less than 64
+	w.count(len(s.units.recs))
+	for i := range s.units.recs {
+		r := &s.units.recs[i]
+		w.u64(r.unit)
+		w.u8(r.arm)
+		w.u8(r.first)
+		w.u32(r.failedIn)
+		w.u32(r.missedIn)
+		w.u32(r.requests)
+		for _, n := range r.n {
+			w.u32(n)
+		}
+		for _, y := range r.mean {
+			w.f32(y)
+		}
+	}
+	return w.b
+}
+
+func decode(b []byte, d *Design) (*state, error) {
+	if len(b) < 17 || b[0] != snapshotVersion {
+		return nil, ErrSnapshot
+	}
+	r := &reader{b: b[1:]}
+	if r.u64() != d.fingerprint() {
+		return nil, ErrDesign
+	}
+	s := newState(d)
+	s.seq = r.u64()
+	n := r.count(8 * len(d.Arms))
+	if n < 1 || n > maxEpochs {
+		return nil, ErrSnapshot
+	}
+	s.epochs = nil
+	for range n {
+		e := make([]float64, len(d.Arms))
+		for k := range e {
+			e[k] = r.f64()
+		}
+		if checkWeights(e, len(e)) != nil {
+			return nil, ErrSnapshot
+		}
+		s.epochs = append(s.epochs, e)
+	}
+	for k := range s.arms {
+		a := &s.arms[k]
+		for _, p := range a.counts.figures() {
+			*p = r.i64()
+		}
+		a.counts.SpentUSD = r.f64()
+		for m := range metrics {
+			for _, t := range []*sums{&a.sum[m], &a.raw[m]} {
+				t.n, t.sum, t.sq = r.f64(), r.f64(), r.f64()
+			}
+		}
+		a.early.seen, a.early.failed = r.u32(), r.u32()
+	}
+	for _, v := range []*votes{&s.seen, &s.failed, &s.missed} {
+		for range r.count(2 + 4*len(s.arms)) {
+			c := class{from: int8(r.below(len(s.epochs)+1)) - 1, epoch: int8(r.below(len(s.epochs)))} //nolint:gosec // at most maxEpochs
+			for k := range s.arms {
+				c.count[k] = r.u32()
+			}
+			*v = append(*v, c)
+		}
+	}
+	for range r.count(113) {
+		h := host{id: r.u32(), kind: r.u32(), arm: r.below(len(s.arms)), n: r.i64()}
+		for m := range h.of {
+			h.of[m] = weighted{r.f64(), r.f64(), r.f64(), r.f64()}
+		}
+		if p := s.host(h.id, h.kind, int(h.arm)); p != nil {
+			*p = h
+		}
+	}
+	s.units.level = uint(r.below(64))
+	for range min(d.Capacity, r.count(66)) {
+		u := record{unit: r.u64(), arm: r.below(len(s.arms)), first: r.below(len(s.epochs)), failedIn: r.u32(), missedIn: r.u32(), requests: r.u32()}
+		for i := range u.n {
+			u.n[i] = r.u32()
+		}
+		for i := range u.mean {
+			u.mean[i] = r.f32()
+		}
+		if s.units.find(u.unit, int(u.arm)) != nil {
+			r.bad = true
+			break
+		}
+		*s.units.add(u.unit, int(u.arm), int(u.first)) = u
+	}
+	if r.bad || len(r.b) != 0 {
+		return nil, ErrSnapshot
+	}
+	return s, nil
+}

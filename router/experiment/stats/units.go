@@ -1,0 +1,97 @@
+package stats
+
+// record is what is remembered of a unit in one arm.
+type record struct {
+	unit     uint64
+	failedIn uint32           // bit i: it had a failure in epoch i
+	missedIn uint32           // likewise of its SLO
+	requests uint32           // whose outcome counts: all that were drawn
+	n        [counted]uint32  // figures that went into the mean of each logMetric, and of Score
+	mean     [metrics]float32 // of residuals, of shares, of scores
+	arm      uint8
+	first    uint8 // epoch when it was first seen in this arm
+}
+
+// counted are the metrics that a request may lack: the log ones and Score.
+const counted = logMetrics + 1
+
+// count is how many requests went into the mean of m.
+func (r *record) count(m Metric) uint32 {
+	switch {
+	case m < logMetrics:
+		return r.n[m]
+	case m == Score:
+		return r.n[logMetrics]
+	}
+	return r.requests
+}
+
+// units finds records by unit and arm. There are at most as many as it was told, then those of half of all units are dropped.
+type units struct {
+	recs  []record
+	index []uint32 // position in recs + 1, 0 for none; a power of two of slots, twice as many as records at least
+	most  int
+	level uint // units whose mixed hash begins with that many zero bits are remembered
+}
+
+// sampled says that a unit is one of those that are remembered.
+func (u *units) sampled(unit uint64) bool {
+	return u.level == 0 || mix(unit^0xa5a5a5a5a5a5a5a5)>>(64-u.level) == 0
+}
+
+func (u *units) slot(unit uint64, arm int) uint64 {
+	mask := uint64(len(u.index) - 1)
+	for i := mix(unit+uint64(arm)*0x632be59bd9b4e019) & mask; ; i = (i + 1) & mask { //nolint:gosec // an index
+		p := u.index[i]
+		if p == 0 {
+			return i
+		}
+		if r := &u.recs[p-1]; r.unit == unit && int(r.arm) == arm {
+			return i
+		}
+	}
+}
+
+// find returns the record of a unit in an arm, nil when there is none. It is good until the next add.
+func (u *units) find(unit uint64, arm int) *record {
+	if len(u.index) == 0 {
+		return nil
+	}
+	if p := u.index[u.slot(unit, arm)]; p != 0 {
+		return &u.recs[p-1]
+	}
+	return nil
+}
+
+// add makes the record of a sampled unit, of which there must be none. There must be room.
+func (u *units) add(unit uint64, arm int, epoch int) *record {
+	if 2*(len(u.recs)+1) > len(u.index) {
+		u.resize(max(128, 2*len(u.index)))
+	}
+	i := u.slot(unit, arm)
+	u.recs = append(u.recs, record{unit: unit, arm: uint8(arm), first: uint8(epoch)}) //nolint:gosec // both are small
+	u.index[i] = uint32(len(u.recs))                                                  //nolint:gosec // at most most
+	return &u.recs[len(u.recs)-1]
+}
+
+func (u *units) full() bool { return len(u.recs) >= u.most }
+
+// halve drops the records of half of the units that are left.
+func (u *units) halve() {
+	u.level++
+	kept := u.recs[:0]
+	for i := range u.recs {
+		if u.sampled(u.recs[i].unit) {
+			kept = append(kept, u.recs[i])
+		}
+	}
+	u.recs = kept
+	u.resize(len(u.index))
+}
+
+func (u *units) resize(slots int) {
+	u.index = make([]uint32, slots)
+	for i := range u.recs {
+		u.index[u.slot(u.recs[i].unit, int(u.recs[i].arm))] = uint32(i + 1) //nolint:gosec // at most most
+	}
+}

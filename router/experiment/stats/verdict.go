@@ -1,0 +1,452 @@
+package stats
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+)
+
+// Action is what an arm's figures call for.
+type Action uint8
+
+// Actions, from the one that waits to the one that ends it.
+const (
+	Hold    Action = iota // not enough is known, or hosts are in the way: leave the weight as it is
+	Advance               // nothing speaks against the next step
+	Promote               // shown to be within every margin
+	Stop                  // harm, or an assignment that cannot be trusted
+)
+
+// String is the name that reports and JSON use.
+func (a Action) String() string {
+	if a > Stop {
+		return fmt.Sprintf("action %d", uint8(a))
+	}
+	return [...]string{"hold", "advance", "promote", "stop"}[a]
+}
+
+// MarshalText writes String.
+func (a Action) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
+
+// UnmarshalText reads what String writes.
+func (a *Action) UnmarshalText(b []byte) error {
+	for i := Hold; i <= Stop; i++ {
+		if i.String() == string(b) {
+			*a = i
+			return nil
+		}
+	}
+	return fmt.Errorf("action %q: unknown", b)
+}
+
+// Finding is what one metric says of an arm.
+type Finding string
+
+// Findings. The first decisive one in this order is what the arm's verdict rests on.
+const (
+	Harm      Finding = "harm"    // proven worse, and beyond what is tolerated
+	Hosts     Finding = "hosts"   // worse as it runs, but hosts may be why: no verdict on the model
+	Suspicion Finding = "suspect" // signs of harm that prove nothing yet
+	Open      Finding = "open"    // not shown to be within the margin
+	Few       Finding = "few"     // too few units
+	Within    Finding = "within"  // shown to be within the margin, or, of a goal, shown to be better by it
+)
+
+// Estimate is an arm against the control by one metric.
+type Estimate struct {
+	Metric  Metric  `json:"metric"`
+	Guard   bool    `json:"guard"` // it decides; others are shown
+	Goal    bool    `json:"goal,omitempty"`
+	Margin  Figure  `json:"margin"`
+	Control Figure  `json:"control"` // typical figures of requests: geometric means of TTFT, TPS and USD, shares or means of others
+	Arm     Figure  `json:"arm"`
+	Units   [2]int  `json:"units"` // that were compared: the control's, the arm's
+	Diff    Figure  `json:"diff"`  // best estimate: arm less control, a ratio less 1 of relative metrics
+	Low     Figure  `json:"low"`   // always-valid interval of the arm as it runs, on these hosts
+	High    Figure  `json:"high"`
+	LogE    Figure  `json:"log_e"` // natural log of the evidence against "no difference" that stops: of an e-process or, with hosts' spread in it, a mixture likelihood ratio
+	Needs   Figure  `json:"needs"` // what LogE must reach
+	Finding Finding `json:"finding"`
+	Reason  string  `json:"reason"`
+
+	// Hosts is nil for metrics that are counted whoever is to blame.
+	Hosts *Spread `json:"hosts,omitempty"`
+}
+
+// Spread is what hosts have to do with a difference.
+type Spread struct {
+	Arm          Figure `json:"arm"`     // hosts the arm ran on, those with little work counting less
+	Control      Figure `json:"control"` // likewise
+	Shared       Figure `json:"shared"`  // share of work that both did on the same hosts, in [0,1]
+	SD           Figure `json:"sd"`      // by which hosts of one kind differ, as a ratio
+	Low          Figure `json:"low"`     // interval of the model's effect, as if on other hosts of the kind
+	High         Figure `json:"high"`
+	Identifiable bool   `json:"identifiable"` // enough hosts, or enough shared ones, to tell model from hosts
+}
+
+// HostBlock is one host's work for one arm.
+type HostBlock struct {
+	Host     uint32            `json:"host"` // the caller's number
+	Kind     uint32            `json:"kind"`
+	Requests int64             `json:"requests"` // that were not set aside
+	Against  [logMetrics]Range `json:"against"`  // TTFT, TPS, USD against the control's requests of the same blocks, as ratios less 1
+}
+
+// Range is an estimate with its standard error to both sides; it is for comparing hosts by eye, and proves nothing.
+type Range struct {
+	Mean Figure `json:"mean"`
+	Low  Figure `json:"low"`
+	High Figure `json:"high"`
+}
+
+// ArmVerdict is what is known of an arm.
+type ArmVerdict struct {
+	Name    string  `json:"name"`
+	Control bool    `json:"control,omitempty"`
+	Weight  float64 `json:"weight"`
+	Action  Action  `json:"action"` // Hold of the control
+	// By is the metric that decided, -1 when none did.
+	By     int    `json:"-"`
+	Reason string `json:"reason"`
+	Units  int    `json:"units"` // seen, of those remembered
+	Counts
+	SRM       Figure      `json:"srm_log_e"` // natural log of the two-sided e-value of unit counts
+	Estimates []Estimate  `json:"estimates,omitempty"`
+	Hosts     []HostBlock `json:"hosts,omitempty"`
+}
+
+// Verdict is what is known of an experiment.
+type Verdict struct {
+	Seq    uint64       `json:"seq"`    // observations that it rests on
+	Alpha  float64      `json:"alpha"`  // of one guardrail of one arm, at most
+	Sample float64      `json:"sample"` // share of units that are remembered
+	Broken string       `json:"broken,omitempty"`
+	Arms   []ArmVerdict `json:"arms"`
+}
+
+// srmLogE is the evidence that says "assignment broken": a thousand.
+var srmLogE = math.Log(1000) //nolint:gochecknoglobals // a constant, if it could be
+
+// suspicion is the evidence of harm that keeps an arm from its next step: ten.
+var suspicion = math.Log(10) //nolint:gochecknoglobals // likewise
+
+// Verdict says what is known, with the observations of replicas that were merged.
+func (e *Experiment) Verdict() Verdict {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s := e.own
+	if len(e.peers) > 0 {
+		s = e.combined()
+	}
+	return s.verdict(&e.design)
+}
+
+// alpha is that of one guardrail of one arm. Units that are forgotten leave another test behind; all of them share what there is.
+func (s *state) alpha(d *Design) float64 {
+	a := d.Alpha / float64(max(1, len(d.Guardrails))*(len(d.Arms)-1))
+	if !d.Sticky {
+		return a
+	}
+	if l := float64(s.units.level); l > 0 {
+		return 0.1 * a / (l * (l + 1))
+	}
+	return 0.9 * a
+}
+
+func (s *state) verdict(d *Design) Verdict {
+	v := Verdict{Seq: s.seq, Alpha: s.alpha(d), Sample: math.Exp2(-float64(s.units.level))}
+	now := s.epochs[len(s.epochs)-1]
+	for k := range s.arms {
+		a := &s.arms[k]
+		v.Arms = append(v.Arms, ArmVerdict{Name: d.Arms[k], Control: k == d.Control, Weight: now[k], By: -1, Units: int(a.sum[Failed].n), Counts: a.counts, SRM: Figure(math.NaN())})
+	}
+	for k := range s.arms {
+		v.Arms[k].Hosts = s.hostBlocks(k)
+		if k != d.Control {
+			s.judge(&v.Arms[k], d, k)
+			if v.Arms[k].Broken() {
+				v.Broken = v.Arms[k].Reason
+			}
+		}
+	}
+	if v.Broken != "" {
+		for k := range v.Arms {
+			if k != d.Control {
+				v.Arms[k].Action, v.Arms[k].Reason = Stop, v.Broken
+			}
+		}
+	}
+	return v
+}
+
+// Broken says that units do not fall on the arm as they should: no comparison can be trusted.
+func (v *ArmVerdict) Broken() bool { return float64(v.SRM) >= srmLogE }
+
+// judge compares arm k with the control.
+func (s *state) judge(v *ArmVerdict, d *Design, k int) {
+	c, a := &s.arms[d.Control], &s.arms[k]
+	v.SRM = Figure(s.logE(s.seen, mismatched, d.Control, k))
+	guards := make(map[Metric]Guardrail, len(d.Guardrails))
+	for _, g := range d.Guardrails {
+		guards[g.Metric] = g
+	}
+	for m := range metrics {
+		g, guarded := guards[m]
+		if !guarded && c.sum[m].n+a.sum[m].n == 0 {
+			continue
+		}
+		v.Estimates = append(v.Estimates, s.estimate(d, k, m, g, guarded))
+	}
+	if v.Broken() {
+		v.Action = Stop
+		v.Reason = fmt.Sprintf("assignment broken: %s and %s have %.0f and %.0f units, which their weights do not give (E = %s, 1000 stops)",
+			d.Arms[d.Control], v.Name, c.sum[Failed].n, a.sum[Failed].n, evidence(float64(v.SRM)))
+		return
+	}
+	if f := float64(a.early.failed); a.early.failed >= earlyFails && f/float64(a.early.seen) >= 2*(float64(c.counts.Failed)+1)/float64(c.counts.Requests-c.counts.Forced+2) {
+		v.Action, v.By = Stop, int(Failed)
+		v.Reason = fmt.Sprintf("error_rate: %d of the first %d units failed at their first request", a.early.failed, a.early.seen)
+		return
+	}
+	for _, want := range []Finding{Harm, Hosts, Suspicion, Few, Open} {
+		for i := range v.Estimates {
+			e := &v.Estimates[i]
+			if !e.Guard || e.Finding != want {
+				continue
+			}
+			v.By, v.Reason = int(e.Metric), e.Metric.String()+": "+e.Reason
+			if want == Hosts {
+				v.Reason = e.Reason
+			}
+			switch want {
+			case Harm:
+				v.Action = Stop
+			case Open:
+				v.Action = Advance
+			case Hosts, Suspicion, Few, Within:
+				v.Action = Hold
+			}
+			return
+		}
+	}
+	if len(d.Guardrails) == 0 {
+		v.Action, v.Reason = Advance, "no guardrail to hold it to"
+		return
+	}
+	v.Action, v.Reason = Promote, "every guardrail's interval is within its margin"
+	if i := slices.IndexFunc(v.Estimates, func(e Estimate) bool { return e.Guard && e.Hosts != nil && !e.Hosts.Identifiable }); i >= 0 {
+		v.Reason += ", on the hosts it runs on: too few of them to speak of others"
+	}
+}
+
+// estimate compares arm k with the control by m.
+func (s *state) estimate(d *Design, k int, m Metric, g Guardrail, guarded bool) Estimate {
+	c, a := &s.arms[d.Control], &s.arms[k]
+	e := Estimate{Metric: m, Guard: guarded, Goal: g.Goal, Margin: Figure(g.Margin), Units: [2]int{int(c.sum[m].n), int(a.sum[m].n)}}
+	nan := Figure(math.NaN())
+	e.Control, e.Arm, e.Diff, e.Low, e.High, e.LogE = c.typical(m), a.typical(m), nan, nan, nan, nan
+	if !guarded {
+		e.Margin = nan
+	}
+	alpha := s.alpha(d)
+	needs := -math.Log(alpha)
+	e.Needs = Figure(needs)
+	cm, cv := c.sum[m].spread(m)
+	am, av := a.sum[m].spread(m)
+	diff, variance := am-cm, av/a.sum[m].n+cv/c.sum[m].n
+	worse := 1.0 // sign of harm
+	if m.more() {
+		worse = -1
+	}
+	few := c.sum[m].n < float64(d.MinUnits) || a.sum[m].n < float64(d.MinUnits)
+	voted := m == Failed || m == Missed
+	if c.sum[m].n > 0 && a.sum[m].n > 0 {
+		e.Diff = m.natural(diff)
+	}
+	tau := m.tau()
+	if tau == 0 {
+		tau = 0.1 * math.Sqrt(max(1e-12, (av*a.sum[m].n+cv*c.sum[m].n)/(a.sum[m].n+c.sum[m].n)))
+	}
+	runs := math.NaN() // evidence against the arm as it runs
+	if !few && variance > 0 {
+		half := HalfWidth(variance, tau, alpha)
+		runs = MSPRT(diff, variance, tau)
+		e.Low, e.High = m.natural(diff-half), m.natural(diff+half)
+		e.LogE = Figure(runs)
+	}
+	if m.Relative() {
+		sp := s.hostSpread(d, k, m)
+		if !few && variance > 0 {
+			v := variance + sp.variance
+			h := HalfWidth(v, tau, alpha)
+			sp.Low, sp.High = m.natural(diff-h), m.natural(diff+h)
+			e.LogE = Figure(MSPRT(diff, v, tau))
+		}
+		e.Hosts = &sp.Spread
+	}
+	if voted {
+		v := s.failed
+		if m == Missed {
+			v = s.missed
+		}
+		e.LogE = Figure(s.logE(v, harmful, d.Control, k))
+	}
+	beyond := worse*float64(e.Diff) > g.Tolerate || (m == TPS && float64(e.Diff) < -g.Tolerate)
+	bad := float64(e.High)
+	if m.more() {
+		bad = -float64(e.Low)
+	}
+	within := bad <= g.Margin
+	if g.Goal {
+		within = bad < -g.Margin
+	}
+	switch {
+	case voted && float64(e.LogE) >= needs && beyond && !(within && g.Tolerate > 0):
+		e.Finding = Harm
+	case !voted && !few && worse*diff > 0 && float64(e.LogE) >= needs && beyond:
+		e.Finding = Harm
+	case within:
+		e.Finding = Within
+	case e.Hosts != nil && worse*diff > 0 && runs >= needs && beyond:
+		e.Finding = Hosts
+	case worse*diff > 0 && float64(e.LogE) >= suspicion && beyond:
+		e.Finding = Suspicion
+	case few:
+		e.Finding = Few
+	default:
+		e.Finding = Open
+	}
+	e.Reason = e.tell(d)
+	return e
+}
+
+// natural turns a difference on the scale of comparison into one that is told.
+func (m Metric) natural(d float64) Figure {
+	if m.Relative() {
+		return Figure(math.Expm1(d))
+	}
+	return Figure(d)
+}
+
+// typical is what requests of the arm are like, whatever they may be compared with.
+func (a *arm) typical(m Metric) Figure {
+	n := float64(a.counts.Requests - a.counts.Forced)
+	switch m {
+	case Failed:
+		return Figure(float64(a.counts.Failed) / n)
+	case Missed:
+		return Figure(float64(a.counts.Missed) / n)
+	case Truncated:
+		return Figure(float64(a.counts.Truncated) / n)
+	case Score:
+		return Figure(a.raw[m].mean())
+	case TTFT, TPS, USD, metrics:
+	}
+	return Figure(math.Exp(a.raw[m].mean()))
+}
+
+// priorUnits with a standard deviation of priorSD are thought to have been seen before the first one, of log metrics; so that few
+// units that happen to be alike do not look sure.
+const (
+	priorUnits = 10
+	priorSD    = 0.3
+)
+
+// spread is the mean of units and their variance.
+func (s *sums) spread(m Metric) (mean, variance float64) {
+	mean = s.mean()
+	switch {
+	case s.n == 0:
+		return math.NaN(), math.NaN()
+	case m.Relative():
+		return mean, (priorUnits*priorSD*priorSD + max(0, s.sq-s.n*mean*mean)) / (priorUnits + s.n - 1)
+	case m == Score:
+		return mean, max(1e-12, (s.sq-s.n*mean*mean)/max(1, s.n-1))
+	}
+	// Two units that were bad and two that were not are added (Agresti and Coull), for none that was bad is no proof that none is.
+	p := (s.sum + 2) / (s.n + 4)
+	return mean, (s.sq+2)/(s.n+4) - p*p
+}
+
+// tell says in words what was found.
+func (e *Estimate) tell(d *Design) string {
+	if e.Finding == Few {
+		return fmt.Sprintf("%d units, control %d: too few to compare (%d of each)", e.Units[1], e.Units[0], d.MinUnits)
+	}
+	var b strings.Builder
+	size, word := e.Metric.size(float64(e.Diff))
+	fmt.Fprintf(&b, "%s %s", size, word)
+	if !math.IsNaN(float64(e.Low)) {
+		fmt.Fprintf(&b, " (%s to %s)", e.Metric.signed(float64(e.Low)), e.Metric.signed(float64(e.High)))
+	}
+	switch e.Finding {
+	case Harm:
+		fmt.Fprintf(&b, ": harm proven, E = %s (%s stops)", evidence(float64(e.LogE)), evidence(float64(e.Needs)))
+	case Hosts:
+		h := e.Hosts
+		why := ""
+		if !h.Identifiable {
+			why = "; not identifiable with so few"
+		}
+		return fmt.Sprintf("hosts differ: no verdict on the model: %s is %s on the arm's hosts (%.3g of them, control %.3g, %.0f %% of work on the same ones), "+
+			"hosts of one kind differ by %.0f %% anyway, so that the model's part is %s to %s%s",
+			e.Metric, b.String(), float64(h.Arm), float64(h.Control), 100*float64(h.Shared), 100*float64(h.SD),
+			e.Metric.signed(float64(h.Low)), e.Metric.signed(float64(h.High)), why)
+	case Suspicion:
+		fmt.Fprintf(&b, ": signs of harm, E = %s (%s stops)", evidence(float64(e.LogE)), evidence(float64(e.Needs)))
+	case Within:
+		if e.Guard {
+			fmt.Fprintf(&b, ": within the margin of %s", e.Metric.amount(float64(e.Margin)))
+		}
+	case Open, Few:
+		if e.Guard {
+			fmt.Fprintf(&b, ": not shown to be within the margin of %s yet", e.Metric.amount(float64(e.Margin)))
+		}
+	}
+	return b.String()
+}
+
+// size is a difference in words.
+func (m Metric) size(d float64) (amount, word string) {
+	words := map[Metric][2]string{TTFT: {"longer", "shorter"}, TPS: {"faster", "slower"}, USD: {"dearer", "cheaper"}}[m]
+	if words == [2]string{} {
+		words = [2]string{"more", "less"}
+	}
+	if math.IsNaN(d) {
+		return "difference", "unknown"
+	}
+	if d < 0 {
+		return m.amount(-d), words[1]
+	}
+	return m.amount(d), words[0]
+}
+
+// amount is a margin or a size.
+func (m Metric) amount(v float64) string {
+	switch {
+	case m.Relative():
+		return fmt.Sprintf("%.3g %%", 100*v)
+	case m == Score:
+		return fmt.Sprintf("%.3g", v)
+	}
+	return fmt.Sprintf("%.3g points", 100*v)
+}
+
+func (m Metric) signed(v float64) string {
+	switch {
+	case m.Relative():
+		return fmt.Sprintf("%+.3g %%", 100*v)
+	case m == Score:
+		return fmt.Sprintf("%+.3g", v)
+	}
+	return fmt.Sprintf("%+.3g points", 100*v)
+}
+
+// evidence is a natural logarithm as the number that it is of.
+func evidence(log float64) string {
+	if log > 13 {
+		return fmt.Sprintf("10^%.0f", log/math.Ln10)
+	}
+	return fmt.Sprintf("%.3g", math.Exp(log))
+}
