@@ -233,6 +233,7 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 	a.discovered(slices.Clone(static.New(a.cfg.StaticEndpoints(time.Now()), static.Options{}).Hosts())) // before the first request
 	back.Go(func() error { return a.discover(backCtx, reloads) })
 	back.Go(func() error { return a.share(backCtx) })
+	back.Go(func() error { a.router.Warm(); return nil })
 	back.Go(func() error { return a.engines.Run(backCtx) })
 	back.Go(func() error { return a.leaver.Run(backCtx) })
 	back.Go(func() error { return a.prober.Run(backCtx) })

@@ -182,10 +182,14 @@ func New(o Options) *Table {
 	}
 	keep := min(o.Keep, 365*24*time.Hour) / time.Second
 	t := &Table{slots: make([]slot, n), mask: uint64(n/ways - 1), keep: int32(keep)} //nolint:gosec // positive and small
-	for i := 0; i < len(t.slots); i += 128 {                                         // as many lie in a page: takes the memory now, and not a page fault in each of the first requests
-		t.slots[i].hash.Store(0)
-	}
 	return t
+}
+
+// Warm takes the table's memory from the system, a page at a time, so that no request has to.
+func (t *Table) Warm() {
+	for i := 0; i < len(t.slots); i += 128 { // as many lie in a page
+		t.slots[i].at.Add(0)
+	}
 }
 
 func unix(t time.Time) uint32 { return uint32(t.Unix()) } //nolint:gosec // wraps on purpose
