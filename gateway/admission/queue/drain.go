@@ -14,7 +14,9 @@ type drain struct {
 }
 
 const (
-	drainMemory = 15.0 // seconds of waiting after which a measurement counts for 1/e
+	leastMemory = 15.0  // seconds of waiting after which a measurement counts for 1/e
+	fewRequests = 30.0  // the same in requests served: of fewer the mean says little
+	mostMemory  = 600.0 // seconds, all the same
 	drainStale  = time.Minute
 	drainKeep   = 2.0 // seconds' worth of what is stale
 )
@@ -25,9 +27,13 @@ func (d *drain) pass(now time.Time, waited bool) {
 	d.at = now
 	switch {
 	case waited:
-		keep := math.Exp(-dt.Seconds() / drainMemory)
+		memory := leastMemory
+		if d.served > 0 {
+			memory = min(max(memory, fewRequests*d.busy/d.served), mostMemory)
+		}
+		keep := math.Exp(-dt.Seconds() / memory)
 		d.served *= keep
-		d.busy = d.busy*keep + drainMemory*(1-keep)
+		d.busy = d.busy*keep + memory*(1-keep)
 	case dt > drainStale && d.busy > drainKeep:
 		d.served *= drainKeep / d.busy
 		d.busy = drainKeep

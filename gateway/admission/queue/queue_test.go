@@ -243,35 +243,29 @@ func TestRetryAfterIsHonest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // a test's
 		for _, slots := range []int{1, 4, 20} {
-			for _, depth := range []int{5, 50, 200} {
+			for _, depth := range []int{5, 100, 400} {
 				s := newShop(t, slots, depth)
 				// Answers of all lengths, about 2 s each: it empties at slots/2 a second.
 				work := func() time.Duration { return time.Duration(rng.ExpFloat64() * float64(2*time.Second)) }
 				soon := 2 * time.Second / time.Duration(slots)
-				for range slots + depth {
-					s.send(Ask{Key: "A", By: later(24 * time.Hour), Soon: soon}, work())
-				}
-				synctest.Wait()
 				var told time.Duration
-				for first := true; ; first = false { // they come as fast as they are served, and some are turned away
+				for range 8 { // they come as fast as they are served, and some are turned away
+					<-time.After(time.Duration(depth) * soon / 4)
+					for s.room.Waiting() < depth {
+						s.send(Ask{Key: "A", By: later(24 * time.Hour), Soon: soon}, work())
+						synctest.Wait()
+					}
 					_, why, retry := s.room.Enter(&Ask{Pool: s.pool, Key: "A", By: later(24 * time.Hour), Soon: soon})
 					if why != Full {
 						t.Fatalf("%d slots, %d waiting: %v", slots, depth, why)
 					}
-					if told = retry; !first {
-						break
-					}
-					<-time.After(time.Duration(depth) * soon / 4)
-					for n := s.room.Waiting(); n < depth; n++ {
-						s.send(Ask{Key: "A", By: later(24 * time.Hour), Soon: soon}, work())
-					}
-					synctest.Wait()
+					told = retry
 				}
 				from := time.Now()
 				s.wg.Wait()
 				really := slices.MaxFunc(s.served, func(a, b visit) int { return a.at.Compare(b.at) }).at.Sub(from)
 				t.Logf("%2d slots, %3d waiting: told %v, and the last had a slot after %v", slots, depth, told.Round(time.Millisecond), really.Round(time.Millisecond))
-				if depth < 50 { // too few for the mean to be what happens
+				if depth < 100 { // too few for the mean to be what happens
 					continue
 				}
 				if told > 2*really || really > 2*told {
