@@ -11,6 +11,9 @@ func (r *Router) Drain(id endpoint.ID, drain bool) (known bool) {
 		return false
 	}
 	c.host.drained.Store(drain)
+	if !drain {
+		r.freed(id)
+	}
 	return true
 }
 

@@ -303,6 +303,7 @@ func (r *Router) Share(id endpoint.ID, inFlight, promptTokens int64) {
 		at := r.seconds(r.now())
 		c.host.sharedAt.set(at)
 		c.host.crowd(at, inFlight, promptTokens)
+		r.freed(id)
 	}
 }
 
@@ -344,6 +345,7 @@ func (r *Router) Observe(id endpoint.ID, e capacity.Engine) {
 	if c == nil || !(e.Running >= 0 && e.Waiting >= 0) { //nolint:staticcheck // NaN
 		return
 	}
+	defer r.freed(id)
 	h, at := c.host, r.seconds(r.now())
 	if at-h.sharedAt.get() > staleAfter || h.sharedAt.get() == 0 {
 		h.crowd(at, int64(min(e.Running+e.Waiting, 1e6))-h.inflight.Load(), 0)

@@ -16,6 +16,7 @@ func (l *Lease) FirstContent(ttft time.Duration) {
 	if !l.held || !math.IsNaN(l.firstAt) {
 		return
 	}
+	defer l.r.freed(l.Endpoint.ID) // when all of it is known, as in Done
 	h := l.host
 	l.firstAt = l.pickedAt + ttft.Seconds()
 	first := l.r.origin.Add(seconds(l.firstAt))
@@ -141,6 +142,7 @@ func (l *Lease) Done(res Result) {
 	if !l.held {
 		return
 	}
+	defer l.r.freed(l.Endpoint.ID)
 	h, now := l.host, res.At
 	if now.IsZero() {
 		now = l.r.now()

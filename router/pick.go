@@ -52,6 +52,7 @@ const (
 	noRoom   // no sequence is free
 	ramping  // slow start
 	notSpare // a second attempt there would cost something: see Hedge
+	keptFree // what is left of it is kept for others: see Request.Spare
 	nearLost // likely to go the way of the host that the answer began on
 	// From here on a candidate is out of the question, and nothing is predicted of it.
 	limited   // a rate or number of requests that its provider sets
@@ -66,7 +67,7 @@ const (
 )
 
 var verdictWords = [numVerdicts]string{
-	"serves", "first token too late", "stream too slow", "full", "in slow start", "not idle, or not paid anyway", "near a host that was taken away", "at its provider's limit", "breaker open or cooling down",
+	"serves", "first token too late", "stream too slow", "full", "in slow start", "not idle, or not paid anyway", "what is left is kept free for requests that cannot wait", "near a host that was taken away", "at its provider's limit", "breaker open or cooling down",
 	"not usable in its state", "cannot or must not take this request",
 	"would start a worker first", "serves another model than began the answer", "cannot continue an answer", "tried already",
 }
@@ -151,6 +152,9 @@ func (s *scratch) prepare(r *Router, m *Model, q *Request) {
 	}
 	if !q.Came.IsZero() {
 		s.waited = max(0, now.Sub(q.Came).Seconds())
+	}
+	if q.Batch {
+		s.waited = 0
 	}
 	s.left = max(0.01, s.slo.TTFT.Seconds()-s.waited)
 	if s.resumed {
@@ -281,7 +285,7 @@ const (
 
 // forgive surveys once more with the next leniency that could help; false when none is left.
 func (s *scratch) forgive() bool {
-	for s.lenience < mostLeniency && !s.q.Firm {
+	for s.lenience < mostLeniency && !s.q.Firm && s.q.Spare <= 0 {
 		s.lenience++
 		if s.lenience == ofTried && (len(s.q.Tried) == 0 || s.q.Continue != nil && !s.q.Continue.Back) {
 			continue
@@ -428,6 +432,8 @@ func (s *scratch) look(c *candidate, v *view) {
 		v.verdict = slowFirst
 	case !surely(v.itl*s.perGap, s.z*v.itlSigma):
 		v.verdict = slowStream
+	case s.q.Spare > 0 && (v.inFlight >= 1 && v.inFlight+1 > (1-s.q.Spare)*min(v.safe, v.limit) || cold):
+		v.verdict = keptFree
 	}
 }
 
@@ -454,6 +460,7 @@ const (
 	whyCrowded   = "nobody keeps the SLO: the one that misses it least"
 	whyColdStart = "no other has room: waits for a worker to start"
 	whyOverfull  = "all are full: the least crowded"
+	whyIdle      = "has nothing to do, for a request that can wait"
 	whyResumed   = "the fastest that is up, for a stream that its caller is reading"
 )
 
@@ -591,6 +598,31 @@ func (s *scratch) alone(v *view) float64 {
 	return ttft
 }
 
+// idle returns whom a request is sent to that leaves room for others, where nobody has it: a host that has nothing to do keeps
+// nobody from anything, however slow it is; where nobody is up, a worker has to start.
+func (s *scratch) idle() (best *view, why string) {
+	up := false
+	for i := range s.views {
+		v := &s.views[i]
+		if v.verdict >= limited || v.coldSeconds > 0 {
+			continue
+		}
+		if up = true; v.verdict != ramping && v.inFlight < 1 && (best == nil || v.itl < best.itl) {
+			best = v
+		}
+	}
+	if up {
+		return best, whyIdle
+	}
+	for i := range s.views {
+		if v := &s.views[i]; v.verdict < limited && (best == nil || v.coldSeconds < best.coldSeconds) &&
+			float64(v.c.host.inflight.Load()) < coldQueue*v.limit*float64(max(1, v.c.ep.Workers)) {
+			best = v
+		}
+	}
+	return best, whyColdStart
+}
+
 // degrade returns whom to ask when nobody keeps the SLO: the one that misses it least among those that are not hopelessly
 // crowded; a cold start; for a stream that is being read, whoever is up. If nobody asked for an SLO, any that is up.
 func (s *scratch) degrade() (best *view, why string) {
@@ -604,6 +636,9 @@ func (s *scratch) degrade() (best *view, why string) {
 			}
 		}
 		return v
+	}
+	if s.q.Spare > 0 {
+		return s.idle()
 	}
 	if best = pick(func(v *view) float64 {
 		if v.coldSeconds > 0 || v.verdict == ramping || v.inFlight+1 > max(crowdedBy*v.safe+1, v.spread) || v.inFlight+1 > beyondLimit*v.limit {

@@ -107,12 +107,16 @@ func (r *Router) Probed(id endpoint.ID, class outcome.Class) {
 // changed does what follows for the host and those near it when its breaker changed.
 func (r *Router) changed(c *candidate, what health.Change, now time.Time) {
 	switch what {
-	case health.Unchanged, health.Cleared, health.Opened:
+	case health.Unchanged, health.Opened:
+	case health.Cleared:
+		r.freed(c.ep.ID)
 	case health.Recovered:
 		c.host.comesBack()
+		r.freed(c.ep.ID)
 	case health.Revived:
 		c.host.comesBack()
 		r.startedAnew(c)
+		r.freed(c.ep.ID)
 	case health.Lost, health.Preempted:
 		r.snap.Load().mourn(c, what == health.Preempted, now)
 	}

@@ -42,6 +42,12 @@ type Request struct {
 	// Firm says that somebody else can be asked than the hosts of Model: none is tried again, and none that is failing is asked
 	// because nobody else is left.
 	Firm bool
+	// Batch says that nobody watches: of the time that it waited before it was picked, nothing counts against the SLO.
+	Batch bool
+	// Spare is the share of what keeps the SLO at a host that is kept free of this request, in [0,1), for others that come: it gets a
+	// host with more room than that, or one that has nothing to do, and no worker is started for it while somebody is up. 0 keeps
+	// nothing free.
+	Spare float64
 	// Tokenless says that the answer is not made of output tokens: embeddings, scores, images. No TPS is promised then.
 	Tokenless bool
 }

@@ -53,6 +53,7 @@ type Router struct {
 	affinity   *affinity.Table
 	decisions  decisions
 	calibrated calibration
+	onFreed    atomic.Pointer[func(endpoint.ID)]
 	dice       atomic.Uint64
 	origin     time.Time // second 0 of the learners
 }
@@ -137,6 +138,7 @@ type UnavailableError struct {
 	Model      string
 	Cause      Cause
 	RetryAfter time.Duration // when the first of them may be tried again; 0 when waiting does not help
+	Soon       time.Duration // when one of them is expected to take a request, as far as can be told; 0 when none is
 	MaxBytes   int64         // with TooLarge: the largest body that any of them takes
 	Member     string        // with TooPlain: what of the request none of them takes, in the caller's words
 	Reason     string        // closed set, fit for a caller
@@ -346,6 +348,7 @@ func (r *Router) unavailable(s *scratch) error {
 	var fits, usable, drained, throttled, noCapacity int
 	crowded := 0.0 // seconds until the first of those that are too crowded has room again
 	cause := fit   // the last reason on the way in that still kept some candidate out
+	soon := 0.0    // seconds until somebody takes a request
 	for _, c := range m.cands {
 		if u := c.fitness(q); u != fit {
 			if cause == fit || u < cause {
@@ -364,13 +367,21 @@ func (r *Router) unavailable(s *scratch) error {
 			drained++
 		}
 		if !c.usable() {
+			if !c.host.drained.Load() {
+				soon = earlier0(soon, startsWithin(c.ep))
+			}
 			continue
 		}
 		usable++
 		d, why := c.host.breaker.Wait(now)
+		opens := d.Seconds()
 		if l := c.host.limited(&c.ep.Limits, now); d <= 0 && l > 0 {
-			d, why = l, whyThrottled
+			d, why, opens = l, whyThrottled, l.Seconds()
+			if n := c.ep.Limits.Concurrent; n > 0 && c.host.inflight.Load() >= int64(n) {
+				opens = s.turnover(c.host)
+			}
 		}
+		soon = earlier0(soon, opens)
 		if why == whyThrottled {
 			throttled++
 		}
@@ -394,11 +405,14 @@ func (r *Router) unavailable(s *scratch) error {
 	case fits > 0 && throttled == fits:
 		e.Cause, e.Reason = Throttled, "every host that serves it is at its rate limit"
 	case s.full(&crowded):
+		soon = earlier0(soon, s.crowded())
 		e.Cause, e.Reason = Throttled, "every host that serves it has as many requests as its slo allows"
 		e.RetryAfter = max(time.Second, min(seconds(crowded), time.Minute))
 	case fits > 0 && noCapacity == fits:
 		e.Cause, e.Reason, e.RetryAfter = NoCapacity, m.noCapacity(q), max(e.RetryAfter, noCapacityRetry)
+		soon = earlier0(soon, noCapacityRetry.Seconds())
 	}
+	e.Soon = within(soon)
 	if e.RetryAfter == 0 {
 		e.RetryAfter = time.Second
 	}

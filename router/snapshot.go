@@ -70,7 +70,8 @@ type candidate struct {
 	hash       uint64 // affinity.EndpointHash
 	card       json.RawMessage
 	root       string        // in the card
-	offers     []*modelStats // of the models it serves; of Snapshot.list only
+	offers     []*modelStats // of the models it serves; of Snapshot.list only, as is the next
+	names      []string      // of these models, among the snapshot's
 }
 
 // ewma is an exponentially weighted mean, weight 0.1 for the newest; NaN bits unset mean no sample.
@@ -132,6 +133,7 @@ func (l *longMean) get(def float64) float64 {
 // Update makes eps and rules the current view. Without rules every model is offered under the id
 // that endpoints serve it by. Endpoints that were known keep what was learned of them. A pool of a model that does not exist is none.
 func (r *Router) Update(eps []endpoint.Endpoint, rules []ModelRule, pools ...Pool) {
+	defer r.freed("")
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := &Snapshot{models: map[string]*Model{}, byID: make(map[endpoint.ID]*candidate, len(eps)), now: r.now}
@@ -202,6 +204,7 @@ func (r *Router) Update(eps []endpoint.Endpoint, rules []ModelRule, pools ...Poo
 		for _, c := range m.cands {
 			base := s.byID[c.ep.ID]
 			base.offers = append(base.offers, s.models[name].stats)
+			base.names = append(base.names, name)
 		}
 	}
 	r.snap.Store(s)
