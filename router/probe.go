@@ -120,6 +120,7 @@ func (r *Router) changed(c *candidate, what health.Change, now time.Time) {
 	case health.Lost, health.Preempted:
 		r.snap.Load().mourn(c, what == health.Preempted, now)
 	}
+	r.tell(c, what, false, now)
 }
 
 // judged does likewise for a lease's host.

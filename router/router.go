@@ -35,6 +35,9 @@ type Options struct {
 	Prior    func(*endpoint.Endpoint) capacity.Prior
 	Affinity affinity.Options
 	Seed     uint64 // of the jitter; the same seed makes the same choices
+	// Changed is told when an endpoint's breaker opened or closed, for other replicas to hear; nil when nobody wants to know. It is called on
+	// the path of requests, without a lock of ours, and must not block.
+	Changed func(Transition)
 }
 
 // Router holds the current snapshot and the state of every endpoint.

@@ -134,12 +134,21 @@ func (l *longMean) get(def float64) float64 {
 // that endpoints serve it by. Endpoints that were known keep what was learned of them. A pool of a model that does not exist is none.
 func (r *Router) Update(eps []endpoint.Endpoint, rules []ModelRule, pools ...Pool) {
 	defer r.freed("")
+	fell := r.update(eps, rules, pools)
+	s, now := r.snap.Load(), r.now()
+	for _, c := range fell {
+		s.mourn(c, true, now)
+		r.tell(c, health.Preempted, true, now)
+	}
+}
+
+// update is Update, and returns those that were taken away, as is told now.
+func (r *Router) update(eps []endpoint.Endpoint, rules []ModelRule, pools []Pool) (fell []*candidate) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := &Snapshot{models: map[string]*Model{}, byID: make(map[endpoint.ID]*candidate, len(eps)), now: r.now}
 	at := r.seconds(r.now())
 	before := r.snap.Load()
-	var fell []*candidate // taken away, as is told now
 	known := make(map[endpoint.ID]*host, len(eps))
 	for i := range eps {
 		ep := &eps[i]
@@ -208,9 +217,7 @@ func (r *Router) Update(eps []endpoint.Endpoint, rules []ModelRule, pools ...Poo
 		}
 	}
 	r.snap.Store(s)
-	for _, c := range fell {
-		s.mourn(c, true, r.now())
-	}
+	return fell
 }
 
 // settle notes the candidate in its failure domains.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"headrace/router/endpoint"
+	"headrace/router/health"
 	"headrace/router/outcome"
 )
 
@@ -225,9 +226,26 @@ func (s *tale) hear(h *toldHost, listed bool, state endpoint.State) {
 	}
 }
 
+// rumour is what another replica says.
+func (s *tale) rumour(h *toldHost) {
+	t := Transition{
+		Endpoint: h.ep.ID, Change: health.Change(s.rng.IntN(int(health.Cleared) + 1)), //nolint:gosec // a handful
+		Told: s.rng.IntN(2) == 0, For: time.Duration(s.rng.IntN(200)) * time.Second,
+	}
+	s.say("another says %+v", t)
+	known, changed := s.r.Heard(t)
+	if known != h.listed || changed && !known {
+		s.failf("%s was known %t, changed %t", h.ep.ID, known, changed)
+	}
+	if changed && t.Told && t.Change == health.Preempted && s.r.kindOf(&h.ep).Told {
+		h.gone()
+		h.trial = nil
+	}
+}
+
 func (s *tale) step() {
 	h := s.hosts[s.rng.IntN(len(s.hosts))]
-	switch x := s.rng.IntN(20); {
+	switch x := s.rng.IntN(21); {
 	case x < 6:
 		s.pick()
 	case x < 8 && len(s.leases) > 0:
@@ -242,6 +260,8 @@ func (s *tale) step() {
 		s.probed(h, outcome.Class(s.rng.IntN(int(outcome.Outrun)+1))) //nolint:gosec // a class
 	case x < 19:
 		s.hear(h, s.rng.IntN(6) > 0, toldStates[s.rng.IntN(len(toldStates))])
+	case x < 20:
+		s.rumour(h)
 	default:
 		s.r.SetPrefill(h.ep.ID, "m", Prefill{Known: true, OK: s.rng.IntN(2) == 0})
 	}

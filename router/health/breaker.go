@@ -596,6 +596,47 @@ func (b *Breaker) Suspect() bool {
 	return true
 }
 
+// Heard takes in what another replica has found. What a control plane told that one holds here as well, for as long as this one's may
+// take to say so. What its own attempts showed may be a fault of its network: a closed breaker opens as a suspected one, which is tested at
+// once, or after wait where the host was only found to answer badly, and which an answer that comes here closes. Word that the host is well
+// has one that is open tested at once. changed is false when that is nothing new.
+func (b *Breaker) Heard(what Change, told bool, wait time.Duration) (changed bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now, s := b.now(), b.status.Load()
+	switch {
+	case what == Preempted && told && b.kind.Told:
+		if s >= preempted {
+			return false
+		}
+		if s < gone {
+			b.opens.Add(1)
+		}
+		if b.downAt.IsZero() {
+			b.downAt = now
+		}
+		b.shut(preempted, now.Add(takenWord))
+		return true
+	case what == Opened || what == Lost || what == Preempted:
+		if s != closed {
+			return false
+		}
+		if what != Opened {
+			wait = 0
+		}
+		b.pause = 0
+		b.shut(suspected, now.Add(max(0, min(wait, maxOpen))))
+		return true
+	case what == Recovered || what == Revived || what == Cleared:
+		if s == closed || s == taken || b.until.Load() <= now.UnixNano() {
+			return false
+		}
+		b.until.Store(now.UnixNano())
+		return true
+	}
+	return false
+}
+
 // Down tells whether it went down since a time and has not come back.
 func (b *Breaker) Down(since time.Time) bool {
 	if b.status.Load() < gone {
