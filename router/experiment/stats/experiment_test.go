@@ -62,8 +62,12 @@ func BenchmarkVerdict(b *testing.B) {
 		o := answer(r, unit, int(unit&1), 1)
 		e.Record(&o)
 	}
-	b.ReportAllocs()
-	for b.Loop() {
-		e.Verdict()
+	for name, look := range map[string]func() stats.Verdict{"words": e.Verdict, "peek": e.Peek} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				look()
+			}
+		})
 	}
 }

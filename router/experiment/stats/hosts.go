@@ -12,6 +12,9 @@ const (
 	priorHosts  = 4.0
 	priorHostSD = 0.10
 	leastOnHost = 5.0 // weight of requests, of a host that is measured
+	// mostHostSD is as much as hosts of a kind can be believed to differ by, when an arm's hosts are all slower than the control's:
+	// what is beyond is the arm's own. Offers of one GPU differ by a factor of 1.8 from end to end, which is a third less.
+	mostHostSD = 0.20
 )
 
 // hostSpread is a Spread with the variance of the difference that hosts explain.
@@ -25,7 +28,7 @@ type hostSpread struct {
 func (s *state) hostSpread(d *Design, k int, m Metric) hostSpread {
 	type share struct{ arm, control float64 }
 	shares := make(map[uint32]share, len(s.hosts))
-	var wArm, wControl float64
+	var wArm, wControl, w2Arm, w2Control float64
 	type group struct {
 		arm  uint8
 		kind uint32
@@ -42,9 +45,11 @@ func (s *state) hostSpread(d *Design, k int, m Metric) hostSpread {
 		case k:
 			sh.arm += w.w
 			wArm += w.w
+			w2Arm += w.w2
 		case d.Control:
 			sh.control += w.w
 			wControl += w.w
+			w2Control += w.w2
 		}
 		shares[h.id] = sh
 		if w.w >= leastOnHost {
@@ -52,24 +57,27 @@ func (s *state) hostSpread(d *Design, k int, m Metric) hostSpread {
 		}
 	}
 	out := hostSpread{Spread: Spread{Arm: 0, Control: 0, Low: Figure(math.NaN()), High: Figure(math.NaN())}}
-	// Variance between hosts of the same kind and arm, less what sampling alone would give.
+	// Hosts of one arm differ by what hosts differ by. So do those of both together, if there is nothing but hosts: where somebody
+	// put the slowest into one arm, only they tell how much that is.
+	apartFrom := make(map[group][]*weighted)
 	ss, df := 0.0, 0.0
-	for _, hosts := range groups {
-		mean, noise := 0.0, 0.0
-		for _, w := range hosts {
-			y, v := w.mean()
-			mean += y / float64(len(hosts))
-			noise += v / float64(len(hosts))
+	for g, hosts := range groups {
+		q, n := scatter(hosts)
+		ss, df = ss+q, df+n
+		if int(g.arm) == k || int(g.arm) == d.Control {
+			all := group{0, g.kind}
+			apartFrom[all] = append(apartFrom[all], hosts...)
 		}
-		for _, w := range hosts {
-			y, _ := w.mean()
-			ss += (y - mean) * (y - mean)
-		}
-		ss -= noise * float64(len(hosts)-1)
-		df += float64(len(hosts) - 1)
 	}
 	dof := priorHosts + df
 	between := (priorHosts*priorHostSD*priorHostSD + max(0, ss)) / dof
+	ss, df = 0, 0
+	for _, hosts := range apartFrom {
+		q, n := scatter(hosts)
+		ss, df = ss+q, df+n
+	}
+	together := (priorHosts*priorHostSD*priorHostSD + max(0, ss)) / (priorHosts + df)
+	between = max(between, min(together, mostHostSD*mostHostSD))
 	out.SD = Figure(math.Expm1(math.Sqrt(between)))
 	between *= dof / (dof - 2) // as of Student's distribution, for it is itself an estimate
 	var armSq, controlSq, apart, shared float64
@@ -85,6 +93,8 @@ func (s *state) hostSpread(d *Design, k int, m Metric) hostSpread {
 	}
 	if armSq > 0 && controlSq > 0 {
 		out.Arm, out.Control, out.Shared = Figure(1/armSq), Figure(1/controlSq), Figure(shared)
+		// By chance alone shares differ as well; that is in the variance of units already.
+		apart = max(0, apart-(1-(armSq+controlSq)/2)*(w2Arm/(wArm*wArm)+w2Control/(wControl*wControl)))
 	}
 	out.variance = between * apart
 	out.Identifiable = shared >= 0.5 || (out.Arm >= 3 && out.Control >= 3)
@@ -92,6 +102,22 @@ func (s *state) hostSpread(d *Design, k int, m Metric) hostSpread {
 		out.Identifiable = false
 	}
 	return out
+}
+
+// scatter is the sum of squares of hosts' means around their mean, less what sampling alone would give, and its degrees of freedom.
+func scatter(hosts []*weighted) (ss, df float64) {
+	n := float64(len(hosts))
+	mean, noise := 0.0, 0.0
+	for _, w := range hosts {
+		y, v := w.mean()
+		mean += y / n
+		noise += v / n
+	}
+	for _, w := range hosts {
+		y, _ := w.mean()
+		ss += (y - mean) * (y - mean)
+	}
+	return ss - noise*(n-1), n - 1
 }
 
 // hostBlocks are the hosts of arm k, busiest first.
