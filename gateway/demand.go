@@ -60,6 +60,9 @@ func (x *exchange) demand(name, value []byte) *openai.Error {
 			if want, _ := x.ask.Wish(wishes[i].word, string(value)); want != "" {
 				return errDemand(strings.ToLower(headerPrefix+wishes[i].header), want)
 			}
+			if p := x.ask.Policy; !x.grant.Policy(p) {
+				return x.s.opt.Keys.NotAllowed("x-headrace-policy", "policy_not_allowed", "This API key may not ask for the policy "+p.String()+". Leave the header x-headrace-policy out for the model's own.")
+			}
 			return nil
 		}
 	}
@@ -83,17 +86,20 @@ func errDemand(header, want string) *openai.Error {
 
 // pin sends the request to the passthrough host, if that is all that the request demands.
 func (x *exchange) pin() *openai.Error {
+	if !x.grant.Passthrough() {
+		return x.s.opt.Keys.NotAllowed("", "passthrough_not_allowed", "This API key may not use paths that the gateway does not know. It needs the right \"passthrough\".")
+	}
 	if e := x.demands(); e != nil {
 		return e
 	}
-	id := x.set.Passthrough
-	if x.ask.Demand.Demanding() {
-		if ep := x.s.router.Snapshot().Endpoint(id); ep == nil || !x.ask.Demand.Meets(ep) {
+	id, also := x.set.Passthrough, x.grant.Demand()
+	if x.ask.Demand.Demanding() || also != nil {
+		if ep := x.s.router.Snapshot().Endpoint(id); ep == nil || !x.ask.Demand.Meets(ep) || also != nil && !also.Meets(ep) {
 			return errUnavailable(&router.UnavailableError{Cause: router.Unqualified, Model: "passthrough", Reason: "the passthrough host does not meet the demanded trust and region"})
 		}
 	}
 	x.pinned = id
-	return nil
+	return x.spend()
 }
 
 // mediaMarks are what prompts with more than text hold in OpenAI's, Anthropic's and the Responses shapes.

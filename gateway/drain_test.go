@@ -264,7 +264,7 @@ func TestPanicBetweenLeaseAndAttempt(t *testing.T) {
 		o.noTLS = true
 		o.before = func(s *Server) {
 			s.http.Handler = s.guarded(func(ctx *fasthttp.RequestCtx) {
-				s.serve(s.begin(ctx, routes[chatPath], time.Now()), func(x *exchange) *openai.Error {
+				s.serve(s.begin(ctx, routes[chatPath], nil, time.Now()), func(x *exchange) *openai.Error {
 					if e := x.admit(); e != nil {
 						return e
 					}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"headrace/gateway/admission"
 	"headrace/gateway/forward"
 	"headrace/gateway/ledger"
 	"headrace/gateway/listen"
@@ -53,6 +54,9 @@ type exchange struct {
 	ctx   *fasthttp.RequestCtx
 	route *route
 	conn  *listen.Conn // nil when the connection is not watched
+
+	grant *admission.Grant // what the caller's key allows; nil where nobody needs one
+	pass  *admission.Pass  // what it has taken of it; nil for nothing
 
 	watch *watch
 

@@ -91,10 +91,10 @@ func returned(name []byte) bool {
 	switch string(low) { // compiled without allocating
 	case "connection", "keep-alive", "proxy-connection", "transfer-encoding", "content-length", "trailer", "upgrade",
 		"te", "date", "server", "set-cookie", "proxy-authenticate", "www-authenticate", "authorization", "alt-svc",
-		"x-request-id", "server-timing", "content-type", "strict-transport-security":
+		"x-request-id", "x-should-retry", "server-timing", "content-type", "strict-transport-security":
 		return false
 	}
-	return !bytes.HasPrefix(low, []byte("x-headrace-"))
+	return !bytes.HasPrefix(low, []byte("x-headrace-")) && !bytes.HasPrefix(low, []byte("x-ratelimit-")) // the host's limits are ours, not the caller's
 }
 
 func hasFoldPrefix(b []byte, prefix string) bool {

@@ -25,12 +25,12 @@ func (s *Server) other(ctx *fasthttp.RequestCtx, path string, rt *route, now tim
 	case rt != nil: // a multipart route without a multipart body: uploads never come here
 		s.refuse(ctx, errMediaType(rt.path, "multipart/form-data"), rt.proto)
 	case path == modelsPath && get:
-		s.listModels(ctx)
+		s.listModels(ctx, now)
 	case path == modelsPath:
 		ctx.Response.Header.Set(fasthttp.HeaderAllow, "GET, HEAD")
 		s.refuse(ctx, errMethod(string(ctx.Method()), path, "GET"), protoChat)
 	case isModel && get:
-		s.showModel(ctx, path[len(modelPrefix):])
+		s.showModel(ctx, path[len(modelPrefix):], now)
 	case s.opt.Webhook != nil && strings.HasPrefix(path, webhookPrefix):
 		s.webhook(ctx, path[len(webhookPrefix):])
 	case s.set.Load().Passthrough != "" && strings.HasPrefix(path, "/v1/"):
@@ -83,7 +83,12 @@ func (s *Server) passthrough(ctx *fasthttp.RequestCtx, path string, now time.Tim
 		}, protoChat)
 		return
 	}
-	x := s.begin(ctx, passthroughRoute, now)
+	grant, e := s.enter(ctx, now)
+	if e != nil {
+		s.refuse(ctx, e, protoChat)
+		return
+	}
+	x := s.begin(ctx, passthroughRoute, grant, now)
 	s.serve(x, func(x *exchange) *openai.Error {
 		if e := s.mayEnter(); e != nil {
 			return e
@@ -142,29 +147,48 @@ type modelList struct {
 	body []byte
 }
 
-func (s *Server) listModels(ctx *fasthttp.RequestCtx) {
+func (s *Server) listModels(ctx *fasthttp.RequestCtx, now time.Time) {
+	grant, e := s.enter(ctx, now)
+	if e != nil {
+		s.refuse(ctx, e, protoChat)
+		return
+	}
 	snap := s.router.Snapshot()
+	if grant.Limited() {
+		s.sendJSON(ctx, s.modelCards(snap, visible(snap.Models(), grant)))
+		return
+	}
 	l := s.models.Load()
 	if l == nil || l.of != snap {
-		cards := make([][]byte, 0, len(snap.Models()))
-		for _, name := range snap.Models() {
-			base, _ := snap.Card(name)
-			cards = append(cards, openai.AppendModelCard(nil, name, base, s.created))
-		}
-		l = &modelList{of: snap, body: openai.AppendModelList(nil, cards)}
+		l = &modelList{of: snap, body: s.modelCards(snap, snap.Models())}
 		s.models.Store(l)
 	}
 	s.sendJSON(ctx, l.body)
 }
 
-func (s *Server) showModel(ctx *fasthttp.RequestCtx, escaped string) {
+// modelCards is the list of the models by those names.
+func (s *Server) modelCards(snap *router.Snapshot, names []string) []byte {
+	cards := make([][]byte, 0, len(names))
+	for _, name := range names {
+		base, _ := snap.Card(name)
+		cards = append(cards, openai.AppendModelCard(nil, name, base, s.created))
+	}
+	return openai.AppendModelList(nil, cards)
+}
+
+func (s *Server) showModel(ctx *fasthttp.RequestCtx, escaped string, now time.Time) {
+	grant, e := s.enter(ctx, now)
+	if e != nil {
+		s.refuse(ctx, e, protoChat)
+		return
+	}
 	name, err := url.PathUnescape(escaped) // ids contain slashes, written as they are or as %2F
 	snap := s.router.Snapshot()
 	if err != nil {
 		name = escaped // as no model is called
 	}
-	if err != nil || !snap.Has(name) {
-		s.refuse(ctx, errModelUnknown(name, snap.Models()), protoChat)
+	if err != nil || !snap.Has(name) || !grant.Model(name) {
+		s.refuse(ctx, errModelUnknown(name, visible(snap.Models(), grant)), protoChat)
 		return
 	}
 	base, _ := snap.Card(name)

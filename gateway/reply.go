@@ -117,6 +117,9 @@ func (x *exchange) setHeaders(now time.Time) {
 	var buf [64]byte
 	h := &x.ctx.Response.Header
 	h.SetCanonical(nameRequestID, append(buf[:0], x.rec.ID...))
+	if x.pass != nil {
+		setLimits(h, x.pass.Left())
+	}
 	id, provider, tries := x.rec.Endpoint, x.rec.Provider, x.rec.Tries
 	if x.leased {
 		id, provider, tries = x.lease.Endpoint.ID, x.lease.Endpoint.Provider, tries+1
@@ -515,6 +518,7 @@ func (x *exchange) settle() {
 	}
 	x.giveBack()
 	x.fillRecord(now)
+	x.leave(now)
 	x.endTale()
 	x.s.settled(&x.rec)
 }

@@ -25,6 +25,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"headrace/gateway/admission"
 	"headrace/gateway/forward"
 	"headrace/gateway/ledger"
 	"headrace/gateway/listen"
@@ -60,6 +61,8 @@ type Options struct {
 	// Refused is told of what was refused before it became a request with a record: unreadable heads, unknown paths. code is of a
 	// closed set. It must not block. Nil is told nothing.
 	Refused func(status int, code string)
+	// Keys says who may ask for what. Nil lets everybody in.
+	Keys *admission.Gate
 	// Webhook takes what a provider posts to /webhooks/NAME and returns the status to answer with; 404 for a name it does not know.
 	// body is valid during the call only. Nil knows none.
 	Webhook func(name string, header func(string) string, body []byte) int
@@ -329,6 +332,10 @@ func (s *Server) badRequest(ctx *fasthttp.RequestCtx, err error) {
 	case errors.As(err, &small):
 		e.Status, e.Code = 431, "request_head_too_large"
 		e.Message = fmt.Sprintf("The request line and headers are larger than %d bytes together (limits.max_head).", s.opt.MaxHead)
+	case errors.Is(err, fasthttp.ErrBodyTooLarge) && s.stranger(&ctx.Request.Header):
+		if _, e = s.enter(ctx, time.Now()); e == nil { // it has become one of ours meanwhile
+			e = errBusy()
+		}
 	case errors.Is(err, fasthttp.ErrBodyTooLarge):
 		e = errTooLarge(int64(s.set.Load().MaxBody), "limits.max_body")
 	case errors.As(err, &ne) && ne.Timeout():
@@ -378,6 +385,11 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 		return
 	}
 	if ctx.IsPost() && s.isUpload(&ctx.Request.Header) {
+		if _, e := s.enter(ctx, now); e != nil {
+			ctx.SetConnectionClose() // its body is still there
+			s.refuse(ctx, e, protoChat)
+			return
+		}
 		s.moveUpload(ctx)
 		return
 	}
@@ -387,7 +399,12 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 		s.other(ctx, string(path), rt, now)
 		return
 	}
-	s.serve(s.begin(ctx, rt, now), (*exchange).admit)
+	grant, e := s.enter(ctx, now)
+	if e != nil {
+		s.refuse(ctx, e, rt.proto)
+		return
+	}
+	s.serve(s.begin(ctx, rt, grant, now), (*exchange).admit)
 }
 
 // serve takes x through admission to its response. A panic settles it on its way up.
@@ -433,11 +450,12 @@ func (x *exchange) beat() {
 	x.stream()
 }
 
-func (s *Server) begin(ctx *fasthttp.RequestCtx, rt *route, now time.Time) *exchange {
+func (s *Server) begin(ctx *fasthttp.RequestCtx, rt *route, grant *admission.Grant, now time.Time) *exchange {
 	x := exchanges.Get().(*exchange)
-	x.s, x.set, x.ctx, x.route, x.began = s, s.set.Load(), ctx, rt, now
+	x.s, x.set, x.ctx, x.route, x.grant, x.began = s, s.set.Load(), ctx, rt, grant, now
 	x.totalBy = now.Add(x.set.Total)
 	x.rec.At, x.rec.Route, x.rec.Method, x.rec.ID = now, rt.path, fasthttp.MethodPost, s.newID()
+	x.rec.Key = grant.Name()
 	if x.set.Tracing.On {
 		h := &ctx.Request.Header
 		x.rec.Trace = x.set.Tracing.Begin(h.PeekBytes(nameParent), h.PeekBytes(nameState))
@@ -479,6 +497,9 @@ func (x *exchange) admit() *openai.Error {
 	if e := x.setModel(x.scan.Model); e != nil {
 		return e
 	}
+	if e := x.confined(); e != nil {
+		return e
+	}
 	x.wantStream = x.scan.Stream
 	x.ask.Whole = !x.wantStream
 	x.rec.Stream = x.wantStream
@@ -498,6 +519,9 @@ func (x *exchange) admit() *openai.Error {
 	}
 	x.onLoss = x.set.OnPreemption[x.model]
 	if e := x.demands(); e != nil {
+		return e
+	}
+	if e := x.spend(); e != nil {
 		return e
 	}
 	x.prepare(forwarded)
@@ -537,13 +561,13 @@ func (s *Server) mayEnter() *openai.Error {
 func (x *exchange) setModel(name []byte) *openai.Error {
 	snap := x.s.router.Snapshot()
 	known, ok := snap.Intern(name)
-	if !ok {
+	if !ok || !x.grant.Model(known) { // what a key may not name does not exist, as far as its holder is told
 		x.rec.Model = clip(string(name), 128)
-		return errModelUnknown(string(name), snap.Models())
+		return errModelUnknown(string(name), visible(snap.Models(), x.grant))
 	}
 	x.model, x.rec.Model, x.rec.Known = known, known, true
 	x.ask.ID, x.ask.Model, x.ask.Route, x.ask.Came = x.rec.ID, known, x.route.below(), x.rec.At
-	x.ask.Tokenless = x.route.proto == protoOpaque
+	x.ask.Tokenless, x.ask.Also = x.route.proto == protoOpaque, x.grant.Demand()
 	return nil
 }
 

@@ -31,6 +31,9 @@ func (s *Server) headerReceived(h *fasthttp.RequestHeader) fasthttp.RequestConfi
 		c.ReadTimeout = set.Read
 	}
 	c.WriteTimeout, c.MaxRequestBodySize = set.ClientWrite, set.MaxBody
+	if n := h.ContentLength(); (n > strangerBody || n < 0) && s.stranger(h) {
+		c.MaxRequestBodySize = strangerBody // see badRequest
+	}
 	return c
 }
 
@@ -92,7 +95,13 @@ func (s *Server) handleUpload(ctx *fasthttp.RequestCtx) {
 	if rt == nil {
 		rt = passthroughRoute
 	}
-	s.serve(s.begin(ctx, rt, time.Now()), (*exchange).admitUpload)
+	now := time.Now()
+	grant, e := s.enter(ctx, now)
+	if e != nil { // it was let in before the connection was moved, and is not any more
+		s.refuse(ctx, e, rt.proto)
+		return
+	}
+	s.serve(s.begin(ctx, rt, grant, now), (*exchange).admitUpload)
 }
 
 func (x *exchange) admitUpload() *openai.Error {
@@ -144,6 +153,12 @@ func (x *exchange) admitUpload() *openai.Error {
 		return e
 	}
 	x.ask.BodyBytes, x.ask.Media, x.ask.PromptTokens = int64(max(0, size)), true, 1 // sound and images are no text
+	if e := x.confined(); e != nil {
+		return e
+	}
+	if e := x.spend(); e != nil {
+		return e
+	}
 	x.prepare(forwarded)
 	return nil
 }

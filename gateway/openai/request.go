@@ -55,6 +55,11 @@ type Request struct {
 	PromptTruncated bool // "truncate_prompt_tokens" holds something
 	PromptElsewhere bool // "prompt_embeds", "kv_transfer_params" (vLLM) or "session_params" (SGLang) holds something
 
+	// Stray is the first member by which some server may be told another model than Model: another spelling of it by case, which
+	// some decoders fold, or "models", "fallbacks" or "model_group", as servers know them that are gateways themselves. Nil when
+	// there is none.
+	Stray []byte
+
 	// PromptBytes is the length of the values of messages, prompt, input, query, documents, system,
 	// instructions, tools and functions as they stand in the body: a base for estimating tokens.
 	PromptBytes int
@@ -227,8 +232,11 @@ func (r *Request) Scan(body []byte) error {
 			r.PromptElsewhere = filled(rd.skip()) || r.PromptElsewhere
 		default:
 			v := rd.skip()
-			if bytes.HasPrefix(name, []byte("guided_")) && filled(v) {
-				r.ResponseFormat = true
+			switch {
+			case bytes.HasPrefix(name, []byte("guided_")):
+				r.ResponseFormat = filled(v) || r.ResponseFormat
+			case r.Stray == nil && isStray(name):
+				r.Stray = name
 			}
 		}
 		if wrong != nil && rd.problem == fine {
@@ -259,6 +267,19 @@ func (r *Request) Scan(body []byte) error {
 		}
 	}
 	return nil
+}
+
+// isStray tells whether some server may read a model out of a member of that name.
+func isStray(name []byte) bool {
+	switch len(name) {
+	case len("model"), len("models"):
+		return bytes.EqualFold(name, []byte("model")) || bytes.EqualFold(name, []byte("models"))
+	case len("fallbacks"):
+		return bytes.EqualFold(name, []byte("fallbacks"))
+	case len("model_group"):
+		return bytes.EqualFold(name, []byte("model_group"))
+	}
+	return false
 }
 
 // scanStreamOptions reads the value of "stream_options".

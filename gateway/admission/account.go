@@ -1,0 +1,154 @@
+package admission
+
+import (
+	"math"
+	"sync"
+	"time"
+)
+
+// account is what a key has used. It belongs to the key's ID and outlives its changes.
+type account struct {
+	id string
+
+	mu       sync.Mutex // guards all below
+	requests bucket
+	tokens   bucket
+	running  int64
+	spent    spending // as far as everybody knows: the store's or Redis' figures
+	unsaved  spending // what came here since, and is not in spent
+	reserved int64    // billionths of a US dollar that the running requests are expected to cost
+	output   mean     // tokens of an answer
+	cost     mean     // billionths of a US dollar of a request
+	warned   window   // of the soft limit that the log has told of
+}
+
+// minute is what limits are counted by.
+const minute = int64(time.Minute)
+
+// bucket is a token bucket that holds a minute's worth, by the generic cell rate algorithm: it is kept as the time at which it will be
+// full again, so that it needs no filling. The zero value is full.
+type bucket struct{ full int64 } // nanoseconds of the gate's clock
+
+// cost is how much later a bucket of limit a minute is full when n are taken.
+func cost(n, limit int64) int64 {
+	return int64(math.Round(float64(n) * float64(minute) / float64(limit)))
+}
+
+// wait is how long it takes until n can be taken; 0 for now.
+func (b bucket) wait(now, n, limit int64) int64 {
+	return max(0, max(b.full, now)+cost(n, limit)-now-minute)
+}
+
+// take takes n, whether they are there or not; a negative n gives back. A limit of 0 is none.
+func (b *bucket) take(now, n, limit int64) {
+	if limit > 0 {
+		b.full = max(b.full, now) + cost(n, limit)
+	}
+}
+
+// left is how many there are, 0 where more were taken than there were.
+func (b bucket) left(now, limit int64) int64 {
+	gone := min(max(0, b.full-now), minute)
+	return int64(float64(limit)*float64(minute-gone)/float64(minute) + 1e-6)
+}
+
+// mean is an average that forgets: the newest few dozen count.
+type mean struct {
+	v float64
+	n float64
+}
+
+const meanOf = 64
+
+// of returns the average, or prior where nothing is known.
+func (m *mean) of(prior float64) float64 {
+	const weight = 4 // of the prior, in samples
+	return (m.v*m.n + prior*weight) / (m.n + weight)
+}
+
+func (m *mean) add(v float64) {
+	m.n = min(m.n+1, meanOf)
+	m.v += (v - m.v) / m.n
+}
+
+// window is a stretch of time that a budget is for.
+type window uint8
+
+const (
+	noWindow window = 0
+	perDay   window = 1
+	perMonth window = 2
+	inTotal  window = 4
+)
+
+// spending is what was spent today, this month and ever, in billionths of a US dollar.
+type spending struct {
+	Day   int32 `json:"day"`   // since 1970, UTC
+	Month int32 `json:"month"` // since year 0, UTC
+	InDay int64 `json:"nano_usd_today"`
+	InMon int64 `json:"nano_usd_month"`
+	Total int64 `json:"nano_usd_total"`
+}
+
+// on says what day and month it is.
+func on(now time.Time) (day, month int32) {
+	now = now.UTC()
+	days := now.Unix() / 86400
+	return int32(days), int32(now.Year()*12) + int32(now.Month()) - 1 //nolint:gosec // until the year 5 million
+}
+
+// roll begins a new day and month where it is time.
+func (s *spending) roll(day, month int32) {
+	if day > s.Day {
+		s.Day, s.InDay = day, 0
+	}
+	if month > s.Month {
+		s.Month, s.InMon = month, 0
+	}
+}
+
+// add adds what was spent in t's day and month.
+func (s *spending) add(t *spending) {
+	s.roll(t.Day, t.Month)
+	if t.Day == s.Day {
+		s.InDay += t.InDay
+	}
+	if t.Month == s.Month {
+		s.InMon += t.InMon
+	}
+	s.Total += t.Total
+}
+
+// book adds one amount.
+func (s *spending) book(nano int64) {
+	s.InDay += nano
+	s.InMon += nano
+	s.Total += nano
+}
+
+// ends is when the day or month of now is over.
+func (w window) ends(now time.Time) time.Time {
+	now = now.UTC()
+	switch w {
+	case perDay:
+		return time.Date(now.Year(), now.Month(), now.Day()+1, 0, 0, 0, 0, time.UTC)
+	case perMonth:
+		return time.Date(now.Year(), now.Month()+1, 1, 0, 0, 0, 0, time.UTC)
+	case noWindow, inTotal:
+	}
+	return time.Time{}
+}
+
+// String returns the window's word in messages.
+func (w window) String() string {
+	switch w {
+	case perDay:
+		return "day"
+	case perMonth:
+		return "month"
+	case inTotal:
+		return "total"
+	case noWindow:
+	}
+	return ""
+}

@@ -1,0 +1,256 @@
+// Package admission says who may ask for what, and how much of it: keys, what each may see, its limits and its budgets.
+//
+// A request's way: Gate.Enter (which key) -> Grant.Model and the like (may it?) -> Grant.Admit (limits, budgets) -> Pass.Settle
+// (what it really took). All of it works from memory; with Redis, replicas agree on what was used (share.go).
+package admission
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"hash/maphash"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"headrace/gateway/openai"
+	"headrace/router"
+)
+
+// Options set up a Gate.
+type Options struct {
+	Log *slog.Logger
+	Now func() time.Time // default time.Now
+}
+
+// Gate knows the keys.
+type Gate struct {
+	opt    Options
+	log    *slog.Logger
+	origin time.Time // zero of the accounts' clock
+	seed   maphash.Seed
+	decoy  entry
+	book   atomic.Pointer[book]
+	counts Counts
+
+	mu       sync.Mutex // guards all below, and writing of book
+	required bool
+	config   []Key
+	kept     map[string]Key // of the store, by name
+	accounts map[string]*account
+}
+
+// book is all keys at one time. Nobody changes it.
+type book struct {
+	entries map[uint64]*entry
+	grants  []*Grant // by name
+	closed  bool     // nobody is let in without a key
+	admins  bool     // some key opens the admin API
+}
+
+// entry is a key that opens the door.
+type entry struct {
+	hash  Hash
+	grant *Grant
+	ends  time.Time // zero for never
+}
+
+// Grant is what a key allows, as of one moment. A nil Grant allows everything: nobody needs a key. Its methods are cheap, and safe for
+// use by several goroutines.
+type Grant struct {
+	Key    Key // nobody changes it
+	gate   *Gate
+	acct   *account
+	demand router.Demand
+	policy uint32 // bits of the policies it may ask for, 0 for all
+	day    int64  // budgets in billionths of a US dollar, 0 for none
+	month  int64
+	total  int64
+	soft   float64
+}
+
+// Counts are what the gate has refused, by reason, and has warned of. The reasons are a closed set: see Refusals.
+type Counts struct {
+	refused [numReasons]atomic.Int64
+	warned  atomic.Int64
+}
+
+// New returns a Gate without keys, which is open.
+func New(o Options) *Gate {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	g := &Gate{opt: o, log: o.Log, origin: o.Now().Add(-time.Hour), seed: maphash.MakeSeed(), kept: map[string]Key{}, accounts: map[string]*account{}}
+	_, _ = rand.Read(g.decoy.hash[:]) // never fails
+	g.book.Store(&book{entries: map[uint64]*entry{}})
+	return g
+}
+
+// clock is t in nanoseconds of the accounts' clock.
+func (g *Gate) clock(t time.Time) int64 { return int64(t.Sub(g.origin)) }
+
+// Configure sets the keys of the config, which are checked, and whether callers need a key even where there is none.
+func (g *Gate) Configure(keys []Key, required bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.config, g.required = slices.Clone(keys), required
+	for i := range g.config {
+		k := &g.config[i]
+		k.Source, k.ID = FromConfig, idOf(k.Name)
+	}
+	g.rebuild()
+}
+
+// Where a key comes from.
+const (
+	FromConfig = "config"
+	FromStore  = "store"
+)
+
+// rebuild makes the book of what is known. mu is held.
+func (g *Gate) rebuild() {
+	b := &book{entries: map[uint64]*entry{}, closed: g.required}
+	used := map[string]bool{}
+	add := func(k Key) {
+		if used[k.Name] || used[k.ID] {
+			g.log.Warn("key left out: the config has another one of its name", "key", k.Name)
+			return
+		}
+		used[k.Name], used[k.ID] = true, true
+		gr := g.grant(k)
+		b.grants = append(b.grants, gr)
+		if !k.Revoked.IsZero() {
+			return
+		}
+		b.closed = true
+		b.admins = b.admins || k.Admin
+		b.entries[g.index(&k.Hash)] = &entry{hash: k.Hash, grant: gr}
+		if !k.Old.IsZero() {
+			b.entries[g.index(&k.Old)] = &entry{hash: k.Old, grant: gr, ends: k.OldEnds}
+		}
+	}
+	for _, k := range g.config {
+		add(k)
+	}
+	for _, k := range g.kept {
+		add(k)
+	}
+	slices.SortFunc(b.grants, func(a, b *Grant) int { return strings.Compare(a.Key.Name, b.Key.Name) })
+	g.book.Store(b)
+}
+
+// grant compiles k. mu is held.
+func (g *Gate) grant(k Key) *Grant {
+	a := g.accounts[k.ID]
+	if a == nil {
+		a = &account{id: k.ID}
+		g.accounts[k.ID] = a
+	}
+	gr := &Grant{
+		Key: k, gate: g, acct: a, demand: router.Demand{Trust: k.Trust, Regions: k.Regions},
+		day: nanos(k.Budget.USDPerDay), month: nanos(k.Budget.USDPerMonth), total: nanos(k.Budget.USDTotal), soft: k.Budget.Soft,
+	}
+	if gr.soft <= 0 {
+		gr.soft = DefaultSoft
+	}
+	for _, word := range k.Policies {
+		if p, ok := router.ParsePolicy(word); ok {
+			gr.policy |= 1 << p
+		}
+	}
+	return gr
+}
+
+// index is where the book has a hash. It is keyed anew in each process: how long a look into the book takes tells a stranger nothing
+// of the hashes that are there.
+func (g *Gate) index(h *Hash) uint64 { return maphash.Bytes(g.seed, h[:]) }
+
+// find returns the entry of the key whose hash is h, nil where there is none. A key that nobody has, one with a known id and a wrong
+// secret, and one that is right cost the same: one look and one comparison, in which every byte counts.
+func (g *Gate) find(b *book, h *Hash) *entry {
+	e := b.entries[g.index(h)]
+	if e == nil {
+		e = &g.decoy
+	}
+	if subtle.ConstantTimeCompare(e.hash[:], h[:]) != 1 {
+		return nil
+	}
+	return e
+}
+
+// Open tells whether callers need no key.
+func (g *Gate) Open() bool { return g == nil || !g.book.Load().closed }
+
+// Enter says what the caller's key allows. Where callers need none the Grant is nil, whatever they sent. key is not kept.
+func (g *Gate) Enter(key []byte, now time.Time) (*Grant, *openai.Error) {
+	if g == nil {
+		return nil, nil
+	}
+	b := g.book.Load()
+	if !b.closed {
+		return nil, nil
+	}
+	if len(key) == 0 {
+		return nil, g.refuse(noKey, errNoKey())
+	}
+	e := g.open(b, key, now)
+	if e == nil {
+		return nil, g.refuse(badKey, errBadKey())
+	}
+	k := &e.grant.Key
+	switch {
+	case k.Off:
+		return nil, g.refuse(disabledKey, errDisabled())
+	case !k.Expires.IsZero() && !now.Before(k.Expires):
+		return nil, g.refuse(expiredKey, errExpired(k.Expires))
+	}
+	return e.grant, nil
+}
+
+// open returns the entry that the key is for, nil where there is none.
+func (g *Gate) open(b *book, key []byte, now time.Time) *entry {
+	if len(key) > maxKeyLen {
+		return nil
+	}
+	h := sum(key)
+	e := g.find(b, &h)
+	if e == nil || !e.ends.IsZero() && !now.Before(e.ends) {
+		return nil
+	}
+	return e
+}
+
+// Knows tells whether Enter would find the key, or needs none. Nothing is counted.
+func (g *Gate) Knows(key []byte, now time.Time) bool {
+	if g.Open() {
+		return true
+	}
+	e := g.open(g.book.Load(), key, now)
+	return e != nil
+}
+
+// TwoKeys refuses a request that carries two different keys.
+func (g *Gate) TwoKeys() *openai.Error { return g.refuse(badKey, errTwoKeys()) }
+
+// QueryKey refuses a request whose URL seems to hold a credential, in a parameter of that name.
+func (g *Gate) QueryKey(name string) *openai.Error { return g.refuse(queryKey, errQueryKey(name)) }
+
+// NotAllowed refuses what a key does not allow: param is the field or header at fault, "" for none.
+func (g *Gate) NotAllowed(param, code, message string) *openai.Error {
+	return g.refuse(notAllowed, errNotAllowed(param, code, message))
+}
+
+// AdminKeys tells whether the admin API asks for a key, since there is one that opens it.
+func (g *Gate) AdminKeys() bool { return g != nil && g.book.Load().admins }
+
+// Run keeps the gate as the store has its keys, until ctx is done.
+func (g *Gate) Run(ctx context.Context) error {
+	<-ctx.Done()
+	return ctx.Err()
+}

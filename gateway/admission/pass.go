@@ -1,0 +1,349 @@
+package admission
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"headrace/gateway/openai"
+	"headrace/router"
+)
+
+// Ask is what a request is going to take, as far as can be told before it was answered.
+type Ask struct {
+	Now    time.Time
+	Prompt int  // tokens, estimated
+	Output int  // most tokens that the caller takes; 0 for no such limit
+	Silent bool // no tokens come of it: embeddings, scores, images
+}
+
+// Pass is a request that was let in, from Admit to Settle. A nil Pass is one for which no key was needed. It is not safe for use by
+// several goroutines.
+type Pass struct {
+	grant  *Grant
+	tokens int64 // taken in advance
+	nano   int64 // billionths of a US dollar, likewise
+
+	left Left
+}
+
+// Left is what a key may still take after a request was let in or refused; limits are 0 where there is none.
+type Left struct {
+	RPM, Requests  int64         // a minute, and left of it
+	RequestsFullIn time.Duration // until all of it can be taken again
+	TPM, Tokens    int64
+	TokensFullIn   time.Duration
+	Budget         bool  // there is one
+	NanoUSD        int64 // left of the budget that is nearest to its end, in billionths of a US dollar
+}
+
+// USD is what is left of the budget, in US dollars.
+func (l *Left) USD() float64 { return usd(l.NanoUSD) }
+
+var passes = sync.Pool{New: func() any { return new(Pass) }}
+
+const (
+	priorOutput = 256 // tokens of an answer, before any was seen
+	// priorCost is 0: a key whose first request is refused for what it might cost would never learn better.
+	priorCost = 0
+)
+
+// Admit takes from the key's limits and budgets what the request is going to use, or says why it cannot. Whoever gets a Pass settles it
+// once. left is filled in either way; it may be nil.
+func (gr *Grant) Admit(ask *Ask, left *Left) (*Pass, *openai.Error) {
+	if gr == nil {
+		return nil, nil
+	}
+	p := passes.Get().(*Pass)
+	p.grant = gr
+	e := p.admit(ask)
+	if left != nil {
+		*left = p.left
+	}
+	if e != nil {
+		*p = Pass{}
+		passes.Put(p)
+		return nil, e
+	}
+	return p, nil
+}
+
+func (p *Pass) admit(ask *Ask) *openai.Error {
+	gr := p.grant
+	k, a, g := &gr.Key, gr.acct, gr.gate
+	now := g.clock(ask.Now)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	p.tokens = int64(ask.Prompt)
+	if !ask.Silent {
+		out := int64(a.output.of(priorOutput))
+		if ask.Output > 0 {
+			out = min(out, int64(ask.Output))
+		}
+		p.tokens += out
+	}
+	p.tokens = max(p.tokens, 1)
+	p.nano = int64(a.cost.of(priorCost))
+	r, wait := a.room(gr, p, now)
+	w := noWindow
+	if r == numReasons && (gr.day > 0 || gr.month > 0 || gr.total > 0) {
+		if w = a.broke(gr, p.nano, ask.Now); w != noWindow {
+			r = overBudget
+		}
+	}
+	if r == numReasons {
+		a.requests.take(now, 1, k.RPM)
+		a.tokens.take(now, p.tokens, k.TPM)
+		a.running++
+		a.reserved += p.nano
+	}
+	p.look(now)
+	switch r {
+	case numReasons:
+		return nil
+	case overBudget:
+		return g.refuse(r, errBudget(w, gr.limit(w), ask.Now))
+	case overTokens:
+		return g.refuse(r, errRate(r, k.TPM, p.tokens, wait))
+	case overConcurrency:
+		return g.refuse(r, errRate(r, k.Concurrency, 1, wait))
+	default:
+		return g.refuse(r, errRate(r, k.RPM, 1, wait))
+	}
+}
+
+// room tells whether the limits have room for p: numReasons, or which has not, and when it will. mu is held.
+func (a *account) room(gr *Grant, p *Pass, now int64) (reason, time.Duration) {
+	k := &gr.Key
+	if k.Concurrency > 0 && a.running >= k.Concurrency {
+		return overConcurrency, 0
+	}
+	if k.RPM > 0 {
+		if w := a.requests.wait(now, 1, k.RPM); w > 0 {
+			return overRequests, time.Duration(w)
+		}
+	}
+	if k.TPM > 0 {
+		if p.tokens > k.TPM {
+			return overTokens, 0
+		}
+		if w := a.tokens.wait(now, p.tokens, k.TPM); w > 0 {
+			return overTokens, time.Duration(w)
+		}
+	}
+	return numReasons, 0
+}
+
+// broke tells which budget has no room for so much more. mu is held.
+func (a *account) broke(gr *Grant, nano int64, now time.Time) window {
+	a.roll(now)
+	next := a.reserved + nano
+	fits := func(limit, spent int64) bool { return limit == 0 || spent < limit && spent+next <= limit }
+	switch {
+	case !fits(gr.total, a.spent.Total+a.unsaved.Total):
+		return inTotal
+	case !fits(gr.month, a.spent.InMon+a.unsaved.InMon):
+		return perMonth
+	case !fits(gr.day, a.spent.InDay+a.unsaved.InDay):
+		return perDay
+	}
+	return noWindow
+}
+
+func (a *account) roll(now time.Time) {
+	day, month := on(now)
+	if day != a.spent.Day || month != a.spent.Month || day != a.unsaved.Day {
+		if day > a.spent.Day {
+			a.warned &^= perDay
+		}
+		if month > a.spent.Month {
+			a.warned &^= perMonth
+		}
+		a.spent.roll(day, month)
+		a.unsaved.roll(day, month)
+	}
+}
+
+func (gr *Grant) limit(w window) int64 {
+	switch w {
+	case perDay:
+		return gr.day
+	case perMonth:
+		return gr.month
+	case inTotal:
+		return gr.total
+	case noWindow:
+	}
+	return 0
+}
+
+// look notes what is left. The account's mu is held.
+func (p *Pass) look(now int64) {
+	gr, l := p.grant, &p.left
+	k, a := &gr.Key, gr.acct
+	if l.RPM = k.RPM; k.RPM > 0 {
+		l.Requests, l.RequestsFullIn = a.requests.left(now, k.RPM), time.Duration(max(0, a.requests.full-now))
+	}
+	if l.TPM = k.TPM; k.TPM > 0 {
+		l.Tokens, l.TokensFullIn = a.tokens.left(now, k.TPM), time.Duration(max(0, a.tokens.full-now))
+	}
+	l.NanoUSD, l.Budget = a.funds(gr)
+}
+
+// funds is what is left of the budget that is nearest to its end. mu is held.
+func (a *account) funds(gr *Grant) (nano int64, limited bool) {
+	for _, b := range [...]struct{ limit, spent int64 }{
+		{gr.day, a.spent.InDay + a.unsaved.InDay}, {gr.month, a.spent.InMon + a.unsaved.InMon}, {gr.total, a.spent.Total + a.unsaved.Total},
+	} {
+		if b.limit > 0 {
+			if n := max(0, b.limit-b.spent); !limited || n < nano {
+				nano = n
+			}
+			limited = true
+		}
+	}
+	return nano, limited
+}
+
+// Left says what the key may still take, as of Admit. It is nil where no key was needed.
+func (p *Pass) Left() *Left {
+	if p == nil {
+		return nil
+	}
+	return &p.left
+}
+
+// Grant returns what the key allows, nil where no key was needed.
+func (p *Pass) Grant() *Grant {
+	if p == nil {
+		return nil
+	}
+	return p.grant
+}
+
+// Used is what a request took in truth.
+type Used struct {
+	Now            time.Time
+	Prompt, Output int64   // tokens; -1 for unknown
+	Began          bool    // some host was asked: else it took no tokens
+	USD            float64 // of hosts' bills, all attempts together; 0 for unknown
+}
+
+// Settle puts what the request took in the place of what was thought when it was let in. The Pass is another request's afterwards.
+func (p *Pass) Settle(u *Used) {
+	if p == nil {
+		return
+	}
+	gr := p.grant
+	a, k := gr.acct, &gr.Key
+	now := gr.gate.clock(u.Now)
+	tokens := int64(0)
+	switch {
+	case u.Prompt >= 0 && u.Output >= 0:
+		tokens = u.Prompt + u.Output
+	case u.Began: // nobody has counted
+		tokens = max(p.tokens, u.Prompt, u.Output)
+	}
+	nano := nanos(u.USD)
+	a.mu.Lock()
+	a.running--
+	a.reserved -= p.nano
+	a.tokens.take(now, tokens-p.tokens, k.TPM)
+	if u.Began {
+		if u.Output >= 0 {
+			a.output.add(float64(u.Output))
+		}
+		a.cost.add(float64(nano))
+	}
+	warn := noWindow
+	if nano > 0 {
+		a.roll(u.Now)
+		a.unsaved.book(nano)
+		warn = a.soft(gr)
+	}
+	var l Left
+	if warn != noWindow {
+		l.NanoUSD, _ = a.funds(gr)
+	}
+	a.mu.Unlock()
+	if warn != noWindow {
+		gr.gate.counts.warned.Add(1)
+		gr.gate.log.LogAttrs(context.Background(), slog.LevelWarn, "a key has used most of its budget",
+			slog.String("key", k.Name), slog.String("id", k.ID), slog.String("budget", warn.String()), slog.Float64("limit_usd", usd(gr.limit(warn))), slog.Float64("left_usd", l.USD()))
+	}
+	*p = Pass{}
+	passes.Put(p)
+}
+
+// soft tells which budget's soft limit was passed just now. mu is held.
+func (a *account) soft(gr *Grant) window {
+	for _, b := range [...]struct {
+		w            window
+		limit, spent int64
+	}{
+		{perDay, gr.day, a.spent.InDay + a.unsaved.InDay}, {perMonth, gr.month, a.spent.InMon + a.unsaved.InMon}, {inTotal, gr.total, a.spent.Total + a.unsaved.Total},
+	} {
+		if b.limit > 0 && a.warned&b.w == 0 && float64(b.spent) >= gr.soft*float64(b.limit) {
+			a.warned |= b.w
+			return b.w
+		}
+	}
+	return noWindow
+}
+
+// Name is the key's name, "" where no key was needed.
+func (gr *Grant) Name() string {
+	if gr == nil {
+		return ""
+	}
+	return gr.Key.Name
+}
+
+// ID tells keys apart, and stays the same when a key is rotated; "" where no key was needed.
+func (gr *Grant) ID() string {
+	if gr == nil {
+		return ""
+	}
+	return gr.Key.ID
+}
+
+// Model tells whether requests may name the model.
+func (gr *Grant) Model(name string) bool {
+	return gr == nil || len(gr.Key.Models) == 0 || fits(gr.Key.Models, name)
+}
+
+// Limited tells whether there are models that requests may not name.
+func (gr *Grant) Limited() bool { return gr != nil && len(gr.Key.Models) > 0 }
+
+// Policy tells whether requests may ask for the policy.
+func (gr *Grant) Policy(p router.Policy) bool {
+	return gr == nil || gr.policy == 0 || p == router.PolicyDefault || gr.policy&(1<<p) != 0
+}
+
+// MayArm tells whether requests may choose their arm of the experiment.
+func (gr *Grant) MayArm(experiment string) bool {
+	return gr == nil || fits(gr.Key.Experiments, experiment)
+}
+
+// Passthrough tells whether requests may use paths that are passed on unread.
+func (gr *Grant) Passthrough() bool { return gr == nil || gr.Key.Passthrough }
+
+// Demand is what hosts must be that get requests with the key, nil for anything. Nobody changes it.
+func (gr *Grant) Demand() *router.Demand {
+	if gr == nil || !gr.demand.Demanding() {
+		return nil
+	}
+	return &gr.demand
+}
+
+// Batch tells whether the key's requests may wait.
+func (gr *Grant) Batch() bool { return gr != nil && gr.Key.Priority == Batch }
+
+// Weight is the key's share against others where not all can be served.
+func (gr *Grant) Weight() float64 {
+	if gr == nil || !(gr.Key.Weight > 0) { //nolint:staticcheck // NaN is not above 0 either
+		return 1
+	}
+	return gr.Key.Weight
+}

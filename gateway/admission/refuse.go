@@ -1,0 +1,138 @@
+package admission
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"headrace/gateway/openai"
+)
+
+// reason is why a request was refused.
+type reason uint8
+
+const (
+	noKey reason = iota
+	badKey
+	queryKey
+	disabledKey
+	expiredKey
+	notAllowed
+	overRequests
+	overTokens
+	overConcurrency
+	overBudget
+	numReasons
+)
+
+var reasonWords = [numReasons]string{"no_key", "bad_key", "key_in_query", "disabled", "expired", "not_allowed", "requests", "tokens", "concurrency", "budget"}
+
+// Refusals calls each with every reason's word and how many requests were refused for it.
+func (g *Gate) Refusals(each func(reason string, n int64)) {
+	for r := range numReasons {
+		each(reasonWords[r], g.counts.refused[r].Load())
+	}
+}
+
+// Warned returns how many times a soft limit of a budget was passed.
+func (g *Gate) Warned() int64 { return g.counts.warned.Load() }
+
+// refuse counts.
+func (g *Gate) refuse(r reason, e *openai.Error) *openai.Error {
+	if g != nil {
+		g.counts.refused[r].Add(1)
+	}
+	return e
+}
+
+func errNoKey() *openai.Error {
+	return &openai.Error{
+		Status: 401, Type: openai.TypeInvalidRequest, Code: openai.CodeInvalidAPIKey,
+		Message: "You didn't provide an API key. Send it in the header Authorization as \"Bearer KEY\", or in x-api-key or api-key.",
+	}
+}
+
+// errBadKey says the same of every key that does not open the door: what is wrong with it is nobody's business.
+func errBadKey() *openai.Error {
+	return &openai.Error{
+		Status: 401, Type: openai.TypeInvalidRequest, Code: openai.CodeInvalidAPIKey,
+		Message: "Incorrect API key provided. Ask whoever runs this gateway for one: headrace keys create.",
+	}
+}
+
+func errTwoKeys() *openai.Error {
+	return &openai.Error{
+		Status: 401, Type: openai.TypeInvalidRequest, Code: openai.CodeInvalidAPIKey,
+		Message: "The request carries two different API keys. Send one, in one of the headers Authorization, x-api-key and api-key.",
+	}
+}
+
+// errQueryKey names the parameter, which is one of a closed set.
+func errQueryKey(name string) *openai.Error {
+	return &openai.Error{
+		Status: 401, Type: openai.TypeInvalidRequest, Param: name, Code: "api_key_in_query",
+		Message: "The URL has a parameter " + name + ". URLs end up in logs, so no credential is taken from them, nor passed on: send it in the header Authorization as \"Bearer KEY\", and replace the key if it is a real one.",
+	}
+}
+
+func errDisabled() *openai.Error {
+	return &openai.Error{
+		Status: 401, Type: openai.TypeInvalidRequest, Code: openai.CodeInvalidAPIKey,
+		Message: "The API key is switched off for the time being. Ask whoever runs this gateway.",
+	}
+}
+
+func errExpired(at time.Time) *openai.Error {
+	return &openai.Error{
+		Status: 401, Type: openai.TypeInvalidRequest, Code: openai.CodeInvalidAPIKey,
+		Message: "The API key expired on " + at.UTC().Format(time.RFC3339) + ". Ask whoever runs this gateway for another one.",
+	}
+}
+
+func errNotAllowed(param, code, message string) *openai.Error {
+	return &openai.Error{Status: 403, Type: openai.TypeForbidden, Param: param, Code: code, Message: message}
+}
+
+// errRate says which limit was met. wait is how long until the same request would pass, 0 where it never will.
+func errRate(r reason, limit, want int64, wait time.Duration) *openai.Error {
+	e := &openai.Error{Status: 429, Type: openai.TypeRequests, Code: openai.CodeRateLimitExceeded, RetryAfter: wait}
+	what := "requests per minute"
+	if r == overTokens {
+		e.Type, what = openai.TypeTokens, "tokens per minute"
+	}
+	switch {
+	case r == overConcurrency:
+		e.Type, e.RetryAfter = openai.TypeRequests, time.Second
+		e.Message = fmt.Sprintf("Rate limit reached for this API key: %d requests at once are allowed. Wait for one of them to end.", limit)
+	case wait == 0:
+		e.Message = fmt.Sprintf("The request is too large for this API key: about %d tokens, where %d %s are allowed. Send less, or lower max_tokens.", want, limit, what)
+	default:
+		e.Message = fmt.Sprintf("Rate limit reached for this API key: %d %s are allowed. Try again in %s.", limit, what, seconds(wait))
+	}
+	return e
+}
+
+func errBudget(w window, limit int64, now time.Time) *openai.Error {
+	e := &openai.Error{Status: 429, Type: openai.TypeInsufficientQuota, Code: openai.CodeInsufficientQuota}
+	of, again := "of its life", "Ask whoever runs this gateway for more."
+	if end := w.ends(now); !end.IsZero() {
+		of = "of this " + w.String()
+		e.RetryAfter = end.Sub(now)
+		again = "It begins anew at " + end.Format(time.RFC3339) + "."
+	}
+	e.Message = fmt.Sprintf("This API key has spent its budget %s, $%s. %s", of, dollars(limit), again)
+	return e
+}
+
+// dollars writes an amount without needless zeros.
+func dollars(nano int64) string {
+	return strings.TrimSuffix(strings.TrimRight(fmt.Sprintf("%.6f", usd(nano)), "0"), ".")
+}
+
+// seconds writes a time as people say it.
+func seconds(d time.Duration) string {
+	if d < time.Second {
+		return d.Round(time.Millisecond).String()
+	}
+	return d.Round(100 * time.Millisecond).String()
+}
