@@ -24,6 +24,7 @@ import (
 	"testing"
 	"time"
 
+	"headrace/gateway/admission"
 	"headrace/gateway/forward"
 	"headrace/gateway/ledger"
 	"headrace/gateway/listen"
@@ -214,6 +215,7 @@ type rigOptions struct {
 	portable bool
 	noTLS    bool
 	settled  func(*ledger.Record)
+	keys     *admission.Gate
 	tempDir  string
 	maxHead  int
 	edit     func([]endpoint.Endpoint)
@@ -262,7 +264,7 @@ func newRig(t testing.TB, urls []string, change ...func(*rigOptions)) *rig {
 	hook := o.settled
 	g.srv = New(Options{
 		Router: g.router, Forward: g.fwd, Log: slog.New(slog.NewTextHandler(g.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
-		MaxHead: o.maxHead, Idle: time.Minute, TempDir: o.tempDir,
+		MaxHead: o.maxHead, Idle: time.Minute, TempDir: o.tempDir, Keys: o.keys,
 		Settled: func(r *ledger.Record) {
 			g.record(r)
 			if hook != nil {

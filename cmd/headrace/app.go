@@ -18,6 +18,7 @@ import (
 
 	"headrace/gateway"
 	"headrace/gateway/admin"
+	"headrace/gateway/admission"
 	"headrace/gateway/config"
 	"headrace/gateway/forward"
 	"headrace/gateway/ledger"
@@ -60,7 +61,8 @@ type app struct {
 	speak   *translators
 	actor   *runpod.Actor
 	redis   *state.Redis // nil when replicas share nothing
-	store   state.Store  // documents that replicas share, or that outlive the process
+	keys    *admission.Gate
+	store   state.Store // documents that replicas share, or that outlive the process
 	bus     state.Bus
 	access  atomic.Bool
 
@@ -113,13 +115,15 @@ func newApp(cfg *config.Config, logTo io.Writer, given ...net.Listener) (*app, e
 	a.forward = forward.New(forward.Options{Connect: cfg.Timeouts.Connect, UpstreamIdle: cfg.Timeouts.UpstreamIdle, Translate: a.speak.handler})
 	a.leaver = newLeaver(a.forward.Interrupt, cfg.Timeouts.Leave, a.log)
 	a.prober = a.newProber(cfg)
+	a.keys = admission.New(admission.Options{Log: a.log})
+	a.keys.Configure(keysOf(cfg), cfg.RequireKey)
 	a.server = gateway.New(gateway.Options{
 		Router: a.router, Forward: a.forward, Log: a.log, Settled: a.settled,
 		MaxHead: int(cfg.Limits.MaxHead), Idle: cfg.Timeouts.Idle, Classify: classify, Refusal: refusal,
 		Failed:  func(id endpoint.ID, _ outcome.Class) { a.rented.Load().look(id) },
 		Learned: func(id endpoint.ID, model string) { a.rented.Load().learned(id, model) },
 		Worked:  func(id endpoint.ID, w endpoint.WorkerReport) { a.rented.Load().worked(id, w) },
-		Refused: a.refused,
+		Refused: a.refused, Keys: a.keys,
 		Webhook: func(name string, header func(string) string, body []byte) int {
 			return a.rented.Load().webhook(name, header, body)
 		},
@@ -251,7 +255,7 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 			return admin.Serve(backCtx, a.admin, admin.Options{
 				Router: a.router, Requests: a.ring, InFlight: a.server.InFlight, Draining: a.server.Draining,
 				Reload: a.reloadStatus, Version: versionText(), Providers: func() any { return a.statuses() },
-				Metrics: a.page(), Advice: advice.lately, Drain: a.drain, Undrain: a.undrain, Probe: a.prober.Status,
+				Keys: a.keys, Metrics: a.page(), Advice: advice.lately, Drain: a.drain, Undrain: a.undrain, Probe: a.prober.Status,
 			})
 		})
 	}
@@ -388,6 +392,7 @@ func (a *app) reconfigure(r reading) bool {
 	a.level.Set(r.cfg.Log.Level)
 	a.access.Store(r.cfg.Log.Access)
 	a.speak.configure(r.cfg)
+	a.keys.Configure(keysOf(r.cfg), r.cfg.RequireKey)
 	a.server.Configure(settings(r.cfg))
 	a.leaver.Configure(r.cfg.Timeouts.Leave)
 	a.prober.Configure(probing(r.cfg))

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"time"
 
+	"headrace/gateway/admission"
 	"headrace/gateway/ledger"
 	"headrace/gateway/probe"
 	"headrace/router"
@@ -33,6 +34,8 @@ type Options struct {
 	// false when there is no such host. Nil: it cannot be done.
 	Drain   func(id endpoint.ID, move bool) bool
 	Undrain func(id endpoint.ID) bool
+	// Keys tells who may use /admin and /debug, once a key has that right; nil lets everybody.
+	Keys *admission.Gate
 	// Metrics serves /metrics; nil when no figures are kept.
 	Metrics http.Handler
 	// Advice returns what would make the fleet cheaper, in the form it is to be shown; nil when nobody looks.
@@ -88,7 +91,7 @@ func Handler(o Options) http.Handler {
 			"/admin/v1/calibration, /admin/v1/providers, /admin/v1/advice and /admin/v1/status, all by GET, and "+
 			"/admin/v1/hosts/{id}/drain by POST and DELETE.")
 	})
-	return http.NewCrossOriginProtection().Handler(mux) // no page in an operator's browser may change anything
+	return http.NewCrossOriginProtection().Handler(o.guarded(mux)) // no page in an operator's browser may change anything
 }
 
 // Serve serves the admin API on ln until ctx is done. It owns ln.

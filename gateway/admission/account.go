@@ -62,8 +62,10 @@ const meanOf = 64
 
 // of returns the average, or prior where nothing is known.
 func (m *mean) of(prior float64) float64 {
-	const weight = 4 // of the prior, in samples
-	return (m.v*m.n + prior*weight) / (m.n + weight)
+	if m.n == 0 {
+		return prior
+	}
+	return m.v
 }
 
 func (m *mean) add(v float64) {
@@ -105,18 +107,6 @@ func (s *spending) roll(day, month int32) {
 	if month > s.Month {
 		s.Month, s.InMon = month, 0
 	}
-}
-
-// add adds what was spent in t's day and month.
-func (s *spending) add(t *spending) {
-	s.roll(t.Day, t.Month)
-	if t.Day == s.Day {
-		s.InDay += t.InDay
-	}
-	if t.Month == s.Month {
-		s.InMon += t.InMon
-	}
-	s.Total += t.Total
 }
 
 // book adds one amount.

@@ -256,28 +256,24 @@ func (p *Pass) Settle(u *Used) {
 		}
 		a.cost.add(float64(nano))
 	}
-	warn := noWindow
+	warn, left := noWindow, int64(0)
 	if nano > 0 {
 		a.roll(u.Now)
 		a.unsaved.book(nano)
-		warn = a.soft(gr)
-	}
-	var l Left
-	if warn != noWindow {
-		l.NanoUSD, _ = a.funds(gr)
+		warn, left = a.soft(gr)
 	}
 	a.mu.Unlock()
 	if warn != noWindow {
 		gr.gate.counts.warned.Add(1)
 		gr.gate.log.LogAttrs(context.Background(), slog.LevelWarn, "a key has used most of its budget",
-			slog.String("key", k.Name), slog.String("id", k.ID), slog.String("budget", warn.String()), slog.Float64("limit_usd", usd(gr.limit(warn))), slog.Float64("left_usd", l.USD()))
+			slog.String("key", k.Name), slog.String("id", k.ID), slog.String("budget", warn.String()), slog.Float64("limit_usd", usd(gr.limit(warn))), slog.Float64("left_usd", usd(left)))
 	}
 	*p = Pass{}
 	passes.Put(p)
 }
 
-// soft tells which budget's soft limit was passed just now. mu is held.
-func (a *account) soft(gr *Grant) window {
+// soft tells which budget's soft limit was passed just now, and what is left of it. mu is held.
+func (a *account) soft(gr *Grant) (w window, left int64) {
 	for _, b := range [...]struct {
 		w            window
 		limit, spent int64
@@ -286,10 +282,10 @@ func (a *account) soft(gr *Grant) window {
 	} {
 		if b.limit > 0 && a.warned&b.w == 0 && float64(b.spent) >= gr.soft*float64(b.limit) {
 			a.warned |= b.w
-			return b.w
+			return b.w, max(0, b.limit-b.spent)
 		}
 	}
-	return noWindow
+	return noWindow, 0
 }
 
 // Name is the key's name, "" where no key was needed.

@@ -32,9 +32,14 @@ func (c *Config) checkAddresses() []Problem {
 		if loopback || c.AllowUnauthenticated || c.origin["allow_unauthenticated"].bad {
 			return
 		}
-		hint := `listen on 127.0.0.1, or write "allow_unauthenticated: true" if that is meant`
+		asked := c.RequireKey || len(c.Keys) > 0
+		hint := `listen on 127.0.0.1, name "keys", write "require_key: true" to make them later, or "allow_unauthenticated: true" if that is meant`
 		if key == "admin" {
-			hint += `; "admin: off" switches it off`
+			asked = slices.ContainsFunc(c.Keys, func(k Key) bool { return k.Admin && !k.Disabled })
+			hint = `listen on 127.0.0.1, give a key under "keys" the right "admin: true", or write "allow_unauthenticated: true" if that is meant; "admin: off" switches it off`
+		}
+		if asked {
+			return
 		}
 		problems = append(problems, c.problem(path, "can be reached from other machines, and nobody is asked for a key", hint))
 	}

@@ -26,7 +26,9 @@ import (
 type Config struct {
 	Listen               []Listener       `yaml:"listen" single:"true" default:"127.0.0.1:8080" eg:"127.0.0.1:8080" doc:"Where the OpenAI surface is served: an address, an address with TLS, or a list of such." aka:"address|bind|port|listeners|server"`
 	Admin                string           `yaml:"admin" default:"127.0.0.1:9090" eg:"127.0.0.1:9090" doc:"Where the admin API, /metrics, /livez and /readyz are served; \"off\" switches it off." aka:"admin_listen|admin_address|metrics"`
-	AllowUnauthenticated bool             `yaml:"allow_unauthenticated" default:"false" doc:"Must be true to listen on anything but loopback: callers are not asked for a key."`
+	AllowUnauthenticated bool             `yaml:"allow_unauthenticated" default:"false" doc:"Must be true to listen on anything but loopback where nobody is asked for a key: with neither keys nor require_key. As soon as there is a key, callers need one all the same."`
+	RequireKey           bool             `yaml:"require_key" default:"false" doc:"Whether callers need a key even while there is none: then nobody is let in until headrace keys create has made one." aka:"require_keys|authenticate|auth"`
+	Keys                 []Key            `yaml:"keys" otherwise:"none; those that headrace keys create has made count as well" doc:"Keys of callers, with what each may use (docs/keys.md)." aka:"api_keys|users|tenants|tokens"`
 	Providers            Providers        `yaml:"providers" doc:"Where hosts come from." aka:"provider|hosts|upstreams|backends|endpoints"`
 	Models               map[string]Model `yaml:"models" otherwise:"every model id that a host serves, under its own name" doc:"Names that applications use, each with the ids it stands for. With any name here, only these are offered." aka:"model|aliases"`
 	Passthrough          string           `yaml:"passthrough" otherwise:"off" doc:"Name of the static host that gets every unknown path under /v1, any method, byte for byte."`
