@@ -137,12 +137,14 @@ func (h *host) leave(at float64, now time.Time) {
 }
 
 // running is how many requests the endpoint has, those of others included while what was heard of them is fresh.
-func (h *host) running(at float64) float64 {
-	n := float64(h.inflight.Load())
+func (h *host) running(at float64) float64 { return float64(h.inflight.Load() + h.elsewhere(at)) }
+
+// elsewhere is how many of them this gateway has not sent.
+func (h *host) elsewhere(at float64) int64 {
 	if o := h.others.Load(); o > 0 && at-h.othersAt.get() < staleAfter {
-		n += float64(o)
+		return o
 	}
-	return n
+	return 0
 }
 
 // computing is how many prompt tokens wait for their first token, those of others included likewise.
@@ -216,8 +218,8 @@ func (h *host) hazard(ep *endpoint.Endpoint, at float64) float64 {
 	return (1 + h.losses) / (stay + up)
 }
 
-// elsewhere tells whether two descriptions are of different machines; what one of them leaves out says nothing.
-func elsewhere(a, b *endpoint.Hardware) bool {
+// otherMachine tells whether two descriptions are of different machines; what one of them leaves out says nothing.
+func otherMachine(a, b *endpoint.Hardware) bool {
 	differ := func(a, b string) bool { return a != b && a != "" && b != "" }
 	return differ(a.Machine, b.Machine) || differ(a.GPU, b.GPU) || a.GPUCount != b.GPUCount && a.GPUCount > 0 && b.GPUCount > 0
 }
@@ -233,7 +235,7 @@ func (h *host) follow(ep *endpoint.Endpoint, dropped bool, prior capacity.Prior,
 	case h.learner == nil:
 		h.learner = capacity.New(prior, ep.MaxNumSeqs)
 		h.upAt = math.NaN()
-	case was != nil && elsewhere(&was.Hardware, &ep.Hardware):
+	case was != nil && otherMachine(&was.Hardware, &ep.Hardware):
 		h.learner.Reset(prior, ep.MaxNumSeqs) // on another machine it is another host
 		moved = true
 	default:

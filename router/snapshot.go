@@ -417,6 +417,7 @@ type HostView struct {
 	Breaker    string             `json:"breaker"`
 	Opens      int64              `json:"breaker_opens"`
 	InFlight   int64              `json:"in_flight"`
+	Elsewhere  int64              `json:"in_flight_elsewhere"` // from other replicas and callers, as last heard
 	Requests   int64              `json:"requests"`
 	Failures   int64              `json:"failures"`
 	TTFTMillis *float64           `json:"ttft_ms"`
@@ -460,7 +461,7 @@ func (r *Router) Hosts() []HostView {
 		h, ep := c.host, c.ep
 		v := HostView{
 			Endpoint: ep, ID: ep.ID, Provider: ep.Provider, URL: ep.BaseURL, Models: []string{}, State: ep.State.String(),
-			Breaker: h.breaker.State(now), Opens: h.breaker.Opens(), InFlight: h.inflight.Load(),
+			Breaker: h.breaker.State(now), Opens: h.breaker.Opens(), InFlight: h.inflight.Load(), Elsewhere: h.elsewhere(r.seconds(now)),
 			Requests: h.requests.Load(), Failures: h.failures.Load(),
 			PriceBasis: ep.Price.Basis.String(), PriceSource: ep.Price.Source, Tenure: ep.Tenure.String(),
 			StateReason: ep.StateReason, Drained: h.drained.Load(), Dialect: ep.Dialect.String(), Trust: ep.Trust.String(), Encrypted: ep.Encrypted(), Region: ep.Region,

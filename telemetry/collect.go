@@ -22,6 +22,15 @@ type Sources struct {
 	InFlight    func() int64
 	Draining    func() bool
 	Reloads     func() Reloads
+	Shared      func() Shared // nil without a Redis
+}
+
+// Shared is how the sharing with other replicas fares.
+type Shared struct {
+	Up                bool
+	Errors, Fallbacks int64
+	Replicas          int
+	Told, Heard, Lost int64 // transitions of hosts
 }
 
 // Account is how the discovery of one account fares.
@@ -357,6 +366,16 @@ func (m *Metrics) collectGateway(to sink) {
 		to.number(reloads, float64(r.OK), "ok")
 		to.number(reloads, float64(r.Failed), "failed")
 		to.number(reloadOK, flag(r.Current))
+	}
+	if s.Shared != nil {
+		x := s.Shared()
+		to.number(redisUp, flag(x.Up))
+		to.number(redisErrors, float64(x.Errors))
+		to.number(redisFallbacks, float64(x.Fallbacks))
+		to.number(replicas, float64(x.Replicas))
+		to.number(replicaHosts, float64(x.Told), "told")
+		to.number(replicaHosts, float64(x.Heard), "heard")
+		to.number(replicaHosts, float64(x.Lost), "lost")
 	}
 	if s.Calibration != nil {
 		c := s.Calibration()

@@ -207,6 +207,13 @@ const (
 	reloads
 	reloadOK
 	draining
+
+	redisUp
+	redisErrors
+	redisFallbacks
+	replicas
+	replicaHosts
+
 	dropped
 	exportFailures
 	overflow
@@ -561,6 +568,28 @@ var table = [instruments]Instrument{
 	draining: {
 		"headrace.draining", Gauge, "{gateway}", Always, nil, nil,
 		"1 while the gateway takes no new requests.",
+	},
+	redisUp: {
+		"headrace.redis.up", Gauge, "{redis}", Always, nil, nil,
+		"1 while the Redis that replicas share answers, 0 while it does not: each goes on by itself then. Absent without `state.redis`.",
+	},
+	redisErrors: {
+		"headrace.redis.errors", Counter, "{call}", Always, nil, nil,
+		"Calls that Redis did not answer.",
+	},
+	redisFallbacks: {
+		"headrace.redis.fallbacks", Counter, "{call}", Always, nil, nil,
+		"Calls on the path of a request that were decided from this replica's memory, since Redis was slow or gone.",
+	},
+	replicas: {
+		"headrace.replicas", Gauge, "{gateway}", Always, nil, nil,
+		"Replicas that share the Redis, this one included; as last heard while it does not answer.",
+	},
+	replicaHosts: {
+		"headrace.replicas.hosts", Counter, "{transition}", Always,
+		[]string{keyResult},
+		nil,
+		"Hosts lost, taken away, failing or back that replicas tell each other of. Results: `told`, `heard` (it was news here), `lost` (it could not be told).",
 	},
 	dropped: {
 		"headrace.telemetry.dropped", Counter, "{item}", Always,

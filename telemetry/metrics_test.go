@@ -67,6 +67,9 @@ func sources() telemetry.Sources {
 		InFlight: func() int64 { return 4 },
 		Draining: func() bool { return false },
 		Reloads:  func() telemetry.Reloads { return telemetry.Reloads{OK: 2, Failed: 1} },
+		Shared: func() telemetry.Shared {
+			return telemetry.Shared{Up: true, Errors: 1, Fallbacks: 2, Replicas: 3, Told: 4, Heard: 5, Lost: 6}
+		},
 	}
 }
 

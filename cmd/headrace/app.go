@@ -26,6 +26,7 @@ import (
 	"headrace/gateway/probe"
 	"headrace/gateway/scrape"
 	"headrace/gateway/state"
+	"headrace/gateway/state/fleet"
 	"headrace/providers"
 	"headrace/providers/runpod"
 	"headrace/providers/static"
@@ -64,6 +65,7 @@ type app struct {
 	keys    *admission.Gate
 	store   state.Store // documents that replicas share, or that outlive the process
 	bus     state.Bus
+	fleets  *fleet.Share // nil when replicas share nothing
 	access  atomic.Bool
 
 	expected atomic.Pointer[capacity.Rules] // of hosts, before they were measured
@@ -101,6 +103,7 @@ func newApp(cfg *config.Config, logTo io.Writer, given ...net.Listener) (*app, e
 		Retry:   router.BudgetOptions{PerRequest: cfg.Retries.Budget, Cap: cfg.Retries.BudgetCap},
 		Hedge:   router.BudgetOptions{PerRequest: cfg.Retries.HedgeBudget},
 		Seed:    rand.Uint64(), //nolint:gosec // replicas differ by it, nothing is guarded
+		Changed: a.changed,
 	})
 	if err := a.tellOthers(cfg); err != nil {
 		return nil, err
@@ -256,6 +259,7 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 				Router: a.router, Requests: a.ring, InFlight: a.server.InFlight, Draining: a.server.Draining,
 				Reload: a.reloadStatus, Version: versionText(), Providers: func() any { return a.statuses() },
 				Keys: a.keys, Metrics: a.page(), Advice: advice.lately, Drain: a.drain, Undrain: a.undrain, Probe: a.prober.Status,
+				State: a.stateStatus,
 			})
 		})
 	}

@@ -249,6 +249,14 @@ func gateway() Dashboard {
 			lines("Promises kept, by how likely that was", "percentunit", "Last hour. A line near its name's figure is well predicted.",
 				query{`sum by (headrace_promise, headrace_bin) (rate(headrace_calibration_promises_total{` + of + `, headrace_kept="true"}[1h])) / sum by (headrace_promise, headrace_bin) (rate(headrace_calibration_promises_total{` + of + `}[1h]))`, "{{headrace_promise}} {{headrace_bin}}"}).wide(24),
 		}},
+		section{"Replicas", []Panel{
+			lines("Replicas that know of each other", "none", "As each of them counts; those that share no Redis have no line.", query{`headrace_replicas{` + of + `}`, "{{instance}}"}),
+			lines("Redis answers", "none", "1 or 0. While it does not, each goes on by itself.", query{`headrace_redis_up{` + of + `}`, "{{instance}}"}),
+			lines("Redis slow or gone", "reqps", "Calls that it did not answer, and those on the path of a request that were decided from memory instead.",
+				query{`sum by (instance) (rate(headrace_redis_errors_total{` + of + `}[$__rate_interval]))`, "{{instance}} errors"},
+				query{`sum by (instance) (rate(headrace_redis_fallbacks_total{` + of + `}[$__rate_interval]))`, "{{instance}} from memory"}),
+			stacked("Hosts lost or back, told and heard", "reqps", "", query{rate("headrace_replicas_hosts_total", of, "headrace_result"), "{{headrace_result}}"}),
+		}},
 		section{"Config and telemetry", []Panel{
 			lines("Reloads", "none", "In an hour.", query{`sum by (headrace_result) (increase(headrace_config_reloads_total{` + of + `}[1h]))`, "{{headrace_result}}"}),
 			lines("Telemetry lost", "none", "Items in five minutes.", query{`sum by (headrace_signal, headrace_reason) (increase(headrace_telemetry_dropped_total{` + of + `}[5m]))`, "{{headrace_signal}} {{headrace_reason}}"}),

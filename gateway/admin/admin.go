@@ -42,6 +42,8 @@ type Options struct {
 	Advice func() any
 	// Probe returns what tests of a host have found; nil when nobody tests.
 	Probe func(endpoint.ID) probe.Status
+	// State returns where documents are kept and how the sharing with other replicas fares, in the form it is to be shown.
+	State func() any
 }
 
 // ReloadStatus is how the last reload went.
@@ -139,6 +141,9 @@ func (o *Options) status(w http.ResponseWriter, _ *http.Request) {
 		"calibration_alarm": o.Router.Calibration().Alarm, // the rest is at /admin/v1/calibration
 		"version":           o.Version, "in_flight": o.InFlight(), "draining": o.Draining(),
 		"requests_total": o.Requests.Total(), "models": o.Router.Snapshot().Models(), "reload": o.Reload(),
+	}
+	if o.State != nil {
+		s["state"] = o.State()
 	}
 	write(w, http.StatusOK, s)
 }

@@ -40,6 +40,7 @@ type events struct {
 
 	mu    sync.RWMutex // guards all below; held while somebody takes an event
 	takes map[string]map[*subscription]struct{}
+	join  map[*subscription]struct{} // called when events begin to come
 }
 
 type subscription struct {
@@ -67,6 +68,26 @@ func (r *Redis) Subscribe(kind string, take func(from string, payload []byte)) (
 		delete(e.takes[kind], s)
 	}
 }
+
+// Joined has call called each time that the stream of events begins, at first and after it broke: some may have been missed. The rules of
+// Subscribe hold for it.
+func (r *Redis) Joined(call func()) (stop func()) {
+	s, e := &subscription{func(string, []byte) { call() }}, &r.events
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.join == nil {
+		e.join = map[*subscription]struct{}{}
+	}
+	e.join[s] = struct{}{}
+	return func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		delete(e.join, s)
+	}
+}
+
+// Hears tells whether events come.
+func (r *Redis) Hears() bool { return r.events.live.Load() }
 
 // Publish implements Bus.
 func (r *Redis) Publish(ctx context.Context, kind string, payload []byte) error {
@@ -177,6 +198,11 @@ func (r *Redis) take(ctx context.Context, ps *redis.PubSub) error {
 			r.joins.Add(1)
 			r.events.live.Store(true)
 			r.docs.tell("")
+			r.events.mu.RLock()
+			for s := range r.events.join {
+				s.take("", nil)
+			}
+			r.events.mu.RUnlock()
 		case *redis.Message:
 			r.taken(m.Payload)
 		}

@@ -37,6 +37,9 @@ func NewFiles(dir string, log *slog.Logger) *Files {
 	return &Files{dir: filepath.Join(dir, "docs"), log: log, busy: make(chan struct{}, 1)}
 }
 
+// InMemory tells whether memory stands for the directory, since that could not be written.
+func (f *Files) InMemory() bool { return f.memory.Load() != nil }
+
 const (
 	docHead  = "headrace document 1 " // and the version; then the body begins in a line of its own
 	lockFile = ".lock"
