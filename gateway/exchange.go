@@ -813,6 +813,9 @@ func (x *exchange) take(ev sse.Event, now time.Time) {
 		if x.gathers() {
 			x.phase = gathering
 		}
+		if x.resumed() {
+			x.asked()
+		}
 	}
 }
 

@@ -37,9 +37,9 @@ func (x *exchange) answer() (complete bool) {
 	if x.gathers() && x.bodyEnd {
 		h := &x.ctx.Response.Header
 		h.SetContentTypeBytes(jsonType)
-		h.DelBytes(cacheControl)            // the stream's
-		x.ctx.Response.SetBody(x.tale.body) // a copy: the buffer goes back with the tale
-		x.rec.BytesOut = int64(len(x.tale.body))
+		h.DelBytes(cacheControl)             // the stream's
+		x.ctx.Response.SetBody(*x.tale.body) // a copy: the buffer goes back with the tale
+		x.rec.BytesOut = int64(len(*x.tale.body))
 		x.setHeaders(x.began)
 		return true
 	}

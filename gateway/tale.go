@@ -49,7 +49,7 @@ type tale struct {
 	seam    bool                // what comes is a later attempt's: it is retold
 	mark    bool                // the caller is to be told of the seam with the next piece
 	out     []byte              // retold and not written yet
-	body    []byte              // of the request that goes on with it
+	body    *[]byte             // of the request that goes on with it, until that has begun to answer, or of an answer put together; pooled, or nil
 	want    router.Continuation // of whoever goes on with it
 	prompt  int                 // tokens of the caller's own prompt, as far as can be told
 	most    int                 // tokens of the whole answer, 0 for no limit
@@ -67,10 +67,35 @@ type tale struct {
 	poor    bool // what was asked to go on with it last failed, and no retry was left
 }
 
-var tales = sync.Pool{New: func() any { return new(tale) }}
+var (
+	tales  = sync.Pool{New: func() any { return new(tale) }}
+	bodies = sync.Pool{New: func() any { return new([]byte) }}
+)
 
-// keptOut bounds what a tale's buffers keep for the next one.
-const keptOut = 64 << 10
+// What a tale's buffers keep for the next one, in bytes.
+const (
+	keptOut  = 4 << 10
+	keptBody = 64 << 10
+)
+
+// blank is an empty buffer for a body.
+func (t *tale) blank() []byte {
+	if t.body == nil {
+		t.body = bodies.Get().(*[]byte)
+	}
+	return (*t.body)[:0]
+}
+
+// dropBody gives it back.
+func (t *tale) dropBody() {
+	if t.body == nil {
+		return
+	}
+	if *t.body = (*t.body)[:0]; cap(*t.body) <= keptBody {
+		bodies.Put(t.body)
+	}
+	t.body = nil
+}
 
 func (x *exchange) endTale() {
 	t := x.tale
@@ -79,14 +104,12 @@ func (x *exchange) endTale() {
 	}
 	x.tale = nil
 	t.story.Release()
-	out, body := t.out[:0], t.body[:0]
+	t.dropBody()
+	out := t.out[:0]
 	if cap(out) > keptOut {
 		out = nil
 	}
-	if cap(body) > keptOut {
-		body = nil
-	}
-	*t = tale{out: out, body: body}
+	*t = tale{out: out}
 	tales.Put(t)
 }
 
@@ -240,11 +263,12 @@ func (x *exchange) gathered(err error) {
 func (x *exchange) gatherWhole() {
 	t := x.tale
 	x.bodyEnd = true
-	if t.body, x.why = t.story.Whole(t.body[:0]); x.why == resume.None {
+	whole, why := t.story.Whole(t.blank())
+	*t.body, x.why = whole, why
+	if why == resume.None {
 		x.phase, x.began = ready, time.Now()
 		return
 	}
-	why := x.why
 	oe := &outcome.Error{Class: outcome.Success, Endpoint: x.endpointID(), Status: x.attempt.Status}
 	if x.leased {
 		x.endAttempt(*oe, time.Now())
@@ -377,7 +401,7 @@ func (x *exchange) reserve() bool {
 	if x.ahead != nil {
 		return true
 	}
-	if t.body, x.why = t.story.Ask(t.body[:0], x.ctx.Request.Body(), nil, t.lost+x.lease.Tokens(x.m.outputs), false); x.why != resume.None {
+	if !x.mayAsk(t.lost + x.lease.Tokens(x.m.outputs)) {
 		return false
 	}
 	if t.breaks > 0 && !x.s.router.Budget.Spend() {
@@ -392,6 +416,15 @@ func (x *exchange) reserve() bool {
 		return false
 	}
 	return true
+}
+
+// mayAsk tells whether a request can be written that goes on with the answer, of which so many tokens are delivered.
+func (x *exchange) mayAsk(delivered int64) bool {
+	t := x.tale
+	body, why := t.story.Ask(t.blank(), x.ctx.Request.Body(), nil, delivered, false)
+	*t.body, x.why = body, why
+	t.dropBody()
+	return why == resume.None
 }
 
 // want makes q a question for a host that goes on with the answer.
@@ -413,8 +446,7 @@ func (x *exchange) goOn(oe *outcome.Error) bool {
 		return false
 	}
 	delivered := x.delivered()
-	body := x.ctx.Request.Body()
-	if t.body, x.why = t.story.Ask(t.body[:0], body, nil, delivered, false); x.why != resume.None {
+	if !x.mayAsk(delivered) {
 		return false
 	}
 	if t.breaks > 0 && x.ahead == nil && !x.s.router.Budget.Spend() {
@@ -518,15 +550,23 @@ func (x *exchange) notGoneOn(oe outcome.Error) {
 // composeOn builds the request that goes on with the answer at the leased endpoint.
 func (x *exchange) composeOn() bool {
 	t := x.tale
-	t.body, x.why = t.story.Ask(t.body[:0], x.ctx.Request.Body(), x.lease.ServedJSON, t.lost, x.lease.Prefill().Trims)
-	if x.why != resume.None {
+	body, why := t.story.Ask(t.blank(), x.ctx.Request.Body(), x.lease.ServedJSON, t.lost, x.lease.Prefill().Trims)
+	*t.body, x.why = body, why
+	if why != resume.None {
 		return false
 	}
 	t.story.Seam()
 	x.dropUsage = false // retold events leave it out
-	x.parts[0] = t.body
-	x.req.Body, x.req.Size = x.parts[:1], len(t.body)
+	x.parts[0] = body
+	x.req.Body, x.req.Size = x.parts[:1], len(body)
 	return true
+}
+
+// asked forgets the request that goes on with the answer, when the host has begun to do so: it would double what is kept of the text for
+// as long as that takes.
+func (x *exchange) asked() {
+	x.tale.dropBody()
+	x.parts[0], x.req.Body = nil, nil
 }
 
 // lostAs is how an attempt ended whose answer broke off with err.

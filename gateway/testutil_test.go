@@ -394,6 +394,8 @@ type client struct {
 	net.Conn
 	tcp *net.TCPConn
 	br  *bufio.Reader
+
+	text int // bytes of it that await has read
 }
 
 func (g *rig) dial() *client {
@@ -421,7 +423,7 @@ func (g *rig) dialTLS() *client {
 func (g *rig) client(c, raw net.Conn) *client {
 	_ = c.SetDeadline(time.Now().Add(patience))
 	g.t.Cleanup(func() { _ = raw.Close() })
-	return &client{g.t, c, raw.(*net.TCPConn), bufio.NewReader(c)}
+	return &client{t: g.t, Conn: c, tcp: raw.(*net.TCPConn), br: bufio.NewReader(c)}
 }
 
 func (c *client) send(s string) *client {
