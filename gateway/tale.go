@@ -136,6 +136,7 @@ func (x *exchange) follow() {
 func (x *exchange) beginTale() {
 	t := x.tale
 	t.story.Begin(x.chats(), t.gather, x.set.MaxContinuation)
+	t.story.Bound(x.set.MaxGathered)
 	t.seam, x.errand, t.breaks, t.lost, t.before, t.judged, t.stall = false, nil, 0, 0, meter{}, 0, x.set.Stall
 	t.heard = 0
 	x.why = resume.None
@@ -226,6 +227,10 @@ func (x *exchange) gather() {
 		x.gatherBroke(x.errand)
 		return
 	}
+	if t := x.tale; t.story.Overlong() { // sooner asked for anew than read to an end that may not come
+		x.gatherWhole()
+		return
+	}
 	if x.m.done && !a.Ended() { // all was said: the framing's end is missing, without which the connection serves no other
 		_ = a.More(earlier(time.Now().Add(time.Second), x.totalBy), 0)
 	}
@@ -259,7 +264,7 @@ func (x *exchange) gathered(err error) {
 	x.gatherWhole()
 }
 
-// gatherWhole puts the answer together. An answer that is not understood is asked for again, in one piece.
+// gatherWhole puts the answer together. An answer that is not understood, or too long, is asked for again, in one piece.
 func (x *exchange) gatherWhole() {
 	t := x.tale
 	x.bodyEnd = true

@@ -115,6 +115,39 @@ func TestPlainBeginsAnew(t *testing.T) {
 	}
 }
 
+// TestOverlongPlainAnswers are asked for again, in one piece, before they come to an end: they may never.
+func TestOverlongPlainAnswers(t *testing.T) {
+	left := make(chan struct{}, 1)
+	g := newOdd(t, goesOn, func(c *upConn, r *upRequest) bool {
+		if !strings.Contains(string(r.body), `"stream":true`) {
+			return answering(c, r)
+		}
+		c.send(sseHead)
+		c.sendChunk(roleEvent)
+		for range 12 {
+			c.sendChunk(tokenEvent(strings.Repeat("x", 100)))
+		}
+		c.gone()
+		left <- struct{}{}
+		return false
+	}, answering)
+	set := *g.srv.set.Load()
+	set.MaxGathered = 1000
+	g.srv.Configure(set)
+	g.router.Drain("static:h1", true)
+	res, body, err := g.do(ask(chatPath, ""))
+	if err != nil || res.StatusCode != 200 {
+		t.Fatalf("%v, status %d: %s", err, res.StatusCode, body)
+	}
+	if text, finish := readWhole(t, body); text != "hello" || finish != "stop" {
+		t.Errorf("text %q, finish %q", text, finish)
+	}
+	wait(t, left, "the endless answer to be cut")
+	if r := g.recordN(0); r.Tries != 2 || r.Class != outcome.Success {
+		t.Errorf("%d tries, class %s", r.Tries, r.Class)
+	}
+}
+
 // TestLostAsItWas: a stream that the next host cannot be asked to go on with was lost by the first, and nobody left.
 func TestLostAsItWas(t *testing.T) {
 	lose := func(c *upConn, _ *upRequest) bool {

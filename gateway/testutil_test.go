@@ -227,7 +227,7 @@ func defaults() rigOptions {
 		set: Settings{
 			MaxBody: 8 << 20, MaxUpload: 64 << 20, MaxInFlight: 1000,
 			Read: 10 * time.Second, FirstEvent: 10 * time.Second, Gap: 10 * time.Second, Total: time.Minute,
-			ClientWrite: 10 * time.Second, Drain: 5 * time.Second, MaxRetries: 2,
+			ClientWrite: 10 * time.Second, Drain: 5 * time.Second, MaxRetries: 2, MaxGathered: 16 << 20,
 		},
 		forward: forward.Options{UpstreamIdle: 500 * time.Millisecond, Connect: 2 * time.Second},
 		maxHead: 16 << 10,

@@ -146,6 +146,8 @@ type Limits struct {
 	MaxHead     int64 `yaml:"max_head" unit:"bytes" above:"0" default:"16KiB" doc:"Largest request line and headers together." aka:"max_header|max_headers|header"`
 	// MaxContinuation is bytes of an answer's text, as it stands in JSON.
 	MaxContinuation int64 `yaml:"max_continuation" unit:"bytes" above:"0" default:"256KiB" doc:"Text of an answer that is kept so that another host can continue it; a longer one cannot be continued." aka:"continuation|resume_buffer"`
+	// MaxGathered is bytes of an answer's text, and as many of its reasoning, likewise.
+	MaxGathered int64 `yaml:"max_gathered" unit:"bytes" above:"0" default:"16MiB" doc:"Text of a plain answer that is read as a stream and put together, so that another host can continue it; a longer one is asked for again in one piece, and is not continued." aka:"max_plain|gathered"`
 }
 
 // Timeouts bound the phases of a request.

@@ -52,7 +52,7 @@ var accepted = map[string]struct {
 	},
 	"sizes": {
 		"limits: {max_body: 1.5MiB, max_upload: 2GB, max_head: 4096}", func(c *Config) any { return c.Limits },
-		Limits{MaxBody: 3 << 19, MaxUpload: 2_000_000_000, MaxInFlight: 10000, MaxHead: 4096, MaxContinuation: 256 << 10},
+		Limits{MaxBody: 3 << 19, MaxUpload: 2_000_000_000, MaxInFlight: 10000, MaxHead: 4096, MaxContinuation: 256 << 10, MaxGathered: 16 << 20},
 	},
 	"log": {"log: {level: error, format: text, access: False}", func(c *Config) any { return c.Log }, Log{Level: slog.LevelError, Format: "text"}},
 	"variables in typed values": {

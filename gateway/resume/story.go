@@ -12,6 +12,7 @@ type Story struct {
 	chat     bool
 	gather   bool
 	limit    int    // bytes of text
+	most     int    // bytes that are gathered
 	reason   Reason // why no other host can go on
 	odd      Reason // why Whole cannot put it together
 	headed   bool   // the members that all events share are noted
@@ -88,7 +89,7 @@ func (f *fields) set(name, value []byte) bool {
 // What is gathered is bounded for the sake of hosts that never come to an end.
 const (
 	maxFields = 64       // members that nobody here knows, in one object
-	maxWhole  = 64 << 20 // bytes of text, and of reasoning
+	mostWhole = 16 << 20 // bytes of text, and of reasoning, unless Bound says otherwise
 )
 
 // Begin readies s for an answer: of Chat Completions or, with chat false, Completions. With gather, Whole
@@ -96,8 +97,15 @@ const (
 // gather needs, and the answer cannot be continued.
 func (s *Story) Begin(chat, gather bool, limit int) {
 	s.Release()
-	s.chat, s.gather, s.limit, s.prompt = chat, gather, limit, -1
+	s.chat, s.gather, s.limit, s.most, s.prompt = chat, gather, limit, mostWhole, -1
 }
+
+// Bound sets how many bytes of text, and as many of reasoning and of a refusal, are gathered: of a longer answer Whole says TooLong. It
+// is to be called behind Begin; without it they are 16 MiB.
+func (s *Story) Bound(most int) { s.most = most }
+
+// Overlong says that more came than is gathered, so that Whole will not put it together.
+func (s *Story) Overlong() bool { return s.odd == TooLong }
 
 // Release gives the memory of s back; s is as if new.
 func (s *Story) Release() {
@@ -206,7 +214,7 @@ func (s *Story) say(raw []byte) {
 	if s.reason != None && !s.gather {
 		return
 	}
-	if len(raw) > maxWhole-len(s.raw()) {
+	if len(raw) > s.most-len(s.raw()) {
 		s.odd = TooLong
 		return
 	}
@@ -367,7 +375,10 @@ func (s *Story) noteDelta(v []byte) {
 		case reasoningNames[1]:
 			s.think(1, value)
 		case "refusal":
-			if inside, ok := inside(value); ok && len(inside) <= maxWhole-len(n.refusal) {
+			switch inside, ok := inside(value); {
+			case ok && len(inside) > s.most-len(n.refusal):
+				s.odd = TooLong
+			case ok:
 				n.refusal = append(n.refusal, inside...)
 			}
 		case "tool_calls", "function_call":
@@ -404,7 +415,7 @@ func (s *Story) think(i int, value []byte) {
 	inside, ok := inside(value)
 	switch {
 	case !ok:
-	case len(inside) > maxWhole-len(n.reasoning[i]):
+	case len(inside) > s.most-len(n.reasoning[i]):
 		s.odd = TooLong
 	default:
 		n.reasoning[i], n.reasoned[i] = append(n.reasoning[i], inside...), true

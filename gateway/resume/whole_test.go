@@ -208,8 +208,9 @@ func TestWholeRefuses(t *testing.T) {
 		"another choice":       {chat.event(`{"index":1,"delta":{"content":"x"}}`), resume.Choices},
 		"a broken event":       {chat.stream([]string{"x"}, "") + "data: {\n\n", resume.Unreadable},
 		"no end of members":    {chat.stream([]string{"x"}, "") + manyMembers(), resume.Unreadable},
-		"no end of text":       {strings.Repeat(chat.event(`{"index":0,"delta":{"content":"`+strings.Repeat("x", 1<<20)+`"}}`), 65), resume.TooLong},
-		"no end of thoughts":   {strings.Repeat(chat.event(`{"index":0,"delta":{"reasoning":"`+strings.Repeat("x", 1<<20)+`"}}`), 65), resume.TooLong},
+		"no end of text":       {strings.Repeat(chat.event(`{"index":0,"delta":{"content":"`+strings.Repeat("x", 1<<20)+`"}}`), 17), resume.TooLong},
+		"no end of thoughts":   {strings.Repeat(chat.event(`{"index":0,"delta":{"reasoning":"`+strings.Repeat("x", 1<<20)+`"}}`), 17), resume.TooLong},
+		"no end of refusal":    {strings.Repeat(chat.event(`{"index":0,"delta":{"refusal":"`+strings.Repeat("x", 1<<20)+`"}}`), 17), resume.TooLong},
 		"too much to continue": {chat.stream([]string{strings.Repeat("x", 1<<20), strings.Repeat("x", 1<<20)}, "stop"), resume.None},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -217,5 +218,20 @@ func TestWholeRefuses(t *testing.T) {
 				t.Errorf("%q with %.200s, want %q", r, got, tc.want)
 			}
 		})
+	}
+}
+
+// TestWholeIsBounded by what the story was told.
+func TestWholeIsBounded(t *testing.T) {
+	stream := host{id: "a", chat: true}.stream([]string{strings.Repeat("x", 60), strings.Repeat("y", 40)}, "stop")
+	for most, want := range map[int]resume.Reason{100: resume.None, 99: resume.TooLong} {
+		var s resume.Story
+		s.Begin(true, true, 1<<20)
+		s.Bound(most)
+		see(t, &s, stream)
+		if _, r := s.Whole(nil); r != want || s.Overlong() != (want == resume.TooLong) {
+			t.Errorf("100 bytes of at most %d: %q, overlong %t", most, r, s.Overlong())
+		}
+		s.Release()
 	}
 }
