@@ -30,12 +30,13 @@ func (x *exchange) account(a *ledger.Attempt, class outcome.Class, now time.Time
 	if usd, known = cost.USD(&x.lease.Endpoint.Price, u); !known {
 		return 0, false
 	}
+	a.TrafficUSD = cost.Traffic(&x.lease.Endpoint.Price, u)
 	switch {
 	case a.Basis == endpoint.PerToken:
 		u.Output = 0
 		a.PromptUSD, _ = cost.USD(&x.lease.Endpoint.Price, u)
 	case a.First > 0 && a.Duration > 0:
-		a.PromptUSD = usd * min(1, a.First.Seconds()/a.Duration.Seconds())
+		a.PromptUSD = (usd - a.TrafficUSD) * min(1, a.First.Seconds()/a.Duration.Seconds())
 	default:
 		a.PromptUSD = usd
 	}

@@ -46,6 +46,7 @@ type Usage struct {
 	Basis                     endpoint.Basis // what its host is paid for
 	Share                     time.Duration  // of the host's time: the attempt's, where others ran beside it parted among them
 	PromptUSD                 float64        // share of USD that is the prompt's: before the first token, or by the prices of tokens
+	TrafficUSD                float64        // share of USD that is for bytes
 	Guessed                   bool           // USD rests on tokens that nobody reported
 }
 

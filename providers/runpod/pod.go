@@ -375,7 +375,13 @@ func (p *Provider) buildPod(pd *pod) {
 	if pd.usd > 0 {
 		ep.Price = endpoint.Price{
 			Basis: endpoint.PerHour, USDPerHour: pd.usd, USDPerHourStopped: d.volumeGB * stoppedUSDPerGBMonth / hoursPerMonth,
-			AsOf: pd.asOf, Source: "runpod pod cost",
+			AsOf: pd.asOf, Source: "runpod pod cost", Accrues: endpoint.AccruesRent,
+		}
+		switch d.status {
+		case "TERMINATED":
+			ep.Price.Accrues = endpoint.AccruesNothing
+		case "EXITED":
+			ep.Price.Accrues = endpoint.AccruesDisk
 		}
 	} else {
 		ep.Price.Source = "unknown: RunPod has not told the pod's cost"

@@ -29,22 +29,34 @@ const (
 	sheetFor   = 24 * time.Hour  // a base older than that is replaced
 )
 
-// usdPerHour is what the instance costs in the state that it is in, without traffic; NaN when that is not known. Offline it
-// costs nothing, while it is not running its disk alone (docs.vast.ai/guides/reference/billing).
+// accrues is what is due for the instance in the state that it is in: nothing while it is offline, its disk alone while it is not running
+// (docs.vast.ai/guides/reference/billing).
+func (r *row) accrues() endpoint.Accrual {
+	switch cur := r.Cur.word(); r.Actual.word() {
+	case "offline", "unknown":
+		return endpoint.AccruesNothing
+	case "running", "frozen":
+		if cur == "" || cur == "running" {
+			return endpoint.AccruesRent
+		}
+	}
+	return endpoint.AccruesDisk
+}
+
+// usdPerHour is what the instance costs in the state that it is in, without traffic; NaN when that is not known.
 func (r *row) usdPerHour() float64 {
 	pr := r.price(time.Time{})
 	if pr.Basis != endpoint.PerHour {
 		return math.NaN()
 	}
-	switch cur := r.Cur.word(); r.Actual.word() {
-	case "offline", "unknown":
+	switch pr.Accrues {
+	case endpoint.AccruesNothing:
 		return 0
-	case "running", "frozen":
-		if cur == "" || cur == "running" {
-			return pr.USDPerHour
-		}
+	case endpoint.AccruesDisk:
+		return pr.USDPerHourStopped
+	case endpoint.AccruesRent, endpoint.AccruesUnknown:
 	}
-	return pr.USDPerHourStopped
+	return pr.USDPerHour
 }
 
 // book notes what each instance costs now, after the account was read whole.

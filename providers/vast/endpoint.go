@@ -123,6 +123,7 @@ func (r *row) price(asOf time.Time) endpoint.Price {
 	default:
 		pr.USDPerHourStopped = r.Search.DiskHour.v
 	}
+	pr.Accrues = r.accrues()
 	pr.USDPerGBIn = perGB(r.DownPerTB, r.DownPerGB)
 	pr.USDPerGBOut = perGB(r.UpPerTB, r.UpPerGB)
 	return pr

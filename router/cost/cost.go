@@ -29,7 +29,7 @@ func USD(p *endpoint.Price, u Used) (usd float64, ok bool) {
 	share := u.Busy.Seconds() / max(1, u.InFlight)
 	switch p.Basis {
 	case endpoint.PerHour:
-		return p.USDPerHour/3600*share + (float64(u.BytesIn)*p.USDPerGBIn+float64(u.BytesOut)*p.USDPerGBOut)/1e9, true
+		return p.USDPerHour/3600*share + Traffic(p, u), true
 	case endpoint.PerWorkerSecond:
 		if u.Executed > 0 {
 			share = u.Executed.Seconds() / max(1, u.InFlight)
@@ -44,4 +44,12 @@ func USD(p *endpoint.Price, u Used) (usd float64, ok bool) {
 	case endpoint.BasisUnknown:
 	}
 	return 0, false
+}
+
+// Traffic returns what of USD is for bytes.
+func Traffic(p *endpoint.Price, u Used) float64 {
+	if p.Basis != endpoint.PerHour {
+		return 0
+	}
+	return (float64(u.BytesIn)*p.USDPerGBIn + float64(u.BytesOut)*p.USDPerGBOut) / 1e9
 }

@@ -139,9 +139,22 @@ type Price struct {
 	USDPerMTokCached float64 // PerToken: a million prompt tokens read from the prefix cache
 	USDPerMTokOut    float64 // PerToken: a million output tokens
 
+	Accrues Accrual // PerHour: what is due in the state that it is in
+
 	AsOf   time.Time // when Source said so
 	Source string    // who said so: "config", "runpod catalog", "vast dph_total"
 }
+
+// Accrual is what a rented host costs in the state that it is in, as its provider bills.
+type Accrual uint8
+
+// Accruals. The zero value leaves it to the host's state: rent while it is there, its disk while it is not.
+const (
+	AccruesUnknown Accrual = iota
+	AccruesRent            // USDPerHour
+	AccruesDisk            // USDPerHourStopped
+	AccruesNothing
+)
 
 // Tenure is how an endpoint may be taken away.
 type Tenure uint8

@@ -1,0 +1,582 @@
+package books
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/ncruces/go-sqlite3"
+
+	"headrace/gateway/ledger"
+	"headrace/router/endpoint"
+	"headrace/router/outcome"
+)
+
+// migrations bring a file from the version of their index to the next. Those that were released are not to be changed.
+var migrations = [...]string{
+	`CREATE TABLE runs (run BLOB PRIMARY KEY, began INTEGER NOT NULL, alive INTEGER NOT NULL, writes INTEGER NOT NULL) WITHOUT ROWID;
+	CREATE TABLE cells (id INTEGER PRIMARY KEY, key TEXT NOT NULL, model TEXT NOT NULL, served TEXT NOT NULL, provider TEXT NOT NULL, host TEXT NOT NULL,
+		arm TEXT NOT NULL, UNIQUE (key, model, served, provider, host, arm));
+	CREATE TABLE requests (at INTEGER NOT NULL, id TEXT NOT NULL, cell INTEGER NOT NULL, status INTEGER NOT NULL, class INTEGER NOT NULL, usd REAL, body BLOB NOT NULL,
+		PRIMARY KEY (at, id)) WITHOUT ROWID;
+	CREATE TABLE rollups (hour INTEGER NOT NULL, cell INTEGER NOT NULL,
+		requests NOT NULL DEFAULT 0, errors NOT NULL DEFAULT 0, "left" NOT NULL DEFAULT 0, attempts NOT NULL DEFAULT 0, prompt_tokens NOT NULL DEFAULT 0,
+		cached_tokens NOT NULL DEFAULT 0, output_tokens NOT NULL DEFAULT 0, reasoning_tokens NOT NULL DEFAULT 0, wasted_prompt_tokens NOT NULL DEFAULT 0,
+		wasted_output_tokens NOT NULL DEFAULT 0, estimated_tokens NOT NULL DEFAULT 0, unknown_price_attempts NOT NULL DEFAULT 0,
+		first_tokens NOT NULL DEFAULT 0, streams NOT NULL DEFAULT 0, used_per_hour_usd NOT NULL DEFAULT 0, used_per_worker_second_usd NOT NULL DEFAULT 0,
+		used_per_token_usd NOT NULL DEFAULT 0, guessed_usd NOT NULL DEFAULT 0, marginal_usd NOT NULL DEFAULT 0, host_seconds NOT NULL DEFAULT 0,
+		worker_seconds NOT NULL DEFAULT 0, traffic_usd NOT NULL DEFAULT 0, ttft_seconds NOT NULL DEFAULT 0, tokens_per_second NOT NULL DEFAULT 0,
+		wasted_retry_usd NOT NULL DEFAULT 0, wasted_hedge_lost_usd NOT NULL DEFAULT 0, wasted_preempted_usd NOT NULL DEFAULT 0,
+		wasted_re_prefilled_usd NOT NULL DEFAULT 0, wasted_orphaned_usd NOT NULL DEFAULT 0, wasted_cold_start_usd NOT NULL DEFAULT 0,
+		wasted_refused_usd NOT NULL DEFAULT 0,
+		PRIMARY KEY (hour, cell)) WITHOUT ROWID;
+	CREATE TABLE hours (hour INTEGER NOT NULL, provider TEXT NOT NULL, host TEXT NOT NULL, seconds REAL NOT NULL, up REAL NOT NULL, usd REAL NOT NULL,
+		starts INTEGER NOT NULL, cold_usd REAL NOT NULL, PRIMARY KEY (hour, host)) WITHOUT ROWID;
+	CREATE TABLE prices (host TEXT NOT NULL, served TEXT NOT NULL, provider TEXT NOT NULL, basis TEXT NOT NULL, usd REAL NOT NULL, usd_in REAL NOT NULL,
+		usd_cached REAL NOT NULL, usd_out REAL NOT NULL, gpu TEXT NOT NULL, source TEXT NOT NULL, at INTEGER NOT NULL, PRIMARY KEY (host, served)) WITHOUT ROWID;
+	CREATE TABLE bills (account TEXT NOT NULL, since INTEGER NOT NULL, until INTEGER NOT NULL, billed REAL NOT NULL, ledger REAL NOT NULL, hosts INTEGER NOT NULL,
+		at INTEGER NOT NULL, PRIMARY KEY (account, at)) WITHOUT ROWID;`,
+}
+
+const (
+	busyFor    = 2 * time.Second // another process has the file
+	priceEvery = 5 * time.Minute
+	tidyRows   = 20_000 // that one round of tidying takes away at most
+	mostCached = 50_000 // numbers of cells
+	freePages  = 2_000  // given back to the file system by one round
+	keptPages  = 256    // of SQLite's cache in memory: 1 MB
+	fileMode   = 0o600  // it says who asked for what
+	folderMode = 0o700
+)
+
+// ErrNewer is returned for a file that a newer version of this program has written. It is left alone.
+var ErrNewer = errors.New("the ledger's file was written by a newer version of headrace")
+
+// file is the ledger on disk. One goroutine uses it.
+type file struct {
+	path string // "" for memory
+	now  func() time.Time
+
+	db     *sqlite3.Conn // nil until it is opened
+	run    [16]byte
+	began  time.Time
+	writes int64
+	size   int64 // bytes
+
+	insert, upsert, number, newCell, hour, price, bill, alive, pages *sqlite3.Stmt
+
+	cells map[Cell]int64 // with Hour 0
+	body  []byte
+
+	pricedAt, tidiedAt time.Time
+
+	err     error // of the last write, nil when it went well
+	pause   time.Duration
+	retryAt time.Time
+}
+
+// open opens the file, and makes it what this version needs. It does nothing when that is done.
+func (f *file) open() (err error) {
+	if f.db != nil {
+		return nil
+	}
+	name := f.path
+	if name == "" {
+		name = ":memory:"
+	} else {
+		if err := os.MkdirAll(filepath.Dir(name), folderMode); err != nil {
+			return err
+		}
+		fd, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, fileMode) // SQLite's own mode is for all to read
+		if err != nil {
+			return err
+		}
+		_ = fd.Close()
+	}
+	db, err := sqlite3.Open(name)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", name, err)
+	}
+	defer func() {
+		if err != nil {
+			_ = db.Close()
+			err = fmt.Errorf("open %s: %w", name, err)
+		}
+	}()
+	if err = db.BusyTimeout(busyFor); err != nil {
+		return err
+	}
+	if err = db.Exec(fmt.Sprintf("PRAGMA auto_vacuum=incremental; PRAGMA journal_mode=wal; PRAGMA synchronous=normal; PRAGMA cache_size=%d", keptPages)); err != nil {
+		return err
+	}
+	if err = migrate(db); err != nil {
+		return err
+	}
+	cols := columns()
+	for _, s := range []struct {
+		into **sqlite3.Stmt
+		sql  string
+	}{
+		{&f.insert, "INSERT INTO requests VALUES (?,?,?,?,?,?,?) ON CONFLICT DO NOTHING"},
+		{&f.upsert, "INSERT INTO rollups (hour,cell," + list(cols, quoted) + ") VALUES (?,?" + repeat(",?", len(cols)) + ") ON CONFLICT DO UPDATE SET " +
+			list(cols, func(c string) string { return quoted(c) + "=" + quoted(c) + "+excluded." + quoted(c) })},
+		{&f.number, "SELECT id FROM cells WHERE key=? AND model=? AND served=? AND provider=? AND host=? AND arm=?"},
+		{&f.newCell, "INSERT INTO cells (key,model,served,provider,host,arm) VALUES (?,?,?,?,?,?)"},
+		{&f.hour, `INSERT INTO hours VALUES (?,?,?,?,?,?,?,?) ON CONFLICT DO UPDATE SET seconds=seconds+excluded.seconds, up=up+excluded.up, usd=usd+excluded.usd,
+			starts=starts+excluded.starts, cold_usd=cold_usd+excluded.cold_usd`},
+		{&f.price, "INSERT OR REPLACE INTO prices (host,served,provider,basis,usd,usd_in,usd_cached,usd_out,gpu,source,at) VALUES (?,?,?,?,?,?,?,?,?,?,?)"},
+		{&f.bill, "INSERT OR REPLACE INTO bills (account,since,until,billed,ledger,hosts,at) VALUES (?,?,?,?,?,?,?)"},
+		{&f.alive, "UPDATE runs SET alive=?, writes=? WHERE run=?"},
+		{&f.pages, "SELECT (page_count-freelist_count)*page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size"},
+	} {
+		if *s.into, _, err = db.PrepareFlags(s.sql, sqlite3.PREPARE_PERSISTENT); err != nil {
+			return err
+		}
+	}
+	f.db, f.cells = db, map[Cell]int64{}
+	if f.began.IsZero() { // else it was closed after a failure
+		f.began = f.now()
+		_, _ = rand.Read(f.run[:]) // never fails
+	}
+	return f.begun()
+}
+
+// begun sees that this run has a line.
+func (f *file) begun() error {
+	st, _, err := f.db.Prepare("INSERT INTO runs VALUES (?,?,?,0) ON CONFLICT DO NOTHING")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = st.Close() }()
+	return errors.Join(st.BindBlob(1, f.run[:]), st.BindInt64(2, f.began.UnixMicro()), st.BindInt64(3, f.began.UnixMicro()), st.Exec())
+}
+
+// quoted is a column's name where it might be a word of SQL.
+func quoted(column string) string { return `"` + column + `"` }
+
+func repeat(s string, n int) string {
+	b := make([]byte, 0, n*len(s))
+	for range n {
+		b = append(b, s...)
+	}
+	return string(b)
+}
+
+// migrate brings the file to the version of today, each step in a transaction of its own.
+func migrate(db *sqlite3.Conn) error {
+	v, err := version(db)
+	if err != nil {
+		return err
+	}
+	for ; v < len(migrations); v++ {
+		if err := db.Exec("BEGIN IMMEDIATE"); err != nil {
+			return err
+		}
+		now, err := version(db) // another process may have been faster
+		if err == nil && now == v {
+			err = db.Exec(migrations[v] + fmt.Sprintf("; PRAGMA user_version=%d", v+1))
+		}
+		if err != nil {
+			_ = db.Exec("ROLLBACK")
+			return err
+		}
+		if err := db.Exec("COMMIT"); err != nil {
+			_ = db.Exec("ROLLBACK")
+			return err
+		}
+	}
+	return nil
+}
+
+// version is the file's. The error is ErrNewer for one that is not known here.
+func version(db *sqlite3.Conn) (int, error) {
+	v := 0
+	err := query(db, "PRAGMA user_version", func(st *sqlite3.Stmt) error {
+		v = st.ColumnInt(0)
+		return nil
+	})
+	if err == nil && v > len(migrations) {
+		err = fmt.Errorf("%w (version %d, this one knows %d)", ErrNewer, v, len(migrations))
+	}
+	return v, err
+}
+
+// query calls row for each row of an SQL query.
+func query(db *sqlite3.Conn, sql string, row func(*sqlite3.Stmt) error, args ...int64) error {
+	st, _, err := db.Prepare(sql)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = st.Close() }()
+	for i, a := range args {
+		if err := st.BindInt64(i+1, a); err != nil {
+			return err
+		}
+	}
+	for st.Step() {
+		if err := row(st); err != nil {
+			return err
+		}
+	}
+	return st.Err()
+}
+
+func (f *file) close() {
+	if f.db == nil {
+		return
+	}
+	_ = f.db.Close() // what was committed is there
+	f.db = nil
+}
+
+func (f *file) begin() error { return f.db.Exec("BEGIN IMMEDIATE") }
+
+func (f *file) rollback() {
+	_ = f.db.Exec("ROLLBACK") // there may be no transaction any more
+	clear(f.cells)            // numbers that were given in it are not there
+}
+
+// bind binds values in order.
+func bind(st *sqlite3.Stmt, values ...any) error {
+	for i, v := range values {
+		var err error
+		switch v := v.(type) {
+		case int64:
+			err = st.BindInt64(i+1, v)
+		case float64:
+			err = st.BindFloat(i+1, v)
+		case string:
+			err = st.BindText(i+1, v)
+		case []byte:
+			err = st.BindBlob(i+1, v)
+		case nil:
+			err = st.BindNull(i + 1)
+		default:
+			panic(fmt.Sprintf("BUG: bind %T", v))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// run executes a statement that returns nothing.
+func run(st *sqlite3.Stmt, values ...any) error {
+	if err := bind(st, values...); err != nil {
+		return err
+	}
+	return st.Exec()
+}
+
+// cell is the number of what a rollup is of, hours aside.
+func (f *file) cell(c Cell) (int64, error) {
+	c.Hour = 0
+	if n, ok := f.cells[c]; ok {
+		return n, nil
+	}
+	if len(f.cells) >= mostCached {
+		clear(f.cells)
+	}
+	names := []any{c.Key, c.Model, c.Served, c.Provider, c.Host, c.Arm}
+	if err := bind(f.number, names...); err != nil {
+		return 0, err
+	}
+	n, found := int64(0), f.number.Step()
+	if found {
+		n = f.number.ColumnInt64(0)
+	}
+	if err := f.number.Reset(); err != nil {
+		return 0, err
+	}
+	if !found {
+		if err := run(f.newCell, names...); err != nil {
+			return 0, err
+		}
+		n = f.db.LastInsertRowID()
+	}
+	f.cells[c] = n
+	return n, nil
+}
+
+// record adds a request; fresh is false when it is there already.
+func (f *file) record(r *ledger.Record) (fresh bool, err error) {
+	var room [ledger.MaxAttempts]int64
+	c := Cell{Key: r.Key, Model: r.Model, Arm: r.Arm}
+	for i := range r.Attempts {
+		a := &r.Attempts[i]
+		c.Served, c.Provider, c.Host = a.Served, a.Provider, string(a.Endpoint)
+		if room[i], err = f.cell(c); err != nil {
+			return true, err
+		}
+	}
+	n := int64(0)
+	if k := len(r.Attempts); k > 0 {
+		n = room[k-1]
+	} else if n, err = f.cell(c); err != nil {
+		return true, err
+	}
+	f.body = encode(f.body[:0], r, room[:])
+	st := f.insert
+	err = errors.Join(st.BindInt64(1, r.At.UnixMicro()), st.BindText(2, r.ID), st.BindInt64(3, n), st.BindInt64(4, int64(r.Status)), st.BindInt64(5, int64(r.Class)),
+		usdOf(st, 6, r), st.BindBlob(7, f.body))
+	if err != nil {
+		return true, err
+	}
+	if err := st.Exec(); err != nil {
+		return true, err
+	}
+	return f.db.Changes() > 0, nil
+}
+
+func usdOf(st *sqlite3.Stmt, param int, r *ledger.Record) error {
+	if r.USDKnown {
+		return st.BindFloat(param, r.USD)
+	}
+	return st.BindNull(param)
+}
+
+// end adds all that is no request, and commits. After an error nothing of the transaction is there.
+func (f *file) end(at time.Time, sums map[Cell]*Sums, hours []HostHour, bills []Bill, prices []Price) (err error) {
+	defer func() {
+		if err != nil {
+			f.rollback()
+		}
+	}()
+	for c, s := range sums {
+		n, err := f.cell(c)
+		if err != nil {
+			return err
+		}
+		st := f.upsert
+		if err := errors.Join(st.BindInt64(1, c.Hour), st.BindInt64(2, n)); err != nil {
+			return err
+		}
+		for i, v := range s.N {
+			if err := st.BindInt64(3+i, v); err != nil {
+				return err
+			}
+		}
+		for i, v := range s.F {
+			if err := st.BindFloat(3+int(numCounts)+i, v); err != nil {
+				return err
+			}
+		}
+		if err := st.Exec(); err != nil {
+			return err
+		}
+	}
+	for i := range hours {
+		h := &hours[i]
+		if err := run(f.hour, h.Hour, h.Provider, h.Host, h.Seconds, h.Up, h.USD, h.Starts, h.ColdUSD); err != nil {
+			return err
+		}
+	}
+	for i := range bills {
+		b := &bills[i]
+		if err := run(f.bill, b.Account, b.From.UnixMicro(), b.To.UnixMicro(), b.Billed, b.Ledger, int64(b.Hosts), b.AsOf.UnixMicro()); err != nil {
+			return err
+		}
+	}
+	for i := range prices {
+		p := &prices[i]
+		if err := run(f.price, p.Host, p.Served, p.Provider, p.Basis, p.USD, p.In, p.Cached, p.Out, p.GPU, p.Source, p.At.UnixMicro()); err != nil {
+			return err
+		}
+	}
+	if err := run(f.alive, at.UnixMicro(), f.writes+1, f.run[:]); err != nil {
+		return err
+	}
+	if err := f.db.Exec("COMMIT"); err != nil && !f.committed() {
+		return err
+	}
+	f.writes++
+	if f.pages.Step() {
+		f.size = f.pages.ColumnInt64(0)
+	}
+	return f.pages.Reset()
+}
+
+// committed tells whether a commit that failed took place all the same: what is written once more would count twice.
+func (f *file) committed() (yes bool) {
+	f.rollback()
+	st, _, err := f.db.Prepare("SELECT writes FROM runs WHERE run=?")
+	if err != nil {
+		return false
+	}
+	defer func() { _ = st.Close() }()
+	return st.BindBlob(1, f.run[:]) == nil && st.Step() && st.ColumnInt64(0) > f.writes
+}
+
+// wantPrices tells whether prices are to be noted again.
+func (f *file) wantPrices(at time.Time) bool {
+	if at.Sub(f.pricedAt) < priceEvery {
+		return false
+	}
+	f.pricedAt = at
+	return true
+}
+
+// tidy takes away what is older than it may be, and the oldest requests where the file is too large, some at a time. What fails is
+// tried again later.
+func (f *file) tidy(at time.Time, keep, keepSums time.Duration, maxBytes int64) {
+	if f.db == nil || at.Sub(f.tidiedAt) < tidyEvery && (maxBytes <= 0 || f.size <= maxBytes) {
+		return
+	}
+	f.tidiedAt = at
+	exec := func(sql string, args ...int64) {
+		_ = query(f.db, sql, func(*sqlite3.Stmt) error { return nil }, args...)
+	}
+	if f.begin() != nil {
+		return
+	}
+	old := at.Add(-keep).UnixMicro()
+	if maxBytes > 0 && f.size > maxBytes {
+		exec("DELETE FROM requests WHERE at < (SELECT max(at) FROM (SELECT at FROM requests ORDER BY at LIMIT ?))", tidyRows)
+	}
+	if keep > 0 {
+		exec("DELETE FROM requests WHERE at < min(?, ifnull((SELECT max(at) FROM (SELECT at FROM requests ORDER BY at LIMIT ?)), 0))", old, tidyRows)
+	}
+	if keepSums > 0 {
+		before := hourOf(at.Add(-keepSums))
+		exec("DELETE FROM rollups WHERE hour < ?", before)
+		exec("DELETE FROM hours WHERE hour < ?", before)
+		exec("DELETE FROM bills WHERE at < ?", before*1e6)
+		exec("DELETE FROM prices WHERE at < ?", before*1e6)
+		exec("DELETE FROM runs WHERE alive < ?", before*1e6)
+	}
+	if f.db.Exec("COMMIT") != nil {
+		f.rollback()
+		return
+	}
+	_ = f.db.Exec(fmt.Sprintf("PRAGMA incremental_vacuum(%d)", freePages))
+}
+
+// period reads what there is of some hours.
+func (f *file) period(since, until time.Time) (Period, error) {
+	if err := f.open(); err != nil {
+		return Period{}, err
+	}
+	p, err := read(f.db, since, until)
+	p.Replicas = []string{f.path}
+	return p, err
+}
+
+// read reads what a file has of some hours.
+func read(db *sqlite3.Conn, since, until time.Time) (p Period, err error) {
+	p.Since, p.Until = since, until
+	from, to := hourOf(since), until.Unix()
+	err = query(db, "SELECT hour,key,model,served,provider,host,arm,"+list(columns(), quoted)+
+		" FROM rollups JOIN cells ON cell=id WHERE hour>=? AND hour<? ORDER BY hour", func(st *sqlite3.Stmt) error {
+		r := Rollup{Cell: Cell{st.ColumnInt64(0), st.ColumnText(1), st.ColumnText(2), st.ColumnText(3), st.ColumnText(4), st.ColumnText(5), st.ColumnText(6)}}
+		for i := range r.N {
+			r.N[i] = st.ColumnInt64(7 + i)
+		}
+		for i := range r.F {
+			r.F[i] = st.ColumnFloat(7 + len(r.N) + i)
+		}
+		p.Rollups = append(p.Rollups, r)
+		return nil
+	}, from, to)
+	if err != nil {
+		return p, err
+	}
+	err = query(db, "SELECT hour,provider,host,seconds,up,usd,starts,cold_usd FROM hours WHERE hour>=? AND hour<? ORDER BY hour", func(st *sqlite3.Stmt) error {
+		p.Hours = append(p.Hours, HostHour{
+			st.ColumnInt64(0), st.ColumnText(1), st.ColumnText(2), st.ColumnFloat(3), st.ColumnFloat(4), st.ColumnFloat(5), st.ColumnInt64(6), st.ColumnFloat(7),
+		})
+		return nil
+	}, from, to)
+	if err != nil {
+		return p, err
+	}
+	err = query(db, "SELECT host,provider,served,basis,usd,usd_in,usd_cached,usd_out,gpu,source,at FROM prices WHERE at>=? ORDER BY host,served", func(st *sqlite3.Stmt) error {
+		p.Prices = append(p.Prices, Price{
+			st.ColumnText(0), st.ColumnText(1), st.ColumnText(2), st.ColumnText(3), st.ColumnFloat(4), st.ColumnFloat(5), st.ColumnFloat(6), st.ColumnFloat(7),
+			st.ColumnText(8), st.ColumnText(9), time.UnixMicro(st.ColumnInt64(10)),
+		})
+		return nil
+	}, from*1e6)
+	if err != nil {
+		return p, err
+	}
+	err = query(db, "SELECT account,since,until,billed,ledger,hosts,at FROM bills WHERE until>=? AND since<? ORDER BY at", func(st *sqlite3.Stmt) error {
+		p.Bills = append(p.Bills, Bill{
+			st.ColumnText(0), time.UnixMicro(st.ColumnInt64(1)), time.UnixMicro(st.ColumnInt64(2)), st.ColumnFloat(3), st.ColumnFloat(4), st.ColumnInt(5),
+			time.UnixMicro(st.ColumnInt64(6)),
+		})
+		return nil
+	}, from*1e6, to*1e6)
+	if err != nil {
+		return p, err
+	}
+	return p, query(db, "SELECT began,alive FROM runs WHERE alive>=? AND began<? ORDER BY began DESC LIMIT 1000", func(st *sqlite3.Stmt) error {
+		p.Runs = append(p.Runs, Span{time.UnixMicro(st.ColumnInt64(0)), time.UnixMicro(st.ColumnInt64(1))})
+		return nil
+	}, from*1e6, to*1e6)
+}
+
+// Read reads a file that a gateway may be writing to meanwhile. What that has not written yet, a second's worth, is missing.
+func Read(path string, since, until time.Time) (Period, error) {
+	db, err := sqlite3.OpenFlags(path, sqlite3.OPEN_READONLY)
+	if err != nil {
+		return Period{}, fmt.Errorf("open %s: %w", path, err)
+	}
+	defer func() { _ = db.Close() }()
+	if err := db.BusyTimeout(busyFor); err != nil {
+		return Period{}, err
+	}
+	v, err := version(db)
+	switch {
+	case err != nil:
+		return Period{}, fmt.Errorf("read %s: %w", path, err)
+	case v < len(migrations):
+		return Period{}, fmt.Errorf("read %s: %w", path, errNoLedger)
+	}
+	p, err := read(db, since, until)
+	if err != nil {
+		return Period{}, fmt.Errorf("read %s: %w", path, err)
+	}
+	p.Replicas = []string{path}
+	return p, nil
+}
+
+var errNoLedger = errors.New("it is no ledger of this version: let a gateway of this version use it once")
+
+// find reads one request.
+func (f *file) find(id string) (r ledger.Record, ok bool, err error) {
+	if err := f.open(); err != nil {
+		return r, false, err
+	}
+	st, _, err := f.db.Prepare("SELECT at,cell,status,class,usd,body FROM requests WHERE id=?")
+	if err != nil {
+		return r, false, err
+	}
+	defer func() { _ = st.Close() }()
+	if err := st.BindText(1, id); err != nil {
+		return r, false, err
+	}
+	if !st.Step() {
+		return r, false, st.Err()
+	}
+	r = ledger.Record{ID: id, At: time.UnixMicro(st.ColumnInt64(0)), Status: st.ColumnInt(2), Class: outcome.Class(st.ColumnInt(3)), USD: st.ColumnFloat(4)} //nolint:gosec // was one
+	names := map[int64]Cell{}
+	cell := func(n int64) Cell {
+		c, known := names[n]
+		if !known {
+			_ = query(f.db, "SELECT key,model,served,provider,host,arm FROM cells WHERE id=?", func(st *sqlite3.Stmt) error {
+				c = Cell{0, st.ColumnText(0), st.ColumnText(1), st.ColumnText(2), st.ColumnText(3), st.ColumnText(4), st.ColumnText(5)}
+				return nil
+			}, n)
+			names[n] = c
+		}
+		return c
+	}
+	c := cell(st.ColumnInt64(1))
+	r.Key, r.Model, r.Arm, r.Served, r.Provider, r.Endpoint = c.Key, c.Model, c.Arm, c.Served, c.Provider, endpoint.ID(c.Host)
+	err = decode(st.ColumnBlob(5, nil), &r, cell)
+	return r, err == nil, err
+}

@@ -1,0 +1,340 @@
+package books
+
+import (
+	"sync"
+	"time"
+
+	"headrace/router/endpoint"
+)
+
+// accountant books what hosts cost while somebody watches: rented ones by the hour, and serverless workers by the second. It knows what
+// discovery has told, and books nothing for the time in which nobody was there.
+type accountant struct {
+	now   func() time.Time
+	hosts map[string]*metered
+	last  time.Time // of the newest take
+}
+
+// metered is one host's account.
+type metered struct {
+	provider string
+	at       time.Time           // booked up to this
+	up       float64             // hosts, or workers, that are paid for since then
+	usd      float64             // an hour, of all of them
+	workers  int                 // -1 for hosts that are rented as a whole
+	gone     bool                // from the fleet
+	slots    map[int64]*HostHour // not taken yet
+	trail    []mark
+}
+
+// mark is a point of what a host has cost in all; between two of them it grows evenly. first begins a stretch that was watched.
+type mark struct {
+	at    time.Time
+	usd   float64
+	first bool
+}
+
+const (
+	// unwatched is how long a host may go unbooked while the process lives: where it was stopped for longer, or its machine slept, nobody knows.
+	unwatched = 5 * time.Minute
+	trailKept = 50 * time.Hour // bills are compared within a day or two
+)
+
+func (a *accountant) init(now func() time.Time) { a.now, a.hosts = now, map[string]*metered{} }
+
+// due tells whether something may have been booked that is not taken for that long.
+func (a *accountant) due(at time.Time, every time.Duration) bool {
+	return len(a.hosts) > 0 && at.Sub(a.last) >= every
+}
+
+// accrues is what an endpoint costs as it stands: how many hosts or workers are paid for, and US dollars an hour of all of them. known is
+// false where nobody knows: no price, a price by tokens, workers that nobody counts.
+func accrues(ep *endpoint.Endpoint) (up, usd float64, known bool) {
+	p := &ep.Price
+	switch p.Basis {
+	case endpoint.PerHour:
+		switch {
+		case p.Accrues == endpoint.AccruesNothing:
+			return 0, 0, true
+		case p.Accrues == endpoint.AccruesDisk, p.Accrues == endpoint.AccruesUnknown && away(ep.State):
+			return 0, p.USDPerHourStopped, true
+		}
+		return 1, p.USDPerHour, true
+	case endpoint.PerWorkerSecond:
+		if ep.Provider == "static" {
+			return 0, 0, false
+		}
+		return float64(ep.Workers), float64(ep.Workers) * p.USDPerWorkerSecond * 3600, true
+	case endpoint.PerToken, endpoint.BasisUnknown:
+	}
+	return 0, 0, false
+}
+
+// away tells whether a host in that state is not running.
+func away(s endpoint.State) bool {
+	return s == endpoint.Preempted || s == endpoint.Gone || s == endpoint.Cold || s == endpoint.NoCapacity
+}
+
+// follow takes in the fleet as it is from now on.
+func (a *accountant) follow(fleet []endpoint.Endpoint) {
+	now := a.now()
+	there := make(map[string]bool, len(fleet))
+	for i := range fleet {
+		ep := &fleet[i]
+		up, usd, known := accrues(ep)
+		if !known {
+			continue
+		}
+		id := string(ep.ID)
+		there[id] = true
+		m := a.hosts[id]
+		if m == nil {
+			m = &metered{at: now, workers: -1, slots: map[int64]*HostHour{}}
+			m.trail = []mark{{now, 0, true}}
+			if ep.Price.Basis == endpoint.PerWorkerSecond {
+				m.workers = ep.Workers // those that were up before are not known to have started now
+			}
+			a.hosts[id] = m
+		}
+		m.provider = ep.Provider
+		m.accrue(id, now)
+		if m.gone {
+			m.gone = false
+			m.trail = append(m.trail, mark{now, m.total(), true})
+		}
+		if came := ep.Workers - m.workers; ep.Price.Basis == endpoint.PerWorkerSecond && came > 0 && m.workers >= 0 {
+			m.start(id, now, came, &ep.Price)
+		}
+		if ep.Price.Basis == endpoint.PerWorkerSecond {
+			m.workers = ep.Workers
+		}
+		if up != m.up || usd != m.usd {
+			m.up, m.usd = up, usd
+			m.mark(now)
+		}
+	}
+	for id, m := range a.hosts {
+		if there[id] {
+			continue
+		}
+		m.accrue(id, now)
+		m.up, m.usd, m.gone = 0, 0, true
+		m.mark(now)
+		if m.workers > 0 {
+			m.workers = 0
+		}
+		if len(m.slots) == 0 && now.Sub(m.trail[len(m.trail)-1].at) > trailKept {
+			delete(a.hosts, id)
+		}
+	}
+}
+
+func (m *metered) total() float64 { return m.trail[len(m.trail)-1].usd }
+
+// mark notes where the host's account stands.
+func (m *metered) mark(now time.Time) {
+	last := &m.trail[len(m.trail)-1]
+	if last.at.Equal(now) {
+		return
+	}
+	m.trail = append(m.trail, mark{at: now, usd: last.usd})
+}
+
+// slot is where what is booked now belongs.
+func (m *metered) slot(id string, at time.Time) *HostHour {
+	h := hourOf(at)
+	s := m.slots[h]
+	if s == nil {
+		s = &HostHour{Hour: h, Provider: m.provider, Host: id}
+		m.slots[h] = s
+	}
+	return s
+}
+
+// accrue books up to now.
+func (m *metered) accrue(id string, now time.Time) {
+	d := now.Sub(m.at)
+	if d <= 0 {
+		return // a clock that was set back books nothing twice
+	}
+	if m.gone {
+		m.at = now
+		return
+	}
+	if d > unwatched {
+		m.at = now
+		m.trail = append(m.trail, mark{now, m.total(), true})
+		return
+	}
+	for m.at.Before(now) {
+		s := m.slot(id, m.at)
+		to := time.Unix(s.Hour+3600, 0)
+		if now.Before(to) {
+			to = now
+		}
+		part := to.Sub(m.at)
+		s.Seconds += part.Seconds()
+		s.Up += m.up * part.Seconds()
+		s.USD += m.usd * part.Hours()
+		m.at = to
+	}
+	// Where nothing has changed the last mark moves on.
+	usd := m.total() + m.usd*d.Hours()
+	if n := len(m.trail); n > 1 && !m.trail[n-1].first && m.even(n, now, usd) {
+		m.trail[n-1] = mark{at: now, usd: usd}
+	} else {
+		m.trail = append(m.trail, mark{at: now, usd: usd})
+	}
+	for len(m.trail) > 2 && now.Sub(m.trail[1].at) > trailKept {
+		m.trail = m.trail[1:]
+		m.trail[0].first = true
+	}
+}
+
+// even tells whether the stretch before the last mark is as steep as the one that follows it.
+func (m *metered) even(n int, now time.Time, usd float64) bool {
+	a, b := &m.trail[n-2], &m.trail[n-1]
+	before, after := b.at.Sub(a.at).Hours(), now.Sub(b.at).Hours()
+	if before <= 0 || after <= 0 {
+		return false
+	}
+	x, y := (b.usd-a.usd)/before, (usd-b.usd)/after
+	d := x - y
+	return d < 1e-9*(1+y) && d > -1e-9*(1+y)
+}
+
+// start books what workers cost that have come up, until they could work.
+func (m *metered) start(id string, now time.Time, came int, p *endpoint.Price) {
+	usd := float64(came) * p.ColdStart.Seconds() * p.USDPerWorkerSecond
+	s := m.slot(id, now)
+	s.Starts += int64(came)
+	s.USD += usd
+	s.ColdUSD += usd
+	s.Up += float64(came) * p.ColdStart.Seconds()
+	m.trail = append(m.trail, mark{at: now, usd: m.total() + usd})
+}
+
+// take returns what was booked since the last call.
+func (a *accountant) take(at time.Time) (hs []HostHour) {
+	a.last = at
+	for id, m := range a.hosts {
+		m.accrue(id, at)
+		for h, s := range m.slots {
+			hs = append(hs, *s)
+			delete(m.slots, h)
+		}
+	}
+	return hs
+}
+
+// giveBack takes back what could not be written.
+func (a *accountant) giveBack(hs []HostHour) {
+	for i := range hs {
+		h := &hs[i]
+		m := a.hosts[h.Host]
+		if m == nil { // it was dropped meanwhile
+			m = &metered{provider: h.Provider, at: a.now(), gone: true, workers: -1, slots: map[int64]*HostHour{}, trail: []mark{{a.now(), 0, true}}}
+			a.hosts[h.Host] = m
+		}
+		s := m.slots[h.Hour]
+		if s == nil {
+			s = &HostHour{Hour: h.Hour, Provider: h.Provider, Host: h.Host}
+			m.slots[h.Hour] = s
+		}
+		s.add(h)
+	}
+}
+
+func (h *HostHour) add(o *HostHour) {
+	h.Seconds += o.Seconds
+	h.Up += o.Up
+	h.USD += o.USD
+	h.Starts += o.Starts
+	h.ColdUSD += o.ColdUSD
+}
+
+// between is what a host has cost from one time to another; known is false when it was not watched all that time.
+func (a *accountant) between(id string, from, to time.Time) (usd float64, known bool) {
+	m := a.hosts[id]
+	if m == nil {
+		return 0, false
+	}
+	m.accrue(id, a.now())
+	x, ok := m.at1(from)
+	y, ok2 := m.at1(to)
+	if !ok || !ok2 {
+		return 0, false
+	}
+	for i := range m.trail {
+		if t := &m.trail[i]; t.first && t.at.After(from) && t.at.Before(to) {
+			return 0, false
+		}
+	}
+	return y - x, true
+}
+
+// at1 is what the host had cost in all by a time.
+func (m *metered) at1(t time.Time) (usd float64, known bool) {
+	for i := len(m.trail) - 1; i >= 0; i-- {
+		a := &m.trail[i]
+		if a.at.After(t) {
+			continue
+		}
+		if i == len(m.trail)-1 {
+			return a.usd, m.gone || t.Sub(a.at) < time.Second
+		}
+		b := &m.trail[i+1]
+		if span := b.at.Sub(a.at); span > 0 && !b.first {
+			return a.usd + (b.usd-a.usd)*float64(t.Sub(a.at))/float64(span), true
+		}
+		return a.usd, !b.first
+	}
+	return 0, false
+}
+
+// Follow takes in the fleet as it is from now on: what its hosts cost is booked until the next call. It does not keep fleet.
+func (b *Books) Follow(fleet []endpoint.Endpoint) {
+	b.sumsMu.Lock()
+	defer b.sumsMu.Unlock()
+	b.hours.follow(fleet)
+}
+
+// Between is what a host has cost from one time to another, within the last two days; known is false when it was not watched all that time.
+func (b *Books) Between(host endpoint.ID, from, to time.Time) (usd float64, known bool) {
+	b.sumsMu.Lock()
+	defer b.sumsMu.Unlock()
+	return b.hours.between(string(host), from, to)
+}
+
+// pendingBills are comparisons that wait for being written.
+type pendingBills struct {
+	mu   sync.Mutex // guards list
+	list []Bill
+}
+
+const mostBills = 100
+
+func (p *pendingBills) any() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.list) > 0
+}
+
+func (p *pendingBills) take() []Bill {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l := p.list
+	p.list = nil
+	return l
+}
+
+func (p *pendingBills) giveBack(l []Bill) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.list = append(l, p.list...); len(p.list) > mostBills {
+		p.list = p.list[len(p.list)-mostBills:]
+	}
+}
+
+// Billed notes how a bill compares.
+func (b *Books) Billed(bill Bill) { b.bills.giveBack([]Bill{bill}) }
