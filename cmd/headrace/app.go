@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -22,6 +23,7 @@ import (
 	"headrace/gateway/config"
 	"headrace/gateway/forward"
 	"headrace/gateway/ledger"
+	"headrace/gateway/ledger/books"
 	"headrace/gateway/listen"
 	"headrace/gateway/probe"
 	"headrace/gateway/scrape"
@@ -58,6 +60,7 @@ type app struct {
 	export  *telemetry.Export  // nil when nothing is sent
 	away    *slog.Logger       // to the collector, nil when it gets no lines
 	ring    *ledger.Ring
+	books   *books.Books
 	rented  atomic.Pointer[clouds]
 	speak   *translators
 	actor   *runpod.Actor
@@ -105,6 +108,7 @@ func newApp(cfg *config.Config, logTo io.Writer, given ...net.Listener) (*app, e
 		Seed:    rand.Uint64(), //nolint:gosec // replicas differ by it, nothing is guarded
 		Changed: a.changed,
 	})
+	a.books = newBooks(cfg, a.log)
 	if err := a.tellOthers(cfg); err != nil {
 		return nil, err
 	}
@@ -241,6 +245,7 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 	back.Go(func() error { return a.discover(backCtx, reloads) })
 	back.Go(func() error { return a.share(backCtx) })
 	back.Go(func() error { a.router.Warm(); return nil })
+	back.Go(func() error { return a.books.Run(backCtx, a.asked) })
 	back.Go(func() error { return a.engines.Run(backCtx) })
 	back.Go(func() error { return a.leaver.Run(backCtx) })
 	back.Go(func() error { return a.prober.Run(backCtx) })
@@ -258,7 +263,7 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 			return admin.Serve(backCtx, a.admin, admin.Options{
 				Router: a.router, Requests: a.ring, InFlight: a.server.InFlight, Draining: a.server.Draining,
 				Reload: a.reloadStatus, Version: versionText(), Providers: func() any { return a.statuses() },
-				Keys: a.keys, Metrics: a.page(), Advice: advice.lately, Drain: a.drain, Undrain: a.undrain, Probe: a.prober.Status,
+				Keys: a.keys, Metrics: a.page(), Spend: a.books.Handler(listPrice(a.cfg)), Advice: advice.lately, Drain: a.drain, Undrain: a.undrain, Probe: a.prober.Status,
 				State: a.stateStatus,
 			})
 		})
@@ -349,6 +354,7 @@ func (a *app) discovered(eps []endpoint.Endpoint) {
 	}
 	a.fleet = eps
 	a.router.Update(eps, a.rules)
+	a.books.Follow(eps)
 	a.engines.Update(eps)
 	a.callAway(gone) // now that nobody is sent there any more
 	a.leaver.Update(eps)
@@ -427,6 +433,9 @@ func needRestart(old, cur *config.Config) []string {
 			keys = append(keys, k.name)
 		}
 	}
+	if !reflect.DeepEqual(old.Ledger, cur.Ledger) {
+		keys = append(keys, "ledger")
+	}
 	return append(keys, telemetryLater(old.Telemetry, cur.Telemetry)...)
 }
 
@@ -450,6 +459,7 @@ func (a *app) reloadStatus() *admin.ReloadStatus {
 // settled records a request: in memory for the admin API, and as a line of the access log.
 func (a *app) settled(r *ledger.Record) {
 	a.ring.Add(r)
+	a.books.Record(r)
 	if a.metrics != nil {
 		a.metrics.Record(r)
 	}

@@ -156,7 +156,14 @@ func (f *configFlags) adminAPI() (*adminAPI, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &adminAPI{address: addr, base: base, client: &http.Client{Timeout: 10 * time.Second}}, nil
+	a := adminAt(base)
+	a.address = addr
+	return a, nil
+}
+
+// adminAt is the admin API at a URL.
+func adminAt(base string) *adminAPI {
+	return &adminAPI{address: base, base: base, client: &http.Client{Timeout: 10 * time.Second}}
 }
 
 // adminURL is where a client on this machine finds the admin API that listens on addr.

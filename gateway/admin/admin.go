@@ -38,6 +38,8 @@ type Options struct {
 	Keys *admission.Gate
 	// Metrics serves /metrics; nil when no figures are kept.
 	Metrics http.Handler
+	// Spend serves the ledger at /admin/v1/spend and below; nil when none is kept.
+	Spend http.Handler
 	// Advice returns what would make the fleet cheaper, in the form it is to be shown; nil when nobody looks.
 	Advice func() any
 	// Probe returns what tests of a host have found; nil when nobody tests.
@@ -82,6 +84,10 @@ func Handler(o Options) http.Handler {
 		}
 		write(w, http.StatusOK, map[string]any{"advice": list})
 	})
+	if o.Spend != nil {
+		mux.Handle("GET /admin/v1/spend", o.Spend)
+		mux.Handle("GET /admin/v1/spend/", o.Spend)
+	}
 	if o.Metrics != nil {
 		mux.Handle("GET /metrics", o.Metrics)
 	}
@@ -90,7 +96,7 @@ func Handler(o Options) http.Handler {
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusNotFound, "unknown_url", "Unknown admin URL "+r.Method+" "+strconv.Quote(r.URL.Path)+
 			". There are /livez, /readyz, /metrics, /admin/v1/hosts, /admin/v1/requests, /admin/v1/decisions, /admin/v1/explain, "+
-			"/admin/v1/calibration, /admin/v1/providers, /admin/v1/advice and /admin/v1/status, all by GET, and "+
+			"/admin/v1/calibration, /admin/v1/providers, /admin/v1/advice, /admin/v1/spend and /admin/v1/status, all by GET, and "+
 			"/admin/v1/hosts/{id}/drain by POST and DELETE.")
 	})
 	return http.NewCrossOriginProtection().Handler(o.guarded(mux)) // no page in an operator's browser may change anything

@@ -39,6 +39,7 @@ type Config struct {
 	Continuation         Continuation     `yaml:"continuation" doc:"Streams that a host breaks off and another one goes on with." aka:"continue|resume"`
 	Catalogue            []Expectation    `yaml:"catalogue" otherwise:"the built-in catalogue" doc:"How fast hosts are expected to be before they were measured, where you know better than the built-in catalogue." aka:"catalog|expect|priors"`
 	State                State            `yaml:"state" doc:"What replicas of the gateway share."`
+	Ledger               Ledger           `yaml:"ledger" doc:"What is kept of requests and of what hosts cost (docs/costs.md)." aka:"books|accounting|costs"`
 	Telemetry            Telemetry        `yaml:"telemetry" doc:"What is told of requests beside the log: metrics and traces (docs/telemetry.md)." aka:"otel|opentelemetry|tracing|observability"`
 	Log                  Log              `yaml:"log" doc:"What is logged." aka:"logging|logs"`
 

@@ -85,6 +85,7 @@ func parse(name string, src []byte, o Overrides, getenv func(string) (string, bo
 	problems = append(problems, c.clouds(getenv)...)
 	problems = append(problems, c.Telemetry.settle(c, getenv)...)
 	c.State.settle(c, getenv)
+	c.Ledger.settle(c)
 	problems = append(problems, c.check()...)
 	keepInside(src, problems)
 	return c, problems

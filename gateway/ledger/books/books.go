@@ -216,16 +216,16 @@ func (b *Books) Run(ctx context.Context, prices func() []Price) error {
 	for {
 		select {
 		case <-ctx.Done():
-			b.flush(true)
+			_ = b.flush(true) // Status and the log say why it failed
 			b.f.close()
 			return ctx.Err()
 		case a := <-b.asks:
 			a.do()
 			close(a.done)
 		case <-b.wake:
-			b.flush(false)
+			_ = b.flush(false)
 		case <-tick.C:
-			b.flush(false)
+			_ = b.flush(false)
 		}
 	}
 }
@@ -407,4 +407,15 @@ func (b *Books) Period(ctx context.Context, since, until time.Time) (Period, err
 	}
 	p.Dropped = b.dropped.Load()
 	return Merge(p), err
+}
+
+// Find returns one request; ok is false when the ledger has it no more, or never had.
+func (b *Books) Find(ctx context.Context, id string) (r ledger.Record, ok bool, err error) {
+	if e := b.do(ctx, func() {
+		_ = b.flush(true) // what it says is in Status
+		r, ok, err = b.f.find(id)
+	}); e != nil {
+		return r, false, e
+	}
+	return r, ok, err
 }

@@ -2,6 +2,7 @@ package books_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -142,7 +143,6 @@ func TestCountsOnce(t *testing.T) {
 func TestOverflowLosesNoMoney(t *testing.T) {
 	c := newClock()
 	for _, path := range []string{"", filepath.Join(t.TempDir(), "ledger.db")} {
-		b, _ := open(t, c, path, func(o *books.Options) { o.MostWaiting = 1 << 20 })
 		full := books.New(books.Options{Path: path, Flush: time.Hour, Now: c.now, MostWaiting: 512}) // nobody writes
 		for i := range 2000 {
 			full.Record(answered(fmt.Sprint("x", i), c.now(), 0.5))
@@ -160,7 +160,6 @@ func TestOverflowLosesNoMoney(t *testing.T) {
 		}
 		cancel()
 		<-done
-		_ = b
 	}
 }
 
@@ -200,6 +199,30 @@ func TestDiskThatFails(t *testing.T) {
 	p, err := books.Read(filepath.Join(blocked, "ledger.db"), from, to)
 	if err != nil || p.Rollups[0].N[books.Requests] != 11 || p.Rollups[0].Used() != 11 {
 		t.Errorf("on disk: %+v, %v", p.Rollups, err)
+	}
+}
+
+// Two processes with one file would book hosts' hours twice: the second waits, and loses no money meanwhile.
+func TestOneWriter(t *testing.T) {
+	c, path := newClock(), filepath.Join(t.TempDir(), "ledger.db")
+	first, stopFirst := open(t, c, path, nil)
+	first.Record(answered("a", c.now(), 1))
+	if err := first.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	second, stopSecond := open(t, c, path, nil)
+	second.Record(answered("b", c.now(), 1))
+	if err := second.Flush(t.Context()); !errors.Is(err, books.ErrTaken) {
+		t.Fatalf("the second one writes too: %v", err)
+	}
+	stopFirst()
+	if err := second.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	stopSecond()
+	from, to := c.hour()
+	if p, err := books.Read(path, from, to); err != nil || p.Rollups[0].Used() != 2 {
+		t.Errorf("%+v, %v", p.Rollups, err)
 	}
 }
 

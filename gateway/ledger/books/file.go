@@ -55,12 +55,16 @@ const (
 // ErrNewer is returned for a file that a newer version of this program has written. It is left alone.
 var ErrNewer = errors.New("the ledger's file was written by a newer version of headrace")
 
+// ErrTaken is returned for a file that another process writes: each gateway needs its own.
+var ErrTaken = errors.New("another gateway writes this ledger: give each a ledger.path of its own")
+
 // file is the ledger on disk. One goroutine uses it.
 type file struct {
 	path string // "" for memory
 	now  func() time.Time
 
 	db     *sqlite3.Conn // nil until it is opened
+	locked *os.File      // nil while it is not ours
 	run    [16]byte
 	began  time.Time
 	writes int64
@@ -95,6 +99,11 @@ func (f *file) open() (err error) {
 			return err
 		}
 		_ = fd.Close()
+		if f.locked == nil {
+			if f.locked, err = lock(name); err != nil {
+				return err
+			}
+		}
 	}
 	db, err := sqlite3.Open(name)
 	if err != nil {
@@ -114,6 +123,11 @@ func (f *file) open() (err error) {
 	}
 	if err = migrate(db); err != nil {
 		return err
+	}
+	if f.path != "" { // SQLite's own are for all to read
+		for _, more := range []string{"-wal", "-shm"} {
+			_ = os.Chmod(f.path+more, fileMode) // it may not be there
+		}
 	}
 	cols := columns()
 	for _, s := range []struct {
@@ -225,11 +239,14 @@ func query(db *sqlite3.Conn, sql string, row func(*sqlite3.Stmt) error, args ...
 }
 
 func (f *file) close() {
-	if f.db == nil {
-		return
+	if f.db != nil {
+		_ = f.db.Close() // what was committed is there
+		f.db = nil
 	}
-	_ = f.db.Close() // what was committed is there
-	f.db = nil
+	if f.locked != nil {
+		_ = f.locked.Close()
+		f.locked = nil
+	}
 }
 
 func (f *file) begin() error { return f.db.Exec("BEGIN IMMEDIATE") }
@@ -313,7 +330,7 @@ func (f *file) record(r *ledger.Record) (fresh bool, err error) {
 			return true, err
 		}
 	}
-	n := int64(0)
+	var n int64
 	if k := len(r.Attempts); k > 0 {
 		n = room[k-1]
 	} else if n, err = f.cell(c); err != nil {

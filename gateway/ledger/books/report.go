@@ -2,6 +2,7 @@ package books
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -77,11 +78,11 @@ func (l *Line) PerMTok() (usd float64, ok bool) {
 
 // Alternative is what the same answers would have cost elsewhere.
 type Alternative struct {
-	Name   string // "all on runpod", "all on vast", "at list price"
-	USD    float64
-	Tokens int64    // output tokens that it covers
-	All    int64    // output tokens that there are
-	Why    []string // how each model was reckoned
+	Name   string   `json:"name"` // "all on runpod", "all on vast", "at list price"
+	USD    float64  `json:"usd"`
+	Tokens int64    `json:"output_tokens"`     // that it covers
+	All    int64    `json:"output_tokens_all"` // that there are
+	Why    []string `json:"why"`               // how each model was reckoned
 }
 
 // Report is what a Period comes to.
@@ -97,6 +98,32 @@ type Report struct {
 	Replicas     []string
 	Dropped      int64
 	Unwatched    time.Duration // of the time in question, when no gateway was there to book hosts' hours
+}
+
+// MarshalJSON names every figure, those that follow from others too.
+func (l Line) MarshalJSON() ([]byte, error) {
+	m := map[string]any{"group": l.Group, "idle_usd": l.IdleUSD, "used_usd": l.Used(), "wasted_usd": l.WastedUSD(), "allocated_usd": l.Allocated(), "usd_per_mtok": nil}
+	if usd, ok := l.PerMTok(); ok {
+		m["usd_per_mtok"] = usd
+	}
+	l.figures(m)
+	return json.Marshal(m)
+}
+
+// MarshalJSON gives units in every name.
+func (r Report) MarshalJSON() ([]byte, error) {
+	type bill struct {
+		Bill
+		ErrorPercent float64 `json:"error_percent"`
+	}
+	bills := []bill{}
+	for _, b := range r.Bills {
+		bills = append(bills, bill{b, b.ErrorPercent()})
+	}
+	return json.Marshal(map[string]any{
+		"since": r.Since, "until": r.Until, "by": r.By, "lines": r.Lines, "total": r.Total, "rented_usd": r.Rented, "cold_start_usd": r.ColdUSD,
+		"elsewhere": r.Alternatives, "bills": bills, "ledgers": r.Replicas, "requests_without_details": r.Dropped, "unwatched_seconds": r.Unwatched.Seconds(),
+	})
 }
 
 // ListPrice is what somebody asks for a model's tokens, in USD per million.

@@ -53,7 +53,7 @@ func split(r *ledger.Record, add func(*share)) {
 		switch {
 		case !chain[i]:
 			s.N[WastedPrompt], s.N[WastedOutput] = a.Prompt, max(0, a.Output)
-			s.waste(reason(a), a.USD, a.USDKnown)
+			s.waste(reason(a, last && r.Class == outcome.ClientGone), a.USD, a.USDKnown)
 		case a.Resumed && promptDone:
 			s.N[WastedPrompt] = a.Prompt
 			s.waste(RePrefilled, a.PromptUSD, a.USDKnown)
@@ -139,8 +139,11 @@ func (s *share) request(r *ledger.Record) {
 	}
 }
 
-// reason is why an attempt gave nothing to its request's answer.
-func reason(a *ledger.Attempt) Reason {
+// reason is why an attempt gave nothing to its request's answer; left says that the caller left while it ran, however it ended then.
+func reason(a *ledger.Attempt, left bool) Reason {
+	if left {
+		return Orphaned
+	}
 	switch a.Class {
 	case outcome.Outrun:
 		return HedgeLost

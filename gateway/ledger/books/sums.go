@@ -139,39 +139,40 @@ type Rollup struct {
 
 // HostHour is what one host cost within an hour, as its price and the time that it was up come to.
 type HostHour struct {
-	Hour     int64 // Unix seconds of its begin
-	Provider string
-	Host     string
-	Seconds  float64 // that it was watched
-	Up       float64 // of these, seconds that it was paid for; of workers, all together
-	USD      float64
-	Starts   int64   // of workers
-	ColdUSD  float64 // of USD: what they cost until they could work, as their price tells
+	Hour     int64   `json:"hour"` // Unix seconds of its begin
+	Provider string  `json:"provider"`
+	Host     string  `json:"host"`
+	Seconds  float64 `json:"watched_seconds"` // that it was watched
+	Up       float64 `json:"paid_seconds"`    // of these, seconds that it was paid for; of workers, all together
+	USD      float64 `json:"usd"`
+	Starts   int64   `json:"worker_starts"`  // of workers
+	ColdUSD  float64 `json:"cold_start_usd"` // of USD: what they cost until they could work, as their price tells
 }
 
 // Price is what a host asked at some time, to compare what others would have cost.
 type Price struct {
-	Host     string
-	Provider string
-	Served   string  // model
-	Basis    string  // as endpoint.Basis
-	USD      float64 // an hour of the host, or of one of its workers; 0 where it is paid by tokens
-	In       float64 // USD per million prompt tokens, where it is paid by tokens
-	Cached   float64 // likewise, those cached
-	Out      float64 // likewise, output tokens; else of an engine that runs as many streams as keep the default promise
-	GPU      string
-	Source   string // who said so
-	At       time.Time
+	Host     string    `json:"host"`
+	Provider string    `json:"provider"`
+	Served   string    `json:"served"`              // model
+	Basis    string    `json:"basis"`               // as endpoint.Basis
+	USD      float64   `json:"usd_per_hour"`        // an hour of the host, or of one of its workers; 0 where it is paid by tokens
+	In       float64   `json:"usd_per_mtok_in"`     // USD per million prompt tokens, where it is paid by tokens
+	Cached   float64   `json:"usd_per_mtok_cached"` // likewise, those cached
+	Out      float64   `json:"usd_per_mtok_out"`    // likewise, output tokens; else of an engine that runs as many streams as keep the default promise
+	GPU      string    `json:"gpu,omitempty"`
+	Source   string    `json:"source"` // who said so
+	At       time.Time `json:"at"`
 }
 
 // Bill sets what an account billed against what the ledger has of the same hosts and time.
 type Bill struct {
-	Account  string
-	From, To time.Time
-	Billed   float64 // USD
-	Ledger   float64 // USD
-	Hosts    int     // that are compared
-	AsOf     time.Time
+	Account string    `json:"account"`
+	From    time.Time `json:"from"`
+	To      time.Time `json:"to"`
+	Billed  float64   `json:"billed_usd"`
+	Ledger  float64   `json:"ledger_usd"`
+	Hosts   int       `json:"hosts"` // that are compared
+	AsOf    time.Time `json:"as_of"`
 }
 
 // ErrorPercent is how much more the ledger has than was billed, below 0 for less; 0 where nothing was billed.
@@ -183,18 +184,36 @@ func (b *Bill) ErrorPercent() float64 {
 }
 
 // Span is a stretch of time in which a gateway kept the ledger.
-type Span struct{ From, To time.Time }
+type Span struct {
+	From time.Time `json:"from"`
+	To   time.Time `json:"to"`
+}
 
 // Period is what a ledger holds of some time: what reports are made of. Those of several replicas add up by Merge.
 type Period struct {
-	Since, Until time.Time // whole hours
-	Rollups      []Rollup  // one for each Cell
-	Hours        []HostHour
-	Prices       []Price
-	Bills        []Bill
-	Runs         []Span   // in which somebody was there to book hosts' hours
-	Replicas     []string // whose ledgers it is made of
-	Dropped      int64    // requests of which the sums are kept and nothing else, since the gateway was started
+	Since    time.Time  `json:"since"` // whole hours
+	Until    time.Time  `json:"until"`
+	Rollups  []Rollup   `json:"rollups"` // one for each Cell
+	Hours    []HostHour `json:"hours"`
+	Prices   []Price    `json:"prices"`
+	Bills    []Bill     `json:"bills"`
+	Runs     []Span     `json:"runs"`                     // in which somebody was there to book hosts' hours
+	Replicas []string   `json:"replicas"`                 // whose ledgers it is made of
+	Dropped  int64      `json:"requests_without_details"` // requests of which the sums are kept and nothing else, since the gateway was started
+}
+
+// figures names every figure that is not 0.
+func (s *Sums) figures(m map[string]any) {
+	for i, n := range s.N {
+		if n != 0 {
+			m[countNames[i]] = n
+		}
+	}
+	for i, f := range s.F {
+		if f != 0 {
+			m[amountNames[i]] = f
+		}
+	}
 }
 
 // MarshalJSON names every figure.
@@ -206,16 +225,7 @@ func (r Rollup) MarshalJSON() ([]byte, error) {
 			m[k] = v
 		}
 	}
-	for i, n := range r.N {
-		if n != 0 {
-			m[countNames[i]] = n
-		}
-	}
-	for i, f := range r.F {
-		if f != 0 {
-			m[amountNames[i]] = f
-		}
-	}
+	r.figures(m)
 	return json.Marshal(m)
 }
 

@@ -1,0 +1,253 @@
+package main
+
+import (
+	"context"
+	"encoding/csv"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"headrace/gateway/config"
+	"headrace/gateway/ledger/books"
+)
+
+// reportOptions are the flags of report.
+type reportOptions struct {
+	config       configFlags
+	output       string
+	by, from     []string
+	since, until string
+	request      string
+}
+
+func reportCommand() *cobra.Command {
+	var o reportOptions
+	c := &cobra.Command{
+		Use:   "report",
+		Short: "Say what requests used, cost and wasted, by key, model, host and more",
+		Long: `Sum the ledger up: requests, tokens, dollars and what of them was wasted, of the last 24 hours or of --since to --until, whole
+hours of UTC. --by tells lines apart by ` + dimWords() + `, or several of them.
+
+Two costs, never mixed (docs/costs.md): "marginal" is what requests were expected to cost in addition to what is paid anyway, which
+is what the router keeps low; "allocated" is their share of the bills: what they used of hosts, and of the hours in which those did
+nothing. What nobody has used has a line of its own, (idle).
+
+A running gateway is asked (--admin). --from reads others, and files, which no gateway need have open: several of them add up, as
+those of replicas do. Where no gateway answers and no --from is given, the config's own ledger file is read.
+
+Exit codes: 0 all is well, 1 nothing can be read, 2 the command line or the config is wrong.`,
+		Example: `  headrace report
+  headrace report --by model,provider --since 7d
+  headrace report --by key,day --since 2026-11-01 --until 2026-12-01 -o csv > november.csv
+  headrace report --from /var/lib/headrace/ledger.db --by host
+  headrace report --from http://gw-0:9090,http://gw-1:9090
+  headrace report --request req_2vjvuxn2hcd6wq3a`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return o.report(cmd) },
+	}
+	f := c.Flags()
+	f.StringVarP(&o.config.file, "config", "c", "", "YAML file that names the admin address and the ledger (default: headrace.yaml in the working directory, if there is one)")
+	f.StringVar(&o.config.overrides.Admin, "admin", "", "address of the gateway's admin API (default: the config's, or 127.0.0.1:9090)")
+	f.StringSliceVar(&o.by, "by", []string{"model", "provider"}, "what tells lines apart: "+dimWords()+"; several parted by commas")
+	f.StringVar(&o.since, "since", "24h", "a while ago (24h, 7d), a day (2026-11-28) or a moment (2026-11-28T10:00) of UTC")
+	f.StringVar(&o.until, "until", "now", "likewise")
+	f.StringSliceVar(&o.from, "from", nil, "admin URLs and ledger files to add up")
+	f.StringVar(&o.request, "request", "", "tell of this one request instead, all that is kept of it, as JSON")
+	f.StringVarP(&o.output, "output", "o", "table", "table, csv or json")
+	for name, words := range map[string][]string{"by": dims(), "output": {"table", "csv", "json"}} {
+		if err := c.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+			panic("BUG: " + err.Error())
+		}
+	}
+	c.ValidArgsFunction = cobra.NoFileCompletions
+	return c
+}
+
+func dims() (words []string) {
+	for _, d := range books.Dims() {
+		words = append(words, string(d))
+	}
+	return words
+}
+
+func dimWords() string {
+	ds := dims()
+	return strings.Join(ds[:len(ds)-1], ", ") + " or " + ds[len(ds)-1]
+}
+
+func (o *reportOptions) report(cmd *cobra.Command) error {
+	if !slices.Contains([]string{"table", "csv", "json"}, o.output) {
+		return &exitError{2, fmt.Errorf("--output %q: want table, csv or json", o.output)}
+	}
+	by, err := books.ParseDims(o.by)
+	if err != nil {
+		return &exitError{2, fmt.Errorf("--by: %w", err)}
+	}
+	now := time.Now()
+	since, err := books.ParseTime(o.since, now, now)
+	if err != nil {
+		return &exitError{2, fmt.Errorf("--since: %w", err)}
+	}
+	until, err := books.ParseTime(o.until, now, now)
+	if err != nil {
+		return &exitError{2, fmt.Errorf("--until: %w", err)}
+	}
+	if !since.Before(until) {
+		return &exitError{2, errors.New("--since is not before --until")}
+	}
+	if o.request != "" {
+		return o.one(cmd.Context(), cmd.OutOrStdout())
+	}
+	p, list, err := o.periods(cmd.Context(), since, until)
+	if err != nil {
+		return err
+	}
+	r := p.Report(by, list)
+	switch out := cmd.OutOrStdout(); o.output {
+	case "json":
+		enc := json.NewEncoder(out)
+		enc.SetIndent("", "  ")
+		return enc.Encode(r)
+	case "csv":
+		return reportCSV(out, &r)
+	default:
+		_, err := io.WriteString(out, reportText(&r))
+		return err
+	}
+}
+
+// one prints what a running gateway has of one request.
+func (o *reportOptions) one(ctx context.Context, out io.Writer) error {
+	api, err := o.config.adminAPI()
+	if err != nil {
+		return err
+	}
+	var answer json.RawMessage
+	if err := api.get(ctx, "/admin/v1/spend/requests/"+url.PathEscape(o.request), nil, &answer); err != nil {
+		return err
+	}
+	enc := json.NewEncoder(out)
+	enc.SetIndent("", "  ")
+	return enc.Encode(answer)
+}
+
+// periods reads every ledger that is asked for and adds them up.
+func (o *reportOptions) periods(ctx context.Context, since, until time.Time) (books.Period, *books.ListPrice, error) {
+	var list *books.ListPrice
+	cfg, cfgErr := o.loadConfig()
+	if cfgErr == nil {
+		list = listPrice(cfg)
+	}
+	if len(o.from) == 0 {
+		api, err := o.config.adminAPI()
+		if err != nil {
+			return books.Period{}, nil, err
+		}
+		p, err := remote(ctx, api, since, until)
+		if err == nil || o.config.overrides.Admin != "" || cfgErr != nil || cfg.Ledger.Path == config.Off {
+			return p, list, err
+		}
+		if _, serr := os.Stat(cfg.Ledger.Path); serr != nil {
+			return p, list, err
+		}
+		p, err = local(cfg.Ledger.Path, since, until)
+		return p, list, err
+	}
+	var ps []books.Period
+	for _, from := range o.from {
+		var p books.Period
+		var err error
+		if strings.HasPrefix(from, "http://") || strings.HasPrefix(from, "https://") {
+			p, err = remote(ctx, adminAt(strings.TrimRight(from, "/")), since, until)
+			p.Replicas = []string{from}
+		} else {
+			p, err = local(from, since, until)
+		}
+		if err != nil {
+			return books.Period{}, nil, err
+		}
+		ps = append(ps, p)
+	}
+	return books.Merge(ps...), list, nil
+}
+
+// loadConfig reads the config, whose hosts need not be there.
+func (o *reportOptions) loadConfig() (*config.Config, error) {
+	file := o.config.file
+	if file == "" {
+		if _, err := os.Stat(defaultFile); err == nil {
+			file = defaultFile
+		}
+	}
+	return config.Load(file, o.config.overrides, os.LookupEnv)
+}
+
+func remote(ctx context.Context, api *adminAPI, since, until time.Time) (p books.Period, err error) {
+	q := url.Values{"since": {since.UTC().Format(time.RFC3339)}, "until": {until.UTC().Add(time.Second).Format(time.RFC3339)}}
+	if err = api.get(ctx, "/admin/v1/spend/period", q, &p); err != nil {
+		return p, err
+	}
+	return p, nil
+}
+
+func local(path string, since, until time.Time) (books.Period, error) {
+	if _, err := os.Stat(path); err != nil {
+		return books.Period{}, &exitError{1, fmt.Errorf("there is no ledger at %s: %w", path, err)}
+	}
+	p, err := books.Read(path, since, until)
+	if err != nil {
+		return p, &exitError{1, err}
+	}
+	return p, nil
+}
+
+// reportCSV writes one record a line, figures in full.
+func reportCSV(out io.Writer, r *books.Report) error {
+	w := csv.NewWriter(out)
+	head := make([]string, 0, 24)
+	for _, d := range r.By {
+		head = append(head, string(d))
+	}
+	head = append(head, "requests", "errors", "left", "attempts", "prompt_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "estimated_tokens",
+		"marginal_usd", "used_usd", "idle_usd", "allocated_usd", "usd_per_mtok", "wasted_usd")
+	for _, why := range books.Reasons() {
+		head = append(head, "wasted_"+why.String()+"_usd")
+	}
+	if err := w.Write(head); err != nil {
+		return err
+	}
+	for i := range r.Lines {
+		l := &r.Lines[i]
+		rec := slices.Clone(l.Group)
+		for _, n := range []books.Count{
+			books.Requests, books.Errors, books.Left, books.Attempts, books.PromptTokens, books.CachedTokens, books.OutputTokens, books.ReasoningTokens,
+			books.EstimatedTokens,
+		} {
+			rec = append(rec, strconv.FormatInt(l.N[n], 10))
+		}
+		per := ""
+		if usd, ok := l.PerMTok(); ok {
+			per = exactly(usd)
+		}
+		rec = append(rec, exactly(l.F[books.MarginalUSD]), exactly(l.Used()), exactly(l.IdleUSD), exactly(l.Allocated()), per, exactly(l.WastedUSD()))
+		for _, why := range books.Reasons() {
+			rec = append(rec, exactly(l.F[books.Wasted+books.Amount(why)]))
+		}
+		if err := w.Write(rec); err != nil {
+			return err
+		}
+	}
+	w.Flush()
+	return w.Error()
+}
+
+func exactly(v float64) string { return strconv.FormatFloat(v, 'f', -1, 64) }
