@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"strings"
 
+	"headrace/gateway/admission/queue"
 	"headrace/gateway/openai"
 	"headrace/router"
 	"headrace/router/affinity"
@@ -16,6 +17,8 @@ const (
 	headerPrefix  = "X-Headrace-"
 	wantsSession  = "Session"
 	wantsOnLoss   = "On-Preemption"
+	wantsPriority = "Priority"
+	wantsMaxWait  = "Max-Wait"
 	maxSessionLen = 256
 )
 
@@ -45,6 +48,20 @@ func (x *exchange) demand(name, value []byte) *openai.Error {
 			return errDemand("x-headrace-session", "a name of at most 256 bytes")
 		}
 		x.ask.Affinity.Session = affinity.SessionHash(x.model, value)
+		return nil
+	}
+	if is(wantsPriority) {
+		p, ok := queue.ParsePriority(string(value))
+		if !ok {
+			return errDemand("x-headrace-priority", "interactive or batch")
+		}
+		x.priority = max(x.priority, p) // never above what the key has
+		return nil
+	}
+	if is(wantsMaxWait) {
+		if _, ok := parseWait(value); !ok { // it is read where it matters
+			return errDemand("x-headrace-max-wait", "a time such as 30s, or 0s not to wait")
+		}
 		return nil
 	}
 	if is(wantsOnLoss) {

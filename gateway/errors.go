@@ -10,6 +10,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"headrace/gateway/admission/queue"
 	"headrace/gateway/openai"
 	"headrace/router"
 	"headrace/router/outcome"
@@ -102,6 +103,23 @@ func errBusy() *openai.Error {
 		Message: "The gateway serves as many requests as it may at once (limits.max_in_flight). Try again shortly.",
 	}
 }
+
+// errCrowded is e, told to somebody who does not wait, or has waited in vain.
+func errCrowded(e *openai.Error, why queue.Why, waited time.Duration) *openai.Error {
+	switch why {
+	case queue.Full:
+		e.Message += " The waiting room is full (queue.size)."
+	case queue.Late:
+		e.Message += " Its turn would come too late for it to wait."
+	case queue.Expired:
+		e.Message += fmt.Sprintf(" It has waited %.1f s.", waited.Seconds())
+	case queue.Waits, queue.Off, queue.Gone, queue.Drained:
+	}
+	return e
+}
+
+// mostRetry bounds what callers are told to wait: what lies further ahead nobody knows.
+const mostRetry = 10 * time.Minute
 
 func errDraining() *openai.Error {
 	return &openai.Error{

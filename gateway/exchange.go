@@ -14,6 +14,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"headrace/gateway/admission"
+	"headrace/gateway/admission/queue"
 	"headrace/gateway/forward"
 	"headrace/gateway/ledger"
 	"headrace/gateway/listen"
@@ -31,6 +32,7 @@ import (
 type watch struct {
 	forward.Guard
 	second  atomic.Pointer[forward.Guard] // of its hedge, nil for none
+	waiter  atomic.Pointer[queue.Waiter]  // where it waits, nil for nowhere
 	drained atomic.Bool
 	self    listen.Handler
 }
@@ -43,6 +45,9 @@ func (w *watch) ClientGone(why listen.Why) {
 	w.Abort()
 	if g := w.second.Load(); g != nil {
 		g.Abort()
+	}
+	if q := w.waiter.Load(); q != nil {
+		q.Cancel()
 	}
 }
 
@@ -73,6 +78,8 @@ type exchange struct {
 	span       trace.SpanID // of the attempt
 	offset     int64        // tokens of the answer that the attempt goes on with; -1 where it begins anew
 	form       *form        // a multipart body, or nil
+
+	standing
 
 	onLoss Preemption
 	tale   *tale         // nil where nobody else may go on with the answer
@@ -173,7 +180,7 @@ func (x *exchange) advance(until time.Time) bool {
 		}
 		switch x.phase {
 		case picking:
-			if x.pick(); x.phase == picking && !time.Now().Before(until) {
+			if x.pick(until); x.phase == picking && !time.Now().Before(until) {
 				return false
 			}
 		case awaitingHead:
@@ -235,18 +242,27 @@ func (x *exchange) endpointID() endpoint.ID {
 	return x.pinned
 }
 
-// pick leases an endpoint and starts an attempt there.
-func (x *exchange) pick() {
+// pick leases an endpoint and starts an attempt there. Where it has to wait for one it does so until the given time: then it may be
+// called again.
+func (x *exchange) pick(until time.Time) {
+	if x.queues() && !x.turn(until) {
+		return
+	}
 	now := time.Now()
 	if x.pinned == "" {
 		x.ask.Now, x.ask.Tried = now, x.tried[:min(x.rec.Tries, len(x.tried))]
+		x.leaveRoom(now)
 		err := x.place()
 		switch {
+		case err == nil:
+			x.found()
 		case err != nil && x.resumed() && x.startOver():
 		case err != nil && x.resumed() && x.hold(now):
 			return
 		case err != nil && x.resumed():
 			x.failAttempt(x.last)
+			return
+		case x.standsBy(err):
 			return
 		case err != nil && x.last != nil: // nobody is left to retry with: how the last one failed tells more
 			x.s.router.Budget.Refund()

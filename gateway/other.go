@@ -90,7 +90,7 @@ func (s *Server) passthrough(ctx *fasthttp.RequestCtx, path string, now time.Tim
 	}
 	x := s.begin(ctx, passthroughRoute, grant, now)
 	s.serve(x, func(x *exchange) *openai.Error {
-		if e := s.mayEnter(); e != nil {
+		if e := x.enter(); e != nil {
 			return e
 		}
 		if e := x.pin(); e != nil {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"headrace/gateway/admission/queue"
 	"headrace/gateway/forward"
 	"headrace/gateway/ledger"
 	"headrace/gateway/openai"
@@ -126,6 +127,9 @@ func (x *exchange) setHeaders(now time.Time) {
 	} else if x.pinned != "" {
 		id = x.pinned
 	}
+	if x.rec.Queued > 0 {
+		h.SetCanonical(nameTiming, appendMillis(append(buf[:0], "queue;dur="...), x.rec.Queued))
+	}
 	if id == "" {
 		return
 	}
@@ -142,7 +146,11 @@ func (x *exchange) setHeaders(now time.Time) {
 		first = now
 	}
 	h.SetCanonical(nameTTFT, appendMillis(buf[:0], first.Sub(x.rec.At)))
-	h.SetCanonical(nameTiming, appendMillis(append(buf[:0], "upstream;dur="...), first.Sub(x.beginAt)))
+	timing := append(buf[:0], "upstream;dur="...)
+	if x.rec.Queued > 0 {
+		timing = append(appendMillis(append(buf[:0], "queue;dur="...), x.rec.Queued), ", upstream;dur="...)
+	}
+	h.SetCanonical(nameTiming, appendMillis(timing, first.Sub(x.beginAt)))
 	if x.bodyEnd && x.leased {
 		if usd, ok := x.usd(now); ok {
 			h.SetCanonical(nameCost, strconv.AppendFloat(buf[:0], usd, 'f', 9, 64))
@@ -497,6 +505,7 @@ func (x *exchange) settle() {
 	}
 	x.settled = true
 	defer x.s.inFlight.Add(-1) // last: a drain waits for it
+	defer x.goOut()
 	if x.conn != nil {
 		x.conn.Disarm()
 	}
@@ -563,6 +572,7 @@ func (x *exchange) fillRecord(now time.Time) {
 	r := &x.rec
 	r.Duration = now.Sub(r.At)
 	r.Overhead = x.own
+	r.Batch = x.priority == queue.Batch
 	if x.gone() {
 		r.Class = outcome.ClientGone
 		r.Left = x.left()

@@ -14,6 +14,7 @@ import (
 	"encoding/base32"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"math"
 	"net"
@@ -26,6 +27,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"headrace/gateway/admission"
+	"headrace/gateway/admission/queue"
 	"headrace/gateway/forward"
 	"headrace/gateway/ledger"
 	"headrace/gateway/listen"
@@ -97,6 +99,8 @@ type Settings struct {
 	Tracing   trace.Policy                  // which requests are traced
 	Propagate func(*endpoint.Endpoint) bool // tells which hosts are sent a traceparent; nil is none of them
 
+	Queue Queue // where there is no room
+
 	Passthrough endpoint.ID // endpoint that gets unknown paths under /v1; "" for none
 }
 
@@ -113,6 +117,9 @@ type Server struct {
 	http     *fasthttp.Server
 	uploads  *fasthttp.Server
 	inFlight atomic.Int64
+	inside   atomic.Int64 // of these, those that have a place of Settings.MaxInFlight
+	room     *queue.Room
+	lines    maphash.Seed // of exchange.line
 	hedges   atomic.Int64 // goroutines of hedges
 	draining atomic.Bool
 	created  int64 // Unix seconds
@@ -139,6 +146,11 @@ func New(o Options, set Settings) *Server {
 	s.idUsed = len(s.idPool)
 	s.set.Store(&set)
 	s.first = set
+	s.lines = maphash.MakeSeed()
+	s.room = queue.New(queue.Options{Now: time.Now, Look: looks})
+	s.room.Gate(queue.Door, s.takePlace)
+	s.chairs(&set)
+	s.router.OnFreed(s.freed)
 	s.http = s.server(s.handle, &set)
 	s.uploads = s.server(s.handleUpload, &set)
 	s.uploads.HeaderReceived = nil
@@ -148,7 +160,15 @@ func New(o Options, set Settings) *Server {
 }
 
 // Configure replaces the settings, for requests that begin from now on.
-func (s *Server) Configure(set Settings) { s.set.Store(&set) }
+func (s *Server) Configure(set Settings) {
+	s.set.Store(&set)
+	s.chairs(&set)
+	s.room.Freed() // there may be more of it
+}
+
+func (s *Server) chairs(set *Settings) {
+	s.room.Configure(queue.Limits{Size: set.Queue.Size, BatchShare: set.Queue.BatchShare})
+}
 
 func (s *Server) server(h fasthttp.RequestHandler, set *Settings) *fasthttp.Server {
 	return &fasthttp.Server{
@@ -255,6 +275,7 @@ var errListener = errors.New("a listener stopped accepting connections")
 
 func (s *Server) drain(ls []*listen.Listener) {
 	s.draining.Store(true)
+	s.room.Drain()
 	ctx, cancel := context.WithTimeout(context.Background(), s.set.Load().Drain)
 	defer cancel()
 	s.shutdown(ctx)
@@ -476,8 +497,8 @@ func (s *Server) begin(ctx *fasthttp.RequestCtx, rt *route, grant *admission.Gra
 
 // admit checks the request and readies it for the first attempt.
 func (x *exchange) admit() *openai.Error {
-	s, ctx := x.s, x.ctx
-	if e := s.mayEnter(); e != nil {
+	ctx := x.ctx
+	if e := x.enter(); e != nil {
 		return e
 	}
 	body := ctx.Request.Body()
@@ -546,17 +567,6 @@ func promptTokens(body []byte, promptBytes int) int {
 const mediaTokens = 4000
 
 var base64Mark = []byte(";base64,")
-
-// mayEnter keeps requests out that the gateway has no room for.
-func (s *Server) mayEnter() *openai.Error {
-	if s.draining.Load() {
-		return errDraining()
-	}
-	if s.inFlight.Load() > s.set.Load().MaxInFlight {
-		return errBusy()
-	}
-	return nil
-}
 
 // setModel interns the model's name: what the caller sent dies with the request.
 func (x *exchange) setModel(name []byte) *openai.Error {

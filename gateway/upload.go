@@ -106,7 +106,7 @@ func (s *Server) handleUpload(ctx *fasthttp.RequestCtx) {
 
 func (x *exchange) admitUpload() *openai.Error {
 	s, h := x.s, &x.ctx.Request.Header
-	if e := s.mayEnter(); e != nil {
+	if e := x.enter(); e != nil {
 		return e
 	}
 	size := h.ContentLength()

@@ -285,12 +285,12 @@ const (
 
 // forgive surveys once more with the next leniency that could help; false when none is left.
 func (s *scratch) forgive() bool {
-	for s.lenience < mostLeniency && !s.q.Firm && s.q.Spare <= 0 {
+	for s.lenience < mostLeniency && !s.q.Firm {
 		s.lenience++
 		if s.lenience == ofTried && (len(s.q.Tried) == 0 || s.q.Continue != nil && !s.q.Continue.Back) {
 			continue
 		}
-		if s.lenience == ofBad && !s.leastBad() {
+		if s.lenience == ofBad && (s.q.Spare > 0 || !s.leastBad()) {
 			continue
 		}
 		s.survey()
