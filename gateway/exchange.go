@@ -69,8 +69,8 @@ type exchange struct {
 	ask        router.Request // what the router is asked
 	model      string
 	wantStream bool
-	noInject   endpoint.ID // refused our stream_options, as it seems: this request goes there without
 	dropUsage  bool        // the usage event was asked for by us: the caller does not get to see it
+	noInject   endpoint.ID // refused our stream_options, as it seems: this request goes there without
 	req        forward.Request
 	parts      [9][]byte
 	head       []byte
@@ -81,12 +81,14 @@ type exchange struct {
 
 	standing
 
+	tale   *tale // nil where nobody else may go on with the answer
 	onLoss Preemption
-	tale   *tale         // nil where nobody else may go on with the answer
-	why    resume.Reason // for which that is so
+	why    resume.Reason // for which nobody else may
 
-	lease   router.Lease
 	leased  bool
+	hedged  bool // the attempt was the second
+	phase   phase
+	lease   router.Lease
 	ahead   *router.Lease // taken before the running attempt was given up; nil for none
 	pinned  endpoint.ID   // passthrough: the one endpoint, without a lease
 	attempt *forward.Attempt
@@ -96,19 +98,17 @@ type exchange struct {
 	last    *outcome.Error // of the attempt that is being retried
 
 	second     *hedge        // runs beside the attempt, or instead of it in phase awaitingSecond; nil for none
-	hedged     bool          // the attempt was the second
 	hedgeAt    time.Time     // a hedge is due; zero for never
 	hedgeBy    time.Time     // it is too late for one
 	hedgeEvery time.Duration // between two looks for a host
 
-	phase     phase
 	beginAt   time.Time // the attempt began
 	firstBy   time.Time // its first event is due
 	fullBy    time.Time // the same, where nobody else can be asked
 	totalBy   time.Time
 	failure   *openai.Error // phase failed
-	verbatim  bool          // phase failed: hand the host's own answer on
 	retryWait time.Duration // what the host asked for
+	verbatim  bool          // phase failed: hand the host's own answer on
 	isStream  bool          // the answer is an event stream
 
 	events    sse.Scanner
@@ -127,8 +127,8 @@ type exchange struct {
 	m          meter
 	of         answerID
 	unended    bool  // the last event lacks its blank line
-	errand     error // why what comes is not the rest of the answer: an error event, an abort, or another answer
 	progressed bool  // the router was told of the stream's speed under way
+	errand     error // why what comes is not the rest of the answer: an error event, an abort, or another answer
 	rec        ledger.Record
 	own        time.Duration // our own time so far
 	began      time.Time     // an own stretch began

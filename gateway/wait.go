@@ -43,6 +43,9 @@ type seat struct {
 // enter takes a place in the gateway, or notes that the request has to wait for one.
 func (x *exchange) enter() *openai.Error {
 	s := x.s
+	if x.grant.Batch() {
+		x.priority = queue.Batch
+	}
 	switch {
 	case s.draining.Load():
 		return errDraining()
@@ -150,7 +153,7 @@ func (x *exchange) turn(until time.Time) bool {
 // stand takes a place in the room, for the end of what is full; false when there is none for the request, who has failed then.
 func (x *exchange) stand(pool string, full *router.UnavailableError) bool {
 	slo, tokens := x.s.router.Outlook(&x.ask)
-	a := queue.Ask{Pool: pool, Priority: x.priority, Key: x.rec.Key, Tokens: tokens, By: x.waitsUntil(time.Now(), slo.TTFT)}
+	a := queue.Ask{Pool: pool, Priority: x.priority, Key: x.rec.Key, Weight: x.grant.Weight(), Tokens: tokens, By: x.waitsUntil(time.Now(), slo.TTFT)}
 	if full != nil {
 		a.Soon = full.Soon
 	}

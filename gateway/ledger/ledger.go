@@ -120,8 +120,8 @@ type Record struct {
 	Hedge    string  // what became of the attempt that was made beside a late one: "won", "lost" or "failed"; "" where none was
 	HedgeUSD float64 // share of USD of whichever of the two gave no answer, where that is known
 
-	Batch   bool          // nobody watches: it could wait
 	Queued  time.Duration // it waited so long for room; TTFT and Duration have it in them
+	Batch   bool          // nobody watches: it could wait
 	Refused queue.Why     // why the waiting room did not serve it; 0 where it did, or was not needed
 
 	TTFT         time.Duration // accepted to first content token handed to the caller
