@@ -47,10 +47,11 @@ type Router struct {
 	Budget *Budget // of retries, shared by all requests
 	Hedges *Budget // of second attempts beside a running one, likewise
 
-	mu     sync.Mutex // guards hosts, stats and caches, and writing of what tests found; no request takes it unless it finds a host alive again
+	mu     sync.Mutex // guards hosts, stats, caches and lore, and writing of what tests found; no request takes it unless it finds a host alive again
 	hosts  map[endpoint.ID]*host
 	stats  map[string]*modelStats
 	caches uint32 // affinity hosts given out
+	lore   Memory // what others have learned
 
 	snap       atomic.Pointer[Snapshot]
 	affinity   *affinity.Table

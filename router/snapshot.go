@@ -152,15 +152,19 @@ func (r *Router) update(eps []endpoint.Endpoint, rules []ModelRule, pools []Pool
 	known := make(map[endpoint.ID]*host, len(eps))
 	for i := range eps {
 		ep := &eps[i]
-		h := r.hosts[ep.ID]
+		h, anew := r.hosts[ep.ID], false
 		if h == nil {
 			h = &host{breaker: health.NewBreaker(string(ep.ID), r.opt.Breaker, r.now)}
+			anew = true
 		}
 		h.breaker.Is(r.kindOf(ep))
 		change, forgets := h.follow(ep, before.byID[ep.ID] == nil, r.opt.Prior(ep), at)
 		if forgets || h.cache.Load() == 0 {
 			r.caches++
 			h.cache.Store(r.caches)
+		}
+		if anew {
+			r.warmUp(h, ep)
 		}
 		known[ep.ID], h.goneAt = h, math.NaN()
 		c := &candidate{ep: ep, host: h, hash: affinity.EndpointHash(string(ep.ID))}
@@ -196,6 +200,11 @@ func (r *Router) update(eps []endpoint.Endpoint, rules []ModelRule, pools []Pool
 		if m.stats = r.stats[name]; m.stats == nil {
 			m.stats = &modelStats{}
 			r.stats[name] = m.stats
+			for i := range r.lore.Models {
+				if x := &r.lore.Models[i]; x.Name == name {
+					m.stats.output.warm(x.Tokens, x.N)
+				}
+			}
 		}
 		if m.slo = m.slo.or(DefaultSLO()); m.policy == PolicyDefault {
 			m.policy = PolicyCost
