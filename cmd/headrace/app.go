@@ -68,6 +68,7 @@ type app struct {
 	keys    *admission.Gate
 	store   state.Store // documents that replicas share, or that outlive the process
 	bus     state.Bus
+	replica string       // what this one is called by the others
 	fleets  *fleet.Share // nil when replicas share nothing
 	access  atomic.Bool
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 
 	"golang.org/x/sync/errgroup"
 
@@ -15,13 +16,13 @@ import (
 
 // openState sets up what replicas share, or what outlives the process where there is one.
 func (a *app) openState(cfg *config.Config) (err error) {
-	a.bus = state.Alone{}
+	a.bus, a.replica = state.Alone{}, rand.Text()
 	switch {
 	case cfg.State.Redis != "":
 		if a.redis, err = state.Open(state.Options{URL: cfg.State.Redis.Reveal(), Log: a.log}); err != nil {
 			return err
 		}
-		a.store, a.bus = a.redis.Docs(), a.redis
+		a.store, a.bus, a.replica = a.redis.Docs(), a.redis, a.redis.ID()
 		a.fleets = fleet.New(fleet.Options{Router: a.router, Way: a.redis, Taken: a.takenElsewhere, Log: a.log})
 	case cfg.State.Dir == config.Off:
 		a.store = state.NewMemory()
@@ -31,15 +32,18 @@ func (a *app) openState(cfg *config.Config) (err error) {
 	return nil
 }
 
-// share keeps this replica among the others until ctx is done.
+// share keeps this replica among the others, and what it learns for the next one, until ctx is done.
 func (a *app) share(ctx context.Context) error {
-	if a.redis == nil {
-		<-ctx.Done()
-		return ctx.Err()
-	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return a.redis.Run(ctx) })
-	g.Go(func() error { return a.fleets.Run(ctx) })
+	if a.redis != nil {
+		g.Go(func() error { return a.redis.Run(ctx) })
+		g.Go(func() error { return a.fleets.Run(ctx) })
+	}
+	if _, ends := a.store.(*state.Memory); !ends {
+		k := fleet.NewKeeper(fleet.KeeperOptions{Router: a.router, Store: a.store, ID: a.replica, Log: a.log})
+		g.Go(func() error { return k.Run(ctx) })
+	}
+	<-ctx.Done()
 	return g.Wait()
 }
 

@@ -78,7 +78,7 @@ func serve(t *testing.T, path string, render func(listen, admin string) string) 
 		log:    new(logBuffer),
 	}
 	g.cmd.Stdout, g.cmd.Stderr = g.log, g.log
-	g.cmd.Env = append(os.Environ(), "GORACE=halt_on_error=1")
+	g.cmd.Env = append(os.Environ(), "GORACE=halt_on_error=1", "HEADRACE_STATE_DIR=off")
 	if err := g.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
