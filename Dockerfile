@@ -30,10 +30,11 @@ LABEL org.opencontainers.image.title="headrace" \
       org.opencontainers.image.revision="$REVISION"
 COPY --from=build /out/headrace /usr/local/bin/headrace
 COPY LICENSE /usr/share/doc/headrace/LICENSE
-# A volume put here belongs to the user below, so that held_file can lie in it.
+# A volume put here belongs to the user below: what outlives the process lies in it, and held_file can.
 COPY --from=build --chown=65532:65532 /out/state /var/lib/headrace
 # 65532 is nonroot: by number, so that Kubernetes can check runAsNonRoot.
 USER 65532:65532
+ENV HEADRACE_STATE_DIR=/var/lib/headrace
 # headrace.yaml is looked for here; without one, the environment configures.
 WORKDIR /etc/headrace
 # 8080 OpenAI surface, 9090 admin. Both bind loopback unless the configuration says otherwise.

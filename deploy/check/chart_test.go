@@ -255,9 +255,13 @@ func TestRefused(t *testing.T) {
 		change func(v map[string]any)
 		want   string
 	}{
-		"strangers":                  {func(v map[string]any) { v["allowUnauthenticated"] = false }, "asked for no key"},
-		"replicas without Redis":     {func(v map[string]any) { v["replicas"] = 2 }, "redis.urlSecret.name"},
-		"autoscaling without Redis":  {func(v map[string]any) { v["autoscaling"] = map[string]any{"enabled": true} }, "redis.urlSecret.name"},
+		"strangers":                 {func(v map[string]any) { v["allowUnauthenticated"] = false }, "asked for no key"},
+		"replicas without Redis":    {func(v map[string]any) { v["replicas"] = 2 }, "redis.urlSecret.name"},
+		"autoscaling without Redis": {func(v map[string]any) { v["autoscaling"] = map[string]any{"enabled": true} }, "redis.urlSecret.name"},
+		"one volume for several": {func(v map[string]any) {
+			v["replicas"], v["redis"] = 2, map[string]any{"urlSecret": map[string]any{"name": "r", "key": "url"}}
+			v["state"] = map[string]any{"claim": "books"}
+		}, "state.claim"},
 		"drain shorter than streams": {func(v map[string]any) { v["drain"] = map[string]any{"longestStream": 1799} }, "would cut it"},
 		"streams longer than drain": {func(v map[string]any) {
 			v["config"] = map[string]any{"timeouts": map[string]any{"total": "1h30m1s"}}

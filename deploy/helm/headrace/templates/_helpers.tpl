@@ -45,6 +45,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if and (or .Values.autoscaling.enabled (gt (int .Values.replicas) 1)) (not .Values.redis.urlSecret.name) }}
 {{- fail "several replicas share their state through Redis: set redis.urlSecret.name" }}
 {{- end }}
+{{- if and .Values.state.claim (or .Values.autoscaling.enabled (gt (int .Values.replicas) 1)) }}
+{{- fail "state.claim is one pod's: set replicas=1 without autoscaling, or leave it empty" }}
+{{- end }}
 {{- if and .Values.autoscaling.enabled (gt (int .Values.autoscaling.min) (int .Values.autoscaling.max)) }}
 {{- fail "autoscaling.min is above autoscaling.max" }}
 {{- end }}
