@@ -96,6 +96,7 @@ func (c *Config) check() []Problem {
 	problems = append(problems, c.checkHosts()...)
 	problems = append(problems, c.checkCatalogue()...)
 	problems = append(problems, c.checkKeys()...)
+	problems = append(problems, c.checkExperiments()...)
 	return append(problems, c.checkModels()...)
 }
 

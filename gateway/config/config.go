@@ -31,6 +31,7 @@ type Config struct {
 	Keys                 []Key            `yaml:"keys" otherwise:"none; those that headrace keys create has made count as well" doc:"Keys of callers, with what each may use (docs/keys.md)." aka:"api_keys|users|tenants|tokens"`
 	Providers            Providers        `yaml:"providers" doc:"Where hosts come from." aka:"provider|hosts|upstreams|backends|endpoints"`
 	Models               map[string]Model `yaml:"models" otherwise:"every model id that a host serves, under its own name" doc:"Names that applications use, each with the ids it stands for. With any name here, only these are offered." aka:"model|aliases"`
+	Experiments          []Experiment     `yaml:"experiments" otherwise:"none" doc:"Ways of serving a model that are tried on a share of its requests, and measured against the usual one (docs/experiments.md)." aka:"experiment|canary|canaries|ab"`
 	Passthrough          string           `yaml:"passthrough" otherwise:"off" doc:"Name of the static host that gets every unknown path under /v1, any method, byte for byte."`
 	Limits               Limits           `yaml:"limits" doc:"What one process and one request may take up." aka:"limit"`
 	Timeouts             Timeouts         `yaml:"timeouts" doc:"How long each phase of a request may last." aka:"timeout|deadlines"`

@@ -207,7 +207,7 @@ func example(f field, k kind) string {
 	switch k {
 	case kindList:
 		value = "[" + value + "]"
-	case kindInt, kindNumber, kindDuration, kindSize, kindBool, kindWord:
+	case kindInt, kindNumber, kindShare, kindDuration, kindSize, kindBool, kindWord:
 		value = f.eg
 	case kindText, kindSecret, kindFile, kindTable, kindSection:
 	}

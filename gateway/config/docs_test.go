@@ -209,8 +209,12 @@ func typeName(t reflect.Type, f field) string {
 	}
 	switch k := kindOf(t, f); {
 	case k == kindList:
-		name := map[string]string{"text": "list of texts", "section": "list of sections", "text or section": "list of texts or sections"}[typeName(t.Elem(), f.item())]
-		if f.single {
+		of := typeName(t.Elem(), f.item())
+		name := map[string]string{"text": "list of texts", "share": "list of shares", "section": "list of sections", "text or section": "list of texts or sections"}[of]
+		switch {
+		case f.single && of == "text":
+			name = "text, or list of texts"
+		case f.single:
 			name = "address, section, or list of them"
 		}
 		return name

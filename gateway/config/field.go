@@ -99,6 +99,7 @@ const (
 	kindBool
 	kindInt
 	kindNumber
+	kindShare
 	kindDuration
 	kindSize
 	kindList
@@ -123,6 +124,8 @@ func kindOf(t reflect.Type, f field) kind {
 		return kindOf(t.Elem(), f)
 	case rk == reflect.Bool:
 		return kindBool
+	case rk == reflect.Float64 && f.unit == "share":
+		return kindShare
 	case rk == reflect.Float64:
 		return kindNumber
 	case len(f.words) > 0:
@@ -154,6 +157,8 @@ func (k kind) wants() string {
 		return "a whole number"
 	case kindNumber:
 		return "a number"
+	case kindShare:
+		return "a share"
 	case kindDuration:
 		return "a duration"
 	case kindSize:

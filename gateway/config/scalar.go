@@ -50,6 +50,25 @@ func parseNumber(s string) (float64, *mistake) {
 	return 0, &mistake{what, "write decimal digits, such as 1.80"}
 }
 
+const shareHint = `write percents, such as "5%", or a share of 1, such as 0.05`
+
+// parseShare reads "5%", "+20%" or 0.05 as a share of 1.
+func parseShare(s string) (float64, *mistake) {
+	number, percent := strings.CutSuffix(s, "%")
+	n, m := parseNumber(strings.TrimSpace(number))
+	switch {
+	case m != nil:
+		return 0, &mistake{"is no share", shareHint}
+	case percent:
+		n /= 100
+	case n > 1 || n < -1:
+		return 0, &mistake{"is no share of 1", `write "` + plainNumber(n) + `%" for percents`}
+	}
+	return n, nil
+}
+
+func plainShare(f float64) string { return plainNumber(f*100) + "%" }
+
 const durationHint = `write a number with a unit: ms, s, m or h, such as "1.5s" or "2m"`
 
 // maxDuration keeps sums of a few durations far from overflow.

@@ -32,6 +32,14 @@ func Schema() []byte {
 				object{{"$ref", "#/$defs/variable"}},
 			}},
 		}},
+		{"share", object{
+			{"description", `Percents, such as "5%" or "+20%", or a share of 1, such as 0.05.`},
+			{"anyOf", []any{
+				object{{"type", "string"}, {"pattern", `^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)? *%?$`}},
+				object{{"type", "number"}, {"minimum", -1}, {"maximum", 1}},
+				object{{"$ref", "#/$defs/variable"}},
+			}},
+		}},
 		{"size", object{
 			{"description", `Bytes: a whole number, or one with a unit, such as "32MiB" (1024s) or "32MB" (1000s).`},
 			{"anyOf", []any{
@@ -156,6 +164,8 @@ func valueSchema(t reflect.Type, f field) object {
 			}
 		}
 		return orVariable(o)
+	case kindShare:
+		return object{{"$ref", "#/$defs/share"}}
 	case kindDuration:
 		return object{{"$ref", "#/$defs/duration"}}
 	case kindSize:

@@ -142,7 +142,7 @@ func (f field) shape(n *yaml.Node, k kind, text string, fromEnv, isText, show bo
 			m.hint = "leave out the quotes"
 		}
 		return m
-	case kindDuration, kindSize:
+	case kindDuration, kindSize, kindShare:
 		return nil
 	case kindList, kindTable, kindSection:
 	}
@@ -194,6 +194,15 @@ func assign(v reflect.Value, f field, k kind, text, dir string) *mistake {
 		n, m := parseNumber(text)
 		if m == nil {
 			m = f.within(n, plainNumber)
+		}
+		if m != nil {
+			return m
+		}
+		v.SetFloat(n)
+	case kindShare:
+		n, m := parseShare(text)
+		if m == nil {
+			m = f.within(n, plainShare)
 		}
 		if m != nil {
 			return m
