@@ -1,0 +1,446 @@
+package experiment
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"time"
+)
+
+// State is where an experiment stands.
+type State string
+
+// States. In the first the control serves everything, in the next three the arms have their shares, in Promoted the winner serves
+// everything, and in the others the control does again.
+const (
+	Scheduled    State = "scheduled"
+	Running      State = "running"
+	Paused       State = "paused"       // shares stay as they are; harm that is proven still ends it
+	Inconclusive State = "inconclusive" // as Paused: its time is over and nothing was shown
+	Promoted     State = "promoted"
+	RolledBack   State = "rolled_back" // harm was proven
+	Aborted      State = "aborted"     // by its operator
+	Ended        State = "ended"       // by its schedule
+)
+
+// Tries tells whether the arms have their shares.
+func (s State) Tries() bool { return s == Running || s == Paused || s == Inconclusive }
+
+// Doc is what is remembered of an experiment, the same at every replica. It is a value: whoever changes it makes another.
+type Doc struct {
+	Name      string    `json:"name"`
+	Digest    string    `json:"digest"` // of the Spec that it belongs to
+	Run       int       `json:"run"`    // from 1; each start anew is one more
+	State     State     `json:"state"`
+	Step      int       `json:"step"` // index of Spec.Steps; -1 before the first
+	StepAt    time.Time `json:"step_at"`
+	StepBase  []int64   `json:"step_base"` // requests of each arm when the step began
+	StartedAt time.Time `json:"started_at"`
+	EndedAt   time.Time `json:"ended_at"`
+	Arms      []string  `json:"arms"`
+	Shares    []float64 `json:"shares"` // of each arm, as they are in force
+	// Weights are all that were in force in this run, one after another; the last may be older than the end of it.
+	Weights   []Weighing `json:"weights"`
+	Dropped   []bool     `json:"dropped"`
+	Wanted    Wanted     `json:"wanted"` // what the config asked for when it was last heard
+	Passed    bool       `json:"passed"` // all is shown that was asked, and somebody has to promote it
+	Log       []Entry    `json:"log"`    // oldest first
+	Decisions int64      `json:"decisions"`
+}
+
+// Weighing is when shares came into force.
+type Weighing struct {
+	At     time.Time `json:"at"`
+	Shares []float64 `json:"shares"`
+}
+
+// Entry is one decision.
+type Entry struct {
+	At     time.Time `json:"at"`
+	By     string    `json:"by"` // guardrail, schedule, steps, operator, config or replica
+	What   string    `json:"what"`
+	Arm    string    `json:"arm,omitempty"`
+	Shares []float64 `json:"shares"` // in force from then on
+	State  State     `json:"state"`
+	// Figure and Bound are what was measured and what it was held against, where a figure decided.
+	Metric string   `json:"metric,omitempty"`
+	Figure *float64 `json:"figure,omitempty"`
+	Bound  *float64 `json:"bound,omitempty"`
+	Why    string   `json:"why"`
+}
+
+const logKept = 200
+
+// known is a figure for an Entry: JSON has no word for one that is none.
+func known(v float64) *float64 {
+	if math.IsNaN(v) || math.IsInf(v, 0) {
+		return nil
+	}
+	return &v
+}
+
+// Judgement is what the statistics say of one arm.
+type Judgement uint8
+
+// Judgements.
+const (
+	Hold    Judgement = iota // too little is known, or something is in the way
+	Advance                  // nothing speaks against the next step
+	Pass                     // all that was asked is shown
+	Stop                     // harm is proven
+)
+
+// Reading is what was seen of an arm so far.
+type Reading struct {
+	Units     int64
+	Requests  int64
+	OutOfArm  int64 // requests that its hosts could not serve
+	Judgement Judgement
+	Metric    string // that decided, "" for none
+	Figure    float64
+	Bound     float64
+	Why       string
+}
+
+// Readings are those of all arms, in their order. Broken says that units do not fall on arms as they should, "" that they do.
+type Readings struct {
+	Arms   []Reading
+	Broken string
+}
+
+// mostOutOfArm is the share of an arm's requests that others may have served before it is no longer promoted: what was seen of it says
+// little then.
+const mostOutOfArm = 0.1
+
+// NewDoc is an experiment's first document.
+func NewDoc(s *Spec, now time.Time) Doc {
+	d := Doc{Name: s.Name, Digest: s.Digest(), Run: 1, State: Scheduled, Wanted: WantRun}
+	d.reset(s)
+	if !now.Before(s.Start) {
+		return d.begin(s, now, "schedule", "it is in the config, and its time has come")
+	}
+	return d.note(now, Entry{By: "schedule", What: "scheduled", Why: "starts at " + s.Start.UTC().Format(time.RFC3339)})
+}
+
+// reset forgets shares and steps.
+func (d *Doc) reset(s *Spec) {
+	d.Arms = make([]string, len(s.Arms))
+	for i := range s.Arms {
+		d.Arms[i] = s.Arms[i].Name
+	}
+	d.Shares, d.Dropped, d.StepBase = make([]float64, len(s.Arms)), make([]bool, len(s.Arms)), make([]int64, len(s.Arms))
+	d.Weights = nil
+	d.Shares[0] = 1
+	d.Step, d.Passed, d.StartedAt, d.EndedAt, d.StepAt = -1, false, time.Time{}, time.Time{}, time.Time{}
+}
+
+// note returns d with one more entry in its log.
+func (d Doc) note(now time.Time, e Entry) Doc {
+	e.At, e.State, e.Shares = now, d.State, slices.Clone(d.Shares)
+	d.Log = append(slices.Clone(d.Log[max(0, len(d.Log)-logKept+1):]), e)
+	d.Decisions++
+	return d
+}
+
+// begin starts to try the arms.
+func (d Doc) begin(s *Spec, now time.Time, by, why string) Doc {
+	d.reset(s)
+	d.State, d.StartedAt, d.StepAt, d.Step = Running, now, now, 0
+	d.weigh(s.shares(0, d.Dropped), now)
+	return d.note(now, Entry{By: by, What: "started", Why: why})
+}
+
+// shares are those of a step, the control's first.
+func (s *Spec) shares(step int, dropped []bool) []float64 {
+	shares := make([]float64, len(s.Arms))
+	rest := 1.0
+	for i := 1; i < len(s.Arms); i++ {
+		switch {
+		case dropped[i]:
+		case len(s.Steps) > 0:
+			shares[i] = s.Steps[step] * s.part(i)
+		default:
+			shares[i] = s.Arms[i].Share
+		}
+		rest -= shares[i]
+	}
+	shares[0] = max(0, rest)
+	return shares
+}
+
+// Matches tells whether the document belongs to the spec, as far as it says what is tried.
+func (d *Doc) Matches(s *Spec) bool { return d.Digest == s.Digest() }
+
+// Adopt returns the document with what the config says now, and whether that changed anything. It is to be called once for each
+// config that is read: later words of an operator hold against it.
+func (d Doc) Adopt(s *Spec, now time.Time) (Doc, bool) {
+	changed := false
+	if !d.Matches(s) {
+		run := d.Run + 1
+		log, decisions := d.Log, d.Decisions
+		d = Doc{Name: s.Name, Digest: s.Digest(), Run: run, State: Scheduled, Wanted: WantRun, Log: log, Decisions: decisions}
+		d.reset(s)
+		d = d.note(now, Entry{By: "config", What: "changed", Why: "the config tries something else now: what was seen before says nothing of it"})
+		if !now.Before(s.Start) {
+			d = d.begin(s, now, "config", "it is in the config, and its time has come")
+		}
+		changed = true
+	}
+	if len(s.Steps) > 0 && d.Step >= len(s.Steps) { // the config has fewer of them than before
+		d.Step = len(s.Steps) - 1
+		changed = true
+	}
+	if wanted := s.wanted(); wanted != d.Wanted {
+		d.Wanted = wanted
+		changed = true
+		cmd := map[Wanted]Command{WantRun: Resume, WantPause: Pause, WantPromote: Promote, WantAbort: Abort}[wanted]
+		if next, err := d.Apply(s, cmd, "", "config", now); err == nil {
+			d = next
+		}
+	}
+	return d, changed
+}
+
+func (s *Spec) wanted() Wanted {
+	if s.Wanted == "" {
+		return WantRun
+	}
+	return s.Wanted
+}
+
+// Command is what an operator can ask for.
+type Command string
+
+// Commands.
+const (
+	Start   Command = "start"   // now, or anew
+	Pause   Command = "pause"   // keep the shares as they are
+	Resume  Command = "resume"  // go on after Pause, or after it was inconclusive
+	Promote Command = "promote" // give everything to an arm
+	Abort   Command = "abort"   // give everything to the control
+)
+
+// Errors of Apply, fit for the operator.
+var (
+	ErrState = errors.New("not in this state")
+	ErrArm   = errors.New("no such arm")
+)
+
+// Apply carries out an operator's command. arm is Promote's, "" where only one is left. by is whose word it is. The error is an
+// ErrState or ErrArm with its reason.
+func (d Doc) Apply(s *Spec, c Command, arm, by string, now time.Time) (Doc, error) {
+	refuse := func(hint string) (Doc, error) {
+		return d, fmt.Errorf("%w: experiment %q is %s, so it cannot %s; %s", ErrState, d.Name, d.State, c, hint)
+	}
+	switch c {
+	case Start:
+		switch {
+		case d.State.Tries():
+			return refuse("abort it first to start it anew")
+		case d.State != Scheduled:
+			d.Run++
+		}
+		return d.begin(s, now, by, "asked for"), nil
+	case Pause:
+		if d.State != Running {
+			return refuse("only a running one can")
+		}
+		d.State = Paused
+		return d.note(now, Entry{By: by, What: "paused", Why: "asked for: shares stay as they are, and harm still ends it"}), nil
+	case Resume:
+		switch d.State {
+		case Paused:
+		case Inconclusive:
+			d.StartedAt = now // it gets its time once more
+		default:
+			return refuse("only a paused or inconclusive one can; start begins one anew")
+		}
+		d.State, d.StepAt = Running, now
+		return d.note(now, Entry{By: by, What: "resumed", Why: "asked for"}), nil
+	case Promote:
+		if d.State == Promoted {
+			return refuse("it is already")
+		}
+		i, err := d.winner(s, arm)
+		if err != nil {
+			return d, err
+		}
+		return d.promote(s, i, now, Entry{By: by, Why: "asked for"}), nil
+	case Abort:
+		if d.State == Aborted {
+			return refuse("it is already")
+		}
+		return d.end(Aborted, now, Entry{By: by, What: "aborted", Why: "asked for"}), nil
+	}
+	return d, fmt.Errorf("%w: %q is no command", ErrState, c)
+}
+
+// winner is the index of the arm that is to be promoted.
+func (d *Doc) winner(s *Spec, arm string) (int, error) {
+	if arm == "" {
+		left, n := 0, 0
+		for i := 1; i < len(s.Arms); i++ {
+			if !d.Dropped[i] || len(s.Arms) == 2 {
+				left, n = i, n+1
+			}
+		}
+		if n != 1 {
+			return 0, fmt.Errorf("%w: experiment %q has %d arms that could be promoted: name one", ErrArm, d.Name, n)
+		}
+		return left, nil
+	}
+	_, i := s.Arm(arm)
+	switch {
+	case i < 0:
+		return 0, fmt.Errorf("%w: experiment %q has no arm %q; it has %v", ErrArm, d.Name, arm, d.Arms)
+	case i == 0:
+		return 0, fmt.Errorf("%w: %q is the control of experiment %q: abort gives everything to it", ErrArm, arm, d.Name)
+	}
+	return i, nil
+}
+
+func (d Doc) promote(s *Spec, i int, now time.Time, e Entry) Doc {
+	d.State, d.EndedAt, d.Passed = Promoted, now, true
+	shares := make([]float64, len(s.Arms))
+	shares[i] = 1
+	d.weigh(shares, now)
+	e.What, e.Arm = "promoted", s.Arms[i].Name
+	return d.note(now, e)
+}
+
+// end gives everything to the control.
+func (d Doc) end(state State, now time.Time, e Entry) Doc {
+	d.State, d.EndedAt, d.Passed = state, now, false
+	shares := make([]float64, len(d.Arms))
+	shares[0] = 1
+	d.weigh(shares, now)
+	return d.note(now, e)
+}
+
+// weigh puts shares in force.
+func (d *Doc) weigh(shares []float64, now time.Time) {
+	d.Shares = shares
+	d.Weights = append(slices.Clip(d.Weights), Weighing{now, shares})
+}
+
+// Decide returns the document as what was seen and the time make it, and whether that changed anything. It decides one thing at a time.
+func (d Doc) Decide(s *Spec, r Readings, now time.Time) (Doc, bool) {
+	if d.State == Scheduled && s.wanted() == WantRun && !now.Before(s.Start) && (s.End.IsZero() || now.Before(s.End)) {
+		return d.begin(s, now, "schedule", "its time has come"), true
+	}
+	if !d.State.Tries() || len(r.Arms) != len(s.Arms) {
+		return d, false
+	}
+	if !s.End.IsZero() && !now.Before(s.End) {
+		return d.end(Ended, now, Entry{By: "schedule", What: "ended", Why: "its time is over"}), true
+	}
+	if next, ended := d.Guard(s, r, now); ended {
+		return next, true
+	}
+	if d.State != Running || d.Passed {
+		return d, false
+	}
+	if next, ready := d.advance(s, r, now); ready {
+		return next, true
+	}
+	if s.MaxTime > 0 && now.Sub(d.StartedAt) >= s.MaxTime {
+		d.State = Inconclusive
+		return d.note(now, Entry{By: "schedule", What: "inconclusive", Why: fmt.Sprintf("nothing was shown within %s: shares stay as they are until somebody promotes or aborts it", s.MaxTime)}), true
+	}
+	return d, false
+}
+
+// Guard is the part of Decide that only takes away: what a replica may do that cannot ask the others.
+func (d Doc) Guard(s *Spec, r Readings, now time.Time) (Doc, bool) {
+	if !d.State.Tries() || len(r.Arms) != len(s.Arms) {
+		return d, false
+	}
+	if r.Broken != "" {
+		return d.end(RolledBack, now, Entry{By: "guardrail", What: "rolled back", Metric: "assignment", Why: r.Broken}), true
+	}
+	for i := 1; i < len(s.Arms); i++ {
+		a := &r.Arms[i]
+		if d.Dropped[i] || a.Judgement != Stop {
+			continue
+		}
+		e := Entry{By: "guardrail", What: "rolled back", Arm: s.Arms[i].Name, Metric: a.Metric, Figure: known(a.Figure), Bound: known(a.Bound), Why: a.Why}
+		d.Dropped = slices.Clone(d.Dropped)
+		d.Dropped[i] = true
+		if d.left() == 0 {
+			return d.end(RolledBack, now, e), true
+		}
+		e.What = "arm rolled back"
+		d.weigh(s.shares(max(d.Step, 0), d.Dropped), now)
+		return d.note(now, e), true
+	}
+	return d, false
+}
+
+// left is how many arms are still tried.
+func (d *Doc) left() (n int) {
+	for _, dropped := range d.Dropped[1:] {
+		if !dropped {
+			n++
+		}
+	}
+	return n
+}
+
+// Waits says what the next step waits for, "" when nothing is missing.
+func (d *Doc) Waits(s *Spec, r Readings, now time.Time) string {
+	if left := d.StepAt.Add(s.MinTime).Sub(now); left > 0 {
+		return fmt.Sprintf("%s more of this step", left.Round(time.Second))
+	}
+	last := d.lastStep(s)
+	for i := 1; i < len(s.Arms); i++ {
+		if d.Dropped[i] {
+			continue
+		}
+		a, name := &r.Arms[i], s.Arms[i].Name
+		switch {
+		case a.Units < int64(s.MinUnits):
+			return fmt.Sprintf("%d of %d units of %s", a.Units, s.MinUnits, name)
+		case a.Requests-d.StepBase[i] < int64(s.MinUnits):
+			return fmt.Sprintf("%d of %d requests of %s in this step", a.Requests-d.StepBase[i], s.MinUnits, name)
+		case last && float64(a.OutOfArm) > mostOutOfArm*float64(a.Requests):
+			return fmt.Sprintf("hosts of %s: %s of its requests went elsewhere", name, percent(float64(a.OutOfArm)/float64(max(1, a.Requests))))
+		case last && a.Judgement != Pass, !last && a.Judgement < Advance:
+			if a.Why != "" {
+				return name + ": " + a.Why
+			}
+			return "proof that " + name + " keeps every guardrail"
+		}
+	}
+	return ""
+}
+
+// lastStep tells whether what comes next is no step but the verdict.
+func (d *Doc) lastStep(s *Spec) bool {
+	return len(s.Steps) == 0 || d.Step+1 >= len(s.Steps) || s.Steps[d.Step+1] >= 1
+}
+
+// advance goes to the next step once all is there that it needs.
+func (d Doc) advance(s *Spec, r Readings, now time.Time) (Doc, bool) {
+	if d.Waits(s, r, now) != "" {
+		return d, false
+	}
+	if !d.lastStep(s) {
+		d.Step++
+		d.StepAt = now
+		d.weigh(s.shares(d.Step, d.Dropped), now)
+		d.StepBase = make([]int64, len(s.Arms))
+		for i := range r.Arms {
+			d.StepBase[i] = r.Arms[i].Requests
+		}
+		return d.note(now, Entry{By: "steps", What: "step up", Why: fmt.Sprintf("%s went by without proven harm: step %d of %d", s.MinTime, d.Step+1, len(s.Steps))}), true
+	}
+	if len(s.Steps) > 0 && s.Steps[len(s.Steps)-1] >= 1 && d.left() == 1 {
+		i, err := d.winner(s, "")
+		if err == nil {
+			return d.promote(s, i, now, Entry{By: "steps", Metric: r.Arms[i].Metric, Figure: known(r.Arms[i].Figure), Bound: known(r.Arms[i].Bound), Why: r.Arms[i].Why}), true
+		}
+	}
+	d.Passed = true
+	return d.note(now, Entry{By: "steps", What: "passed", Why: "every guardrail is shown to be kept: promote it, or go on watching"}), true
+}

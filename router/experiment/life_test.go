@@ -1,0 +1,292 @@
+package experiment
+
+import (
+	"encoding/json"
+	"errors"
+	"math"
+	"math/rand/v2"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+var t0 = time.Date(2026, 3, 1, 9, 0, 0, 0, time.UTC)
+
+func at(minutes float64) time.Time { return t0.Add(time.Duration(minutes * float64(time.Minute))) }
+
+func canary() *Spec {
+	s := &Spec{
+		Name: "e", Model: "m", Arms: []Arm{{Name: "control"}, {Name: "canary", Share: 1}}, Steps: []float64{0.05, 0.5, 1},
+		MinTime: time.Minute, MinUnits: 100, MaxTime: 24 * time.Hour,
+	}
+	s.Ready()
+	return s
+}
+
+// saw are readings of a control and one arm.
+func saw(units int64, j Judgement) Readings {
+	return Readings{Arms: []Reading{{Units: 10 * units, Requests: 10 * units}, {Units: units, Requests: units, Judgement: j, Metric: "ttft", Figure: 0.3, Bound: 0.1, Why: "because"}}}
+}
+
+// TestRamp takes a good arm from its first step to everything, each step no sooner than its time and its requests allow.
+func TestRamp(t *testing.T) {
+	s := canary()
+	d := NewDoc(s, t0)
+	for i, tc := range []struct {
+		at     float64
+		r      Readings
+		state  State
+		canary float64
+		waits  string
+	}{
+		{0.5, saw(500, Advance), Running, 0.05, "30s more"},
+		{2, saw(99, Advance), Running, 0.05, "99 of 100 units"},
+		{2, saw(100, Hold), Running, 0.05, "because"},
+		{2, saw(100, Advance), Running, 0.5, ""},
+		{2.5, saw(400, Pass), Running, 0.5, "30s more"},
+		{4, saw(199, Pass), Running, 0.5, "99 of 100 requests"},
+		{4, saw(200, Advance), Running, 0.5, "because"},
+		{4, saw(200, Pass), Promoted, 1, ""},
+		{5, saw(300, Stop), Promoted, 1, ""},
+	} {
+		if got := d.Waits(s, tc.r, at(tc.at)); d.State == Running && (tc.waits == "") != (got == "") || !strings.Contains(got, tc.waits) {
+			t.Errorf("%d: waits for %q, want %q", i, got, tc.waits)
+		}
+		d, _ = d.Decide(s, tc.r, at(tc.at))
+		if d.State != tc.state || d.Shares[1] != tc.canary || math.Abs(d.Shares[0]+d.Shares[1]-1) > 1e-9 {
+			t.Fatalf("%d: %s with %v", i, d.State, d.Shares)
+		}
+	}
+	var words []string
+	for _, e := range d.Log {
+		words = append(words, e.What)
+	}
+	if !slices.Equal(words, []string{"started", "step up", "promoted"}) {
+		t.Errorf("log %v", words)
+	}
+	if len(d.Weights) != 3 || d.Weights[2].Shares[1] != 1 {
+		t.Errorf("weights %v", d.Weights)
+	}
+}
+
+// TestHarm ends a bad arm at any step, at whichever state, with the figure that said so.
+func TestHarm(t *testing.T) {
+	for _, pause := range []bool{false, true} {
+		s := canary()
+		d := NewDoc(s, t0)
+		d, _ = d.Decide(s, saw(100, Advance), at(2))
+		if pause {
+			var err error
+			if d, err = d.Apply(s, Pause, "", "operator", at(2)); err != nil {
+				t.Fatal(err)
+			}
+			if next, changed := d.Decide(s, saw(1000, Pass), at(100)); changed {
+				t.Errorf("a paused one went to %s %v", next.State, next.Shares)
+			}
+		}
+		d, changed := d.Decide(s, saw(120, Stop), at(3))
+		last := d.Log[len(d.Log)-1]
+		if !changed || d.State != RolledBack || d.Shares[1] != 0 || d.Shares[0] != 1 || last.Metric != "ttft" || *last.Figure != 0.3 || *last.Bound != 0.1 || last.Why != "because" || last.By != "guardrail" {
+			t.Errorf("paused %v: %s %v %+v", pause, d.State, d.Shares, last)
+		}
+	}
+	d := NewDoc(canary(), t0)
+	broken := saw(1000, Pass)
+	broken.Broken = "units fall where they should not"
+	if d, _ := d.Decide(canary(), broken, at(9)); d.State != RolledBack || d.Log[1].Metric != "assignment" {
+		t.Errorf("a broken assignment: %s %+v", d.State, d.Log)
+	}
+}
+
+// TestArms drops one bad arm of two, and promotes the other.
+func TestManyArms(t *testing.T) {
+	s := threeArms()
+	d := NewDoc(s, t0)
+	r := Readings{Arms: []Reading{{Units: 9000, Requests: 9000}, {Units: 500, Requests: 500, Judgement: Stop}, {Units: 500, Requests: 500, Judgement: Advance}}}
+	d, _ = d.Decide(s, r, at(2))
+	if d.State != Running || !d.Dropped[1] || d.Shares[1] != 0 || math.Abs(d.Shares[2]-0.05*0.75) > 1e-9 {
+		t.Fatalf("%s %v %v", d.State, d.Dropped, d.Shares)
+	}
+	for i := range 3 {
+		r.Arms[2].Requests += 500
+		r.Arms[2].Judgement = Pass
+		d, _ = d.Decide(s, r, at(4+2*float64(i)))
+	}
+	if d.State != Promoted || d.Shares[2] != 1 {
+		t.Errorf("%s %v: the one that is left was not promoted", d.State, d.Shares)
+	}
+	r.Arms[1].Judgement, r.Arms[2].Judgement = Pass, Pass // of two that are good nobody but the operator chooses
+	d = NewDoc(s, t0)
+	for i := range 9 {
+		r.Arms[1].Requests += 500
+		r.Arms[2].Requests += 500
+		d, _ = d.Decide(s, r, at(4+2*float64(i)))
+	}
+	if d.State != Running || !d.Passed {
+		t.Errorf("two that passed: %s, passed %v", d.State, d.Passed)
+	}
+	if _, err := d.Apply(s, Promote, "", "operator", at(60)); !errors.Is(err, ErrArm) {
+		t.Errorf("promote without a name: %v", err)
+	}
+	if d, err := d.Apply(s, Promote, "b", "operator", at(60)); err != nil || d.Shares[2] != 1 || d.Shares[1] != 0 {
+		t.Errorf("promote b: %v %v", d.Shares, err)
+	}
+}
+
+// TestOutOfArmShare keeps an arm from being promoted by what others did.
+func TestOutOfArmShare(t *testing.T) {
+	s := canary()
+	d := NewDoc(s, t0)
+	d, _ = d.Decide(s, saw(100, Pass), at(2))
+	r := saw(1000, Pass)
+	r.Arms[1].OutOfArm = 101
+	if next, _ := d.Decide(s, r, at(9)); next.State != Running || !strings.Contains(d.Waits(s, r, at(9)), "went elsewhere") {
+		t.Errorf("%s: %s", next.State, d.Waits(s, r, at(9)))
+	}
+}
+
+// TestSchedule starts and ends by the clock, and gives up on what shows nothing.
+func TestSchedule(t *testing.T) {
+	s := canary()
+	s.Start, s.End, s.MaxTime = at(10), at(100), 30*time.Minute
+	d := NewDoc(s, t0)
+	if d.State != Scheduled || d.Shares[0] != 1 {
+		t.Fatalf("%s %v", d.State, d.Shares)
+	}
+	if d, _ = d.Decide(s, Readings{}, at(9)); d.State != Scheduled {
+		t.Errorf("before its time: %s", d.State)
+	}
+	if d, _ = d.Decide(s, Readings{}, at(10)); d.State != Running || d.Shares[1] != 0.05 {
+		t.Errorf("at its time: %s %v", d.State, d.Shares)
+	}
+	if d, _ = d.Decide(s, saw(10, Hold), at(41)); d.State != Inconclusive || d.Shares[1] != 0.05 {
+		t.Errorf("nothing shown: %s %v", d.State, d.Shares)
+	}
+	if next, _ := d.Decide(s, saw(10, Stop), at(42)); next.State != RolledBack {
+		t.Errorf("harm after that: %s", next.State)
+	}
+	if d, _ = d.Decide(s, saw(10, Hold), at(100)); d.State != Ended || d.Shares[0] != 1 {
+		t.Errorf("at its end: %s %v", d.State, d.Shares)
+	}
+}
+
+// TestCommands tells which command is understood in which state.
+func TestCommands(t *testing.T) {
+	can := map[State][]Command{
+		Scheduled: {Start, Promote, Abort}, Running: {Pause, Promote, Abort}, Paused: {Resume, Promote, Abort}, Inconclusive: {Resume, Promote, Abort},
+		Promoted: {Start, Abort}, RolledBack: {Start, Promote, Abort}, Aborted: {Start, Promote}, Ended: {Start, Promote, Abort},
+	}
+	s := canary()
+	for state, understood := range can {
+		for _, c := range []Command{Start, Pause, Resume, Promote, Abort, "hop"} {
+			d := NewDoc(s, t0)
+			d.State = state
+			before, _ := json.Marshal(d)
+			next, err := d.Apply(s, c, "", "operator", at(1))
+			if ok := slices.Contains(understood, c); ok != (err == nil) || err != nil && !errors.Is(err, ErrState) {
+				t.Errorf("%s of a %s one: %v", c, state, err)
+			}
+			if after, _ := json.Marshal(d); string(after) != string(before) {
+				t.Errorf("%s of a %s one changed the document it was given", c, state)
+			}
+			if c == Start && err == nil && next.Run != map[bool]int{true: 1, false: 2}[state == Scheduled] {
+				t.Errorf("started from %s it is run %d", state, next.Run)
+			}
+		}
+	}
+}
+
+// TestAdopt follows a config: what it tries, and what it asks for. An operator's later word holds until the config says something else.
+func TestAdopt(t *testing.T) {
+	s := canary()
+	d := NewDoc(s, t0)
+	if next, changed := d.Adopt(s, at(1)); changed {
+		t.Errorf("nothing is new: %+v", next)
+	}
+	s.Wanted = WantPause
+	d, changed := d.Adopt(s, at(1))
+	if !changed || d.State != Paused {
+		t.Fatalf("asked to pause: %s", d.State)
+	}
+	d, err := d.Apply(s, Resume, "", "operator", at(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if next, changed := d.Adopt(s, at(3)); changed || next.State != Running {
+		t.Errorf("a config that is read once more: %s", next.State)
+	}
+	s.Wanted = WantAbort
+	if d, _ = d.Adopt(s, at(4)); d.State != Aborted {
+		t.Errorf("asked to abort: %s", d.State)
+	}
+	other := canary()
+	other.Arms[1].Policy = "latency"
+	d, changed = d.Adopt(other, at(5))
+	if !changed || d.State != Running || d.Run != 2 || d.Shares[1] != 0.05 || !d.Matches(other) || d.Matches(s) {
+		t.Errorf("something else is tried: %s, run %d, %v", d.State, d.Run, d.Shares)
+	}
+	fewer := canary()
+	fewer.Arms[1].Policy = "latency"
+	fewer.Steps = fewer.Steps[:1]
+	d.Step = 2
+	if d, _ = d.Adopt(fewer, at(6)); d.Step != 0 {
+		t.Errorf("a config of one step: step %d", d.Step)
+	}
+}
+
+// TestAnyLife lets everything happen in any order: what is written is read as it was, shares are always whole, no arm has any outside of
+// the states that try, no unit is taken from an arm but by a step back, and no step lasts less than it should.
+func TestAnyLife(t *testing.T) {
+	seed := rand.Uint64()
+	rng := rand.New(rand.NewPCG(seed, 2))
+	for round := range 300 {
+		s := threeArms()
+		now := t0
+		d := NewDoc(s, now)
+		requests := []int64{0, 0, 0}
+		for range 60 {
+			now = now.Add(time.Duration(rng.IntN(90)) * time.Second)
+			was := d
+			var by string
+			switch rng.IntN(4) {
+			case 0:
+				c := []Command{Start, Pause, Resume, Promote, Abort}[rng.IntN(5)]
+				d, _ = d.Apply(s, c, []string{"", "a", "b"}[rng.IntN(3)], "operator", now)
+				by = string(c)
+			default:
+				r := Readings{Arms: make([]Reading, 3)}
+				for i := range r.Arms {
+					requests[i] += int64(rng.IntN(200))
+					r.Arms[i] = Reading{Units: requests[i], Requests: requests[i], Judgement: Judgement(rng.IntN(40)) / 13}
+				}
+				d, _ = d.Decide(s, r, now)
+			}
+			sum := 0.0
+			for i, share := range d.Shares {
+				sum += share
+				if share < 0 || i > 0 && share > 0 && !d.State.Tries() && d.State != Promoted {
+					t.Fatalf("seed %d, round %d: %s with shares %v", seed, round, d.State, d.Shares)
+				}
+				if d.Run == was.Run && was.State.Tries() && d.State.Tries() && i > 0 && share < was.Shares[i] && !d.Dropped[i] {
+					t.Fatalf("seed %d, round %d, %q: shares went from %v to %v", seed, round, by, was.Shares, d.Shares)
+				}
+			}
+			if math.Abs(sum-1) > 1e-9 {
+				t.Fatalf("seed %d, round %d: shares %v", seed, round, d.Shares)
+			}
+			if d.Run == was.Run && d.Step > was.Step && was.Step >= 0 && now.Sub(was.StepAt) < s.MinTime {
+				t.Fatalf("seed %d, round %d: a step of %s", seed, round, now.Sub(was.StepAt))
+			}
+			b, err := json.Marshal(d)
+			var again Doc
+			if err != nil || json.Unmarshal(b, &again) != nil || !reflect.DeepEqual(again, d) {
+				t.Fatalf("seed %d, round %d: written as %s, %v", seed, round, b, err)
+			}
+			if len(d.Log) > logKept {
+				t.Fatalf("seed %d, round %d: %d entries", seed, round, len(d.Log))
+			}
+		}
+	}
+}
