@@ -64,6 +64,10 @@ func (x *exchange) demand(name, value []byte) *openai.Error {
 		}
 		return nil
 	}
+	if is(wantsArm) {
+		x.rec.Forced = true // see assign
+		return nil
+	}
 	if is(wantsOnLoss) {
 		p, ok := ParsePreemption(strings.ToLower(string(value)))
 		if !ok {

@@ -304,7 +304,7 @@ func (x *exchange) pick(until time.Time) {
 		x.due(time.Now())
 	}
 	x.phase = awaitingHead
-	if x.set.Hedge {
+	if x.hedges() {
 		x.armHedge()
 	}
 }
@@ -321,7 +321,7 @@ func (x *exchange) place() error {
 		x.lease, x.ahead = *x.ahead, nil
 		return nil
 	}
-	return x.s.router.Pick(&x.ask, &x.lease)
+	return x.choose(&x.ask, &x.lease)
 }
 
 // resumed tells whether the answer was gone on with.

@@ -58,7 +58,7 @@ func (x *exchange) takeAhead(ask *router.Request) bool {
 	tried = append(append(tried, x.tried[:min(x.rec.Tries, len(x.tried))]...), x.lease.Endpoint.ID)
 	ask.Now, ask.Tried = time.Now(), tried
 	x.ahead = new(router.Lease)
-	if x.s.router.Pick(ask, x.ahead) != nil {
+	if x.choose(ask, x.ahead) != nil {
 		x.ahead = nil
 		return false
 	}

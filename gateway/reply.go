@@ -111,6 +111,7 @@ var (
 	nameTTFT      = []byte("X-Headrace-Ttft-Ms")
 	nameCost      = []byte("X-Headrace-Cost-Usd")
 	nameTiming    = []byte("Server-Timing")
+	nameArm       = []byte("X-Headrace-Arm")
 )
 
 // setHeaders adds what Headrace tells of itself. now is when the answer was ready.
@@ -120,6 +121,9 @@ func (x *exchange) setHeaders(now time.Time) {
 	h.SetCanonical(nameRequestID, append(buf[:0], x.rec.ID...))
 	if x.pass != nil {
 		setLimits(h, x.pass.Left())
+	}
+	if x.rec.Arm != "" {
+		h.SetCanonical(nameArm, append(buf[:0], x.rec.Arm...))
 	}
 	id, provider, tries := x.rec.Endpoint, x.rec.Provider, x.rec.Tries
 	if x.leased {

@@ -35,6 +35,7 @@ import (
 	"headrace/gateway/trace"
 	"headrace/router"
 	"headrace/router/endpoint"
+	"headrace/router/experiment"
 	"headrace/router/outcome"
 )
 
@@ -65,6 +66,8 @@ type Options struct {
 	Refused func(status int, code string)
 	// Keys says who may ask for what. Nil lets everybody in.
 	Keys *admission.Gate
+	// Arms are the experiments in force; nil is none.
+	Arms func() *experiment.Table
 	// Webhook takes what a provider posts to /webhooks/NAME and returns the status to answer with; 404 for a name it does not know.
 	// body is valid during the call only. Nil knows none.
 	Webhook func(name string, header func(string) string, body []byte) int
@@ -543,6 +546,9 @@ func (x *exchange) admit() *openai.Error {
 	if e := x.demands(); e != nil {
 		return e
 	}
+	if e := x.assign(); e != nil {
+		return e
+	}
 	if e := x.spend(); e != nil {
 		return e
 	}
@@ -585,7 +591,7 @@ func (x *exchange) setModel(name []byte) *openai.Error {
 // prepare fills in what every attempt sends.
 func (x *exchange) prepare(take func([]byte) bool) {
 	x.s.router.Budget.Earn()
-	if x.set.Hedge {
+	if x.hedges() {
 		x.s.router.Hedges.Earn()
 	}
 	h := &x.ctx.Request.Header

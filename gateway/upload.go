@@ -152,6 +152,9 @@ func (x *exchange) admitUpload() *openai.Error {
 	if e := x.demands(); e != nil {
 		return e
 	}
+	if e := x.assign(); e != nil {
+		return e
+	}
 	x.ask.BodyBytes, x.ask.Media, x.ask.PromptTokens = int64(max(0, size)), true, 1 // sound and images are no text
 	if e := x.confined(); e != nil {
 		return e

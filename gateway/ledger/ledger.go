@@ -10,6 +10,7 @@ import (
 	"headrace/gateway/trace"
 	"headrace/router"
 	"headrace/router/endpoint"
+	"headrace/router/experiment"
 	"headrace/router/outcome"
 )
 
@@ -93,18 +94,23 @@ func (r *Record) Note() *Attempt {
 
 // Record is one request, settled once. Counts are -1 and durations 0 when unknown.
 type Record struct {
-	ID       string
-	At       time.Time // accepted
-	Method   string    // of HTTP, "_OTHER" for what HTTP does not define
-	Route    string
-	Model    string // as the caller named it
-	Arm      string // of an experiment, as "experiment/arm"; "" outside of any
-	Known    bool   // some host serves it, so that Model is one of a bounded set
-	Key      string // name of the caller's key (gateway/admission), never a part of it; "" where callers need none
-	Served   string // as the endpoint knows it
-	Stream   bool
-	Endpoint endpoint.ID // the last one tried
-	Provider string
+	ID        string
+	At        time.Time // accepted
+	Method    string    // of HTTP, "_OTHER" for what HTTP does not define
+	Route     string
+	Model     string // as the caller named it
+	Arm       string // of an experiment, as "experiment/arm"; "" outside of any
+	Known     bool   // some host serves it, so that Model is one of a bounded set
+	OutOfArm  bool   // with Arm: served by hosts that are not the arm's, which had none
+	Forced    bool   // with Arm: it was asked for, and not drawn
+	Stream    bool
+	Estimated bool           // Output was counted from events: no usage was reported
+	USDKnown  bool           // flags stand together, for a request holds its record while it runs
+	Unit      experiment.Key // with Arm: what was assigned to it
+	Key       string         // name of the caller's key (gateway/admission), never a part of it; "" where callers need none
+	Served    string         // as the endpoint knows it
+	Endpoint  endpoint.ID    // the last one tried
+	Provider  string
 
 	Status   int // sent to the caller; 499 when it left before one was
 	Class    outcome.Class
@@ -137,11 +143,9 @@ type Record struct {
 	Trace        trace.Context
 
 	Prompt, Cached, Output, Reasoning int64 // tokens
-	Estimated                         bool  // Output was counted from events: no usage was reported
 	BytesIn, BytesOut                 int64
 
-	USD      float64 // share of the host's bill, when USDKnown; see router/cost
-	USDKnown bool
+	USD float64 // share of the host's bill, when USDKnown; see router/cost
 }
 
 // Ring holds the newest records.

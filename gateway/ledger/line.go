@@ -26,6 +26,12 @@ func (r *Record) AppendLine(dst []byte, now time.Time) []byte {
 	if r.Key != "" {
 		l.text(`,"key":`, r.Key)
 	}
+	if r.Arm != "" {
+		l.text(`,"arm":`, r.Arm)
+		if r.OutOfArm {
+			l.flag(`,"out_of_arm":`, true)
+		}
+	}
 	l.flag(`,"stream":`, r.Stream)
 	l.text(`,"endpoint":`, string(r.Endpoint))
 	l.count(`,"status":`, int64(r.Status))

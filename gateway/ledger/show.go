@@ -17,6 +17,9 @@ type view struct {
 	Model        string        `json:"model,omitempty"`
 	Served       string        `json:"served,omitempty"`
 	Key          string        `json:"key,omitempty"`
+	Arm          string        `json:"arm,omitempty"`
+	OutOfArm     bool          `json:"out_of_arm,omitempty"`
+	ArmForced    bool          `json:"arm_forced,omitempty"`
 	Stream       bool          `json:"stream"`
 	Endpoint     string        `json:"endpoint,omitempty"`
 	Provider     string        `json:"provider,omitempty"`
@@ -76,7 +79,7 @@ func some[T comparable](v, none T) *T {
 // MarshalJSON shows the record with units in every name.
 func (r *Record) MarshalJSON() ([]byte, error) {
 	v := view{
-		ID: r.ID, At: r.At.UTC(), Route: r.Route, Model: r.Model, Served: r.Served, Key: r.Key, Stream: r.Stream,
+		ID: r.ID, At: r.At.UTC(), Route: r.Route, Model: r.Model, Served: r.Served, Key: r.Key, Arm: r.Arm, OutOfArm: r.OutOfArm, ArmForced: r.Forced && r.Arm != "", Stream: r.Stream,
 		Endpoint: string(r.Endpoint), Provider: r.Provider, Status: r.Status, Class: r.Class.String(), Code: r.Code, Finish: r.Finish,
 		Attempts: []attemptView{}, TTFT: some(millis(r.TTFT), 0), UpstreamTTFT: some(millis(r.UpstreamTTFT), 0),
 		Duration: millis(r.Duration), Overhead: micros(r.Overhead), ITLp50: some(millis(r.ITLp50), 0), ITLp99: some(millis(r.ITLp99), 0),
@@ -108,6 +111,12 @@ func (r *Record) Attrs(dst []slog.Attr) []slog.Attr {
 	dst = append(dst, slog.String("route", r.Route), slog.String("model", r.Model))
 	if r.Key != "" {
 		dst = append(dst, slog.String("key", r.Key))
+	}
+	if r.Arm != "" {
+		dst = append(dst, slog.String("arm", r.Arm))
+		if r.OutOfArm {
+			dst = append(dst, slog.Bool("out_of_arm", true))
+		}
 	}
 	dst = append(dst, slog.Bool("stream", r.Stream), slog.String("endpoint", string(r.Endpoint)), slog.Int("status", r.Status),
 		slog.String("class", r.Class.String()), slog.Int("attempts", r.Tries), slog.Float64("duration_ms", millis(r.Duration)),

@@ -1,0 +1,147 @@
+package gateway
+
+import (
+	"bytes"
+	"encoding/binary"
+	"strings"
+
+	"headrace/gateway/openai"
+	"headrace/router"
+	"headrace/router/experiment"
+)
+
+// Experiments: a request's unit belongs to an arm before a host is looked for, and the host is then looked for among the arm's. Only
+// when there is none does another one of the model's serve the request; it counts as the arm's all the same (intention to treat).
+
+// wantsArm is the header field by which a request chooses its arm, as "experiment=arm".
+const wantsArm = "Arm"
+
+// assign finds the request's arm.
+func (x *exchange) assign() *openai.Error {
+	var t *experiment.Table
+	if x.s.opt.Arms != nil {
+		t = x.s.opt.Arms()
+	}
+	if x.rec.Forced {
+		return x.choosesArm(t)
+	}
+	list := t.Of(x.model)
+	if len(list) == 0 {
+		return nil
+	}
+	var room [64]byte
+	for _, a := range list {
+		if unit := x.unit(a.Spec, room[:0]); len(unit) > 0 && a.Takes(unit) {
+			arm, key := a.Assign(unit)
+			x.joins(arm, key)
+			return nil
+		}
+	}
+	x.ask.Model = list[0].Spec.Control().Pool() // of nobody's business, and yet not for hosts that are on trial
+	return nil
+}
+
+// unit returns what is assigned, empty where the request has nothing of the kind. room is memory for it.
+func (x *exchange) unit(s *experiment.Spec, room []byte) []byte {
+	for i := range s.Units {
+		u := room
+		switch s.Units[i].Kind {
+		case experiment.ByRequest:
+			u = append(u, x.rec.ID...)
+		case experiment.BySession:
+			if h := x.ask.Affinity.Session; h != 0 {
+				u = binary.BigEndian.AppendUint64(u, h)
+			}
+		case experiment.ByUser:
+			u = x.scan.User
+		case experiment.ByKey:
+			u = append(u, x.rec.Key...)
+		case experiment.ByHeader:
+			u = bytes.TrimSpace(x.ctx.Request.Header.Peek(s.Units[i].Header))
+		}
+		if len(u) > 0 {
+			return u
+		}
+	}
+	return nil
+}
+
+// joins makes the request the arm's.
+func (x *exchange) joins(arm *experiment.Arm, key experiment.Key) {
+	x.rec.Arm, x.rec.Unit = arm.Label(), key
+	x.ask.Model = arm.Pool()
+	if arm.OnPreemption != "" && x.onLoss == x.set.OnPreemption[x.model] { // else the request has said so itself
+		x.onLoss, _ = ParsePreemption(arm.OnPreemption) // the config knows its words
+	}
+	if arm.Model == "" || x.form != nil {
+		return
+	}
+	snap, body := x.s.router.Snapshot(), x.ctx.Request.Body()
+	if snap.TextOnly(arm.Model) {
+		x.ask.Media = holdsMedia(body)
+	}
+	if snap.Plain(arm.Model) {
+		x.ask.Beyond = beyondPlain(body)
+	}
+}
+
+// choosesArm serves a request that says itself where it wants to go. It is not counted among those that were drawn.
+func (x *exchange) choosesArm(t *experiment.Table) *openai.Error {
+	const header = "x-headrace-arm"
+	want := string(bytes.TrimSpace(x.ctx.Request.Header.Peek(headerPrefix + wantsArm)))
+	name, arm, ok := strings.Cut(want, "=")
+	a := t.Named(name)
+	switch {
+	case !ok:
+		return errDemand(header, "experiment=arm")
+	case !x.grant.MayArm(name):
+		return &openai.Error{
+			Status: 403, Type: "invalid_request_error", Param: header, Code: "arm_not_allowed",
+			Message: "This key may not choose the arm of an experiment. Leave " + header + " out, or use a key that may.",
+		}
+	case a == nil || a.Spec.Model != x.model:
+		return errDemand(header, "the name of an experiment on the model that is asked for, and one of its arms")
+	}
+	is, _ := a.Spec.Arm(arm)
+	if is == nil {
+		names := make([]string, len(a.Spec.Arms))
+		for i := range a.Spec.Arms {
+			names[i] = a.Spec.Arms[i].Name
+		}
+		return errDemand(header, name+"= and one of "+strings.Join(names, ", "))
+	}
+	var room [64]byte
+	x.joins(is, a.Key(x.unit(a.Spec, room[:0])))
+	return nil
+}
+
+// choose leases the best host of the arm, or of the whole model where the arm has none.
+func (x *exchange) choose(q *router.Request, l *router.Lease) error {
+	r := x.s.router
+	if q.Model == x.model {
+		return r.Pick(q, l)
+	}
+	pool := q.Model
+	q.Firm = true
+	err := r.Pick(q, l)
+	if q.Firm = false; err == nil {
+		return nil
+	}
+	q.Model = x.model
+	err = r.Pick(q, l)
+	if q.Model = pool; err == nil && x.rec.Arm != "" {
+		x.rec.OutOfArm = true
+	}
+	return err
+}
+
+// hedges tells whether a late first token has a second host asked.
+func (x *exchange) hedges() bool {
+	if x.rec.Arm == "" {
+		return x.set.Hedge
+	}
+	if p, ok := x.s.opt.Arms().Labelled(x.rec.Arm); ok && p.Arm().Hedge != "" {
+		return p.Arm().Hedge == "sunk"
+	}
+	return x.set.Hedge
+}

@@ -1,0 +1,233 @@
+package gateway
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"headrace/gateway/ledger"
+	"headrace/router"
+	"headrace/router/endpoint"
+	"headrace/router/experiment"
+)
+
+// trialRig is a gateway in front of two hosts, the first of which is the control's, the second the canary's.
+type trialRig struct {
+	*rig
+	table atomic.Pointer[experiment.Table]
+	spec  *experiment.Spec
+}
+
+func newTrialRig(t *testing.T, urls []string, units ...experiment.Unit) *trialRig {
+	t.Helper()
+	s := &experiment.Spec{Name: "e", Model: model, Units: units, Arms: []experiment.Arm{
+		{Name: "control", Hosts: &experiment.Selector{Host: []string{"static:h0"}}},
+		{Name: "canary", Hosts: &experiment.Selector{Host: []string{"static:h1"}}, Share: 1, OnPreemption: "fail", Hedge: "sunk"},
+	}, Steps: []float64{0.5}}
+	s.Ready()
+	g := &trialRig{spec: s}
+	g.weigh(0.5)
+	var eps []endpoint.Endpoint
+	g.rig = newRig(t, urls, func(o *rigOptions) {
+		o.edit = func(e []endpoint.Endpoint) { eps = e }
+		o.before = func(srv *Server) {
+			srv.opt.Arms = g.table.Load
+			pools := []router.Pool{}
+			for i := range s.Arms {
+				pools = append(pools, router.Pool{Name: s.Arms[i].Pool(), Model: model, Holds: s.Arms[i].Hosts.Holds})
+			}
+			srv.router.Update(eps, nil, pools...)
+		}
+	})
+	return g
+}
+
+func (g *trialRig) weigh(canary float64) {
+	g.table.Store(experiment.NewTable([]*experiment.Assigner{experiment.NewAssigner(g.spec, 1, []float64{1 - canary, canary}, true)}))
+}
+
+func withUser(user string) string {
+	return post(chatPath, fmt.Sprintf(`{"model":%q,"user":%q,"messages":[{"role":"user","content":"hi"}]}`, model, user))
+}
+
+// TestArms serves every user by the hosts of one arm, which the answer, the record and the log tell, and moves users only from the control
+// to the canary while its share grows.
+func TestArms(t *testing.T) {
+	a, b := newUpstream(t, answering), newUpstream(t, answering)
+	g := newTrialRig(t, []string{a.url(), b.url()}, experiment.Unit{Kind: experiment.ByUser})
+	was := map[string]string{}
+	n := 0
+	for _, share := range []float64{0, 0.1, 0.5, 1} {
+		g.weigh(share)
+		in := 0
+		for i := range 60 {
+			user := fmt.Sprint("user-", i)
+			var arm string
+			for range 2 {
+				r, _, err := g.do(withUser(user))
+				if err != nil || r.StatusCode != http.StatusOK {
+					t.Fatal(r.Status, err)
+				}
+				arm = r.Header.Get("X-Headrace-Arm")
+				rec := g.recordN(n)
+				n++
+				want := endpoint.ID("static:h0")
+				if arm == "e/canary" {
+					want = "static:h1"
+				}
+				if rec.Endpoint != want || rec.Arm != arm || rec.Unit == 0 || rec.OutOfArm || rec.Forced {
+					t.Fatalf("%s in %q: the record says %s, %q, unit %d, out %v, forced %v", user, arm, rec.Endpoint, rec.Arm, rec.Unit, rec.OutOfArm, rec.Forced)
+				}
+			}
+			if arm == "e/canary" {
+				in++
+			} else if was[user] == "e/canary" {
+				t.Errorf("%s went back from the canary as its share grew", user)
+			}
+			was[user] = arm
+		}
+		if want := int(share * 60); in < want-15 || in > want+15 {
+			t.Errorf("at %v %d of 60 users are in the canary", share, in)
+		}
+	}
+	line := string(g.records[n-1].AppendLine(nil, g.records[n-1].At))
+	if !strings.Contains(line, `"arm":"e/canary"`) {
+		t.Errorf("log line %s", line)
+	}
+	shown, err := json.Marshal(&g.records[n-1])
+	if err != nil || !strings.Contains(string(shown), `"arm":"e/canary"`) {
+		t.Errorf("shown as %s, %v", shown, err)
+	}
+}
+
+// TestUnits finds the unit of a request in the order that is asked for, and leaves those out that have none: they are served by the control.
+func TestUnits(t *testing.T) {
+	a, b := newUpstream(t, answering), newUpstream(t, answering)
+	g := newTrialRig(t, []string{a.url(), b.url()}, experiment.Unit{Kind: experiment.ByHeader, Header: "x-user"}, experiment.Unit{Kind: experiment.BySession})
+	g.weigh(1)
+	unit := func(headers ...string) (experiment.Key, ledger.Record) {
+		t.Helper()
+		if _, _, err := g.do(chat(false, headers...)); err != nil {
+			t.Fatal(err)
+		}
+		g.mu.Lock()
+		n := len(g.records)
+		g.mu.Unlock()
+		r := g.recordN(n - 1)
+		return r.Unit, r
+	}
+	byUser, _ := unit("X-User: 7", "X-Headrace-Session: s")
+	if again, _ := unit("x-user: 7", "X-Headrace-Session: t"); again != byUser {
+		t.Error("the same user is another unit with another session")
+	}
+	bySession, rec := unit("X-Headrace-Session: s")
+	if again, _ := unit("X-Headrace-Session: s", "X-User: "); again != bySession || bySession == byUser || rec.Arm != "e/canary" {
+		t.Errorf("sessions: units %d and %d, user %d, arm %q", bySession, again, byUser, rec.Arm)
+	}
+	if _, rec := unit(); rec.Arm != "" || rec.Endpoint != "static:h0" {
+		t.Errorf("a request without a unit is in %q, served by %s", rec.Arm, rec.Endpoint)
+	}
+}
+
+// TestOutOfArm serves a request elsewhere when its arm has no host that could, and counts it as its arm's all the same.
+func TestOutOfArm(t *testing.T) {
+	a := newUpstream(t, answering)
+	bad := newUpstream(t, func(c *upConn, _ *upRequest) bool { c.send(jsonAnswer(500, `{}`)); return true })
+	g := newTrialRig(t, []string{a.url(), bad.url()}, experiment.Unit{Kind: experiment.ByRequest})
+	g.weigh(1)
+	for i := range 6 {
+		r, _, err := g.do(chat(false))
+		if err != nil || r.StatusCode != http.StatusOK || r.Header.Get("X-Headrace-Arm") != "e/canary" {
+			t.Fatalf("%v %v", r, err)
+		}
+		rec := g.recordN(i)
+		if !rec.OutOfArm || rec.Arm != "e/canary" || rec.Endpoint != "static:h0" {
+			t.Errorf("request %d: out %v, arm %q, by %s", i, rec.OutOfArm, rec.Arm, rec.Endpoint)
+		}
+	}
+	if _, n := bad.counts(); n != 2 { // two in a row open its breaker
+		t.Errorf("the canary was asked %d times, want until its breaker opened", n)
+	}
+}
+
+// TestChooseArm lets a request say where it wants to go, and says what is wrong with a word that is not understood.
+func TestChooseArm(t *testing.T) {
+	a, b := newUpstream(t, answering), newUpstream(t, answering)
+	g := newTrialRig(t, []string{a.url(), b.url()}, experiment.Unit{Kind: experiment.ByUser})
+	g.weigh(0)
+	r, _, err := g.do(chat(false, "X-Headrace-Arm: e=canary"))
+	if rec := g.recordN(0); err != nil || r.Header.Get("X-Headrace-Arm") != "e/canary" || !rec.Forced || rec.Endpoint != "static:h1" {
+		t.Errorf("asked for: %v, %v, record %+v", r, err, rec)
+	}
+	for _, word := range []string{"canary", "e=", "e=other", "f=canary", "="} {
+		r, body, err := g.do(chat(false, "X-Headrace-Arm: "+word))
+		if e := parseError(t, body); err != nil || r.StatusCode != 400 || e.Param == nil || *e.Param != "x-headrace-arm" || e.Code != "invalid_header" {
+			t.Errorf("%q: %s %+v", word, r.Status, e)
+		}
+	}
+	if _, n := b.counts(); n != 1 {
+		t.Errorf("the canary got %d requests", n)
+	}
+	if _, n := a.counts(); n != 0 {
+		t.Errorf("the control got %d requests", n)
+	}
+}
+
+// TestArmWays has an arm's ways hold in place of the model's, but not in place of the request's.
+func TestArmWays(t *testing.T) {
+	g := newTrialRig(t, []string{"http://127.0.0.1:1/v1", "http://127.0.0.1:2/v1"})
+	for name, tc := range map[string]struct {
+		arm    int
+		asked  Preemption
+		want   Preemption
+		hedges bool
+	}{
+		"the control's": {0, Continue, Continue, false},
+		"the canary's":  {1, Continue, Fail, true},
+		"the request's": {1, Restart, Restart, true},
+	} {
+		x := &exchange{s: g.srv, set: g.srv.set.Load(), onLoss: tc.asked}
+		x.joins(&g.spec.Arms[tc.arm], 1)
+		if x.onLoss != tc.want || x.hedges() != tc.hedges {
+			t.Errorf("%s: on preemption %v, hedges %v", name, x.onLoss, x.hedges())
+		}
+	}
+}
+
+// TestAssignAllocates finds arms without memory of its own.
+func TestAssignAllocates(t *testing.T) {
+	g := newTrialRig(t, []string{"http://127.0.0.1:1/v1", "http://127.0.0.1:2/v1"})
+	for _, unit := range []experiment.Unit{{Kind: experiment.ByRequest}, {Kind: experiment.ByUser}, {Kind: experiment.ByKey}, {Kind: experiment.BySession}} {
+		g.spec.Units = []experiment.Unit{unit}
+		x := &exchange{s: g.srv, set: g.srv.set.Load(), model: model}
+		x.rec.ID, x.rec.Key, x.scan.User = "req_2vjvuxn2hcd6wq3a2vjvuxn2hc", "team-search", []byte("user-7")
+		x.ask.Affinity.Session = 42
+		if n := testing.AllocsPerRun(100, func() {
+			if e := x.assign(); e != nil || x.rec.Arm == "" {
+				t.Fatal(e, x.rec.Arm)
+			}
+		}); n != 0 {
+			t.Errorf("by %s: %v allocations", unit, n)
+		}
+	}
+}
+
+// BenchmarkAdmitArm is what it takes to find a request's arm.
+func BenchmarkAdmitArm(b *testing.B) {
+	s := &experiment.Spec{Name: "awq-canary", Model: model, Units: []experiment.Unit{{Kind: experiment.ByUser}}, Arms: []experiment.Arm{{Name: "control"}, {Name: "canary", Share: 1}}}
+	s.Ready()
+	t := experiment.NewTable([]*experiment.Assigner{experiment.NewAssigner(s, 1, []float64{0.5, 0.5}, true)})
+	x := &exchange{s: &Server{opt: Options{Arms: func() *experiment.Table { return t }}}, set: &Settings{}, model: model}
+	x.scan.User = []byte("user-0123456789")
+	b.ReportAllocs()
+	for b.Loop() {
+		x.assign()
+	}
+	if !slices.Contains([]string{"awq-canary/control", "awq-canary/canary"}, x.rec.Arm) {
+		b.Fatal(x.rec.Arm)
+	}
+}
