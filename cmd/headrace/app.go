@@ -21,6 +21,7 @@ import (
 	"headrace/gateway/admin"
 	"headrace/gateway/admission"
 	"headrace/gateway/config"
+	"headrace/gateway/experiments"
 	"headrace/gateway/forward"
 	"headrace/gateway/ledger"
 	"headrace/gateway/ledger/books"
@@ -61,6 +62,7 @@ type app struct {
 	away    *slog.Logger       // to the collector, nil when it gets no lines
 	ring    *ledger.Ring
 	books   *books.Books
+	trying  *experiments.Manager
 	rented  atomic.Pointer[clouds]
 	speak   *translators
 	actor   *runpod.Actor
@@ -85,6 +87,7 @@ type app struct {
 	cfg    *config.Config
 	fleet  []endpoint.Endpoint
 	rules  []router.ModelRule
+	trials []experiments.Trial
 	reload admin.ReloadStatus
 
 	reloadsOK, reloadsFailed int64
@@ -92,7 +95,7 @@ type app struct {
 
 // newApp opens the listeners, those aside that are given, and builds everything; run starts it. It owns given.
 func newApp(cfg *config.Config, logTo io.Writer, given ...net.Listener) (*app, error) {
-	a := &app{level: new(slog.LevelVar), cfg: cfg, ring: ledger.NewRing(ringSize), rules: rules(cfg)}
+	a := &app{level: new(slog.LevelVar), cfg: cfg, ring: ledger.NewRing(ringSize), rules: rules(cfg), trials: trials(cfg)}
 	a.level.Set(cfg.Log.Level)
 	a.logs = telemetry.NewWriter(logTo, logsWithin)
 	a.log = telemetry.NewLogger(a.logs, telemetry.LogOptions{Level: a.level, Format: cfg.Log.Format})
@@ -116,6 +119,10 @@ func newApp(cfg *config.Config, logTo io.Writer, given ...net.Listener) (*app, e
 	if err := a.openState(cfg); err != nil {
 		return nil, err
 	}
+	a.trying = experiments.New(experiments.Options{
+		Store: a.store, Log: a.log, Host: func(id endpoint.ID) *endpoint.Endpoint { return a.router.Snapshot().Endpoint(id) },
+	})
+	a.trying.Configure(a.trials)
 	a.engines = scrape.New(scrape.Options{Log: a.log, Deliver: a.router.Observe})
 	a.rented.Store(newClouds(cfg, a.redis, a.log))
 	a.actor = runpod.NewActor(a.actorOptions(cfg))
@@ -131,7 +138,7 @@ func newApp(cfg *config.Config, logTo io.Writer, given ...net.Listener) (*app, e
 		Failed:  func(id endpoint.ID, _ outcome.Class) { a.rented.Load().look(id) },
 		Learned: func(id endpoint.ID, model string) { a.rented.Load().learned(id, model) },
 		Worked:  func(id endpoint.ID, w endpoint.WorkerReport) { a.rented.Load().worked(id, w) },
-		Refused: a.refused, Keys: a.keys,
+		Refused: a.refused, Keys: a.keys, Arms: a.trying.Table,
 		Webhook: func(name string, header func(string) string, body []byte) int {
 			return a.rented.Load().webhook(name, header, body)
 		},
@@ -247,6 +254,8 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 	back.Go(func() error { return a.share(backCtx) })
 	back.Go(func() error { a.router.Warm(); return nil })
 	back.Go(func() error { return a.books.Run(backCtx, a.asked) })
+	a.startExperiments(ctx)
+	back.Go(func() error { return a.trying.Run(backCtx) })
 	back.Go(func() error { return a.engines.Run(backCtx) })
 	back.Go(func() error { return a.leaver.Run(backCtx) })
 	back.Go(func() error { return a.prober.Run(backCtx) })
@@ -356,6 +365,7 @@ func (a *app) discovered(eps []endpoint.Endpoint) {
 	a.fleet = eps
 	a.router.Update(eps, a.rules)
 	a.books.Follow(eps)
+	a.router.Update(eps, a.rules, a.pools()...)
 	a.engines.Update(eps)
 	a.callAway(gone) // now that nobody is sent there any more
 	a.leaver.Update(eps)
@@ -393,7 +403,9 @@ func (a *app) reconfigure(r reading) bool {
 		a.log.Warn("changes that take effect at the next start only", "keys", later)
 	}
 	a.reloadsOK++
-	a.cfg, a.rules = r.cfg, rules(r.cfg)
+	a.cfg, a.rules, a.trials = r.cfg, rules(r.cfg), trials(r.cfg)
+	a.router.Update(a.fleet, a.rules, a.pools()...) // before requests look for an arm's hosts
+	a.trying.Configure(a.trials)
 	if a.export != nil {
 		a.export.TraceFailures(r.cfg.Telemetry.Failures)
 	}
@@ -461,6 +473,7 @@ func (a *app) reloadStatus() *admin.ReloadStatus {
 func (a *app) settled(r *ledger.Record) {
 	a.ring.Add(r)
 	a.books.Record(r)
+	a.trying.Observe(r)
 	if a.metrics != nil {
 		a.metrics.Record(r)
 	}

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"maps"
+	"math"
+	"slices"
+	"time"
+
+	"headrace/gateway/config"
+	"headrace/gateway/experiments"
+	"headrace/router"
+	"headrace/router/experiment"
+	"headrace/router/experiment/stats"
+)
+
+// trials are the experiments of a config.
+func trials(c *config.Config) []experiments.Trial {
+	ts := make([]experiments.Trial, 0, len(c.Experiments))
+	for i := range c.Experiments {
+		e := &c.Experiments[i]
+		s := &experiment.Spec{
+			Name: e.Name, Model: e.Model, Layer: e.Layer, Steps: e.Steps, MinTime: e.MinTime, MinUnits: e.MinUnits, MaxTime: e.MaxTime,
+			Wanted: experiment.Wanted(e.State),
+		}
+		s.From, s.To = e.Slice()
+		s.Start, s.End = e.Span()
+		for _, u := range e.AssignBy {
+			unit, _ := experiment.ParseUnit(u) // the config knows them
+			s.Units = append(s.Units, unit)
+		}
+		s.Arms = append(s.Arms, arm(e, e.Control))
+		for _, name := range slices.Sorted(maps.Keys(e.Arms)) {
+			if name != e.Control {
+				s.Arms = append(s.Arms, arm(e, name))
+			}
+		}
+		s.Ready()
+		ts = append(ts, experiments.Trial{Spec: s, Alpha: e.Alpha, Guardrails: guardrails(e)})
+	}
+	return ts
+}
+
+func arm(e *config.Experiment, name string) experiment.Arm {
+	c := e.Arms[name]
+	a := experiment.Arm{Name: name, Model: c.Model, Policy: c.Policy, OnPreemption: c.OnPreemption, Hedge: c.Hedge, Share: c.Weight}
+	if h := c.Hosts; h != nil {
+		a.Hosts = &experiment.Selector{
+			Host: h.ID, Provider: h.Provider, Served: h.Served, GPU: h.GPU, Region: h.Region, Price: h.Price, Tenure: h.Tenure, Labels: h.Labels,
+		}
+	}
+	if name == e.Control {
+		a.Share = 0
+	}
+	return a
+}
+
+// guardrails are the margins of a config, which says how much more or less a figure may be; statistics want to know how much worse. What
+// an operator allows is tolerated as well: harm within it ends nothing.
+func guardrails(e *config.Experiment) []stats.Guardrail {
+	var gs []stats.Guardrail
+	if g := e.Guardrails; g == nil {
+		gs = stats.Guardrails()
+	} else {
+		for _, l := range []struct {
+			metric stats.Metric
+			margin *float64
+		}{
+			{stats.Failed, g.ErrorRate},
+			{stats.Missed, g.SLOMissed},
+			{stats.TTFT, g.TTFT},
+			{stats.TTFT, g.TTFTP95},
+			{stats.TPS, g.TPS},
+			{stats.TPS, g.TPSP50},
+			{stats.USD, g.USDPerMTok},
+			{stats.Truncated, g.Truncated},
+			{stats.Score, g.Score},
+		} {
+			if l.margin != nil {
+				m := math.Abs(*l.margin)
+				gs = append(gs, stats.Guardrail{Metric: l.metric, Margin: m, Tolerate: m})
+			}
+		}
+	}
+	if e.Goal == "" {
+		return gs
+	}
+	var goal stats.Metric
+	if goal.UnmarshalText([]byte(e.Goal)) != nil {
+		panic("BUG: statistics know no " + e.Goal)
+	}
+	gs = slices.DeleteFunc(gs, func(g stats.Guardrail) bool { return g.Metric == goal })
+	return append(gs, stats.Guardrail{Metric: goal, Goal: true})
+}
+
+// storeFirst is how long the start waits to hear how experiments stand.
+const storeFirst = 3 * time.Second
+
+// startExperiments hears how they stand, before the first request.
+func (a *app) startExperiments(ctx context.Context) {
+	c, cancel := context.WithTimeout(ctx, storeFirst)
+	defer cancel()
+	a.trying.Load(c)
+}
+
+// pools are those of the experiments in force. The caller holds mu.
+func (a *app) pools() []router.Pool { return experiments.Pools(a.trials) }

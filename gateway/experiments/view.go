@@ -1,0 +1,220 @@
+package experiments
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"headrace/router/affinity"
+	"headrace/router/experiment"
+	"headrace/router/experiment/stats"
+)
+
+// View is an experiment as operators see it.
+type View struct {
+	Name       string                `json:"name"`
+	Model      string                `json:"model"`
+	State      experiment.State      `json:"state"`
+	Run        int                   `json:"run"`
+	AssignBy   []string              `json:"assign_by"`
+	Traffic    float64               `json:"traffic"` // share of its layer's units
+	Steps      []float64             `json:"steps"`
+	Step       int                   `json:"step"` // from 1, 0 before the first
+	StartedAt  *time.Time            `json:"started_at"`
+	EndedAt    *time.Time            `json:"ended_at"`
+	Arms       []ArmView             `json:"arms"`
+	Passed     bool                  `json:"passed"`          // every guardrail is shown to be kept
+	Waits      string                `json:"waits,omitempty"` // for what, before the next step
+	Weights    []experiment.Weighing `json:"weights"`
+	Decisions  []experiment.Entry    `json:"decisions"` // the oldest first
+	Verdict    *stats.Verdict        `json:"verdict"`   // null before anything was seen
+	Hosts      map[uint32]string     `json:"hosts,omitempty"`
+	Kinds      map[uint32]string     `json:"kinds,omitempty"`
+	Replica    string                `json:"replica"` // that tells
+	Decides    bool                  `json:"decides"` // that replica, for all
+	Uncounted  Uncounted             `json:"uncounted"`
+	Problem    string                `json:"problem,omitempty"`
+	Guardrails []stats.Guardrail     `json:"guardrails"`
+	Alpha      float64               `json:"alpha"`
+}
+
+// ArmView is an arm of it.
+type ArmView struct {
+	Name    string  `json:"name"`
+	Control bool    `json:"control,omitempty"`
+	Share   float64 `json:"share"` // of the units, in force
+	Dropped bool    `json:"dropped,omitempty"`
+}
+
+// Uncounted are requests of this replica that are in no figure.
+type Uncounted struct {
+	Late    int64 `json:"late"`    // their arm was found by shares that are in force no more
+	Dropped int64 `json:"dropped"` // too many at once, over all experiments
+}
+
+// view shows a trial. The caller holds mu.
+func (m *Manager) view(t *trial) View {
+	s, d := t.Spec, &t.doc
+	v := View{
+		Name: s.Name, Model: s.Model, State: d.State, Run: d.Run, Traffic: s.To - s.From, Steps: s.Steps, Step: d.Step + 1, Passed: d.Passed,
+		Weights: d.Weights, Decisions: d.Log, Arms: []ArmView{}, Replica: slotName(m.slot.number), Decides: m.slot.leads,
+		Uncounted: Uncounted{Late: t.late, Dropped: m.lost()}, Problem: t.failed, Guardrails: t.Guardrails, Alpha: t.Alpha,
+	}
+	for _, u := range s.Units {
+		v.AssignBy = append(v.AssignBy, u.String())
+	}
+	if !d.StartedAt.IsZero() {
+		v.StartedAt = &d.StartedAt
+	}
+	if !d.EndedAt.IsZero() {
+		v.EndedAt = &d.EndedAt
+	}
+	for i := range s.Arms {
+		a := ArmView{Name: s.Arms[i].Name, Control: i == 0}
+		if t.known && !t.foreign {
+			a.Share, a.Dropped = d.Shares[i], d.Dropped[i]
+		} else if i == 0 {
+			a.Share = 1
+		}
+		v.Arms = append(v.Arms, a)
+	}
+	switch {
+	case !t.known:
+		v.Problem = "its state is not known yet: the control serves its requests"
+		return v
+	case t.foreign:
+		v.Problem = "replicas try something else under this name: here the control serves its requests"
+		return v
+	}
+	if t.stats == nil {
+		return v
+	}
+	verdict := t.stats.Verdict()
+	v.Verdict = &verdict
+	v.Guardrails, v.Alpha = t.stats.Design().Guardrails, t.stats.Design().Alpha
+	if d.State == experiment.Running && !d.Passed {
+		v.Waits = d.Waits(s, readings(verdict), m.opt.Now())
+	}
+	v.Hosts, v.Kinds = map[uint32]string{}, map[uint32]string{}
+	for i := range verdict.Arms {
+		for _, h := range verdict.Arms[i].Hosts {
+			if name, ok := m.hosts[h.Host]; ok {
+				v.Hosts[h.Host] = name
+			}
+			if name, ok := m.kinds[h.Kind]; ok {
+				v.Kinds[h.Kind] = name
+			}
+		}
+	}
+	return v
+}
+
+func (m *Manager) lost() int64 {
+	m.queue.Lock()
+	defer m.queue.Unlock()
+	return m.dropped
+}
+
+// List shows all experiments, with what other replicas have seen as of some seconds ago.
+func (m *Manager) List(ctx context.Context) []View {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.ask(ctx)
+	vs := make([]View, 0, len(m.trials))
+	for _, t := range m.trials {
+		vs = append(vs, m.view(t))
+	}
+	return vs
+}
+
+// Show shows one. The error is ErrUnknown.
+func (m *Manager) Show(ctx context.Context, name string) (View, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t, err := m.find(name)
+	if err != nil {
+		return View{}, err
+	}
+	m.ask(ctx)
+	return m.view(t), nil
+}
+
+// ask hears the other replicas, unless that was done of late. The caller holds mu.
+func (m *Manager) ask(ctx context.Context) {
+	if len(m.trials) == 0 {
+		return
+	}
+	c, cancel := context.WithTimeout(ctx, storeTime)
+	defer cancel()
+	m.drain()
+	if now := m.opt.Now(); now.Sub(m.heardAt) >= m.opt.Tell/2 && m.silent == nil {
+		m.heardAt = now
+		m.hear(c)
+	}
+}
+
+// Feedback is what somebody says of an answer, or of all answers that a unit gets.
+type Feedback struct {
+	RequestID string   `json:"request_id"`
+	Unit      string   `json:"unit"`
+	By        string   `json:"by"` // what Unit is: a word of assign_by, the first of them by default
+	Score     *float64 `json:"score"`
+}
+
+// ErrFeedback says what is wrong with a Feedback.
+var ErrFeedback = errors.New("feedback")
+
+// Feedback takes in what is said of an answer, and returns the arm that it is said of. Errors are ErrUnknown and ErrFeedback.
+func (m *Manager) Feedback(name string, f Feedback) (arm string, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t, err := m.find(name)
+	if err != nil {
+		return "", err
+	}
+	bad := func(format string, args ...any) (string, error) {
+		return "", fmt.Errorf("%w: %s", ErrFeedback, fmt.Sprintf(format, args...))
+	}
+	switch {
+	case f.Score == nil || math.IsNaN(*f.Score) || math.IsInf(*f.Score, 0) || math.Abs(*f.Score) > 1e6:
+		return bad("score must be a number")
+	case (f.RequestID == "") == (f.Unit == ""):
+		return bad("give request_id, or unit")
+	case t.stats == nil || !t.doc.State.Tries() || t.foreign:
+		return bad("experiment %q is %s: nothing is counted", name, t.doc.State)
+	}
+	m.drain()
+	said := told{run: t.run}
+	if f.RequestID != "" {
+		var ok bool
+		if said, ok = m.recent.of[f.RequestID]; !ok || said.experiment != name || said.run != t.run {
+			return bad("request %q is not among the newest %d of this replica that were counted in %q; give its unit instead", f.RequestID, remembered, name)
+		}
+	} else {
+		kind := t.Spec.Units[0]
+		if f.By != "" {
+			var ok bool
+			if kind, ok = experiment.ParseUnit(f.By); !ok {
+				return bad("by must be one of the experiment's assign_by")
+			}
+		}
+		unit := []byte(f.Unit)
+		if kind.Kind == experiment.BySession {
+			unit = binary.BigEndian.AppendUint64(nil, affinity.SessionHash(t.Spec.Model, unit))
+		}
+		a := m.table.Load().Named(name)
+		if !a.Takes(unit) {
+			return bad("that unit is not in the experiment")
+		}
+		is, key := a.Assign(unit)
+		_, said.arm = t.Spec.Arm(is.Name)
+		said.unit = uint64(key)
+	}
+	t.stats.Feedback(said.unit, said.arm, *f.Score)
+	t.recorded++
+	t.fresh = true
+	return t.Spec.Arms[said.arm].Name, nil
+}
