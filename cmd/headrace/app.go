@@ -130,7 +130,7 @@ func newApp(cfg *config.Config, logTo io.Writer, given ...net.Listener) (*app, e
 	a.forward = forward.New(forward.Options{Connect: cfg.Timeouts.Connect, UpstreamIdle: cfg.Timeouts.UpstreamIdle, Translate: a.speak.handler})
 	a.leaver = newLeaver(a.forward.Interrupt, cfg.Timeouts.Leave, a.log)
 	a.prober = a.newProber(cfg)
-	a.keys = admission.New(admission.Options{Log: a.log})
+	a.keys = admission.New(admission.Options{Log: a.log, Store: a.store})
 	a.keys.Configure(keysOf(cfg), cfg.RequireKey)
 	a.server = gateway.New(gateway.Options{
 		Router: a.router, Forward: a.forward, Log: a.log, Settled: a.settled,
@@ -252,6 +252,8 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 	a.discovered(slices.Clone(static.New(a.cfg.StaticEndpoints(time.Now()), static.Options{}).Hosts())) // before the first request
 	back.Go(func() error { return a.discover(backCtx, reloads) })
 	back.Go(func() error { return a.share(backCtx) })
+	a.startKeys(ctx)
+	back.Go(func() error { return a.keys.Run(backCtx) })
 	back.Go(func() error { a.router.Warm(); return nil })
 	back.Go(func() error { return a.books.Run(backCtx, a.asked) })
 	a.startExperiments(ctx)

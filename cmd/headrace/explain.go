@@ -166,6 +166,9 @@ func adminAt(base string) *adminAPI {
 	return &adminAPI{address: base, base: base, client: &http.Client{Timeout: 10 * time.Second}}
 }
 
+// envAdminKey has the key that opens the admin API, where that asks for one.
+const envAdminKey = "HEADRACE_ADMIN_KEY"
+
 // adminURL is where a client on this machine finds the admin API that listens on addr.
 func adminURL(addr string) (string, error) {
 	if addr == "off" {
@@ -200,6 +203,9 @@ func (a *adminAPI) call(ctx context.Context, method, path string, body, out any)
 	if err != nil {
 		return &exitError{2, err}
 	}
+	if key := os.Getenv(envAdminKey); key != "" {
+		req.Header.Set("Authorization", "Bearer "+key)
+	}
 	res, err := a.client.Do(req)
 	if err != nil {
 		return &exitError{1, fmt.Errorf("no gateway answers at %s: name the admin address of one that runs with --admin", a.address)}
@@ -209,7 +215,7 @@ func (a *adminAPI) call(ctx context.Context, method, path string, body, out any)
 	if err != nil {
 		return &exitError{1, fmt.Errorf("read the answer of %s: %w", a.address, err)}
 	}
-	if res.StatusCode == http.StatusOK {
+	if res.StatusCode/100 == 2 {
 		if err := json.Unmarshal(answer, out); err != nil {
 			return &exitError{1, fmt.Errorf("what answers at %s is not the admin API of this version: %w", a.address, err)}
 		}

@@ -111,6 +111,18 @@ func (o *hostsOptions) ask(ctx context.Context, method, id string, body any, out
 	return err
 }
 
+// plainTable returns a table without borders, whose header is as it was given.
+func plainTable() table.Writer {
+	t := table.NewWriter()
+	style := table.StyleLight
+	style.Options = table.OptionsNoBordersAndSeparators
+	style.Options.SeparateHeader = true
+	style.Format.Header = text.FormatDefault
+	style.Box.PaddingLeft = ""
+	t.SetStyle(style)
+	return t
+}
+
 func hostsText(answer []byte) (string, error) {
 	var list struct {
 		Hosts []router.HostView `json:"hosts"`
@@ -121,13 +133,7 @@ func hostsText(answer []byte) (string, error) {
 	if len(list.Hosts) == 0 {
 		return "There are no hosts.\n", nil
 	}
-	t := table.NewWriter()
-	style := table.StyleLight
-	style.Options = table.OptionsNoBordersAndSeparators
-	style.Options.SeparateHeader = true
-	style.Format.Header = text.FormatDefault
-	style.Box.PaddingLeft = ""
-	t.SetStyle(style)
+	t := plainTable()
 	t.AppendHeader(table.Row{"host", "models", "state", "in flight", "requests", "failures", "why"})
 	for i := range list.Hosts {
 		h := &list.Hosts[i]

@@ -91,13 +91,16 @@ func Handler(o Options) http.Handler {
 	if o.Metrics != nil {
 		mux.Handle("GET /metrics", o.Metrics)
 	}
+	if o.Keys != nil {
+		o.keyRoutes(mux)
+	}
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusNotFound, "unknown_url", "Unknown admin URL "+r.Method+" "+strconv.Quote(r.URL.Path)+
 			". There are /livez, /readyz, /metrics, /admin/v1/hosts, /admin/v1/requests, /admin/v1/decisions, /admin/v1/explain, "+
-			"/admin/v1/calibration, /admin/v1/providers, /admin/v1/advice, /admin/v1/spend and /admin/v1/status, all by GET, and "+
-			"/admin/v1/hosts/{id}/drain by POST and DELETE.")
+			"/admin/v1/calibration, /admin/v1/providers, /admin/v1/advice, /admin/v1/spend and /admin/v1/status, all by GET, "+
+			"/admin/v1/hosts/{id}/drain by POST and DELETE, and /admin/v1/keys (docs/keys.md).")
 	})
 	return http.NewCrossOriginProtection().Handler(o.guarded(mux)) // no page in an operator's browser may change anything
 }

@@ -30,7 +30,7 @@ func (o *Options) admitted(w http.ResponseWriter, r *http.Request) bool {
 	grant, e := o.Keys.Enter([]byte(key), time.Now())
 	switch {
 	case e != nil:
-		fail(w, e.Status, e.Code, e.Message)
+		fail(w, e.Status, e.Code, "The admin API asks for a key that opens it, as Authorization: Bearer KEY; headrace's commands read it from HEADRACE_ADMIN_KEY. "+e.Message)
 	case grant == nil || !grant.Key.Admin:
 		fail(w, http.StatusForbidden, "admin_not_allowed", "This API key does not open the admin API. It needs the right \"admin\".")
 	default:

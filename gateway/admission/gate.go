@@ -5,6 +5,7 @@
 package admission
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/subtle"
@@ -17,13 +18,15 @@ import (
 	"time"
 
 	"headrace/gateway/openai"
+	"headrace/gateway/state"
 	"headrace/router"
 )
 
 // Options set up a Gate.
 type Options struct {
-	Log *slog.Logger
-	Now func() time.Time // default time.Now
+	Log   *slog.Logger
+	Now   func() time.Time // default time.Now
+	Store state.Store      // of the keys that are made while it runs, and of what keys have spent; nil for none
 }
 
 // Gate knows the keys.
@@ -35,12 +38,18 @@ type Gate struct {
 	decoy  entry
 	book   atomic.Pointer[book]
 	counts Counts
+	away   atomic.Bool // the store did not answer the last time
+	known  atomic.Bool // what was spent before is known
 
 	mu       sync.Mutex // guards all below, and writing of book
 	required bool
 	config   []Key
-	kept     map[string]Key // of the store, by name
+	kept     map[string]kept // of the store, by name
+	damaged  bool            // the store has keys that cannot be read
 	accounts map[string]*account
+	books    books
+
+	flushing sync.Mutex // held while spending is written; taken before mu
 }
 
 // book is all keys at one time. Nobody changes it.
@@ -86,7 +95,7 @@ func New(o Options) *Gate {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	g := &Gate{opt: o, log: o.Log, origin: o.Now().Add(-time.Hour), seed: maphash.MakeSeed(), kept: map[string]Key{}, accounts: map[string]*account{}}
+	g := &Gate{opt: o, log: o.Log, origin: o.Now().Add(-time.Hour), seed: maphash.MakeSeed(), kept: map[string]kept{}, books: books{map[string]page{}}, accounts: map[string]*account{}}
 	_, _ = rand.Read(g.decoy.hash[:]) // never fails
 	g.book.Store(&book{entries: map[uint64]*entry{}})
 	return g
@@ -115,7 +124,7 @@ const (
 
 // rebuild makes the book of what is known. mu is held.
 func (g *Gate) rebuild() {
-	b := &book{entries: map[uint64]*entry{}, closed: g.required}
+	b := &book{entries: map[uint64]*entry{}, closed: g.required || g.damaged}
 	used := map[string]bool{}
 	add := func(k Key) {
 		if used[k.Name] || used[k.ID] {
@@ -125,10 +134,10 @@ func (g *Gate) rebuild() {
 		used[k.Name], used[k.ID] = true, true
 		gr := g.grant(k)
 		b.grants = append(b.grants, gr)
+		b.closed = true // for a revoked one too: to revoke the last key lets nobody in
 		if !k.Revoked.IsZero() {
 			return
 		}
-		b.closed = true
 		b.admins = b.admins || k.Admin
 		b.entries[g.index(&k.Hash)] = &entry{hash: k.Hash, grant: gr}
 		if !k.Old.IsZero() {
@@ -139,7 +148,7 @@ func (g *Gate) rebuild() {
 		add(k)
 	}
 	for _, k := range g.kept {
-		add(k)
+		add(k.key)
 	}
 	slices.SortFunc(b.grants, func(a, b *Grant) int { return strings.Compare(a.Key.Name, b.Key.Name) })
 	g.book.Store(b)
@@ -150,6 +159,7 @@ func (g *Gate) grant(k Key) *Grant {
 	a := g.accounts[k.ID]
 	if a == nil {
 		a = &account{id: k.ID}
+		a.adopt(g.books.of(k.ID))
 		g.accounts[k.ID] = a
 	}
 	gr := &Grant{
@@ -249,8 +259,57 @@ func (g *Gate) NotAllowed(param, code, message string) *openai.Error {
 // AdminKeys tells whether the admin API asks for a key, since there is one that opens it.
 func (g *Gate) AdminKeys() bool { return g != nil && g.book.Load().admins }
 
-// Run keeps the gate as the store has its keys, until ctx is done.
+// Start reads the store, as far as it answers: what it has not told is read as soon as it does. Before it has, nobody is asked for a key
+// that is kept there; with require_key nobody is let in.
+func (g *Gate) Start(ctx context.Context) {
+	if g.opt.Store == nil {
+		return
+	}
+	if err := g.told(cmp.Or(g.Load(ctx), g.LoadSpent(ctx))); err == nil {
+		g.known.Store(true)
+	}
+}
+
+// Run keeps the gate as the store has its keys, and the store as the keys have spent, until ctx is done; then it writes the rest.
 func (g *Gate) Run(ctx context.Context) error {
-	<-ctx.Done()
-	return ctx.Err()
+	if g.opt.Store == nil {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	changes, stop := g.opt.Store.Watch(keyKind)
+	defer stop()
+	tick := time.NewTicker(flushEvery)
+	defer tick.Stop()
+	for stale := true; ; { // what changed before we watched
+		if stale {
+			stale = g.told(g.Load(ctx)) != nil
+		}
+		if !g.known.Load() {
+			g.known.Store(g.told(g.LoadSpent(ctx)) == nil)
+		}
+		select {
+		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushAtEnd)
+			defer cancel()
+			_ = g.told(g.flush(last)) // the log has it
+			return ctx.Err()
+		case <-changes:
+			stale = true
+		case <-tick.C:
+			_ = g.told(g.flush(ctx)) // goes out with the next one
+		}
+	}
+}
+
+const flushAtEnd = 2 * time.Second
+
+// told logs when the store goes and when it is back.
+func (g *Gate) told(err error) error {
+	switch was := g.away.Swap(err != nil); {
+	case err != nil && !was:
+		g.log.Error("keys and budgets go on as far as they are known", "error", err)
+	case err == nil && was:
+		g.log.Info("the store of keys answers again")
+	}
+	return err
 }

@@ -1,0 +1,214 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"headrace/providers/fakecloud"
+)
+
+// keysCLI runs headrace keys against an admin address.
+func keysCLI(t *testing.T, admin string, args ...string) (out string, code int) {
+	t.Helper()
+	c, b := keysCommand(), new(strings.Builder)
+	c.SetArgs(append(args, "--admin", admin))
+	c.SetOut(b)
+	c.SetErr(io.Discard)
+	c.SilenceUsage, c.SilenceErrors = true, true
+	err := c.ExecuteContext(t.Context())
+	if ee, ok := errors.AsType[*exitError](err); ok {
+		code = ee.code
+	} else if err != nil {
+		code = 1
+	}
+	if err != nil {
+		b.WriteString(err.Error())
+	}
+	return b.String(), code
+}
+
+// made runs keys with -o json and returns the secret.
+func made(t *testing.T, admin string, args ...string) string {
+	t.Helper()
+	out, code := keysCLI(t, admin, append(args, "-o", "json")...)
+	var a struct{ Secret string }
+	if err := json.Unmarshal([]byte(out), &a); err != nil || code != 0 || a.Secret == "" {
+		t.Fatalf("%v: code %d, %s", args, code, out)
+	}
+	return a.Secret
+}
+
+// askAs sends a chat completion with a key, "" for none, and returns the status and the error's code.
+func askAs(t *testing.T, base, key, model string) (int, string) {
+	t.Helper()
+	return ask(t, &http.Client{Transport: withKey(key)}, base, model, "hello", 5)
+}
+
+type withKey string
+
+func (k withKey) RoundTrip(r *http.Request) (*http.Response, error) {
+	if k != "" {
+		r.Header.Set("Authorization", "Bearer "+string(k))
+	}
+	return http.DefaultTransport.RoundTrip(r)
+}
+
+// TestKeysCommand makes, shows, rotates and revokes keys of a running gateway, which starts anew in between.
+func TestKeysCommand(t *testing.T) {
+	h := startHost(t, fakecloud.HostConfig{Name: "a", Models: []string{"m", "m2"}})
+	dir := t.TempDir()
+	yaml := fmt.Sprintf(appYAML, h.URL()+"/v1") + "state: {dir: \"" + dir + "/state\"}\n"
+	r := startApp(t, dir, yaml, nil)
+	admin := r.app.admin.Addr().String()
+	if out, code := keysCLI(t, admin); code != 0 || !strings.Contains(out, "callers need none") {
+		t.Errorf("without keys: %d %s", code, out)
+	}
+	if status, _ := askAs(t, r.base, "", "m"); status != 200 {
+		t.Errorf("without keys: %d", status)
+	}
+	key := made(t, admin, "create", "team", "--models", "m", "--rpm", "100", "--usd-per-day", "5", "--note", "a note", "--expires", "30d")
+	for _, step := range []struct {
+		args string
+		says []string
+		code int
+	}{
+		{"list", []string{"team", key[3:11], "store", "active", "100 rpm", "$5.00"}, 0},
+		{"show team", []string{"a note", "100 rpm", "requests left", "of $5.00"}, 0},
+		{"show " + key[:11] + " -o json", []string{`"name": "team"`, `"rpm": 100`}, 0},
+		{"create team", []string{"already"}, 1},
+		{"create Team", []string{"The field name must be"}, 2},
+		{"create t2 --expires yesterday", []string{"--expires", "want a date"}, 2},
+		{"create t2 --trust most", []string{"The field trust must be one of"}, 2},
+		{"update team", []string{"nothing to change"}, 2},
+		{"update team --rpm 200 --priority batch", []string{"200 rpm"}, 0},
+		{"show nobody", []string{`There is no key "nobody"`}, 1},
+		{"list -o yaml", []string{"want table or json"}, 2},
+		{"new", []string{"key:    hr_", "sha256: "}, 0},
+	} {
+		out, code := keysCLI(t, admin, strings.Fields(step.args)...)
+		for _, says := range step.says {
+			if code != step.code || !strings.Contains(out, says) {
+				t.Errorf("keys %s: code %d, %s; want %d and %q", step.args, code, out, step.code, says)
+			}
+		}
+		if strings.Contains(out, key) {
+			t.Errorf("keys %s shows the key again", step.args)
+		}
+	}
+	for _, tc := range []struct {
+		key, model string
+		status     int
+		code       string
+	}{{"", "m", 401, "invalid_api_key"}, {key, "m", 200, ""}, {key, "m2", 404, "model_not_found"}, {key + "x", "m", 401, "invalid_api_key"}} {
+		if status, code := askAs(t, r.base, tc.key, tc.model); status != tc.status || tc.code != "" && code != tc.code {
+			t.Errorf("model %s: %d %s, want %d %s", tc.model, status, code, tc.status, tc.code)
+		}
+	}
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	r = startApp(t, dir, yaml, nil)
+	admin = r.app.admin.Addr().String()
+	if status, _ := askAs(t, r.base, key, "m"); status != 200 {
+		t.Errorf("after a restart: %d", status)
+	}
+	if out, _ := keysCLI(t, admin, "show", "team", "-o", "json"); strings.Contains(out, `"spent_usd_total": 0,`) {
+		t.Errorf("what was spent is forgotten: %s", out)
+	}
+	second := made(t, admin, "rotate", "team", "--grace", "1h")
+	for _, k := range []string{key, second} {
+		if status, _ := askAs(t, r.base, k, "m"); status != 200 {
+			t.Errorf("while both are good: %d", status)
+		}
+	}
+	if out, code := keysCLI(t, admin, "revoke", "team"); code != 0 || !strings.Contains(out, "revoked") {
+		t.Errorf("revoke: %d %s", code, out)
+	}
+	for _, k := range []string{key, second, ""} {
+		if status, _ := askAs(t, r.base, k, "m"); status != 401 {
+			t.Errorf("after the revocation: %d", status)
+		}
+	}
+	r.log.await(t, `"how":"revoked"`, 1)
+	if logs := r.log.String(); strings.Contains(logs, key) || strings.Contains(logs, second) {
+		t.Errorf("the log: %s", logs)
+	}
+}
+
+// TestAdminKey closes the admin API with a key, and has the config's keys change with it.
+func TestAdminKey(t *testing.T) {
+	h := startHost(t, fakecloud.HostConfig{Name: "a", Models: []string{"m"}})
+	const root, plain = "root-key-0123456789abcdef", "plain-key-0123456789abcdef"
+	yaml := fmt.Sprintf(appYAML, h.URL()+"/v1")
+	keys := "keys:\n  - {name: root, key: " + root + ", admin: true}\n  - {name: plain, key: " + plain + "}\n"
+	r := startApp(t, t.TempDir(), yaml+keys, nil)
+	admin := r.app.admin.Addr().String()
+	as := func(key, path string) int {
+		res, err := (&http.Client{Transport: withKey(key)}).Get("http://" + admin + path) //nolint:noctx // loopback
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = res.Body.Close()
+		return res.StatusCode
+	}
+	for _, tc := range []struct {
+		key, path string
+		want      int
+	}{
+		{"", "/admin/v1/keys", 401},
+		{"", "/admin/v1/hosts", 401},
+		{"", "/debug/pprof/", 401},
+		{"", "/nowhere", 401},
+		{plain, "/admin/v1/hosts", 403},
+		{root, "/admin/v1/hosts", 200},
+		{"", "/livez", 200},
+		{"", "/readyz", 200},
+		{"", "/metrics", 200},
+	} {
+		if got := as(tc.key, tc.path); got != tc.want {
+			t.Errorf("%s with %q: %d, want %d", tc.path, tc.key, got, tc.want)
+		}
+	}
+	if out, code := keysCLI(t, admin, "list"); code != 1 || !strings.Contains(out, "HEADRACE_ADMIN_KEY") {
+		t.Errorf("%d %s", code, out)
+	}
+	t.Setenv(envAdminKey, root)
+	if out, code := keysCLI(t, admin, "list"); code != 0 || !strings.Contains(out, "config") {
+		t.Errorf("%d %s", code, out)
+	}
+	if out, code := keysCLI(t, admin, "revoke", "plain"); code != 1 || !strings.Contains(out, "stands in the config") {
+		t.Errorf("%d %s", code, out)
+	}
+	if status, _ := askAs(t, r.base, plain, "m"); status != 200 {
+		t.Errorf("%d", status)
+	}
+	r.write(t, yaml+strings.Replace(keys, plain, "another-key-0123456789", 1))
+	r.log.await(t, "config reloaded", 1)
+	if status, _ := askAs(t, r.base, plain, "m"); status != 401 {
+		t.Errorf("a key that was taken out of the config: %d", status)
+	}
+	if status, _ := askAs(t, r.base, "another-key-0123456789", "m"); status != 200 {
+		t.Errorf("a key that was put into the config: %d", status)
+	}
+}
+
+func TestExpiry(t *testing.T) {
+	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	for in, want := range map[string]string{
+		"never": "", "": "", "2031-01-02": "2031-01-02", "90d": "2030-04-01T00:00:00Z", "12h": "2030-01-01T12:00:00Z", "1.5d": "2030-01-02T12:00:00Z", "-1d": "error", "soon": "error", "d": "error",
+	} {
+		got, err := expiry(in, now)
+		if err != nil {
+			got = "error"
+		}
+		if got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+}
