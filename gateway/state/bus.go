@@ -17,8 +17,8 @@ import (
 type Bus interface {
 	// Publish sends an event to all other replicas. An error says that it reached nobody, as far as is known.
 	Publish(ctx context.Context, kind string, payload []byte) error
-	// Subscribe has take called with the events of a kind from other replicas, one after another, in the order in which each of them sent
-	// them. take must not block, and may keep payload. stop returns once take is not called any more; take must not call it.
+	// Subscribe has take called with the events of a kind from other replicas, one after another, in the order in which each of them
+	// published them. take must not block, and may keep payload. stop returns once take is not called any more; take must not call it.
 	Subscribe(kind string, take func(from string, payload []byte)) (stop func())
 }
 
@@ -89,6 +89,11 @@ func (r *Redis) Joined(call func()) (stop func()) {
 // Hears tells whether events come.
 func (r *Redis) Hears() bool { return r.events.live.Load() }
 
+// publishScript publishes at the node of a Cluster that the key belongs to: through different ones, events would overtake each other.
+//
+//nolint:gochecknoglobals // a table
+var publishScript = redis.NewScript(`return redis.call("PUBLISH", ARGV[1], ARGV[2])`)
+
 // Publish implements Bus.
 func (r *Redis) Publish(ctx context.Context, kind string, payload []byte) error {
 	if err := checkKind(kind); err != nil {
@@ -96,7 +101,7 @@ func (r *Redis) Publish(ctx context.Context, kind string, payload []byte) error 
 	}
 	c, cancel := context.WithTimeout(ctx, r.opt.Timeout)
 	defer cancel()
-	if err := r.client.Publish(c, r.channel(), r.event(kind, payload)).Err(); err != nil {
+	if err := publishScript.Run(c, r.client, []string{r.opt.Prefix + "order:" + kind}, r.channel(), r.event(kind, payload)).Err(); err != nil {
 		if ctx.Err() == nil && !isReply(err) {
 			r.report(err)
 		}
