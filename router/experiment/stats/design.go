@@ -76,11 +76,13 @@ type Guardrail struct {
 	Tolerate float64 `json:"tolerate,omitempty"`
 	// Goal turns it round: the arm has to be proven better, by more than Margin, to be promoted. Harm stops it all the same.
 	Goal bool `json:"goal,omitempty"`
+	// Share is how much of alpha it gets, in relation to the others; 0 means 1.
+	Share float64 `json:"share,omitempty"`
 }
 
-// Guardrails are those of an experiment that names none.
+// Guardrails are those of an experiment that names none. Failures get most of alpha, for they are to be found first.
 func Guardrails() []Guardrail {
-	return []Guardrail{{Metric: Failed, Margin: 0.002}, {Metric: Missed, Margin: 0.01}, {Metric: TTFT, Margin: 0.10}, {Metric: TPS, Margin: 0.05}, {Metric: USD, Margin: 0.02}}
+	return []Guardrail{{Metric: Failed, Margin: 0.002, Share: 3}, {Metric: Missed, Margin: 0.01}, {Metric: TTFT, Margin: 0.10}, {Metric: TPS, Margin: 0.05}, {Metric: USD, Margin: 0.02}}
 }
 
 // MaxArms is how many arms an experiment may have.
@@ -98,8 +100,8 @@ type Design struct {
 	// Sticky says that units come again, as users do; their requests are one observation together then. Without, every
 	// request is a unit of its own, and nothing is remembered of it.
 	Sticky bool `json:"sticky"`
-	// Alpha is the probability of stopping any arm although none does harm; 0 means 0.05. It is split evenly over
-	// guardrails and arms.
+	// Alpha is the probability of stopping any arm although none does harm; 0 means 0.05. It is split over guardrails,
+	// by their shares, and arms.
 	Alpha      float64     `json:"alpha"`
 	Guardrails []Guardrail `json:"guardrails"` // nil means Guardrails()
 	// MinUnits is how many units of an arm, and of the control, a comparison of means needs before it can decide; 0 means 40.
@@ -143,6 +145,9 @@ func (d Design) withDefaults() (Design, error) {
 			bad("guardrail on %s: margin %v, tolerate %v: want 0 or more", g.Metric, g.Margin, g.Tolerate)
 		case g.Metric == TPS && (g.Margin >= 1 || g.Tolerate >= 1):
 			bad("guardrail on %s: margin %v, tolerate %v: want less than 1, for nothing is more than 100 %% slower", g.Metric, g.Margin, g.Tolerate)
+		}
+		if !(g.Share >= 0) || math.IsInf(g.Share, 0) { //nolint:staticcheck // NaN
+			bad("guardrail on %s: share %v: want 0 or more", g.Metric, g.Share)
 		}
 		seen[g.Metric] = true
 	}

@@ -12,6 +12,10 @@ const (
 	priorHosts  = 4.0
 	priorHostSD = 0.10
 	leastOnHost = 5.0 // weight of requests, of a host that is measured
+	// mostHostSD is as much as hosts of a kind can be believed to differ by, when an arm's hosts are all slower than the control's:
+	// what is beyond is the arm's own. Offers of one GPU differ by a factor of 1.8 from end to end, which is a third less.
+	mostHostSD = 0.20
+	leastHosts = 2.5 // hosts on each side, those with little work counting less, by which hosts and model are told apart: three
 )
 
 // hostSpread is a Spread with the variance of the difference that hosts explain.
@@ -23,75 +27,105 @@ type hostSpread struct {
 // hostSpread says what choosing hosts at random from those of a kind would add to the variance of arm k against the control. What
 // both do on the same hosts adds nothing.
 func (s *state) hostSpread(d *Design, k int, m Metric) hostSpread {
-	type share struct{ arm, control float64 }
-	shares := make(map[uint32]share, len(s.hosts))
-	var wArm, wControl float64
-	type group struct {
-		arm  uint8
-		kind uint32
-	}
-	groups := make(map[group][]*weighted)
+	// Sorted, for the same figures have to give the same sums, whatever order hosts came in.
+	hosts := make([]*host, 0, len(s.hosts))
 	for i := range s.hosts {
-		h := &s.hosts[i]
-		w := &h.of[m]
-		if w.w == 0 {
-			continue
+		if s.hosts[i].of[m].w > 0 {
+			hosts = append(hosts, &s.hosts[i])
 		}
-		sh := shares[h.id]
+	}
+	slices.SortFunc(hosts, func(a, b *host) int {
+		return cmp.Or(cmp.Compare(a.kind, b.kind), cmp.Compare(a.arm, b.arm), cmp.Compare(a.id, b.id))
+	})
+	// Hosts of one arm differ by what hosts differ by. So do those of both together, if there is nothing but hosts: where somebody
+	// put the slowest into one arm, only they tell how much that is.
+	var within, together spreading
+	var group, pair []*weighted
+	for i, h := range hosts {
+		if w := &h.of[m]; w.w >= leastOnHost {
+			group = append(group, w)
+			if int(h.arm) == k || int(h.arm) == d.Control {
+				pair = append(pair, w)
+			}
+		}
+		last := i+1 == len(hosts)
+		if last || hosts[i+1].kind != h.kind || hosts[i+1].arm != h.arm {
+			within.add(group)
+			group = group[:0]
+		}
+		if last || hosts[i+1].kind != h.kind {
+			together.add(pair)
+			pair = pair[:0]
+		}
+	}
+	between := max(within.variance(), min(together.variance(), mostHostSD*mostHostSD))
+	out := hostSpread{Spread: Spread{Low: Figure(math.NaN()), High: Figure(math.NaN()), SD: Figure(math.Expm1(math.Sqrt(between)))}}
+	between *= (priorHosts + within.df) / (priorHosts + within.df - 2) // as of Student's distribution, for it is itself an estimate
+
+	// Where the work of both is, host by host.
+	slices.SortFunc(hosts, func(a, b *host) int { return cmp.Or(cmp.Compare(a.id, b.id), cmp.Compare(a.arm, b.arm)) })
+	var arm, control weighted
+	for _, h := range hosts {
 		switch int(h.arm) {
 		case k:
-			sh.arm += w.w
-			wArm += w.w
+			arm.w, arm.w2 = arm.w+h.of[m].w, arm.w2+h.of[m].w2
 		case d.Control:
-			sh.control += w.w
-			wControl += w.w
-		}
-		shares[h.id] = sh
-		if w.w >= leastOnHost {
-			groups[group{h.arm, h.kind}] = append(groups[group{h.arm, h.kind}], w)
+			control.w, control.w2 = control.w+h.of[m].w, control.w2+h.of[m].w2
 		}
 	}
-	out := hostSpread{Spread: Spread{Arm: 0, Control: 0, Low: Figure(math.NaN()), High: Figure(math.NaN())}}
-	// Variance between hosts of the same kind and arm, less what sampling alone would give.
-	ss, df := 0.0, 0.0
-	for _, hosts := range groups {
-		mean, noise := 0.0, 0.0
-		for _, w := range hosts {
-			y, v := w.mean()
-			mean += y / float64(len(hosts))
-			noise += v / float64(len(hosts))
-		}
-		for _, w := range hosts {
-			y, _ := w.mean()
-			ss += (y - mean) * (y - mean)
-		}
-		ss -= noise * float64(len(hosts)-1)
-		df += float64(len(hosts) - 1)
+	if arm.w == 0 || control.w == 0 { // nobody tells hosts, or one of both has done nothing that is compared
+		return out
 	}
-	dof := priorHosts + df
-	between := (priorHosts*priorHostSD*priorHostSD + max(0, ss)) / dof
-	out.SD = Figure(math.Expm1(math.Sqrt(between)))
-	between *= dof / (dof - 2) // as of Student's distribution, for it is itself an estimate
 	var armSq, controlSq, apart, shared float64
-	for _, sh := range shares {
-		a, b := sh.arm/wArm, sh.control/wControl
-		if wArm == 0 || wControl == 0 {
-			continue
+	for i := 0; i < len(hosts); {
+		var a, c float64
+		id := hosts[i].id
+		for ; i < len(hosts) && hosts[i].id == id; i++ {
+			switch int(hosts[i].arm) {
+			case k:
+				a = hosts[i].of[m].w / arm.w
+			case d.Control:
+				c = hosts[i].of[m].w / control.w
+			}
 		}
 		armSq += a * a
-		controlSq += b * b
-		apart += (a - b) * (a - b)
-		shared += min(a, b)
+		controlSq += c * c
+		apart += (a - c) * (a - c)
+		shared += min(a, c)
 	}
-	if armSq > 0 && controlSq > 0 {
-		out.Arm, out.Control, out.Shared = Figure(1/armSq), Figure(1/controlSq), Figure(shared)
-	}
+	out.Arm, out.Control, out.Shared = Figure(1/armSq), Figure(1/controlSq), Figure(shared)
+	// By chance alone shares differ as well; that is in the variance of units already.
+	apart = max(0, apart-(1-(armSq+controlSq)/2)*(arm.w2/(arm.w*arm.w)+control.w2/(control.w*control.w)))
 	out.variance = between * apart
-	out.Identifiable = shared >= 0.5 || (out.Arm >= 3 && out.Control >= 3)
-	if len(shares) == 0 { // nobody tells hosts
-		out.Identifiable = false
-	}
+	out.Identifiable = shared >= 0.5 || (1/armSq >= leastHosts && 1/controlSq >= leastHosts)
 	return out
+}
+
+// spreading is what hosts differ by within groups of like ones: a sum of squares and its degrees of freedom.
+type spreading struct{ ss, df float64 }
+
+// add takes in the hosts of a group, less what sampling alone would make them differ by.
+func (p *spreading) add(hosts []*weighted) {
+	if len(hosts) < 2 {
+		return
+	}
+	n := float64(len(hosts))
+	mean, noise := 0.0, 0.0
+	for _, w := range hosts {
+		y, v := w.mean()
+		mean += y / n
+		noise += v / n
+	}
+	for _, w := range hosts {
+		y, _ := w.mean()
+		p.ss += (y - mean) * (y - mean)
+	}
+	p.ss -= noise * (n - 1)
+	p.df += n - 1
+}
+
+func (p *spreading) variance() float64 {
+	return (priorHosts*priorHostSD*priorHostSD + max(0, p.ss)) / (priorHosts + p.df)
 }
 
 // hostBlocks are the hosts of arm k, busiest first.

@@ -45,12 +45,14 @@ type Finding string
 
 // Findings. The first decisive one in this order is what the arm's verdict rests on.
 const (
-	Harm      Finding = "harm"    // proven worse, and beyond what is tolerated
-	Hosts     Finding = "hosts"   // worse as it runs, but hosts may be why: no verdict on the model
-	Suspicion Finding = "suspect" // signs of harm that prove nothing yet
-	Open      Finding = "open"    // not shown to be within the margin
-	Few       Finding = "few"     // too few units
-	Within    Finding = "within"  // shown to be within the margin, or, of a goal, shown to be better by it
+	Harm              Finding = "harm"    // proven worse, and beyond what is tolerated
+	Hosts             Finding = "hosts"   // worse as it runs, but hosts may be why: no verdict on the model
+	Suspicion         Finding = "suspect" // signs of harm that prove nothing yet
+	Open              Finding = "open"    // not shown to be within the margin
+	Few               Finding = "few"     // too few units
+	Unmeasured        Finding = "unknown" // no request of the arm or of the control had such a figure
+	UnmeasuredFinding         = "unknown" // no request of the arm or of the control had such a figure
+	Within            Finding = "within"  // shown to be within the margin, or, of a goal, shown to be better by it
 )
 
 // Estimate is an arm against the control by one metric.
@@ -65,6 +67,8 @@ type Estimate struct {
 	Diff    Figure  `json:"diff"`  // best estimate: arm less control, a ratio less 1 of relative metrics
 	Low     Figure  `json:"low"`   // always-valid interval of the arm as it runs, on these hosts
 	High    Figure  `json:"high"`
+	Bad     [2]int  `json:"bad"`   // of failures and SLO misses: votes of units that went bad, the control's, the arm's
+	Due     Figure  `json:"due"`   // how many of them were to be expected of the arm
 	LogE    Figure  `json:"log_e"` // natural log of the evidence against "no difference" that stops: of an e-process or, with hosts' spread in it, a mixture likelihood ratio
 	Needs   Figure  `json:"needs"` // what LogE must reach
 	Finding Finding `json:"finding"`
@@ -110,6 +114,8 @@ type ArmVerdict struct {
 	By     int    `json:"-"`
 	Reason string `json:"reason"`
 	Units  int    `json:"units"` // seen, of those remembered
+	// Model says what can be said of the arm's model apart from the hosts it runs on.
+	Model string `json:"model,omitempty"`
 	Counts
 	SRM       Figure      `json:"srm_log_e"` // natural log of the two-sided e-value of unit counts
 	Estimates []Estimate  `json:"estimates,omitempty"`
@@ -119,7 +125,7 @@ type ArmVerdict struct {
 // Verdict is what is known of an experiment.
 type Verdict struct {
 	Seq    uint64       `json:"seq"`    // observations that it rests on
-	Alpha  float64      `json:"alpha"`  // of one guardrail of one arm, at most
+	Alpha  float64      `json:"alpha"`  // of the experiment
 	Sample float64      `json:"sample"` // share of units that are remembered
 	Broken string       `json:"broken,omitempty"`
 	Arms   []ArmVerdict `json:"arms"`
@@ -132,19 +138,28 @@ var srmLogE = math.Log(1000) //nolint:gochecknoglobals // a constant, if it coul
 var suspicion = math.Log(10) //nolint:gochecknoglobals // likewise
 
 // Verdict says what is known, with the observations of replicas that were merged.
-func (e *Experiment) Verdict() Verdict {
+func (e *Experiment) Verdict() Verdict { return e.look(true) }
+
+// Peek is Verdict without the words and the hosts, for who looks after every request.
+func (e *Experiment) Peek() Verdict { return e.look(false) }
+
+func (e *Experiment) look(words bool) Verdict {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	s := e.own
 	if len(e.peers) > 0 {
 		s = e.combined()
 	}
-	return s.verdict(&e.design)
+	return s.verdict(&e.design, words)
 }
 
-// alpha is that of one guardrail of one arm. Units that are forgotten leave another test behind; all of them share what there is.
-func (s *state) alpha(d *Design) float64 {
-	a := d.Alpha / float64(max(1, len(d.Guardrails))*(len(d.Arms)-1))
+// alpha is that of guardrail g for one arm. Units that are forgotten leave another test behind; all of them share what there is.
+func (s *state) alpha(d *Design, g *Guardrail) float64 {
+	sum := 0.0
+	for i := range d.Guardrails {
+		sum += d.Guardrails[i].share()
+	}
+	a := d.Alpha * g.share() / (max(sum, g.share()) * float64(len(d.Arms)-1))
 	if !d.Sticky {
 		return a
 	}
@@ -154,17 +169,26 @@ func (s *state) alpha(d *Design) float64 {
 	return 0.9 * a
 }
 
-func (s *state) verdict(d *Design) Verdict {
-	v := Verdict{Seq: s.seq, Alpha: s.alpha(d), Sample: math.Exp2(-float64(s.units.level))}
+func (g *Guardrail) share() float64 {
+	if g.Share == 0 {
+		return 1
+	}
+	return g.Share
+}
+
+func (s *state) verdict(d *Design, words bool) Verdict {
+	v := Verdict{Seq: s.seq, Alpha: d.Alpha, Sample: math.Exp2(-float64(s.units.level))}
 	now := s.epochs[len(s.epochs)-1]
 	for k := range s.arms {
 		a := &s.arms[k]
 		v.Arms = append(v.Arms, ArmVerdict{Name: d.Arms[k], Control: k == d.Control, Weight: now[k], By: -1, Units: int(a.sum[Failed].n), Counts: a.counts, SRM: Figure(math.NaN())})
 	}
 	for k := range s.arms {
-		v.Arms[k].Hosts = s.hostBlocks(k)
+		if words {
+			v.Arms[k].Hosts = s.hostBlocks(k)
+		}
 		if k != d.Control {
-			s.judge(&v.Arms[k], d, k)
+			s.judge(&v.Arms[k], d, k, words)
 			if v.Arms[k].Broken() {
 				v.Broken = v.Arms[k].Reason
 			}
@@ -184,19 +208,24 @@ func (s *state) verdict(d *Design) Verdict {
 func (v *ArmVerdict) Broken() bool { return float64(v.SRM) >= srmLogE }
 
 // judge compares arm k with the control.
-func (s *state) judge(v *ArmVerdict, d *Design, k int) {
+func (s *state) judge(v *ArmVerdict, d *Design, k int, words bool) {
 	c, a := &s.arms[d.Control], &s.arms[k]
 	v.SRM = Figure(s.logE(s.seen, mismatched, d.Control, k))
-	guards := make(map[Metric]Guardrail, len(d.Guardrails))
-	for _, g := range d.Guardrails {
-		guards[g.Metric] = g
-	}
+	v.Estimates = make([]Estimate, 0, metrics)
 	for m := range metrics {
-		g, guarded := guards[m]
+		var g Guardrail
+		i := slices.IndexFunc(d.Guardrails, func(g Guardrail) bool { return g.Metric == m })
+		guarded := i >= 0
+		if guarded {
+			g = d.Guardrails[i]
+		}
 		if !guarded && c.sum[m].n+a.sum[m].n == 0 {
 			continue
 		}
-		v.Estimates = append(v.Estimates, s.estimate(d, k, m, g, guarded))
+		v.Estimates = append(v.Estimates, s.estimate(d, k, m, g, guarded, words))
+	}
+	if words {
+		v.Model = v.model()
 	}
 	if v.Broken() {
 		v.Action = Stop
@@ -209,11 +238,11 @@ func (s *state) judge(v *ArmVerdict, d *Design, k int) {
 		v.Reason = fmt.Sprintf("error_rate: %d of the first %d units failed at their first request", a.early.failed, a.early.seen)
 		return
 	}
-	for _, want := range []Finding{Harm, Hosts, Suspicion, Few, Open} {
+	for _, want := range []Finding{Harm, Hosts, Suspicion, Few, Open, Unmeasured} {
 		for i := range v.Estimates {
 			e := &v.Estimates[i]
-			if !e.Guard || e.Finding != want {
-				continue
+			if !e.Guard || e.Finding != want || e.Finding == Unmeasured && c.raw[e.Metric].n+a.raw[e.Metric].n == 0 && !e.Goal {
+				continue // what neither has cannot be held against either
 			}
 			v.By, v.Reason = int(e.Metric), e.Metric.String()+": "+e.Reason
 			if want == Hosts {
@@ -222,7 +251,10 @@ func (s *state) judge(v *ArmVerdict, d *Design, k int) {
 			switch want {
 			case Harm:
 				v.Action = Stop
-			case Open:
+				if e.Hosts == nil && words && v.blind() {
+					v.Reason += "; whether hosts or the model are to blame cannot be told"
+				}
+			case Open, Unmeasured:
 				v.Action = Advance
 			case Hosts, Suspicion, Few, Within:
 				v.Action = Hold
@@ -240,16 +272,54 @@ func (s *state) judge(v *ArmVerdict, d *Design, k int) {
 	}
 }
 
+// blind says that hosts stand between the figures and the model.
+func (v *ArmVerdict) blind() bool {
+	return slices.ContainsFunc(v.Estimates, func(e Estimate) bool {
+		return e.Guard && e.Hosts != nil && (e.Finding == Hosts || !e.Hosts.Identifiable)
+	})
+}
+
+// model puts into words what there is to say of the model.
+func (v *ArmVerdict) model() string {
+	var seen *Estimate
+	for i := range v.Estimates {
+		e := &v.Estimates[i]
+		if !e.Guard || e.Hosts == nil {
+			continue
+		}
+		switch {
+		case e.Finding == Hosts:
+			return e.Reason
+		case e.Finding == Harm && (seen == nil || seen.Finding != Harm), seen == nil:
+			seen = e
+		}
+	}
+	switch {
+	case seen == nil:
+		return ""
+	case seen.Finding == Harm && seen.Hosts.Identifiable:
+		return fmt.Sprintf("%s: worse than hosts of one kind explain: the model's part is %s to %s", seen.Metric, seen.Metric.signed(float64(seen.Hosts.Low)), seen.Metric.signed(float64(seen.Hosts.High)))
+	case seen.Finding == Harm:
+		return fmt.Sprintf("%s: worse by more than hosts of one kind have been seen to differ, on few hosts (%.3g, control %.3g): look at them before blaming the model", seen.Metric, float64(seen.Hosts.Arm), float64(seen.Hosts.Control))
+	case seen.Units[0] == 0 || seen.Units[1] == 0:
+		return "no verdict: nothing could be compared like with like"
+	case !seen.Hosts.Identifiable:
+		return fmt.Sprintf("no verdict: the arm runs on %.3g hosts, the control on %.3g, %.0f %% of work on the same ones: with fewer than 3 on a side hosts and model cannot be told apart",
+			float64(seen.Hosts.Arm), float64(seen.Hosts.Control), 100*float64(seen.Hosts.Shared))
+	}
+	return "hosts are not in the way: enough of them, or the same ones, serve both"
+}
+
 // estimate compares arm k with the control by m.
-func (s *state) estimate(d *Design, k int, m Metric, g Guardrail, guarded bool) Estimate {
+func (s *state) estimate(d *Design, k int, m Metric, g Guardrail, guarded, words bool) Estimate {
 	c, a := &s.arms[d.Control], &s.arms[k]
 	e := Estimate{Metric: m, Guard: guarded, Goal: g.Goal, Margin: Figure(g.Margin), Units: [2]int{int(c.sum[m].n), int(a.sum[m].n)}}
 	nan := Figure(math.NaN())
-	e.Control, e.Arm, e.Diff, e.Low, e.High, e.LogE = c.typical(m), a.typical(m), nan, nan, nan, nan
+	e.Control, e.Arm, e.Diff, e.Low, e.High, e.LogE, e.Due = c.typical(m), a.typical(m), nan, nan, nan, nan, nan
 	if !guarded {
 		e.Margin = nan
 	}
-	alpha := s.alpha(d)
+	alpha := s.alpha(d, &g)
 	needs := -math.Log(alpha)
 	e.Needs = Figure(needs)
 	cm, cv := c.sum[m].spread(m)
@@ -291,6 +361,14 @@ func (s *state) estimate(d *Design, k int, m Metric, g Guardrail, guarded bool) 
 			v = s.missed
 		}
 		e.LogE = Figure(s.logE(v, harmful, d.Control, k))
+		e.Due = 0
+		for i := range v {
+			if w := s.odds(&v[i], d.Control, k); w > 0 {
+				others, hits := v[i].count[d.Control], v[i].count[k]
+				e.Bad[0], e.Bad[1] = e.Bad[0]+int(others), e.Bad[1]+int(hits)
+				e.Due += Figure(w * float64(others+hits))
+			}
+		}
 	}
 	beyond := worse*float64(e.Diff) > g.Tolerate || (m == TPS && float64(e.Diff) < -g.Tolerate)
 	bad := float64(e.High)
@@ -312,13 +390,22 @@ func (s *state) estimate(d *Design, k int, m Metric, g Guardrail, guarded bool) 
 		e.Finding = Hosts
 	case worse*diff > 0 && float64(e.LogE) >= suspicion && beyond:
 		e.Finding = Suspicion
+	case (c.raw[m].n == 0 || a.raw[m].n == 0) && (m.Relative() || m == Score) && !s.few(d, k):
+		e.Finding = Unmeasured
 	case few:
 		e.Finding = Few
 	default:
 		e.Finding = Open
 	}
-	e.Reason = e.tell(d)
+	if words {
+		e.Reason = e.tell(d, a.counts.Unmatched)
+	}
 	return e
+}
+
+// few says that one of both has too few units for anything.
+func (s *state) few(d *Design, k int) bool {
+	return s.arms[d.Control].sum[Failed].n < float64(d.MinUnits) || s.arms[k].sum[Failed].n < float64(d.MinUnits)
 }
 
 // natural turns a difference on the scale of comparison into one that is told.
@@ -370,11 +457,20 @@ func (s *sums) spread(m Metric) (mean, variance float64) {
 }
 
 // tell says in words what was found.
-func (e *Estimate) tell(d *Design) string {
+func (e *Estimate) tell(d *Design, unmatched int64) string {
 	if e.Finding == Few {
+		if e.Hosts != nil && e.Units[1] < e.Units[0] && unmatched > int64(e.Units[1]) {
+			return fmt.Sprintf("%d units: too few to compare (%d), for the control had nothing like %d requests of the arm: no such hosts, prompts or load", e.Units[1], d.MinUnits, unmatched)
+		}
 		return fmt.Sprintf("%d units, control %d: too few to compare (%d of each)", e.Units[1], e.Units[0], d.MinUnits)
 	}
+	if e.Finding == Unmeasured {
+		return "not known of any request of the arm, of the control or of both"
+	}
 	var b strings.Builder
+	if !math.IsNaN(float64(e.Due)) && (e.Finding == Harm || e.Finding == Suspicion) {
+		fmt.Fprintf(&b, "%d of %d units that went bad are the arm's, %.3g were due: ", e.Bad[1], e.Bad[0]+e.Bad[1], float64(e.Due))
+	}
 	size, word := e.Metric.size(float64(e.Diff))
 	fmt.Fprintf(&b, "%s %s", size, word)
 	if !math.IsNaN(float64(e.Low)) {
@@ -399,7 +495,7 @@ func (e *Estimate) tell(d *Design) string {
 		if e.Guard {
 			fmt.Fprintf(&b, ": within the margin of %s", e.Metric.amount(float64(e.Margin)))
 		}
-	case Open, Few:
+	case Open, Few, Unmeasured:
 		if e.Guard {
 			fmt.Fprintf(&b, ": not shown to be within the margin of %s yet", e.Metric.amount(float64(e.Margin)))
 		}

@@ -1,0 +1,147 @@
+package trial_test
+
+import (
+	"flag"
+	"math"
+	"strings"
+	"testing"
+
+	"headrace/router/experiment/stats"
+	"headrace/router/experiment/trial"
+)
+
+var (
+	runs = flag.Int("trial.runs", 500, "trials without a difference; 2000 take some ten seconds")
+	seed = flag.Uint64("trial.seed", 1, "of the first trial")
+)
+
+// ramp is a canary's way up while requests go on.
+func ramp(requests int) []trial.Step {
+	return []trial.Step{{0, 0.05}, {requests / 4, 0.25}, {requests / 2, 0.5}}
+}
+
+func stopped(results []trial.Result) (n int, first string) {
+	for i := range results {
+		if results[i].Action == stats.Stop {
+			if n++; n == 1 {
+				first = results[i].Last.Arms[1].Reason
+			}
+		}
+	}
+	return n, first
+}
+
+// TestNoDifference looks all the time at experiments in which both arms are alike: users of very different activity who come
+// again, whose moods and luck stay theirs, days with high and low load, incidents that hit both arms, hosts that differ, and weights
+// that rise on the way. Not more than alpha of them may be stopped.
+func TestNoDifference(t *testing.T) {
+	for name, tc := range map[string]trial.Trial{
+		"users":        {Requests: 3000, Users: 700, Steps: ramp(3000), Hosts: [2]int{6, 0}, HostSD: 0.12},
+		"heavy users":  {Requests: 3000, Users: 300, Activity: 1.05, Steps: []trial.Step{{0, 0.1}}, Hosts: [2]int{6, 0}, HostSD: 0.12},
+		"own hosts":    {Requests: 3000, Users: 700, Steps: ramp(3000), Hosts: [2]int{5, 4}, HostSD: 0.12},
+		"every time":   {Requests: 600, Users: 200, Steps: []trial.Step{{0, 0.2}}, Every: 1, Hosts: [2]int{6, 0}, HostSD: 0.12},
+		"requests":     {Requests: 3000, Steps: ramp(3000), Hosts: [2]int{6, 0}, HostSD: 0.12},
+		"few remember": {Requests: 3000, Users: 1500, Steps: ramp(3000), Hosts: [2]int{6, 0}, Design: stats.Design{Capacity: 256}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			n := max(1, *runs/5) // in all as many as were asked for, and some
+			if name == "users" {
+				n = *runs
+			}
+			alarms, first := stopped(trial.Many(&tc, n, *seed, false))
+			t.Logf("%d of %d stopped (%.2f %%), seed %d", alarms, n, 100*float64(alarms)/float64(n), *seed)
+			if float64(alarms) > 0.05*float64(n) {
+				t.Errorf("%d of %d experiments without a difference were stopped: want at most 5 %%; seed %d; one of them: %s", alarms, n, *seed, first)
+			}
+		})
+	}
+}
+
+// TestPower holds the statistics to finding what there is, about as soon as docs/experiments.md says.
+func TestPower(t *testing.T) {
+	for name, tc := range map[string]struct {
+		t       trial.Trial
+		runs    int
+		atLeast float64 // share that is stopped
+		by      stats.Metric
+	}{
+		"TTFT +10 %":      {trial.Trial{Requests: 16000, TTFT: 1.1, Steps: []trial.Step{{0, 0.5}}}, 40, 0.9, stats.TTFT},
+		"TPS -10 %":       {trial.Trial{Requests: 6000, TPS: 0.9, Steps: []trial.Step{{0, 0.5}}}, 40, 0.95, stats.TPS},
+		"failures +1 pt":  {trial.Trial{Requests: 30000, Failures: 0.01, Steps: []trial.Step{{0, 0.5}}, Every: 64}, 30, 0.8, stats.Failed},
+		"failures +20 pt": {trial.Trial{Requests: 3000, Users: 1000, Failures: 0.2, Steps: []trial.Step{{0, 0.05}}, Every: 1}, 60, 0.95, stats.Failed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			tc.t.Hosts = [2]int{6, 0}
+			found, early := 0, 0
+			for _, r := range trial.Many(&tc.t, tc.runs, *seed, false) {
+				if r.Action == stats.Stop {
+					if r.By == int(tc.by) {
+						found++
+					}
+					if r.Units[1] <= 20 {
+						early++
+					}
+				}
+			}
+			t.Logf("%d of %d stopped for it, %d within the canary's first 20 units", found, tc.runs, early)
+			if share := float64(found) / float64(tc.runs); share < tc.atLeast {
+				t.Errorf("%d of %d stopped by %s: want %.0f %%; seed %d", found, tc.runs, tc.by, 100*tc.atLeast, *seed)
+			}
+			if tc.t.Failures > 0.1 && float64(early) < 0.6*float64(tc.runs) {
+				t.Errorf("%d of %d stopped within the canary's first 20 units: want 60 %%; seed %d", early, tc.runs, *seed)
+			}
+		})
+	}
+}
+
+// TestSlowHosts puts the slowest hosts of one kind into the canary, whose model makes no difference at all. Callers may be protected
+// from them, but the model must not be blamed.
+func TestSlowHosts(t *testing.T) {
+	const n = 60
+	for name, hosts := range map[string][2]int{"two": {6, 2}, "four": {6, 4}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			tc := trial.Trial{Requests: 12000, Users: 3000, Steps: ramp(12000), Hosts: hosts, HostSD: 0.15, Slowest: true, Every: 32}
+			// SLO misses and failures are counted whoever is to blame; here is what is compared.
+			tc.Design.Guardrails = []stats.Guardrail{{Metric: stats.TTFT, Margin: 0.1}, {Metric: stats.TPS, Margin: 0.05}, {Metric: stats.USD, Margin: 0.02}}
+			verdicts, blamed := 0, 0
+			example := ""
+			for _, r := range trial.Many(&tc, n, *seed, true) {
+				a := &r.Last.Arms[1]
+				switch {
+				case r.Action == stats.Stop:
+					verdicts++
+					t.Logf("verdict: %s", a.Reason)
+				case r.Action == stats.Hold && strings.HasPrefix(a.Reason, "hosts differ: no verdict on the model") && a.Model == a.Reason:
+					blamed++
+					example = a.Reason
+				}
+			}
+			t.Logf("%d of %d blame hosts, %d the model; as in: %s", blamed, n, verdicts, example)
+			if verdicts > n/20 {
+				t.Errorf("%d of %d blame the model: want at most 5 %%; seed %d", verdicts, n, *seed)
+			}
+			if blamed < n*3/4 {
+				t.Errorf("%d of %d blame hosts at the end: want three of four; seed %d", blamed, n, *seed)
+			}
+		})
+	}
+}
+
+// TestPowerTable holds the table to its own figures.
+func TestPowerTable(t *testing.T) {
+	rows := trial.Power(trial.Effects()[4:], []float64{0.2}, []int{300, 1200}, 20, *seed)
+	if len(rows) != 4 || !rows[2].Sticky || rows[0].Sticky || rows[1].Effect != "failures +20 pt" {
+		t.Fatalf("rows %+v: want two effects by requests, then by users", rows)
+	}
+	for _, r := range rows {
+		if r.Runs != 20 || len(r.Stopped) != 2 || r.Stopped[0].Share > r.Stopped[1].Share {
+			t.Errorf("%+v: want 20 runs, and more of them stopped later", r)
+		}
+	}
+	if r := rows[1]; r.Stopped[1].Share < 0.9 || math.IsNaN(float64(r.Requests)) || r.Requests > 600 || r.By["error_rate"] == 0 {
+		t.Errorf("%+v: want most stopped by failures within 600 requests", r)
+	}
+}
