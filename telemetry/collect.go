@@ -22,6 +22,7 @@ type Sources struct {
 	InFlight    func() int64
 	Draining    func() bool
 	Reloads     func() Reloads
+	Ledger      func() Ledger
 	Shared      func() Shared // nil without a Redis
 }
 
@@ -31,6 +32,20 @@ type Shared struct {
 	Errors, Fallbacks int64
 	Replicas          int
 	Told, Heard, Lost int64 // transitions of hosts
+}
+
+// Ledger is how the ledger fares.
+type Ledger struct {
+	Records, Dropped, Failures int64
+	Bytes                      int64
+	Written                    bool // all that came up to the last write
+	Bills                      []Bill
+}
+
+// Bill sets what an account billed against what the ledger has of the same hosts and time, in USD.
+type Bill struct {
+	Account        string
+	Billed, Ledger float64
 }
 
 // Account is how the discovery of one account fares.
@@ -376,6 +391,21 @@ func (m *Metrics) collectGateway(to sink) {
 		to.number(replicaHosts, float64(x.Told), "told")
 		to.number(replicaHosts, float64(x.Heard), "heard")
 		to.number(replicaHosts, float64(x.Lost), "lost")
+	}
+	if s.Ledger != nil {
+		l := s.Ledger()
+		to.number(ledgerRecords, float64(l.Records))
+		to.number(ledgerDropped, float64(l.Dropped))
+		to.number(ledgerFailures, float64(l.Failures))
+		to.number(ledgerSize, float64(l.Bytes))
+		to.number(ledgerWritten, flag(l.Written))
+		for _, b := range l.Bills {
+			to.number(ledgerBill, b.Billed, b.Account, "billed")
+			to.number(ledgerBill, b.Ledger, b.Account, "ledger")
+			if b.Billed > 0 {
+				to.number(ledgerBillError, (b.Ledger-b.Billed)/b.Billed, b.Account)
+			}
+		}
 	}
 	if s.Calibration != nil {
 		c := s.Calibration()

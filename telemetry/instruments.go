@@ -47,6 +47,8 @@ func (i *Instrument) Prometheus() string {
 	switch {
 	case i.Unit == "s":
 		n += "_seconds"
+	case i.Unit == "By":
+		n += "_bytes"
 	case i.Unit == "1" && i.Kind == Gauge:
 		n += "_ratio"
 	}
@@ -207,6 +209,14 @@ const (
 	reloads
 	reloadOK
 	draining
+
+	ledgerRecords
+	ledgerDropped
+	ledgerFailures
+	ledgerSize
+	ledgerWritten
+	ledgerBill
+	ledgerBillError
 
 	redisUp
 	redisErrors
@@ -569,6 +579,39 @@ var table = [instruments]Instrument{
 		"headrace.draining", Gauge, "{gateway}", Always, nil, nil,
 		"1 while the gateway takes no new requests.",
 	},
+	ledgerRecords: {
+		"headrace.ledger.records", Counter, "{request}", Always, nil, nil,
+		"Requests that the ledger has taken (docs/costs.md).",
+	},
+	ledgerDropped: {
+		"headrace.ledger.dropped", Counter, "{request}", Always, nil, nil,
+		"Of these, requests of which the sums are kept and nothing else: they came faster than they could be written, or the disk failed.",
+	},
+	ledgerFailures: {
+		"headrace.ledger.write.failures", Counter, "{write}", Always, nil, nil,
+		"Writes of the ledger that failed. Its sums are kept in memory until one goes well.",
+	},
+	ledgerSize: {
+		"headrace.ledger.size", Gauge, "By", Always, nil, nil,
+		"Bytes of the ledger's file that are in use.",
+	},
+	ledgerWritten: {
+		"headrace.ledger.written", Gauge, "{ledger}", Always, nil, nil,
+		"1 when the last write of the ledger went well.",
+	},
+	ledgerBill: {
+		"headrace.ledger.bill.usd", Gauge, "{USD}", Always,
+		[]string{keyAccount, keyFigure},
+		nil,
+		"The newest bill of an account against the ledger, of the same hosts and time. Figures: `billed`, by the account; `ledger`, by prices and the time that hosts were up.",
+	},
+	ledgerBillError: {
+		"headrace.ledger.bill.error", Gauge, "1", Always,
+		[]string{keyAccount},
+		nil,
+		"How much more the ledger has than was billed, as a share of the bill; below 0 for less.",
+	},
+
 	redisUp: {
 		"headrace.redis.up", Gauge, "{redis}", Always, nil, nil,
 		"1 while the Redis that replicas share answers, 0 while it does not: each goes on by itself then. Absent without `state.redis`.",

@@ -67,6 +67,9 @@ func sources() telemetry.Sources {
 		InFlight: func() int64 { return 4 },
 		Draining: func() bool { return false },
 		Reloads:  func() telemetry.Reloads { return telemetry.Reloads{OK: 2, Failed: 1} },
+		Ledger: func() telemetry.Ledger {
+			return telemetry.Ledger{Records: 9, Dropped: 1, Failures: 2, Bytes: 4096, Written: true, Bills: []telemetry.Bill{{Account: "vast", Billed: 4, Ledger: 5}}}
+		},
 		Shared: func() telemetry.Shared {
 			return telemetry.Shared{Up: true, Errors: 1, Fallbacks: 2, Replicas: 3, Told: 4, Heard: 5, Lost: 6}
 		},

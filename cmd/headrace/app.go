@@ -63,6 +63,7 @@ type app struct {
 	ring    *ledger.Ring
 	books   *books.Books
 	trying  *experiments.Manager
+	audit   *auditor
 	rented  atomic.Pointer[clouds]
 	speak   *translators
 	actor   *runpod.Actor
@@ -113,6 +114,7 @@ func newApp(cfg *config.Config, logTo io.Writer, given ...net.Listener) (*app, e
 		Changed: a.changed,
 	})
 	a.books = newBooks(cfg, a.log)
+	a.audit = &auditor{bills: a.accountBills, between: a.books.Between, billed: a.books.Billed, log: a.log}
 	if err := a.tellOthers(cfg); err != nil {
 		return nil, err
 	}
@@ -258,6 +260,11 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 	back.Go(func() error { return a.books.Run(backCtx, a.asked) })
 	a.startExperiments(ctx)
 	back.Go(func() error { return a.trying.Run(backCtx) })
+	back.Go(func() error {
+		t := time.NewTicker(reconcileEvery)
+		defer t.Stop()
+		return a.audit.Run(backCtx, t.C)
+	})
 	back.Go(func() error { return a.engines.Run(backCtx) })
 	back.Go(func() error { return a.leaver.Run(backCtx) })
 	back.Go(func() error { return a.prober.Run(backCtx) })

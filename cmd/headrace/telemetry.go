@@ -35,7 +35,7 @@ func (a *app) newMetrics(cfg *config.Config) *telemetry.Metrics {
 		Names: names, Exemplars: true, Version: versionText(), Now: time.Now,
 		Sources: telemetry.Sources{
 			Hosts: a.router.Hosts, Calibration: a.router.Calibration, Accounts: a.discoveries, Probes: a.probed,
-			InFlight: func() int64 { return a.server.InFlight() }, Draining: func() bool { return a.server.Draining() }, Reloads: a.reloaded, Shared: a.shared(cfg),
+			InFlight: func() int64 { return a.server.InFlight() }, Draining: func() bool { return a.server.Draining() }, Reloads: a.reloaded, Ledger: a.ledgerFigures, Shared: a.shared(cfg),
 		},
 	})
 }

@@ -5,6 +5,8 @@ import (
 	"math"
 	"math/rand/v2"
 	"time"
+
+	"headrace/router/endpoint"
 )
 
 // Bill is what the provider billed for a while, beside what its own prices and the time that things were up come to.
@@ -28,6 +30,16 @@ type Bill struct {
 	AsOf       time.Time `json:"as_of"` // when the bill was read; zero: not yet
 	AgeSeconds float64   `json:"age_seconds"`
 	LastError  string    `json:"last_error,omitempty"` // why the last bill could not be read
+
+	// Parts are what BilledUSD is made of. Nobody changes them.
+	Parts []BillPart `json:"-"`
+}
+
+// BillPart is what was billed for one thing for a while, without what is in OtherUSD.
+type BillPart struct {
+	Endpoint endpoint.ID
+	From, To time.Time
+	USD      float64
 }
 
 // Take adds one thing to the comparison.

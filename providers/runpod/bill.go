@@ -160,6 +160,7 @@ func (p *Provider) compare(b *bill, now time.Time) api.Bill {
 			}
 			r := billed[cell{id, hour.Unix()}]
 			usd, expected, seen = usd+r.usd, expected+want, true
+			out.Parts = append(out.Parts, api.BillPart{Endpoint: endpoint.ID(provider + ":" + id), From: hour, To: hour.Add(time.Hour), USD: r.usd})
 			out.OtherUSD += r.other
 			out.From = earlier(out.From, hour)
 		}

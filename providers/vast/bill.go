@@ -177,6 +177,7 @@ func (b *books) compare(s *chargeSheet) (bill api.Bill, watched bool) {
 			continue
 		}
 		bill.Take(id, billed, expected)
+		bill.Parts = append(bill.Parts, api.BillPart{Endpoint: eid, From: from, To: to, USD: billed})
 		bill.OtherUSD += s.other[eid] - b.base.other[eid]
 	}
 	return bill, watched

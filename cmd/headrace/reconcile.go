@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"math"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"headrace/gateway/ledger/books"
+	"headrace/providers/api"
+	"headrace/router/endpoint"
+	"headrace/telemetry"
+)
+
+const reconcileEvery = 10 * time.Second
+
+// auditor sets accounts' bills against what the ledger has of the same hosts and times.
+type auditor struct {
+	bills   func() map[string]*api.Bill // by account; nil where none was read
+	between func(host endpoint.ID, from, to time.Time) (usd float64, known bool)
+	billed  func(books.Bill)
+	log     *slog.Logger
+
+	mu     sync.Mutex // guards newest
+	newest map[string]books.Bill
+}
+
+// Run looks for new bills at every tick until ctx is done.
+func (a *auditor) Run(ctx context.Context, ticks <-chan time.Time) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ticks:
+			a.look()
+		}
+	}
+}
+
+func (a *auditor) look() {
+	for account, bill := range a.bills() {
+		if bill == nil || bill.AsOf.IsZero() {
+			continue
+		}
+		a.mu.Lock()
+		old, seen := a.newest[account]
+		a.mu.Unlock()
+		if seen && !bill.AsOf.After(old.AsOf) {
+			continue
+		}
+		b := a.compare(account, bill)
+		a.mu.Lock()
+		if a.newest == nil {
+			a.newest = map[string]books.Bill{}
+		}
+		a.newest[account] = b
+		a.mu.Unlock()
+		if b.Hosts == 0 {
+			continue
+		}
+		a.billed(b)
+		level := slog.LevelDebug
+		if math.Abs(b.ErrorPercent()) > 10 && math.Abs(b.Ledger-b.Billed) > 0.05 {
+			level = slog.LevelWarn
+		}
+		a.log.Log(context.Background(), level, "the ledger against a bill", "account", account, "billed_usd", b.Billed, "ledger_usd", b.Ledger, "error_percent", b.ErrorPercent(),
+			"from", b.From, "to", b.To)
+	}
+}
+
+// compare leaves out what the ledger has not watched.
+func (a *auditor) compare(account string, bill *api.Bill) books.Bill {
+	b := books.Bill{Account: account, AsOf: bill.AsOf, From: bill.To, To: bill.From}
+	var hosts []endpoint.ID
+	for _, p := range bill.Parts {
+		usd, known := a.between(p.Endpoint, p.From, p.To)
+		if !known {
+			continue
+		}
+		b.Billed += p.USD
+		b.Ledger += usd
+		if p.From.Before(b.From) {
+			b.From = p.From
+		}
+		if p.To.After(b.To) {
+			b.To = p.To
+		}
+		if !slices.Contains(hosts, p.Endpoint) {
+			hosts = append(hosts, p.Endpoint)
+		}
+	}
+	b.Hosts = len(hosts)
+	return b
+}
+
+// lately returns the newest comparison of each account.
+func (a *auditor) lately() (list []books.Bill) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, b := range a.newest {
+		if b.Hosts > 0 {
+			list = append(list, b)
+		}
+	}
+	slices.SortFunc(list, func(a, b books.Bill) int { return strings.Compare(a.Account, b.Account) })
+	return list
+}
+
+// accountBills are the newest bills of the accounts.
+func (a *app) accountBills() map[string]*api.Bill {
+	m := map[string]*api.Bill{}
+	for _, acc := range a.rented.Load().all() {
+		m[acc.name] = acc.status().Bill
+	}
+	return m
+}
+
+// ledgerFigures tells how the ledger fares.
+func (a *app) ledgerFigures() telemetry.Ledger {
+	s := a.books.Status()
+	l := telemetry.Ledger{Records: s.Records, Dropped: s.Dropped, Failures: s.Failures, Bytes: s.Bytes, Written: s.Error == ""}
+	for _, b := range a.audit.lately() {
+		l.Bills = append(l.Bills, telemetry.Bill{Account: b.Account, Billed: b.Billed, Ledger: b.Ledger})
+	}
+	return l
+}
