@@ -25,7 +25,9 @@ func TestReconcile(t *testing.T) {
 	log := newLogBuffer()
 	var noted []books.Bill
 	a := &auditor{
-		bills:   func() map[string]*api.Bill { return map[string]*api.Bill{"vast": bill, "runpod": nil, "vast serverless": {}} },
+		bills: func() map[string]*api.Bill {
+			return map[string]*api.Bill{"vast": bill, "runpod": nil, "vast serverless": {}}
+		},
 		between: func(id endpoint.ID, _, _ time.Time) (float64, bool) { return 1, id != "vast:2" },
 		billed:  func(b books.Bill) { noted = append(noted, b) },
 		log:     slog.New(slog.NewTextHandler(log, nil)),

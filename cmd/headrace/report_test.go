@@ -250,8 +250,13 @@ func TestReportReadsManyLedgers(t *testing.T) {
 	}
 	t.Log("\n" + out)
 	for _, bad := range [][]string{
-		{"--by", "colour"}, {"--since", "yesterday"}, {"--since", "1h", "--until", "2h"}, {"-o", "xml"}, {"--from", filepath.Join(dir, "none.db")},
-		{"--admin", "127.0.0.1:1"}, {"--from", "http://127.0.0.1:1"},
+		{"--by", "colour"},
+		{"--since", "yesterday"},
+		{"--since", "1h", "--until", "2h"},
+		{"-o", "xml"},
+		{"--from", filepath.Join(dir, "none.db")},
+		{"--admin", "127.0.0.1:1"},
+		{"--from", "http://127.0.0.1:1"},
 	} {
 		if out, err := runReport(t, bad...); err == nil || out != "" {
 			t.Errorf("%v: %v, printed %q", bad, err, out)

@@ -54,57 +54,70 @@ func TestSplit(t *testing.T) {
 		want     want
 	}{
 		"answered": {
-			outcome.Success, 0, 100, 50, []ledger.Attempt{try(outcome.Success, 50)},
+			outcome.Success, 0, 100, 50,
+			[]ledger.Attempt{try(outcome.Success, 50)},
 			want{prompt: 100, output: 50},
 		},
 		"the second one answers": {
-			outcome.Success, 0, 100, 50, []ledger.Attempt{try(outcome.FirstByteTimeout, 0, on("vast:2")), try(outcome.Success, 50)},
+			outcome.Success, 0, 100, 50,
+			[]ledger.Attempt{try(outcome.FirstByteTimeout, 0, on("vast:2")), try(outcome.Success, 50)},
 			want{prompt: 100, output: 50, wastedPrompt: 100, estimated: 100, wasted: map[Reason]float64{Retry: 1}},
 		},
 		"gone on with": { // 20 tokens of the first, 30 of the second, which reads 120
-			outcome.Success, 0, 100, 50, []ledger.Attempt{try(outcome.Truncated, 20, on("vast:2")), try(outcome.Success, 30, resumed(120))},
+			outcome.Success, 0, 100, 50,
+			[]ledger.Attempt{try(outcome.Truncated, 20, on("vast:2")), try(outcome.Success, 30, resumed(120))},
 			want{prompt: 100, output: 50, wastedPrompt: 120, estimated: 20, wasted: map[Reason]float64{RePrefilled: 0.25}},
 		},
 		"gone on with at the second try": {
-			outcome.Success, 0, 100, 50, []ledger.Attempt{
+			outcome.Success, 0, 100, 50,
+			[]ledger.Attempt{
 				try(outcome.Stalled, 20, on("vast:2")), try(outcome.Severed, 0, on("vast:3"), resumed(120)), try(outcome.Success, 30, resumed(120)),
 			},
 			want{prompt: 100, output: 50, wastedPrompt: 240, estimated: 140, wasted: map[Reason]float64{RePrefilled: 0.25, Preempted: 1}},
 		},
 		"nobody goes on": {
-			outcome.Truncated, 0, -1, 20, []ledger.Attempt{try(outcome.Truncated, 20)},
+			outcome.Truncated, 0, -1, 20,
+			[]ledger.Attempt{try(outcome.Truncated, 20)},
 			want{wastedPrompt: 100, wastedOutput: 20, estimated: 120, wasted: map[Reason]float64{Preempted: 1}, errors: 1},
 		},
 		"begun anew": { // a plain answer, of which the caller had nothing
-			outcome.Success, 0, 100, 50, []ledger.Attempt{try(outcome.Truncated, 20, on("vast:2")), try(outcome.Success, 50)},
+			outcome.Success, 0, 100, 50,
+			[]ledger.Attempt{try(outcome.Truncated, 20, on("vast:2")), try(outcome.Success, 50)},
 			want{prompt: 100, output: 50, wastedPrompt: 100, wastedOutput: 20, estimated: 120, wasted: map[Reason]float64{Preempted: 1}},
 		},
 		"the hedge was slower": {
-			outcome.Success, 0, 100, 50, []ledger.Attempt{try(outcome.Outrun, 0, on("vast:2"), hedge), try(outcome.Success, 50)},
+			outcome.Success, 0, 100, 50,
+			[]ledger.Attempt{try(outcome.Outrun, 0, on("vast:2"), hedge), try(outcome.Success, 50)},
 			want{prompt: 100, output: 50, wastedPrompt: 100, estimated: 100, wasted: map[Reason]float64{HedgeLost: 1}},
 		},
 		"the hedge was faster": {
-			outcome.Success, 0, 100, 50, []ledger.Attempt{try(outcome.Outrun, 0, on("vast:2")), try(outcome.Success, 50, hedge)},
+			outcome.Success, 0, 100, 50,
+			[]ledger.Attempt{try(outcome.Outrun, 0, on("vast:2")), try(outcome.Success, 50, hedge)},
 			want{prompt: 100, output: 50, wastedPrompt: 100, estimated: 100, wasted: map[Reason]float64{HedgeLost: 1}},
 		},
 		"the caller left amid the stream": {
-			outcome.ClientGone, ledger.Streaming, -1, 20, []ledger.Attempt{try(outcome.ClientGone, 20)},
+			outcome.ClientGone, ledger.Streaming, -1, 20,
+			[]ledger.Attempt{try(outcome.ClientGone, 20)},
 			want{prompt: 100, output: 20, estimated: 120, left: 1},
 		},
 		"the caller left before the first token": {
-			outcome.ClientGone, ledger.BeforeFirstToken, -1, 0, []ledger.Attempt{try(outcome.ClientGone, 0)},
+			outcome.ClientGone, ledger.BeforeFirstToken, -1, 0,
+			[]ledger.Attempt{try(outcome.ClientGone, 0)},
 			want{wastedPrompt: 100, estimated: 100, wasted: map[Reason]float64{Orphaned: 1}, left: 1},
 		},
 		"the caller left a plain answer that was read as a stream": {
-			outcome.ClientGone, ledger.BeforeFirstToken, -1, 7, []ledger.Attempt{try(outcome.Truncated, 7)},
+			outcome.ClientGone, ledger.BeforeFirstToken, -1, 7,
+			[]ledger.Attempt{try(outcome.Truncated, 7)},
 			want{wastedPrompt: 100, wastedOutput: 7, estimated: 107, wasted: map[Reason]float64{Orphaned: 1}, left: 1},
 		},
 		"a worker had to start": {
-			outcome.Success, 0, 100, 50, []ledger.Attempt{try(outcome.Success, 50, func(a *ledger.Attempt) { a.Basis, a.Decision.Cold = endpoint.PerWorkerSecond, true })},
+			outcome.Success, 0, 100, 50,
+			[]ledger.Attempt{try(outcome.Success, 50, func(a *ledger.Attempt) { a.Basis, a.Decision.Cold = endpoint.PerWorkerSecond, true })},
 			want{prompt: 100, output: 50, wasted: map[Reason]float64{ColdStart: 0.25}},
 		},
 		"refused": {
-			outcome.CallerFault, 0, -1, -1, []ledger.Attempt{try(outcome.CallerFault, 0, func(a *ledger.Attempt) { a.Status, a.Prompt = 400, 0 })},
+			outcome.CallerFault, 0, -1, -1,
+			[]ledger.Attempt{try(outcome.CallerFault, 0, func(a *ledger.Attempt) { a.Status, a.Prompt = 400, 0 })},
 			want{wasted: map[Reason]float64{Refused: 1}},
 		},
 		"nobody was asked": {outcome.Unserved, 0, -1, -1, nil, want{errors: 1}},
