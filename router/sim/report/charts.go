@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"headrace/router/page"
 	"headrace/router/sim"
 )
 
@@ -29,7 +30,7 @@ func known(f sim.Figure) bool { return !math.IsNaN(float64(f)) && !math.IsInf(fl
 const hopeless = 0.5
 
 // scatter draws what each policy costs against how often it keeps the SLO. The second return names those left out.
-func scatter(cells []sim.Cell) (pic picture, leftOut string) {
+func scatter(cells []sim.Cell) (pic page.Picture, leftOut string) {
 	const width, height, left, right, top, bottom = 760.0, 440.0, 62.0, 22.0, 14.0, 46.0
 	var shown []*sim.Cell
 	var out []string
@@ -49,22 +50,22 @@ func scatter(cells []sim.Cell) (pic picture, leftOut string) {
 		return "", leftOut
 	}
 	margin := max(0.03*highX, 0.06*(highX-lowX))
-	ax := newAxis(max(0, lowX-margin), highX+margin, 7, left, width-right)
-	ay := newAxis(100*max(0, lowY-0.02), 100, 6, height-bottom, top)
-	d := newDrawing("dollars per million tokens against SLO attainment, by policy", width, height)
-	d.grid(ax, ay, "$ per million output tokens delivered (less is better)", "requests that kept the SLO, %")
-	var taken []box // by dots and words
-	if asked := 100 * cells[0].SLO.Confidence; asked > ay.low && asked < ay.high {
+	ax := page.NewAxis(max(0, lowX-margin), highX+margin, 7, left, width-right)
+	ay := page.NewAxis(100*max(0, lowY-0.02), 100, 6, height-bottom, top)
+	d := page.NewDrawing("dollars per million tokens against SLO attainment, by policy", width, height)
+	d.Grid(ax, ay, "$ per million output tokens delivered (less is better)", "requests that kept the SLO, %")
+	var taken []page.Box // by dots and words
+	if asked := 100 * cells[0].SLO.Confidence; asked > ay.Low && asked < ay.High {
 		words := fmt.Sprintf("each promise is asked for with %.3g %%", asked)
-		d.line("asked", left, ay.at(asked), width-right, ay.at(asked))
-		d.text("small", "end", width-right-4, ay.at(asked)-5, words)
-		taken = append(taken, box{width - right - 4 - charWidth*float64(len(words)), ay.at(asked) - 16, width - right, ay.at(asked)})
+		d.Line("asked", left, ay.At(asked), width-right, ay.At(asked))
+		d.Text("small", "end", width-right-4, ay.At(asked)-5, words)
+		taken = append(taken, page.Box{X1: width - right - 4 - page.CharWidth*float64(len(words)), Y1: ay.At(asked) - 16, X2: width - right, Y2: ay.At(asked)})
 	}
 	// Headrace and the oracle come last, on top, but their labels are placed first.
 	slices.SortStableFunc(shown, func(a, b *sim.Cell) int { return cmp.Compare(rank(a.Policy), rank(b.Policy)) })
 	for _, c := range shown {
-		x, y := ax.at(float64(c.Mean.USDPerMTok.Mean)), ay.at(100*float64(c.Mean.SLO.Mean))
-		taken = append(taken, box{x - 5, y - 5, x + 5, y + 5})
+		x, y := ax.At(float64(c.Mean.USDPerMTok.Mean)), ay.At(100*float64(c.Mean.SLO.Mean))
+		taken = append(taken, page.Box{X1: x - 5, Y1: y - 5, X2: x + 5, Y2: y + 5})
 	}
 	type label struct {
 		class, anchor string
@@ -73,20 +74,20 @@ func scatter(cells []sim.Cell) (pic picture, leftOut string) {
 	}
 	var labels []label
 	for _, c := range slices.Backward(shown) {
-		x, y := ax.at(float64(c.Mean.USDPerMTok.Mean)), ay.at(100*float64(c.Mean.SLO.Mean))
-		w := charWidth * float64(len(c.Policy))
+		x, y := ax.At(float64(c.Mean.USDPerMTok.Mean)), ay.At(100*float64(c.Mean.SLO.Mean))
+		w := page.CharWidth * float64(len(c.Policy))
 		for _, at := range []struct {
 			anchor string
 			dx, dy float64
 		}{{"start", 9, 4}, {"end", -9, 4}, {"middle", 0, -9}, {"middle", 0, 17}, {"start", 8, -7}, {"start", 8, 15}, {"end", -8, -7}, {"end", -8, 15}} {
-			b := box{x + at.dx, y + at.dy - 10, x + at.dx + w, y + at.dy + 3}
+			b := page.Box{X1: x + at.dx, Y1: y + at.dy - 10, X2: x + at.dx + w, Y2: y + at.dy + 3}
 			switch at.anchor {
 			case "end":
-				b.x1, b.x2 = b.x1-w, b.x2-w
+				b.X1, b.X2 = b.X1-w, b.X2-w
 			case "middle":
-				b.x1, b.x2 = b.x1-w/2, b.x2-w/2
+				b.X1, b.X2 = b.X1-w/2, b.X2-w/2
 			}
-			if b.x1 < left || b.x2 > width-2 || b.y1 < 0 || b.y2 > height-bottom || slices.ContainsFunc(taken, b.meets) {
+			if b.X1 < left || b.X2 > width-2 || b.Y1 < 0 || b.Y2 > height-bottom || slices.ContainsFunc(taken, b.Meets) {
 				continue
 			}
 			taken = append(taken, b)
@@ -96,41 +97,27 @@ func scatter(cells []sim.Cell) (pic picture, leftOut string) {
 	}
 	for _, c := range shown {
 		m := &c.Mean
-		x, y := ax.at(float64(m.USDPerMTok.Mean)), ay.at(100*float64(m.SLO.Mean))
+		x, y := ax.At(float64(m.USDPerMTok.Mean)), ay.At(100*float64(m.SLO.Mean))
 		if known(m.USDPerMTok.Low) {
-			d.line("spread "+classOf(c.Policy), ax.clamped(float64(m.USDPerMTok.Low)), y, ax.clamped(float64(m.USDPerMTok.High)), y)
+			d.Line("spread "+classOf(c.Policy), ax.Clamped(float64(m.USDPerMTok.Low)), y, ax.Clamped(float64(m.USDPerMTok.High)), y)
 		}
 		if known(m.SLO.Low) {
-			d.line("spread "+classOf(c.Policy), x, ay.clamped(100*float64(m.SLO.Low)), x, ay.clamped(100*float64(m.SLO.High)))
+			d.Line("spread "+classOf(c.Policy), x, ay.Clamped(100*float64(m.SLO.Low)), x, ay.Clamped(100*float64(m.SLO.High)))
 		}
 	}
 	for _, c := range shown {
 		m := &c.Mean
-		d.circle("dot "+classOf(c.Policy), ax.at(float64(m.USDPerMTok.Mean)), ay.at(100*float64(m.SLO.Mean)), 5.5,
+		d.Circle("dot "+classOf(c.Policy), ax.At(float64(m.USDPerMTok.Mean)), ay.At(100*float64(m.SLO.Mean)), 5.5,
 			fmt.Sprintf("%s: $%s per million tokens, %s %% kept the SLO, %s %% failed", c.Policy, plusMinus(m.USDPerMTok, 1, 3), plusMinus(m.SLO, 100, 1), figure(m.Failed.Mean, 100, 3)))
 	}
 	for _, l := range labels {
-		d.text(l.class, l.anchor, l.x, l.y, l.s)
+		d.Text(l.class, l.anchor, l.x, l.y, l.s)
 	}
-	return d.done(), leftOut
+	return d.Done(), leftOut
 }
 
 func rank(policy string) int {
 	return map[string]int{"simple": 0, "own": 1, "oracle": 2, "brain": 3}[classOf(policy)]
-}
-
-// grid draws both axes.
-func (d *drawing) grid(ax, ay axis, x, y string) {
-	for _, v := range ax.ticks() {
-		d.line("grid", ax.at(v), ay.from, ax.at(v), ay.to)
-		d.text("small", "middle", ax.at(v), ay.from+17, ax.label(v))
-	}
-	for _, v := range ay.ticks() {
-		d.line("grid", ax.from, ay.at(v), ax.to, ay.at(v))
-		d.text("small", "end", ax.from-7, ay.at(v)+4, ay.label(v))
-	}
-	d.text("small", "middle", (ax.from+ax.to)/2, ay.from+36, x)
-	d.upright("small", 14, (ay.from+ay.to)/2, y)
 }
 
 // load is what a host did under a policy, as means over seeds.
@@ -157,38 +144,38 @@ func loadOf(c *sim.Cell, host int) load {
 }
 
 // utilisation draws how busy each host is, under Headrace and with perfect information.
-func utilisation(brain, oracle *sim.Cell) picture {
+func utilisation(brain, oracle *sim.Cell) page.Picture {
 	const width, left, barWidth, row, top = 760.0, 132.0, 310.0, 26.0, 18.0
 	hosts := brain.Runs[0].Hosts
 	height := top + row*float64(len(hosts)) + 34
-	d := newDrawing("how busy each host is", width, height)
-	ax := newAxis(0, 100, 4, left, left+barWidth)
-	for _, v := range ax.ticks() {
-		d.line("grid", ax.at(v), top-4, ax.at(v), height-34)
-		d.text("small", "middle", ax.at(v), height-18, ax.label(v))
+	d := page.NewDrawing("how busy each host is", width, height)
+	ax := page.NewAxis(0, 100, 4, left, left+barWidth)
+	for _, v := range ax.Ticks() {
+		d.Line("grid", ax.At(v), top-4, ax.At(v), height-34)
+		d.Text("small", "middle", ax.At(v), height-18, ax.Label(v))
 	}
-	d.text("small", "middle", left+barWidth/2, height-3, "% of the time with any work")
-	d.text("small", "start", left+barWidth+14, top-6, "in flight while busy · $ · $ per million tokens")
+	d.Text("small", "middle", left+barWidth/2, height-3, "% of the time with any work")
+	d.Text("small", "start", left+barWidth+14, top-6, "in flight while busy · $ · $ per million tokens")
 	for i := range hosts {
 		l := loadOf(brain, i)
 		y := top + row*float64(i)
-		d.text("small", "end", left-8, y+row/2+4, hosts[i].Name)
-		d.rect("bar brain", left, y+5, ax.at(100*l.busy)-left, row-10, fmt.Sprintf("%s under %s: busy %.0f %% of the time", hosts[i].Name, brain.Policy, 100*l.busy))
+		d.Text("small", "end", left-8, y+row/2+4, hosts[i].Name)
+		d.Rect("bar brain", left, y+5, ax.At(100*l.busy)-left, row-10, fmt.Sprintf("%s under %s: busy %.0f %% of the time", hosts[i].Name, brain.Policy, 100*l.busy))
 		if oracle != nil {
-			x := ax.at(100 * loadOf(oracle, i).busy)
-			d.line("mark oracle", x, y+2, x, y+row-2)
+			x := ax.At(100 * loadOf(oracle, i).busy)
+			d.Line("mark oracle", x, y+2, x, y+row-2)
 		}
 		words := fmt.Sprintf("%.1f · $%.2f · $%.2f", l.inFlight, l.usd, l.perMTok)
 		if math.IsInf(l.perMTok, 0) || math.IsNaN(l.perMTok) {
 			words = fmt.Sprintf("$%.2f, nothing made", l.usd)
 		}
-		d.text("small", "start", left+barWidth+14, y+row/2+4, words)
+		d.Text("small", "start", left+barWidth+14, y+row/2+4, words)
 	}
-	return d.done()
+	return d.Done()
 }
 
 // timeline draws what befell the hosts of one run.
-func timeline(r *sim.Result, s *sim.Scenario) picture {
+func timeline(r *sim.Result, s *sim.Scenario) page.Picture {
 	if len(r.Moments) == 0 && (s == nil || len(s.Events) == 0) {
 		return ""
 	}
@@ -211,27 +198,27 @@ func timeline(r *sim.Result, s *sim.Scenario) picture {
 	}
 	slices.SortFunc(names, func(a, b string) int { return cmp.Compare(order(a), order(b)) })
 	height := top + row*float64(len(names)) + 34
-	d := newDrawing("preemptions and other faults over time", width, height)
-	ax := newAxis(0, hours, 8, left, width-right)
-	ax.high = hours // the axis ends with the run, whatever the ticks
-	for _, v := range ax.ticks() {
+	d := page.NewDrawing("preemptions and other faults over time", width, height)
+	ax := page.NewAxis(0, hours, 8, left, width-right)
+	ax.High = hours // the axis ends with the run, whatever the ticks
+	for _, v := range ax.Ticks() {
 		if v <= hours*1.0001 {
-			d.line("grid", ax.at(v), top-4, ax.at(v), height-34)
-			d.text("small", "middle", ax.at(v), height-18, ax.label(v))
+			d.Line("grid", ax.At(v), top-4, ax.At(v), height-34)
+			d.Text("small", "middle", ax.At(v), height-18, ax.Label(v))
 		}
 	}
-	d.text("small", "middle", (left+width-right)/2, height-3, "hours since the start")
+	d.Text("small", "middle", (left+width-right)/2, height-3, "hours since the start")
 	for i, name := range names {
 		y := top + row*float64(i)
-		d.text("small", "end", left-8, y+row/2+4, name)
-		d.rect("up", left, y+row/2-2, ax.at(hours)-left, 4, "")
+		d.Text("small", "end", left-8, y+row/2+4, name)
+		d.Rect("up", left, y+row/2-2, ax.At(hours)-left, 4, "")
 		gone := math.NaN()
 		down := func(to float64, open bool) {
 			words := fmt.Sprintf("%s was taken away at %s for %s", name, clock(gone), span(to-gone))
 			if open {
 				words = fmt.Sprintf("%s was taken away at %s", name, clock(gone))
 			}
-			d.rect("down", ax.at(gone/3600), y+3, max(1.5, ax.at(to/3600)-ax.at(gone/3600)), row-6, words)
+			d.Rect("down", ax.At(gone/3600), y+3, max(1.5, ax.At(to/3600)-ax.At(gone/3600)), row-6, words)
 		}
 		for _, m := range r.Moments {
 			if m.Host != name {
@@ -246,7 +233,7 @@ func timeline(r *sim.Result, s *sim.Scenario) picture {
 				}
 				gone = math.NaN()
 			default:
-				d.rect("fault", ax.at(m.At/3600)-1.5, y+3, 3, row-6, fmt.Sprintf("%s: %s at %s", name, m.What, clock(m.At)))
+				d.Rect("fault", ax.At(m.At/3600)-1.5, y+3, 3, row-6, fmt.Sprintf("%s: %s at %s", name, m.What, clock(m.At)))
 			}
 		}
 		if !math.IsNaN(gone) {
@@ -258,16 +245,16 @@ func timeline(r *sim.Result, s *sim.Scenario) picture {
 			if e.What == sim.PriceTimes {
 				continue // is told of each host
 			}
-			x := ax.at(e.At / 3600)
-			d.rect("event", x, top-4, max(2, ax.at(min(hours, (e.At+e.For)/3600))-x), height-30-top, fmt.Sprintf("%s from %s for %s", eventWords(e.What), clock(e.At), span(e.For)))
+			x := ax.At(e.At / 3600)
+			d.Rect("event", x, top-4, max(2, ax.At(min(hours, (e.At+e.For)/3600))-x), height-30-top, fmt.Sprintf("%s from %s for %s", eventWords(e.What), clock(e.At), span(e.For)))
 			anchor := "start"
 			if x > width*0.7 {
 				anchor = "end"
 			}
-			d.text("small", anchor, x, top-8, eventWords(e.What))
+			d.Text("small", anchor, x, top-8, eventWords(e.What))
 		}
 	}
-	return d.done()
+	return d.Done()
 }
 
 func eventWords(w sim.What) string {
@@ -295,14 +282,14 @@ func span(s float64) string {
 }
 
 // calibration draws how often promises were kept against how often they were expected to be.
-func calibration(c *sim.Cell) picture {
+func calibration(c *sim.Cell) page.Picture {
 	const side, left, top, bottom = 330.0, 62.0, 12.0, 46.0
 	const width, height = left + side + 230, top + side + bottom
-	ax := newAxis(0, 100, 5, left, left+side)
-	ay := newAxis(0, 100, 5, top+side, top)
-	d := newDrawing("promises kept against promises expected to be kept", width, height)
-	d.grid(ax, ay, "expected to be kept, %", "kept, %")
-	d.line("ideal", ax.at(0), ay.at(0), ax.at(100), ay.at(100))
+	ax := page.NewAxis(0, 100, 5, left, left+side)
+	ay := page.NewAxis(0, 100, 5, top+side, top)
+	d := page.NewDrawing("promises kept against promises expected to be kept", width, height)
+	d.Grid(ax, ay, "expected to be kept, %", "kept, %")
+	d.Line("ideal", ax.At(0), ay.At(0), ax.At(100), ay.At(100))
 	for i, series := range []struct {
 		class, words string
 		of           func(r *sim.Result) *sim.Calibration
@@ -320,20 +307,20 @@ func calibration(c *sim.Cell) picture {
 			if b.N < fewestInBin {
 				continue
 			}
-			x, y := ax.at(100*float64(b.Expected)), ay.at(100*float64(b.Realised))
+			x, y := ax.At(100*float64(b.Expected)), ay.At(100*float64(b.Realised))
 			points = append(points, [2]float64{x, y})
-			d.circle("dot "+series.class, x, y, 3+7*math.Sqrt(float64(b.N)/float64(max(1, all))),
+			d.Circle("dot "+series.class, x, y, 3+7*math.Sqrt(float64(b.N)/float64(max(1, all))),
 				fmt.Sprintf("%s: expected %.1f %%, came %.1f %% (%d predictions)", series.words, 100*float64(b.Expected), 100*float64(b.Realised), b.N))
 		}
-		d.polyline("curve "+series.class, points)
+		d.Polyline("curve "+series.class, points)
 		y := top + 14 + 20*float64(i)
-		d.circle("dot "+series.class, left+side+22, y-4, 5, "")
-		d.text("small", "start", left+side+34, y, series.words)
+		d.Circle("dot "+series.class, left+side+22, y-4, 5, "")
+		d.Text("small", "start", left+side+34, y, series.words)
 	}
 	for i, s := range []string{"On the dashed line what was", "expected came true; above it", "more did. Larger dots are more", "predictions."} {
-		d.text("small", "start", left+side+16, top+68+lineHeight*1.2*float64(i), s)
+		d.Text("small", "start", left+side+16, top+68+page.LineHeight*1.2*float64(i), s)
 	}
-	return d.done()
+	return d.Done()
 }
 
 // fewestInBin is how many predictions a dot needs.

@@ -7,8 +7,8 @@ import (
 	"io"
 	"math"
 	"slices"
-	"strings"
 
+	"headrace/router/page"
 	"headrace/router/sim"
 )
 
@@ -27,28 +27,28 @@ type Page struct {
 // Write writes the page: HTML that needs nothing else, the same for the same Page. The error is w's.
 func Write(w io.Writer, p *Page) error {
 	var b markup
-	b.raw("<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n" +
+	b.Raw("<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n" +
 		"<title>Headrace: simulated fleet</title>\n<style>\n" + style + "</style>\n</head>\n<body>\n<h1>Headrace: simulated fleet</h1>\n")
 	seeds := "1 seed: it draws"
 	if n := len(p.Report.Seeds); n != 1 {
 		seeds = fmt.Sprintf("%d seeds: each draws", n)
 	}
-	b.put(`<p class="soft">Made by <code>%s</code>, Headrace %s. %s the hosts' true speeds and prices, the traffic and the faults anew, and all policies meet the same. `+
+	b.Put(`<p class="soft">Made by <code>%s</code>, Headrace %s. %s the hosts' true speeds and prices, the traffic and the faults anew, and all policies meet the same. `+
 		`Figures are means over seeds, ± half their 95 %% confidence interval (Student's t). The router that is simulated is the one that runs in the gateway; `+
 		"docs/simulator.md tells what else is simulated and what is not.</p>\n", p.Command, p.Version, seeds)
 	groups := byScenario(p.Report.Cells)
 	if len(groups) > 1 {
-		b.raw("<nav>")
+		b.Raw("<nav>")
 		for _, cells := range groups {
-			b.put(`<a href="#%s">%s</a>`, cells[0].Scenario, cells[0].Scenario)
+			b.Put(`<a href="#%s">%s</a>`, cells[0].Scenario, cells[0].Scenario)
 		}
-		b.raw("</nav>\n")
+		b.Raw("</nav>\n")
 	}
 	b.claims(p.Claims)
 	for _, cells := range groups {
 		b.section(p, cells)
 	}
-	b.raw("</body>\n</html>\n")
+	b.Raw("</body>\n</html>\n")
 	_, err := io.WriteString(w, b.String())
 	return err
 }
@@ -66,30 +66,7 @@ func byScenario(cells []sim.Cell) (groups [][]sim.Cell) {
 	return groups
 }
 
-// markup is HTML as it grows. It is not a template of html/template, whose use keeps every method of every type in the
-// binary: eleven megabytes of the gateway's.
-type markup struct{ strings.Builder }
-
-func (b *markup) raw(s string) { b.WriteString(s) }
-
-// put writes a format with its text escaped.
-func (b *markup) put(format string, text ...any) {
-	for i, t := range text {
-		if s, ok := t.(string); ok {
-			text[i] = html.EscapeString(s)
-		}
-	}
-	fmt.Fprintf(&b.Builder, format, text...)
-}
-
-// row writes cells of a table.
-func (b *markup) row(class string, cells ...string) {
-	b.put(`<tr class="%s">`, class)
-	for _, c := range cells {
-		b.put("<td>%s</td>", c)
-	}
-	b.raw("</tr>\n")
-}
+type markup struct{ page.Markup }
 
 func (b *markup) claims(claims []Claim) {
 	if len(claims) == 0 {
@@ -106,9 +83,9 @@ func (b *markup) claims(claims []Claim) {
 			untested++
 		}
 	}
-	b.put("<h2>Acceptance</h2>\n<p>%d targets met, %d missed, %d not tested. The mean decides; “not surely” says that the confidence interval reaches over the target. "+
+	b.Put("<h2>Acceptance</h2>\n<p>%d targets met, %d missed, %d not tested. The mean decides; “not surely” says that the confidence interval reaches over the target. "+
 		"Ratios and differences are taken seed by seed. “Prototype” is what the design's prototype measured.</p>\n", met, missed, untested)
-	b.raw(`<div class="wide"><table><tr><th>claim</th><th class="words">what</th><th>target</th><th>prototype</th><th>measured</th><th class="words">verdict</th><th class="words">note</th></tr>` + "\n")
+	b.Raw(`<div class="wide"><table><tr><th>claim</th><th class="words">what</th><th>target</th><th>prototype</th><th>measured</th><th class="words">verdict</th><th class="words">note</th></tr>` + "\n")
 	for i := range claims {
 		c := &claims[i]
 		value, target := c.Figures()
@@ -116,10 +93,10 @@ func (b *markup) claims(claims []Claim) {
 		if prototype == "" {
 			prototype = "–"
 		}
-		b.put(`<tr class="%s"><td>%s</td><td class="words">%s</td><td>%s</td><td>%s</td><td>%s</td><td class="words verdict">%s</td><td class="words note soft">%s</td></tr>`+"\n",
+		b.Put(`<tr class="%s"><td>%s</td><td class="words">%s</td><td>%s</td><td>%s</td><td>%s</td><td class="words verdict">%s</td><td class="words note soft">%s</td></tr>`+"\n",
 			map[Verdict]string{Missed: "missed", NotTested: "untested"}[c.Verdict], c.ID, c.What, target, prototype, value, string(c.Verdict), c.Note)
 	}
-	b.raw("</table></div>\n")
+	b.Raw("</table></div>\n")
 }
 
 // section writes what there is to tell of a scenario.
@@ -129,8 +106,8 @@ func (b *markup) section(p *Page, cells []sim.Cell) {
 	for k := range c.Runs {
 		requests += float64(c.Runs[k].Requests) / float64(len(c.Runs))
 	}
-	b.put("<h2 id=\"%s\">%s: %s</h2>\n", c.Scenario, c.Scenario, c.Title)
-	b.put("<p class=\"soft\">%.0f requests a seed. SLO: first token within %.3g s and %.3g tokens/s, each for %.3g %% of requests.</p>\n",
+	b.Put("<h2 id=\"%s\">%s: %s</h2>\n", c.Scenario, c.Scenario, c.Title)
+	b.Put("<p class=\"soft\">%.0f requests a seed. SLO: first token within %.3g s and %.3g tokens/s, each for %.3g %% of requests.</p>\n",
 		requests, c.SLO.TTFT, c.SLO.TPS, 100*c.SLO.Confidence)
 	var brain, oracle *sim.Cell
 	for i := range cells {
@@ -143,7 +120,7 @@ func (b *markup) section(p *Page, cells []sim.Cell) {
 	}
 	if brain != nil {
 		if s := standing(p.Report, c.Scenario); s != "" {
-			b.put("<p>%s</p>\n", s)
+			b.Put("<p>%s</p>\n", s)
 		}
 	}
 	b.scatter(cells)
@@ -158,15 +135,15 @@ func (b *markup) section(p *Page, cells []sim.Cell) {
 		scenario = &p.Scenarios[i]
 	}
 	if pic := timeline(&shown.Runs[0], scenario); pic != "" {
-		b.put("<h3>Preemptions and faults</h3>\n<figure>%s", pic)
-		b.put(`<figcaption>Of seed %d under %s.`+key("down", "taken away")+key("fault", "a slow neighbour, errors or a price begin"), shown.Runs[0].Seed, shown.Policy)
+		b.Put("<h3>Preemptions and faults</h3>\n<figure>%s", pic)
+		b.Put(`<figcaption>Of seed %d under %s.`+key("down", "taken away")+key("fault", "a slow neighbour, errors or a price begin"), shown.Runs[0].Seed, shown.Policy)
 		if scenario != nil && slices.ContainsFunc(scenario.Events, func(e sim.Event) bool { return e.What != sim.PriceTimes }) {
-			b.raw(key("event", "concerns all"))
+			b.Raw(key("event", "concerns all"))
 		}
-		b.raw("</figcaption></figure>\n")
+		b.Raw("</figcaption></figure>\n")
 	}
 	if brain != nil {
-		b.put("<h3>Calibration</h3>\n<figure>%s<figcaption>Headrace's predictions of all seeds, for the host each request went to.</figcaption></figure>\n", calibration(brain))
+		b.Put("<h3>Calibration</h3>\n<figure>%s<figcaption>Headrace's predictions of all seeds, for the host each request went to.</figcaption></figure>\n", calibration(brain))
 	}
 }
 
@@ -183,25 +160,25 @@ func (b *markup) scatter(cells []sim.Cell) {
 	if pic == "" {
 		return
 	}
-	b.put("<h3>Price against promise</h3>\n<figure>%s<figcaption>Up and to the left is better.", pic)
+	b.Put("<h3>Price against promise</h3>\n<figure>%s<figcaption>Up and to the left is better.", pic)
 	for _, k := range [][2]string{{"brain", "Headrace"}, {"own", "Headrace, or part of it, otherwise"}, {"oracle", "perfect information"}, {"simple", "simple policies"}} {
 		if slices.ContainsFunc(cells, func(c sim.Cell) bool { return classOf(c.Policy) == k[0] }) {
-			b.raw(key(k[0], k[1]))
+			b.Raw(key(k[0], k[1]))
 		}
 	}
-	b.raw(". Thin crosses are confidence intervals.")
+	b.Raw(". Thin crosses are confidence intervals.")
 	if leftOut != "" {
-		b.put(" Not drawn, for they keep the SLO for less than half: %s.", leftOut)
+		b.Put(" Not drawn, for they keep the SLO for less than half: %s.", leftOut)
 	}
-	b.raw("</figcaption></figure>\n")
+	b.Raw("</figcaption></figure>\n")
 }
 
 func (b *markup) policies(cells []sim.Cell, oracle bool) {
-	b.raw("<h3>Policies</h3>\n" + `<div class="wide"><table><tr><th>policy</th><th>$/Mtok</th><th>$/Mtok<br>in SLO</th>`)
+	b.Raw("<h3>Policies</h3>\n" + `<div class="wide"><table><tr><th>policy</th><th>$/Mtok</th><th>$/Mtok<br>in SLO</th>`)
 	if oracle {
-		b.raw("<th>over<br>oracle %</th>")
+		b.Raw("<th>over<br>oracle %</th>")
 	}
-	b.raw("<th>SLO<br>kept %</th><th>failed<br>%</th><th>shed<br>%</th><th>resumed<br>%</th><th>TTFT s<br>p50</th><th><br>p95</th><th><br>p99</th><th>TPS<br>p50</th><th><br>p05</th>" +
+	b.Raw("<th>SLO<br>kept %</th><th>failed<br>%</th><th>shed<br>%</th><th>resumed<br>%</th><th>TTFT s<br>p50</th><th><br>p95</th><th><br>p99</th><th>TPS<br>p50</th><th><br>p05</th>" +
 		"<th>$<br>in all</th><th>metered<br>%</th></tr>\n")
 	for i := range cells {
 		m := &cells[i].Mean
@@ -213,23 +190,23 @@ func (b *markup) policies(cells []sim.Cell, oracle bool) {
 			}
 			row = append(row, over)
 		}
-		b.row(classOf(cells[i].Policy), append(row,
+		b.Row(classOf(cells[i].Policy), append(row,
 			plusMinus(m.SLO, 100, 1), figure(m.Failed.Mean, 100, 3), figure(m.Shed.Mean, 100, 2), figure(m.Resumed.Mean, 100, 3), figure(m.TTFTp50.Mean, 1, 2),
 			figure(m.TTFTp95.Mean, 1, 2), figure(m.TTFTp99.Mean, 1, 2), figure(m.TPSp50.Mean, 1, 1), figure(m.TPSp05.Mean, 1, 1), figure(m.USD.Mean, 1, 2),
 			figure(m.MeterUSD.Mean/m.USD.Mean, 100, 0))...)
 	}
-	b.raw("</table></div>\n")
+	b.Raw("</table></div>\n")
 }
 
 func (b *markup) hosts(shown, oracle *sim.Cell) {
 	if len(shown.Runs[0].Hosts) == 0 {
 		return
 	}
-	b.put("<h3>Hosts</h3>\n<figure>%s<figcaption>Under %s", utilisation(shown, oracle), shown.Policy)
+	b.Put("<h3>Hosts</h3>\n<figure>%s<figcaption>Under %s", utilisation(shown, oracle), shown.Policy)
 	if oracle != nil {
-		b.raw("; the marks are with perfect information")
+		b.Raw("; the marks are with perfect information")
 	}
-	b.raw(". Serverless endpoints count the time of all their workers.</figcaption></figure>\n")
+	b.Raw(". Serverless endpoints count the time of all their workers.</figcaption></figure>\n")
 }
 
 // standing says how Headrace does against the cheapest simple policy that keeps the SLO as well.

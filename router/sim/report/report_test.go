@@ -152,32 +152,6 @@ func TestPageOfLittle(t *testing.T) {
 	}
 }
 
-func TestAxis(t *testing.T) {
-	for name, tc := range map[string]struct {
-		low, high float64
-		ticks     int
-		want      string
-	}{
-		"ones":      {0.2, 5.5, 6, "0 1 2 3 4 5 6"},
-		"halves":    {1.3, 3.9, 6, "1.0 1.5 2.0 2.5 3.0 3.5 4.0"},
-		"quarters":  {0, 1, 4, "0.00 0.25 0.50 0.75 1.00"},
-		"one point": {2, 2, 2, "1 2 3"},
-		"hundreds":  {0, 100, 5, "0 20 40 60 80 100"},
-	} {
-		a := newAxis(tc.low, tc.high, tc.ticks, 0, 100)
-		var got []string
-		for _, v := range a.ticks() {
-			got = append(got, a.label(v))
-		}
-		if s := strings.Join(got, " "); s != tc.want {
-			t.Errorf("%s: ticks %s, want %s", name, s, tc.want)
-		}
-		if a.at(a.low) != 0 || a.at(a.high) != 100 || a.clamped(a.high+1) != 100 {
-			t.Errorf("%s: ends at %g and %g", name, a.at(a.low), a.at(a.high))
-		}
-	}
-}
-
 // figures are what one policy made of a scenario: $/Mtok, SLO attainment, failures, by seed alike.
 type figures struct{ usd, slo, failed sim.Figure }
 
