@@ -47,10 +47,12 @@ func (s *sums) mean() float64 { return s.sum / s.n }
 // early are the first units of an arm.
 type early struct{ seen, failed uint32 }
 
-// earlyUnits of an arm are watched one by one, and so many of them that fail at their first request stop it.
+// earlyUnits of an arm are watched one by one. When earlyFails of them fail at their first request, and their share is earlyTimes that
+// of the control's requests, for it is no news of the arm when everything fails, the arm is stopped.
 const (
 	earlyUnits = 20
 	earlyFails = 5
+	earlyTimes = 4
 )
 
 // arm is what is known of one.

@@ -233,7 +233,7 @@ func (s *state) judge(v *ArmVerdict, d *Design, k int, words bool) {
 			d.Arms[d.Control], v.Name, c.sum[Failed].n, a.sum[Failed].n, evidence(float64(v.SRM)))
 		return
 	}
-	if f := float64(a.early.failed); a.early.failed >= earlyFails && f/float64(a.early.seen) >= 2*(float64(c.counts.Failed)+1)/float64(c.counts.Requests-c.counts.Forced+2) {
+	if f := float64(a.early.failed); a.early.failed >= earlyFails && f/float64(a.early.seen) >= earlyTimes*(float64(c.counts.Failed)+1)/float64(c.counts.Requests-c.counts.Forced+2) {
 		v.Action, v.By = Stop, int(Failed)
 		v.Reason = fmt.Sprintf("error_rate: %d of the first %d units failed at their first request", a.early.failed, a.early.seen)
 		return
@@ -298,7 +298,7 @@ func (v *ArmVerdict) model() string {
 	case seen == nil:
 		return ""
 	case seen.Finding == Harm && seen.Hosts.Identifiable:
-		return fmt.Sprintf("%s: worse than hosts of one kind explain: the model's part is %s to %s", seen.Metric, seen.Metric.signed(float64(seen.Hosts.Low)), seen.Metric.signed(float64(seen.Hosts.High)))
+		return fmt.Sprintf("%s: worse than hosts of one kind explain: the model's part is %s to %s", seen.Metric, seen.Metric.Signed(float64(seen.Hosts.Low)), seen.Metric.Signed(float64(seen.Hosts.High)))
 	case seen.Finding == Harm:
 		return fmt.Sprintf("%s: worse by more than hosts of one kind have been seen to differ, on few hosts (%.3g, control %.3g): look at them before blaming the model", seen.Metric, float64(seen.Hosts.Arm), float64(seen.Hosts.Control))
 	case seen.Units[0] == 0 || seen.Units[1] == 0:
@@ -474,7 +474,7 @@ func (e *Estimate) tell(d *Design, unmatched int64) string {
 	size, word := e.Metric.size(float64(e.Diff))
 	fmt.Fprintf(&b, "%s %s", size, word)
 	if !math.IsNaN(float64(e.Low)) {
-		fmt.Fprintf(&b, " (%s to %s)", e.Metric.signed(float64(e.Low)), e.Metric.signed(float64(e.High)))
+		fmt.Fprintf(&b, " (%s to %s)", e.Metric.Signed(float64(e.Low)), e.Metric.Signed(float64(e.High)))
 	}
 	switch e.Finding {
 	case Harm:
@@ -488,16 +488,16 @@ func (e *Estimate) tell(d *Design, unmatched int64) string {
 		return fmt.Sprintf("hosts differ: no verdict on the model: %s is %s on the arm's hosts (%.3g of them, control %.3g, %.0f %% of work on the same ones), "+
 			"hosts of one kind differ by %.0f %% anyway, so that the model's part is %s to %s%s",
 			e.Metric, b.String(), float64(h.Arm), float64(h.Control), 100*float64(h.Shared), 100*float64(h.SD),
-			e.Metric.signed(float64(h.Low)), e.Metric.signed(float64(h.High)), why)
+			e.Metric.Signed(float64(h.Low)), e.Metric.Signed(float64(h.High)), why)
 	case Suspicion:
 		fmt.Fprintf(&b, ": signs of harm, E = %s (%s stops)", evidence(float64(e.LogE)), evidence(float64(e.Needs)))
 	case Within:
 		if e.Guard {
-			fmt.Fprintf(&b, ": within the margin of %s", e.Metric.amount(float64(e.Margin)))
+			fmt.Fprintf(&b, ": within the margin of %s", e.Metric.Amount(float64(e.Margin)))
 		}
 	case Open, Few, Unmeasured:
 		if e.Guard {
-			fmt.Fprintf(&b, ": not shown to be within the margin of %s yet", e.Metric.amount(float64(e.Margin)))
+			fmt.Fprintf(&b, ": not shown to be within the margin of %s yet", e.Metric.Amount(float64(e.Margin)))
 		}
 	}
 	return b.String()
@@ -513,14 +513,16 @@ func (m Metric) size(d float64) (amount, word string) {
 		return "difference", "unknown"
 	}
 	if d < 0 {
-		return m.amount(-d), words[1]
+		return m.Amount(-d), words[1]
 	}
-	return m.amount(d), words[0]
+	return m.Amount(d), words[0]
 }
 
-// amount is a margin or a size.
-func (m Metric) amount(v float64) string {
+// Amount is a margin or a size as it is told.
+func (m Metric) Amount(v float64) string {
 	switch {
+	case math.IsNaN(v):
+		return "–"
 	case m.Relative():
 		return fmt.Sprintf("%.3g %%", 100*v)
 	case m == Score:
@@ -529,14 +531,52 @@ func (m Metric) amount(v float64) string {
 	return fmt.Sprintf("%.3g points", 100*v)
 }
 
-func (m Metric) signed(v float64) string {
+// Signed is a difference as it is told, with its sign: +3.1 %, -0.2 points.
+func (m Metric) Signed(v float64) string {
 	switch {
+	case math.IsNaN(v):
+		return "–"
 	case m.Relative():
 		return fmt.Sprintf("%+.3g %%", 100*v)
 	case m == Score:
 		return fmt.Sprintf("%+.3g", v)
 	}
 	return fmt.Sprintf("%+.3g points", 100*v)
+}
+
+// Value is a typical figure as it is told, with its unit.
+func (m Metric) Value(v float64) string {
+	if math.IsNaN(v) || math.IsInf(v, 0) {
+		return "–"
+	}
+	switch m {
+	case TTFT:
+		return fmt.Sprintf("%.3g s", v)
+	case TPS:
+		return fmt.Sprintf("%.3g tok/s", v)
+	case USD:
+		return fmt.Sprintf("$%.3g", v)
+	case Score:
+		return fmt.Sprintf("%.3g", v)
+	case Truncated, Failed, Missed, metrics:
+	}
+	return fmt.Sprintf("%.3g %%", 100*v)
+}
+
+// Title is what the metric is, for people.
+func (m Metric) Title() string {
+	if m >= metrics {
+		return m.String()
+	}
+	return [metrics]string{"time to the first token", "tokens per second", "dollars per million output tokens", "answers that broke off", "failed requests", "missed SLOs", "score"}[m]
+}
+
+// Evidence is the number whose natural logarithm is given, as it is told.
+func Evidence(log float64) string {
+	if math.IsNaN(log) {
+		return "–"
+	}
+	return evidence(log)
 }
 
 // evidence is a natural logarithm as the number that it is of.

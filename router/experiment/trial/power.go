@@ -1,9 +1,13 @@
 package trial
 
 import (
+	"context"
+	"fmt"
 	"math"
 	"runtime"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 
 	"headrace/router/experiment/stats"
@@ -47,8 +51,8 @@ type Share struct {
 }
 
 // Power runs trials of every effect, by requests and by users, at every weight, and says how many were stopped within each number of
-// requests and how soon. Runs of one seed meet the same users and hosts. It uses all processors.
-func Power(effects []Effect, weights []float64, sizes []int, runs int, seed uint64) []Row {
+// requests and how soon. Runs of one seed meet the same users and hosts. It uses all processors. The error is ctx's.
+func Power(ctx context.Context, effects []Effect, weights []float64, sizes []int, runs int, seed uint64) ([]Row, error) {
 	var rows []Row
 	for _, sticky := range []bool{false, true} {
 		for _, w := range weights {
@@ -58,21 +62,28 @@ func Power(effects []Effect, weights []float64, sizes []int, runs int, seed uint
 					t.Users = t.Requests / 8
 				}
 				f.apply(&t)
-				rows = append(rows, t.row(f.Name, w, sizes, Many(&t, runs, seed, false)))
+				results, err := Many(ctx, &t, runs, seed, false)
+				if err != nil {
+					return nil, err
+				}
+				rows = append(rows, t.row(f.Name, w, sizes, results))
 			}
 		}
 	}
-	return rows
+	return rows, nil
 }
 
-// Many runs a trial with the seeds from seed on.
-func Many(t *Trial, runs int, seed uint64, promote bool) []Result {
+// Many runs a trial with the seeds from seed on. The error is ctx's.
+func Many(ctx context.Context, t *Trial, runs int, seed uint64, promote bool) ([]Result, error) {
 	out := make([]Result, runs)
 	var wg sync.WaitGroup
 	next := make(chan int)
 	for range runtime.GOMAXPROCS(0) {
 		wg.Go(func() {
 			for i := range next {
+				if ctx.Err() != nil {
+					continue
+				}
 				out[i] = Run(t, seed+uint64(i), promote) //nolint:gosec // not negative
 			}
 		})
@@ -82,7 +93,7 @@ func Many(t *Trial, runs int, seed uint64, promote bool) []Result {
 	}
 	close(next)
 	wg.Wait()
-	return out
+	return out, ctx.Err()
 }
 
 func (t *Trial) row(effect string, w float64, sizes []int, results []Result) Row {
@@ -124,4 +135,42 @@ func median(v []int) stats.Figure {
 	}
 	slices.Sort(v)
 	return stats.Figure(v[len(v)/2])
+}
+
+// Markdown is the table of rows, all of the same sizes.
+func Markdown(rows []Row) string {
+	var b strings.Builder
+	if len(rows) == 0 {
+		return ""
+	}
+	b.WriteString("| units | canary's share | canary |")
+	for _, s := range rows[0].Stopped {
+		fmt.Fprintf(&b, " %s |", thousands(s.Requests))
+	}
+	b.WriteString(" median requests | median canary units | within 20 units |\n|---|--:|---|" + strings.Repeat("--:|", len(rows[0].Stopped)+3) + "\n")
+	for i := range rows {
+		r := &rows[i]
+		units := "requests"
+		if r.Sticky {
+			units = "users"
+		}
+		fmt.Fprintf(&b, "| %s | %.3g %% | %s |", units, 100*r.Weight, r.Effect)
+		for _, s := range r.Stopped {
+			fmt.Fprintf(&b, " %.3g %% |", 100*s.Share)
+		}
+		if math.IsNaN(float64(r.Requests)) {
+			b.WriteString(" – | – |")
+		} else {
+			fmt.Fprintf(&b, " %s | %s |", thousands(int(r.Requests)), thousands(int(r.Units)))
+		}
+		fmt.Fprintf(&b, " %.3g %% |\n", 100*float64(r.First20))
+	}
+	return b.String()
+}
+
+func thousands(n int) string {
+	if n < 1000 {
+		return strconv.Itoa(n)
+	}
+	return fmt.Sprintf("%d,%03d", n/1000, n%1000)
 }

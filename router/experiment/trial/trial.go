@@ -33,6 +33,9 @@ type Trial struct {
 	HostSD  float64 // by which hosts of the one kind differ, log scale
 	Slowest bool    // the canary's are the slowest of all
 
+	// Watch, if set, is called at every look, with the number of requests until then.
+	Watch func(requests int, e *stats.Experiment)
+
 	Design stats.Design // Arms, Control, Weights and Sticky are filled in
 }
 
@@ -108,6 +111,9 @@ func Run(t *Trial, seed uint64, promote bool) Result {
 		if (i+1)%every != 0 && i+1 != t.Requests {
 			continue
 		}
+		if t.Watch != nil {
+			t.Watch(i+1, e)
+		}
 		v := e.Peek()
 		c := &v.Arms[1]
 		res.Action, res.By, res.Requests, res.Units = c.Action, c.By, i+1, [2]int{v.Arms[0].Units, c.Units}
@@ -149,6 +155,10 @@ func (t *Trial) answer(r *rand.Rand, u user, unit uint64, arm int, day float64, 
 		o.TPS *= tps
 		o.USDPerMtok *= usd
 		o.Failed = o.Failed || t.Failures > 0 && r.Float64() < t.Failures
+	}
+	o.OutputTokens, o.SpentUSD = 200, 200e-6*o.USDPerMtok
+	if arm == 1 {
+		o.SpentUSD *= usd
 	}
 	o.Cold = r.Float64() < 0.002
 	o.Missed = o.Failed || o.TTFT > 1.5
