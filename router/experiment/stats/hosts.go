@@ -15,6 +15,9 @@ const (
 	// mostHostSD is as much as hosts of a kind can be believed to differ by, when an arm's hosts are all slower than the control's:
 	// what is beyond is the arm's own. Offers of one GPU differ by a factor of 1.8 from end to end, which is a third less.
 	mostHostSD = 0.20
+	// mostSorted is how many times the variance within both halves that of all is, if normal figures were sorted into a lower and an
+	// upper half on purpose (2.75, rounded up). Hosts that are alike within either arm and far apart between arms were not sorted.
+	mostSorted = 3.0
 	leastHosts = 2.5 // hosts on each side, those with little work counting less, by which hosts and model are told apart: three
 )
 
@@ -58,7 +61,7 @@ func (s *state) hostSpread(d *Design, k int, m Metric) hostSpread {
 			pair = pair[:0]
 		}
 	}
-	between := max(within.variance(), min(together.variance(), mostHostSD*mostHostSD))
+	between := max(within.variance(), min(together.variance(), mostSorted*within.variance(), mostHostSD*mostHostSD))
 	out := hostSpread{Spread: Spread{Low: Figure(math.NaN()), High: Figure(math.NaN()), SD: Figure(math.Expm1(math.Sqrt(between)))}}
 	between *= (priorHosts + within.df) / (priorHosts + within.df - 2) // as of Student's distribution, for it is itself an estimate
 
