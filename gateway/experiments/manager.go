@@ -393,7 +393,7 @@ func (m *Manager) look(ctx context.Context, stale bool) {
 			continue
 		}
 		t.fresh = false
-		v := t.stats.Verdict()
+		v := t.stats.Peek()
 		if v.Broken != "" || slices.ContainsFunc(v.Arms, func(a stats.ArmVerdict) bool { return a.Action == stats.Stop }) {
 			m.guard(c, t)
 		}

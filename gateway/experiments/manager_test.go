@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -22,7 +23,7 @@ import (
 	"headrace/router/outcome"
 )
 
-// hosts are four of a kind: two of the control's, two of the canary's.
+// hosts are of one kind.
 func hosts(id endpoint.ID) *endpoint.Endpoint {
 	return &endpoint.Endpoint{ID: id, State: endpoint.Ready, Hardware: endpoint.Hardware{GPU: "A100 80GB", GPUCount: 1}}
 }
@@ -77,7 +78,8 @@ func startReplica(t *testing.T, store state.Store, trials ...Trial) *replica {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan struct{})
 	go func() { defer close(done); _ = m.Run(ctx) }()
-	r := &replica{Manager: m, stop: func() { cancel(); <-done }}
+	r := &replica{Manager: m, stop: sync.OnceFunc(func() { cancel(); <-done })}
+	t.Cleanup(r.stop)
 	return r
 }
 
@@ -116,7 +118,7 @@ func (w *world) request(rs ...*replica) string {
 		ID: fmt.Sprint("req_", w.n), At: time.Now(), Arm: arm.Label(), Unit: key, Status: 200, Stream: true, Prompt: 100, Output: 200, USD: 0.001, USDKnown: true,
 		TTFT: time.Duration(float64(300*time.Millisecond) * math.Exp(0.2*w.rng.NormFloat64())), TPS: 30 * math.Exp(0.1*w.rng.NormFloat64()), SLO: router.DefaultSLO(),
 	}
-	try := ledger.Attempt{Endpoint: endpoint.ID(fmt.Sprint("static:", arm.Name, w.rng.IntN(4))), Decision: router.Decision{Seq: 1, Use: 0.3}}
+	try := ledger.Attempt{Endpoint: endpoint.ID(fmt.Sprint("static:", w.rng.IntN(4))), Decision: router.Decision{Seq: 1, Use: 0.3}}
 	if arm.Name == "canary" {
 		rec.TTFT = time.Duration(float64(rec.TTFT) * w.slow)
 		if w.rng.Float64() < w.bad {
