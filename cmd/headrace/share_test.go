@@ -1,0 +1,342 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"headrace/providers/fakecloud"
+	"headrace/providers/fakecloud/fakevast"
+	"headrace/router"
+	"headrace/router/endpoint"
+	"headrace/router/health"
+)
+
+// redisServer is a real redis-server behind a way that can be slow.
+type redisServer struct {
+	t     *testing.T
+	port  int
+	cmd   *exec.Cmd
+	way   net.Listener
+	delay atomic.Int64 // nanoseconds that each answer takes longer
+}
+
+func startRedisServer(t *testing.T) *redisServer {
+	t.Helper()
+	if _, err := exec.LookPath("redis-server"); err != nil {
+		t.Skip("no redis-server in PATH (Debian: apt-get install redis-server)")
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // loopback
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &redisServer{t: t, port: l.Addr().(*net.TCPAddr).Port}
+	_ = l.Close()
+	s.start()
+	t.Cleanup(s.kill)
+	if s.way, err = net.Listen("tcp", "127.0.0.1:0"); err != nil { //nolint:noctx // likewise
+		t.Fatal(err)
+	}
+	var pumps sync.WaitGroup
+	pumps.Go(func() { s.lead(&pumps) })
+	t.Cleanup(func() { _ = s.way.Close(); s.kill(); pumps.Wait() })
+	return s
+}
+
+func (s *redisServer) start() {
+	s.t.Helper()
+	s.cmd = exec.Command("redis-server", "--port", fmt.Sprint(s.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", s.t.TempDir())
+	if err := s.cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	eventually(s.t, "redis-server", func() bool {
+		c, err := net.Dial("tcp", fmt.Sprint("127.0.0.1:", s.port)) //nolint:noctx // likewise
+		if err == nil {
+			_ = c.Close()
+		}
+		return err == nil
+	})
+}
+
+func (s *redisServer) kill() {
+	if s.cmd != nil {
+		_ = s.cmd.Process.Kill()
+		_ = s.cmd.Wait()
+		s.cmd = nil
+	}
+}
+
+func (s *redisServer) signal(sig syscall.Signal) {
+	s.t.Helper()
+	if err := s.cmd.Process.Signal(sig); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *redisServer) url() string { return "redis://" + s.way.Addr().String() + "/0" }
+
+// lead takes connections to the server.
+func (s *redisServer) lead(pumps *sync.WaitGroup) {
+	for {
+		in, err := s.way.Accept()
+		if err != nil {
+			return
+		}
+		out, err := net.Dial("tcp", fmt.Sprint("127.0.0.1:", s.port)) //nolint:noctx // likewise
+		if err != nil {
+			_ = in.Close()
+			continue
+		}
+		pump := func(to, from net.Conn, delay func() time.Duration) {
+			defer func() { _ = to.Close(); _ = from.Close() }()
+			b := make([]byte, 64<<10)
+			for {
+				n, err := from.Read(b)
+				if d := delay(); d > 0 {
+					<-time.After(d)
+				}
+				if _, werr := to.Write(b[:n]); err != nil || werr != nil {
+					return
+				}
+			}
+		}
+		pumps.Go(func() { pump(out, in, func() time.Duration { return 0 }) })
+		pumps.Go(func() { pump(in, out, func() time.Duration { return time.Duration(s.delay.Load()) }) })
+	}
+}
+
+const callersKey = "hr-test-0123456789abcdef-callers"
+
+// replicas starts gateways that share the Redis and have the same hosts.
+func (s *redisServer) replicas(n int, hosts ...*fakecloud.Host) []*running {
+	s.t.Helper()
+	var yaml strings.Builder
+	fmt.Fprintf(&yaml, "listen: \"127.0.0.1:0\"\nadmin: \"127.0.0.1:0\"\nstate: {redis: %q}\nlog: {access: false}\ncontinuation: {self_test: false}\n", s.url())
+	fmt.Fprintf(&yaml, "keys: [{name: callers, key: %q, rpm: 1000000000, tpm: 1000000000, budget: {usd_per_day: 1000000}}]\nproviders:\n  static:\n", callersKey)
+	for i, h := range hosts {
+		fmt.Fprintf(&yaml, "    - {name: h%d, base_url: %q, models: [m], price: {usd_per_hour: 1}, tenure: on_demand, max_num_seqs: 64}\n", i, h.URL()+"/v1")
+	}
+	var all []*running
+	for range n {
+		all = append(all, startApp(s.t, s.t.TempDir(), yaml.String(), nil))
+	}
+	s.together(all)
+	return all
+}
+
+// together waits until all replicas know of each other.
+func (s *redisServer) together(all []*running) {
+	s.t.Helper()
+	eventually(s.t, "replicas that know of each other", func() bool {
+		return !slices.ContainsFunc(all, func(r *running) bool {
+			return !r.app.redis.Hears() || r.app.redis.Replicas() != len(all) || r.app.redis.Stats().Down
+		})
+	})
+}
+
+// callersTook is what came of a load.
+type callersTook struct {
+	n    int
+	bad  []string // answers that were none
+	took []time.Duration
+}
+
+func (c *callersTook) p50() time.Duration {
+	slices.Sort(c.took)
+	return c.took[len(c.took)/2]
+}
+
+// load has a few callers ask all gateways for answers, one after another, for so long.
+func load(t *testing.T, all []*running, d time.Duration) *callersTook {
+	t.Helper()
+	const each = 2
+	var mu sync.Mutex
+	c := &callersTook{}
+	var wg sync.WaitGroup
+	end := time.Now().Add(d)
+	body := []byte(`{"model":"m","max_tokens":4,"messages":[{"role":"user","content":"hello"}]}`)
+	for _, r := range all {
+		for range each {
+			wg.Go(func() {
+				for time.Now().Before(end) {
+					from := time.Now()
+					why := answer(t, r, body)
+					took := time.Since(from)
+					mu.Lock()
+					c.n++
+					c.took = append(c.took, took)
+					if why != "" {
+						c.bad = append(c.bad, why)
+					}
+					mu.Unlock()
+				}
+			})
+		}
+	}
+	wg.Wait()
+	return c
+}
+
+// answer makes one request, and returns what was wrong with the answer.
+func answer(t *testing.T, r *running, body []byte) string {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, r.base+"/v1/chat/completions", bytes.NewReader(body))
+	if err != nil {
+		return err.Error()
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Authorization", "Bearer "+callersKey)
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err.Error()
+	}
+	defer func() { _ = res.Body.Close() }()
+	b, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != http.StatusOK || !bytes.Contains(b, []byte(`"choices"`)) {
+		return fmt.Sprintf("%d, %v: %s", res.StatusCode, err, b)
+	}
+	return ""
+}
+
+// TestRedisTrouble kills, stops and slows down the Redis of two gateways under load: no request fails, none that could notice is slower, and
+// all is as before when it is back.
+func TestRedisTrouble(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes half a minute")
+	}
+	s := startRedisServer(t)
+	all := s.replicas(2, startHost(t, fakecloud.HostConfig{Name: "a", Models: []string{"m"}}), startHost(t, fakecloud.HostConfig{Name: "b", Models: []string{"m"}}))
+	const phase = 2 * time.Second
+	load(t, all, phase/4) // connections, caches
+	var slowest time.Duration
+	for _, trouble := range []struct {
+		name        string
+		begin, mend func()
+	}{
+		{"killed", s.kill, s.start},
+		{"hanging", func() { s.signal(syscall.SIGSTOP) }, func() { s.signal(syscall.SIGCONT) }},
+		{"slow", func() { s.delay.Store(int64(100 * time.Millisecond)) }, func() { s.delay.Store(0) }},
+	} {
+		before := load(t, all, phase)
+		trouble.begin()
+		during := load(t, all, phase)
+		after := load(t, all, phase/4)
+		trouble.mend()
+		began := time.Now()
+		s.together(all)
+		back := time.Since(began)
+		for what, c := range map[string]*callersTook{"before": before, "during": during, "after": after} {
+			if len(c.bad) > 0 {
+				t.Errorf("%s: %s: %d of %d requests failed: %s", trouble.name, what, len(c.bad), c.n, c.bad[0])
+			}
+		}
+		added := during.p50() - before.p50()
+		slowest = max(slowest, added)
+		t.Logf("%s: %d requests, p50 %s before and %s meanwhile; shared again after %s", trouble.name, before.n+during.n+after.n,
+			before.p50().Round(time.Microsecond), during.p50().Round(time.Microsecond), back.Round(time.Millisecond))
+		for _, r := range all {
+			if n := strings.Count(r.log.String(), "Redis does not answer"); trouble.name != "slow" && n == 0 {
+				t.Errorf("%s: nothing was said of it", trouble.name)
+			}
+		}
+		// What one replica loses reaches the other again.
+		all[0].app.changed(router.Transition{Endpoint: "static:h1", Change: health.Lost, For: time.Second})
+		eventually(t, "word of a host", func() bool { return all[1].app.fleets.Status().Heard > 0 })
+	}
+	if slowest > time.Millisecond && !underRace {
+		t.Errorf("the median request took %s longer", slowest)
+	}
+}
+
+// TestPreemptionSeenByOne has three gateways on one account at Vast.ai, of which one alone is told that an instance was outbid: all avoid it
+// within a second, and what runs there goes on elsewhere.
+func TestPreemptionSeenByOne(t *testing.T) {
+	s := startRedisServer(t)
+	cloud := startVast(t, fakevast.Config{TimeScale: 1000, EngineScale: 1, Seed: 1, OutbidGrace: 10 * time.Hour})
+	ic := fakevast.InstanceConfig{TPS: 100, TTFT: 20 * time.Millisecond, IsBid: true, DPHBase: 0.2}
+	cheap := cloud.AddInstance(ic)
+	ic.IsBid, ic.DPHBase = false, 9
+	dear := cloud.AddInstance(ic)
+	cheapID, dearID := fmt.Sprint("vast:", cheap.ID()), fmt.Sprint("vast:", dear.ID())
+	env := vastEnv(cloud)
+	env["VAST_POLL"], env["REDIS_URL"] = "1h", s.url()
+	var all []*rented
+	for range 3 {
+		all = append(all, startRented(t, env))
+	}
+	for _, r := range all {
+		r.until("both found", ready(cheapID, dearID))
+	}
+	model := all[0].app.router.Hosts()[0].Models[0]
+	for _, r := range all {
+		for _, id := range []string{cheapID, dearID} {
+			r.app.router.SetPrefill(endpoint.ID(id), model, router.Prefill{Known: true, OK: true})
+		}
+		eventually(t, "replicas that know of each other", func() bool { return r.app.redis.Replicas() == 3 && r.app.redis.Hears() })
+	}
+	running := all[2].stream(model, "what does the river say?", 150)
+	if running.endpoint != cheapID {
+		t.Fatalf("it began at %s", running.endpoint)
+	}
+	if err := running.read(5); err != nil {
+		t.Fatal(err)
+	}
+	// The first one's control plane says so; the others look again in an hour.
+	eps := slices.Clone(all[0].app.hosts())
+	for i := range eps {
+		if string(eps[i].ID) == cheapID {
+			eps[i].State = endpoint.Preempted
+		}
+	}
+	began := time.Now()
+	all[0].app.discovered(eps)
+	for i, r := range all[1:] {
+		r.until("avoided", func(hosts []router.HostView) bool {
+			return slices.ContainsFunc(hosts, func(h router.HostView) bool { return string(h.ID) == cheapID && h.Breaker == "preempted" })
+		})
+		if d := time.Since(began); d > time.Second {
+			t.Errorf("replica %d avoids it after %s", i+1, d)
+		} else {
+			t.Logf("replica %d avoids it after %s", i+1, d)
+		}
+		if c := r.chat(model, "hello", 4, false); c.status != http.StatusOK || c.endpoint != dearID || c.attempts != "1" {
+			t.Errorf("a new request went to %s after %s attempts: %d", c.endpoint, c.attempts, c.status)
+		}
+	}
+	if err := running.read(0); err != nil {
+		t.Error(err)
+	}
+	if running.text != fakecloud.Answer(model, "what does the river say?", 150) || !running.done || running.resumed != 1 {
+		t.Errorf("the answer that ran there: resumed %d times, done %t, %q", running.resumed, running.done, running.text)
+	}
+	_, body := get(t, "http://"+all[1].app.admin.Addr().String()+"/admin/v1/status")
+	var status struct {
+		State struct {
+			Documents string
+			Replica   string
+			Replicas  []string
+			Fleet     struct{ Heard int }
+		}
+	}
+	if err := json.Unmarshal([]byte(body), &status); err != nil || status.State.Documents != "redis" || len(status.State.Replicas) != 3 ||
+		!slices.Contains(status.State.Replicas, status.State.Replica) || status.State.Fleet.Heard == 0 {
+		t.Errorf("status %s, %v", body, err)
+	}
+	_, page := get(t, "http://"+all[1].app.admin.Addr().String()+"/metrics")
+	for _, want := range []string{"\nheadrace_redis_up 1\n", "\nheadrace_replicas 3\n", `headrace_replicas_hosts_total{headrace_result="heard"}`} {
+		if !strings.Contains(page, want) {
+			t.Errorf("metrics do not say %q", strings.TrimSpace(want))
+		}
+	}
+}
