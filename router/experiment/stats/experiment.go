@@ -12,11 +12,12 @@ import (
 type Experiment struct {
 	design Design
 
-	mu    sync.Mutex // guards all below
-	own   *state
-	refs  references
-	once  record            // of a unit that is not remembered
-	peers map[string]*state // what other replicas recorded, by their names
+	mu     sync.Mutex // guards all below
+	own    *state
+	refs   references
+	once   record            // of a unit that is not remembered
+	peers  map[string]*state // what other replicas recorded, by their names
+	others *state            // all of them together, nil until it is needed
 }
 
 // New returns an experiment without observations. The error names every mistake of the design.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"math"
 	"slices"
 )
@@ -65,7 +66,7 @@ func (e *Experiment) Merge(replica string, snapshot []byte) error {
 	if e.peers == nil {
 		e.peers = make(map[string]*state)
 	}
-	e.peers[replica] = s
+	e.peers[replica], e.others = s, nil
 	return nil
 }
 
@@ -74,24 +75,20 @@ func (e *Experiment) Forget(replica string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.peers, replica)
+	e.others = nil
 }
 
 // combined adds up all replicas.
 func (e *Experiment) combined() *state {
-	parts := []*state{e.own}
-	for _, p := range e.peers {
-		parts = append(parts, p)
-	}
-	out := newState(&e.design)
-	for _, p := range parts {
-		if len(p.epochs) > len(out.epochs) {
-			out.epochs = p.epochs
+	if e.others == nil {
+		names := slices.Sorted(maps.Keys(e.peers)) // so that the same figures give the same sums
+		parts := make([]*state, len(names))
+		for i, n := range names {
+			parts[i] = e.peers[n]
 		}
-		out.units.level = max(out.units.level, p.units.level)
+		e.others = e.sum(newState(&e.design), parts)
 	}
-	for _, p := range parts {
-		out.add(p)
-	}
+	out := e.sum(e.others.clone(), []*state{e.own})
 	for len(out.units.recs) > out.units.most {
 		out.units.halve()
 	}
@@ -99,6 +96,35 @@ func (e *Experiment) combined() *state {
 		out.rebuild(e.design.Control)
 	}
 	return out
+}
+
+// sum adds parts to out. The sums of sticky units have to be rebuilt afterwards.
+func (e *Experiment) sum(out *state, parts []*state) *state {
+	level, recs := out.units.level, len(out.units.recs)
+	for _, p := range parts {
+		if len(p.epochs) > len(out.epochs) {
+			out.epochs = p.epochs
+		}
+		level = max(level, p.units.level)
+		recs += len(p.units.recs)
+	}
+	for out.units.level < level {
+		out.units.halve()
+	}
+	out.units.reserve(min(recs, 2*out.units.most))
+	for _, p := range parts {
+		out.add(p)
+	}
+	return out
+}
+
+// clone is a copy that shares nothing that changes.
+func (s *state) clone() *state {
+	c := *s
+	c.arms, c.hosts, c.byHost = slices.Clone(s.arms), slices.Clone(s.hosts), maps.Clone(s.byHost)
+	c.seen, c.failed, c.missed = slices.Clone(s.seen), slices.Clone(s.failed), slices.Clone(s.missed)
+	c.units.recs, c.units.index = slices.Clone(s.units.recs), slices.Clone(s.units.index)
+	return &c
 }
 
 // add takes in another replica's state. The sums of sticky units have to be rebuilt afterwards.

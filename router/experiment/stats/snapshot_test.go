@@ -187,3 +187,41 @@ func FuzzRestore(f *testing.F) {
 		}
 	})
 }
+
+// BenchmarkMerged is a look at what three replicas recorded of 30,000 users, one after another's snapshot was read.
+func BenchmarkMerged(b *testing.B) {
+	var es []*stats.Experiment
+	for range 3 {
+		es = append(es, design(b, stats.Design{Sticky: true}))
+	}
+	r := rand.New(rand.NewPCG(3, 3))
+	for range 300000 {
+		unit := uint64(r.IntN(30000))
+		o := answer(r, unit, int(unit&1), 1)
+		o.Failed, o.Missed = r.IntN(100) == 0, r.IntN(30) == 0
+		es[r.IntN(3)].Record(&o)
+	}
+	two, three := es[1].Snapshot(), es[2].Snapshot()
+	b.ReportMetric(float64(len(two)), "snapshot-B")
+	b.Run("snapshot", func(b *testing.B) {
+		for b.Loop() {
+			es[1].Snapshot()
+		}
+	})
+	b.Run("merge", func(b *testing.B) {
+		for b.Loop() {
+			es[0].Forget("two")
+			if err := es[0].Merge("two", two); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	if err := es[0].Merge("three", three); err != nil {
+		b.Fatal(err)
+	}
+	b.Run("verdict", func(b *testing.B) {
+		for b.Loop() {
+			es[0].Verdict()
+		}
+	})
+}

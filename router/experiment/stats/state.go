@@ -261,6 +261,9 @@ func (s *state) rebuild(control int) {
 		if first {
 			s.seen.vote(-1, int(r.first), int(r.arm))
 		}
+		if r.failedIn|r.missedIn == 0 {
+			continue
+		}
 		for e := range s.epochs {
 			if r.failedIn&(1<<e) != 0 {
 				s.bad(&s.failed, r, control, e, failedIn)

@@ -1,5 +1,7 @@
 package stats
 
+import "slices"
+
 // record is what is remembered of a unit in one arm.
 type record struct {
 	unit     uint64
@@ -72,6 +74,18 @@ func (u *units) add(unit uint64, arm int, epoch int) *record {
 	u.recs = append(u.recs, record{unit: unit, arm: uint8(arm), first: uint8(epoch)}) //nolint:gosec // both are small
 	u.index[i] = uint32(len(u.recs))                                                  //nolint:gosec // at most most
 	return &u.recs[len(u.recs)-1]
+}
+
+// reserve makes room for so many records.
+func (u *units) reserve(n int) {
+	slots := max(128, len(u.index))
+	for slots < 2*n {
+		slots *= 2
+	}
+	if slots > len(u.index) {
+		u.recs = slices.Grow(u.recs, n-len(u.recs))
+		u.resize(slots)
+	}
 }
 
 func (u *units) full() bool { return len(u.recs) >= u.most }
