@@ -60,7 +60,7 @@ func (x *exchange) demand(name, value []byte) *openai.Error {
 	}
 	if is(wantsMaxWait) {
 		if _, ok := parseWait(value); !ok { // it is read where it matters
-			return errDemand("x-headrace-max-wait", "a time such as 30s, or 0s not to wait")
+			return errDemand("x-headrace-max-wait", "a duration such as 500ms or 30s, or a number of seconds, up to 24 hours; 0 not to wait")
 		}
 		return nil
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"hash/maphash"
+	"strconv"
 	"time"
 
 	"headrace/gateway/admission/queue"
@@ -197,10 +198,17 @@ func (x *exchange) maxWait() time.Duration {
 	return d
 }
 
+// parseWait reads a duration, or a number of seconds.
 func parseWait(v []byte) (d time.Duration, ok bool) {
-	d, err := time.ParseDuration(string(bytes.TrimSpace(v)))
-	return d, err == nil && d >= 0
+	text := string(bytes.TrimSpace(v))
+	if s, err := strconv.ParseFloat(text, 64); err == nil {
+		return time.Duration(s * float64(time.Second)), s >= 0 && s <= mostWait.Seconds()
+	}
+	d, err := time.ParseDuration(text)
+	return d, err == nil && d >= 0 && d <= mostWait
 }
+
+const mostWait = 24 * time.Hour
 
 // sit ends the exchange's waiting, which is the room's no more.
 func (x *exchange) sit() {

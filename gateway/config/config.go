@@ -34,6 +34,7 @@ type Config struct {
 	Experiments          []Experiment     `yaml:"experiments" otherwise:"none" doc:"Ways of serving a model that are tried on a share of its requests, and measured against the usual one (docs/experiments.md)." aka:"experiment|canary|canaries|ab"`
 	Passthrough          string           `yaml:"passthrough" otherwise:"off" doc:"Name of the static host that gets every unknown path under /v1, any method, byte for byte."`
 	Limits               Limits           `yaml:"limits" doc:"What one process and one request may take up." aka:"limit"`
+	Queue                Queue            `yaml:"queue" doc:"Requests that wait where hosts, or the gateway, have no room (docs/queue.md)." aka:"waiting_room|queueing|admission"`
 	Timeouts             Timeouts         `yaml:"timeouts" doc:"How long each phase of a request may last." aka:"timeout|deadlines"`
 	Retries              Retries          `yaml:"retries" doc:"Second attempts at another host." aka:"retry"`
 	Breaker              Breaker          `yaml:"breaker" doc:"When a failing host is left alone, and for how long." aka:"circuit_breaker"`
@@ -150,6 +151,15 @@ type Limits struct {
 	MaxContinuation int64 `yaml:"max_continuation" unit:"bytes" above:"0" default:"256KiB" doc:"Text of an answer that is kept so that another host can continue it; a longer one cannot be continued." aka:"continuation|resume_buffer"`
 	// MaxGathered is bytes of an answer's text, and as many of its reasoning, likewise.
 	MaxGathered int64 `yaml:"max_gathered" unit:"bytes" above:"0" default:"16MiB" doc:"Text of a plain answer that is read as a stream and put together, so that another host can continue it; a longer one is asked for again in one piece, and is not continued." aka:"max_plain|gathered"`
+}
+
+// Queue says who waits where there is no room, and for how long. Shares are in [0,1].
+type Queue struct {
+	Size            int           `yaml:"size" min:"0" max:"1000000" default:"1000" doc:"Requests that wait at once; 0 lets none wait." aka:"max_size|length|depth|max_queue"`
+	MaxWait         time.Duration `yaml:"max_wait" above:"0" default:"2m" doc:"Longest wait, from the request's arrival on; a request may ask for less by x-headrace-max-wait." aka:"timeout|wait|max_time"`
+	InteractiveWait float64       `yaml:"interactive_wait" min:"0" max:"1" default:"0.5" doc:"Longest wait of interactive requests that name none, as a share of what is left of the promised time to the first token (models.*.slo.ttft)." aka:"interactive"`
+	BatchShare      float64       `yaml:"batch_share" min:"0.01" max:"0.99" default:"0.1" doc:"Share of tokens served to waiting batch requests while interactive ones wait as well." aka:"batch"`
+	BatchSpare      float64       `yaml:"batch_spare" min:"0" max:"0.9" default:"0.2" doc:"Share of what keeps the slo at a host that batch requests leave free; it shrinks to nothing in the first half of max_wait." aka:"spare|headroom"`
 }
 
 // Timeouts bound the phases of a request.

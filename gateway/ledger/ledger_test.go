@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"headrace/gateway/admission/queue"
 	"headrace/gateway/ledger"
 	"headrace/gateway/trace"
 	"headrace/router/outcome"
@@ -72,7 +73,7 @@ func TestLineIsWhatSlogWrites(t *testing.T) {
 	for range 2000 {
 		r := ledger.Record{
 			ID: text(), Route: text(), Model: text(), Key: text(), Stream: rng.IntN(2) == 0, Status: rng.IntN(600), Class: outcome.Class(rng.IntN(9)),
-			Tries: rng.IntN(4), Code: text(), TTFT: span(), UpstreamTTFT: span(), Duration: span(), Overhead: span(), ITLp50: span(), ITLp99: span(),
+			Tries: rng.IntN(4), Code: text(), TTFT: span(), Queued: span() * time.Duration(rng.IntN(2)), Batch: rng.IntN(2) == 0, Refused: queue.Why(rng.IntN(7)), UpstreamTTFT: span(), Duration: span(), Overhead: span(), ITLp50: span(), ITLp99: span(),
 			TPS: rng.ExpFloat64() * 50 * float64(rng.IntN(2)), Prompt: rng.Int64N(1e6) - 1, Output: int64(rng.IntN(4)) - 1, Estimated: rng.IntN(2) == 0,
 			Hedge: []string{"", "", "won", "lost"}[rng.IntN(4)], HedgeUSD: rng.ExpFloat64() * 1e-7,
 			USD: rng.ExpFloat64() * 1e-7, USDKnown: rng.IntN(2) == 0,

@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"time"
 
+	"headrace/gateway/admission/queue"
 	"headrace/gateway/openai"
 )
 
@@ -41,6 +42,15 @@ func (r *Record) AppendLine(dst []byte, now time.Time) []byte {
 	l.figure(`,"overhead_us":`, micros(r.Overhead))
 	if r.Code != "" {
 		l.text(`,"error_code":`, r.Code)
+	}
+	if r.Batch {
+		l.flag(`,"batch":`, true)
+	}
+	if r.Queued > 0 {
+		l.figure(`,"queued_ms":`, millis(r.Queued))
+	}
+	if r.Refused != queue.Waits {
+		l.text(`,"queue_refused":`, r.Refused.String())
 	}
 	if r.Resumes > 0 {
 		l.count(`,"resumes":`, int64(r.Resumes))

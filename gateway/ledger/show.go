@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"log/slog"
 	"time"
+
+	"headrace/gateway/admission/queue"
 )
 
 // view is a Record as the admin API shows it; absent figures are null or left out, never zero.
@@ -28,6 +30,9 @@ type view struct {
 	Code         string        `json:"error_code,omitempty"`
 	Finish       string        `json:"finish_reason,omitempty"`
 	Attempts     []attemptView `json:"attempts"`
+	Batch        bool          `json:"batch,omitempty"`
+	Queued       float64       `json:"queued_ms,omitempty"`
+	Refused      string        `json:"queue_refused,omitempty"`
 	Resumes      int           `json:"resumes,omitempty"`
 	SeamGap      float64       `json:"seam_gap_ms,omitempty"`
 	Lost         string        `json:"not_resumed,omitempty"`
@@ -90,6 +95,9 @@ func (r *Record) MarshalJSON() ([]byte, error) {
 	if r.USDKnown {
 		v.USD = &r.USD
 	}
+	if v.Batch, v.Queued = r.Batch, millis(r.Queued); r.Refused != queue.Waits {
+		v.Refused = r.Refused.String()
+	}
 	if r.Trace.On() {
 		v.Trace, v.Sampled = hex.EncodeToString(r.Trace.ID[:]), r.Trace.Sampled
 	}
@@ -123,6 +131,15 @@ func (r *Record) Attrs(dst []slog.Attr) []slog.Attr {
 		slog.Float64("overhead_us", micros(r.Overhead)))
 	if r.Code != "" {
 		dst = append(dst, slog.String("error_code", r.Code))
+	}
+	if r.Batch {
+		dst = append(dst, slog.Bool("batch", true))
+	}
+	if r.Queued > 0 {
+		dst = append(dst, slog.Float64("queued_ms", millis(r.Queued)))
+	}
+	if r.Refused != queue.Waits {
+		dst = append(dst, slog.String("queue_refused", r.Refused.String()))
 	}
 	if r.Resumes > 0 {
 		dst = append(dst, slog.Int("resumes", r.Resumes), slog.Float64("seam_gap_ms", millis(r.SeamGap)))
