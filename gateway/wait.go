@@ -101,6 +101,9 @@ func (s *Server) freed(id endpoint.ID) {
 	}
 }
 
+// Waiting tells how many requests wait for room.
+func (s *Server) Waiting() []queue.Length { return s.room.Lengths() }
+
 // queues tells whether the request has to wait for its turn before it may ask for a host.
 func (x *exchange) queues() bool {
 	switch {

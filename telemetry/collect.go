@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	room "headrace/gateway/admission/queue"
 	"headrace/gateway/ledger"
 	"headrace/router"
 	"headrace/router/endpoint"
@@ -20,6 +21,7 @@ type Sources struct {
 	Accounts    func() []Account
 	Probes      func(endpoint.ID) Probes
 	InFlight    func() int64
+	Waiting     func() []room.Length
 	Draining    func() bool
 	Reloads     func() Reloads
 	Ledger      func() Ledger
@@ -193,9 +195,11 @@ func (m *Metrics) collectRequests(to sink) {
 		for p, n := range s.cancels {
 			some(&held, cancels, n, model, ledger.Phase(p).String()) //nolint:gosec // three
 		}
+		s.waiting.tell(&held, model)
 		s.mu.Unlock()
 		held.tell(to)
 	})
+	m.collectLengths(to)
 	m.served.each(func(k servedKey, s *servedSet) {
 		s.mu.Lock()
 		name, system := m.providers(k.vendor)

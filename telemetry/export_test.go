@@ -251,6 +251,9 @@ func TestSpans(t *testing.T) {
 	for i := range rs {
 		e.Record(&rs[i])
 		total += 1 + rs[i].Tries
+		if rs[i].Queued > 0 {
+			total++
+		}
 	}
 	stop()
 	c.mu.Lock()
@@ -324,6 +327,29 @@ func TestSpans(t *testing.T) {
 				}
 			}
 		}
+	}
+	waits := 0
+	for _, s := range c.spans {
+		if s.Name != "admission" {
+			continue
+		}
+		waits++
+		r := &rs[8]
+		if attr(s.Attributes, "headrace.reason") != "" {
+			r = &rs[9]
+		}
+		end := uint64(r.At.Add(r.Duration).UnixNano())
+		if len(r.Attempts) > 0 {
+			end = uint64(r.At.Add(r.Attempts[0].After).UnixNano())
+		}
+		if s.Kind != tracepb.Span_SPAN_KIND_INTERNAL || string(s.ParentSpanId) != string(r.Trace.Span[:]) || byID[string(s.SpanId)] != s ||
+			s.EndTimeUnixNano != end || s.EndTimeUnixNano-s.StartTimeUnixNano != uint64(r.Queued) ||
+			attr(s.Attributes, "headrace.priority") != map[bool]string{true: "batch", false: "interactive"}[r.Batch] {
+			t.Errorf("%s: %v", r.ID, s)
+		}
+	}
+	if waits != 2 {
+		t.Errorf("%d spans of waiting, want 2", waits)
 	}
 	if p := byID[string(rs[0].Trace.Span[:])].ParentSpanId; hex.EncodeToString(p) != "0100000000000000" {
 		t.Errorf("a trusted caller's span is not the parent: %x", p)
@@ -445,7 +471,7 @@ func TestPush(t *testing.T) {
 		t.Errorf("no exemplar in %v", ttft)
 	}
 	status := attr(c.figures["http.server.request.duration"].GetHistogram().DataPoints[0].Attributes, "http.response.status_code")
-	if !slices.Contains([]string{"200", "404", "499"}, status) {
+	if !slices.Contains([]string{"200", "404", "429", "499"}, status) {
 		t.Errorf("status %q is no number", status)
 	}
 }

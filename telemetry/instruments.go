@@ -91,6 +91,7 @@ const (
 	keyCall     = "headrace.call"
 	keySignal   = "headrace.signal"
 	keyVersion  = "headrace.version"
+	keyPriority = "headrace.priority"
 )
 
 // LabelDoc says what a label holds, and what bounds its values.
@@ -126,6 +127,7 @@ func LabelDocs() []LabelDoc {
 		{keyCall, "the kind of call to the provider's control plane, of a closed set."},
 		{keySignal, "`traces`, `metrics` or `logs`."},
 		{keyVersion, "of this program."},
+		{keyPriority, "`interactive` or `batch` ([queue.md](queue.md))."},
 	}
 }
 
@@ -139,6 +141,7 @@ var (
 	secondsHTTP = []float64{0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30, 60, 120, 300, 600}
 	secondsOwn  = []float64{10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 50e-3, 250e-3}
 	secondsSeam = []float64{0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 20, 40, 80}
+	secondsWait = []float64{0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640}
 	secondsCold = []float64{1, 2.5, 5, 10, 20, 40, 60, 90, 120, 180, 300, 600}
 )
 
@@ -176,6 +179,9 @@ const (
 	coldStarts
 	coldStart
 	cancels
+	queueWait
+	queueLength
+	queueRefusals
 
 	hostState
 	hostBreaker
@@ -406,6 +412,24 @@ var table = [instruments]Instrument{
 		[]string{keyAlias, keyPhase},
 		nil,
 		"Callers that left before they had everything.",
+	},
+	queueWait: {
+		"headrace.queue.wait", Histogram, "s", Always,
+		[]string{keyAlias, keyPriority},
+		secondsWait,
+		"What requests waited for room, of those that did, whatever came of it.",
+	},
+	queueLength: {
+		"headrace.queue.length", Gauge, "{request}", Always,
+		[]string{keyAlias, keyPriority},
+		nil,
+		"Requests that wait for room now; without a model, to be let into the gateway. Owner: the gateway's waiting room.",
+	},
+	queueRefusals: {
+		"headrace.queue.refusals", Counter, "{request}", Always,
+		[]string{keyAlias, keyReason},
+		nil,
+		"Requests that the waiting room did not serve. Reasons: `full`, `late` (it would have had its turn too late), `expired` (it waited in vain), `gone` (its caller left), `draining` (docs/queue.md).",
 	},
 
 	hostState: {

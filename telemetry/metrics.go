@@ -282,6 +282,7 @@ type modelSet struct {
 	hedges    map[string]int64
 	promises  [2][2]int64 // ttft and tps, not kept and kept
 	cancels   [ledger.Streaming + 1]int64
+	waiting   waiting
 }
 
 type servedKey struct{ op, vendor, model string }
@@ -446,6 +447,7 @@ func (m *Metrics) recordModel(r *ledger.Record, model string, ex *exemplar) {
 	if r.Class == outcome.ClientGone {
 		s.cancels[r.Left]++
 	}
+	s.waiting.record(r, ex)
 	if r.Stream {
 		s.judge(r)
 	}
@@ -477,8 +479,12 @@ func (s *modelSet) judge(r *ledger.Record) {
 		}
 		s.promises[promise][n]++
 	}
+	ttft := r.TTFT
+	if r.Batch { // its time begins with its turn
+		ttft = max(0, ttft-r.Queued)
+	}
 	if r.SLO.TTFT > 0 && (r.TTFT > 0 || r.Class.Policy().Verdict == outcome.Faulty) {
-		kept(0, r.TTFT > 0 && r.TTFT <= r.SLO.TTFT)
+		kept(0, r.TTFT > 0 && ttft <= r.SLO.TTFT)
 	}
 	if r.SLO.TPS > 0 && r.TPS > 0 && r.Output > fewTokens {
 		kept(1, r.TPS >= r.SLO.TPS)

@@ -21,6 +21,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 
+	room "headrace/gateway/admission/queue"
 	"headrace/gateway/ledger"
 	"headrace/gateway/trace"
 	"headrace/router"
@@ -63,6 +64,9 @@ func sources() telemetry.Sources {
 				return telemetry.Probes{}
 			}
 			return telemetry.Probes{Sent: 5, Failed: 2, Continues: map[string]string{"llama": "yes"}}
+		},
+		Waiting: func() []room.Length {
+			return []room.Length{{Pool: "m", Priority: room.Batch, Waiting: 3}, {Pool: room.Door, Waiting: 2}}
 		},
 		InFlight: func() int64 { return 4 },
 		Draining: func() bool { return false },
@@ -129,7 +133,13 @@ func records() []ledger.Record {
 	hedged.Attempts[0].Class, hedged.Attempts[1].Hedge = outcome.Outrun, true
 
 	fault := ledger.Record{At: start, Method: "POST", Route: "/v1/chat/completions", Model: "no-such-model", Status: 404, Class: outcome.CallerFault, Prompt: -1, Cached: -1, Output: -1, Reasoning: -1, Overhead: 8 * time.Microsecond}
-	return []ledger.Record{base, failover, continued, lost, cold, left, fault, hedged}
+	queued := like(base)
+	queued.Queued, queued.Batch, queued.TTFT = 2*time.Second, true, 2300*time.Millisecond
+	queued.Duration += 2 * time.Second
+	queued.Attempts[0].After = 2 * time.Second
+	refused := fault
+	refused.Model, refused.Known, refused.Status, refused.Queued, refused.Duration, refused.Refused = base.Model, true, 429, 30*time.Millisecond, 31*time.Millisecond, room.Expired
+	return []ledger.Record{base, failover, continued, lost, cold, left, fault, hedged, queued, refused}
 }
 
 func newMetrics(names telemetry.Names) *telemetry.Metrics {

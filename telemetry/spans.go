@@ -58,7 +58,7 @@ func spanContext(id trace.ID, span trace.SpanID, state string, remote bool) otel
 // spans returns the spans of r: the request's, and one of each attempt. SpanStub is the SDK's way to a span that is over, with an
 // id and times of its own.
 func (s *spanner) spans(r *ledger.Record) []sdktrace.ReadOnlySpan {
-	stubs := make(tracetest.SpanStubs, 0, 1+ledger.MaxAttempts)
+	stubs := make(tracetest.SpanStubs, 0, 2+ledger.MaxAttempts)
 	own := spanContext(r.Trace.ID, r.Trace.Span, r.Trace.State, false)
 	root := tracetest.SpanStub{
 		Name: r.Method + " " + r.Route, SpanContext: own, SpanKind: oteltrace.SpanKindServer, StartTime: r.At, EndTime: r.At.Add(r.Duration),
@@ -81,6 +81,9 @@ func (s *spanner) spans(r *ledger.Record) []sdktrace.ReadOnlySpan {
 		root.Status = sdktrace.Status{Code: codes.Error, Description: r.Class.String()}
 	}
 	stubs = append(stubs, root)
+	if r.Queued > 0 {
+		stubs = append(stubs, s.admission(r, own))
+	}
 	for i := range r.Attempts {
 		if r.Attempts[i].Span != (trace.SpanID{}) {
 			stubs = append(stubs, s.attempt(r, i, own))
@@ -144,6 +147,7 @@ func (s *spanner) request(r *ledger.Record) []attribute.KeyValue {
 	a.text("headrace.error_code", r.Code)
 	a.count("headrace.attempts", int64(r.Tries))
 	a.took("headrace.overhead", r.Overhead)
+	a.took("headrace.queued", r.Queued)
 	a.took("headrace.ttft", r.TTFT)
 	if r.TPS > 0 {
 		a.figure("headrace.tps", r.TPS)

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"time"
 
+	"headrace/gateway/admission/queue"
 	"headrace/gateway/config"
 	"headrace/gateway/trace"
 	"headrace/router/endpoint"
@@ -35,6 +36,7 @@ func (a *app) newMetrics(cfg *config.Config) *telemetry.Metrics {
 		Names: names, Exemplars: true, Version: versionText(), Now: time.Now,
 		Sources: telemetry.Sources{
 			Hosts: a.router.Hosts, Calibration: a.router.Calibration, Accounts: a.discoveries, Probes: a.probed,
+			Waiting:  func() []queue.Length { return a.server.Waiting() },
 			InFlight: func() int64 { return a.server.InFlight() }, Draining: func() bool { return a.server.Draining() }, Reloads: a.reloaded, Ledger: a.ledgerFigures, Shared: a.shared(cfg),
 		},
 	})
