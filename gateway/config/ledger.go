@@ -8,7 +8,7 @@ import (
 // Ledger says what is kept of requests, where and for how long.
 type Ledger struct {
 	// Path is a clean path, or "off".
-	Path      string        `yaml:"path" otherwise:"ledger.db in state.dir" eg:"/var/lib/headrace/ledger.db" doc:"SQLite file of this one gateway, made when there is something to write. \"off\" keeps the ledger in memory, for as long as the process lives." aka:"file|db|database"`
+	Path      string        `yaml:"path" otherwise:"ledger.db in state.dir" eg:"/var/lib/headrace/ledger.db" doc:"SQLite file of this one gateway, made soon after the start. \"off\" keeps the sums in memory, for as long as the process lives, and no requests." aka:"file|db|database"`
 	Flush     time.Duration `yaml:"flush" above:"0" default:"1s" doc:"Between two writes: what a process that is killed loses at most." aka:"interval|flush_interval"`
 	Keep      time.Duration `yaml:"keep" above:"0" default:"720h" doc:"How long requests are kept one by one." aka:"retention|keep_requests"`
 	KeepSums  time.Duration `yaml:"keep_sums" above:"0" default:"8760h" doc:"How long the sums by hour are kept, of which reports are made." aka:"keep_rollups|rollups"`

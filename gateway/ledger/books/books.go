@@ -1,15 +1,18 @@
 // Package books is the durable ledger: sums by hour of what requests used, cost and wasted, what hosts were paid for meanwhile, and the
 // requests themselves for a while, in one SQLite file.
 //
-// Nothing of it is on a request's way but Record, which copies. One goroutine (Run) writes what has come, once in Options.Flush, in one
-// transaction: a process that is killed loses that much and nothing else, and no request counts twice. Sums never lose anything while the
-// process lives: where details cannot be kept, because too many came at once or the disk fails, they are still added up.
+// A request adds itself to the sums and to the block of requests that is being filled, both in memory: half a microsecond. One goroutine
+// (Run) writes what has come, once in Options.Flush, in one transaction: a process that is killed loses that much and nothing else, and
+// no request counts twice. Sums never lose anything while the process lives: where requests cannot be kept one by one, because too many
+// came at once or the disk fails for long, they are still added up.
 package books
 
 import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,72 +22,89 @@ import (
 
 // Options set up Books.
 type Options struct {
-	Path        string        // of the file; "" keeps all in memory, for as long as the process lives
+	Path        string        // of the file; "" keeps sums in memory, for as long as the process lives, and no requests
 	Flush       time.Duration // between two writes; what a killed process loses at most
-	Keep        time.Duration // requests, one by one
-	KeepSums    time.Duration // everything else
-	MaxBytes    int64         // of the file: the oldest requests go beyond; sums stay
+	Keep        time.Duration // requests, one by one; 0 for ever
+	KeepSums    time.Duration // everything else; 0 for ever
+	MaxBytes    int64         // of the file: the oldest requests go beyond, sums stay; 0 for any size
 	Now         func() time.Time
 	Log         *slog.Logger
 	MostWaiting int // requests between two writes of which more than sums is kept; 0 for DefaultWaiting
 }
 
-// DefaultWaiting is how many requests wait for being written with all their details: some 10 MB of memory when that many do.
-const DefaultWaiting = 16384
+// DefaultWaiting is how many requests wait to be written one by one: some 5 MB of memory when that many do.
+const DefaultWaiting = 32768
 
 const (
-	chunkSize  = 256              // records
-	mostCells  = 100_000          // of sums that wait for a disk that fails; beyond they are added up without names
+	mostCells  = 100_000          // of sums in memory; beyond they are added up without names
 	hoursEvery = 10 * time.Second // hosts' hours are written that often where no request comes
 	tidyEvery  = 10 * time.Minute // old lines are looked for
 	retryMost  = 30 * time.Second // between two tries to write to a disk that fails
 	otherName  = "(other)"        // stands for names that there was no room for
+	seenSize   = 1 << 12          // of the newest requests' hashes
 )
-
-type chunk struct {
-	n int
-	r [chunkSize]ledger.Record
-}
 
 // Books keep the ledger. Methods may be called by any goroutine unless they say otherwise.
 type Books struct {
 	opt Options
 
-	mu      sync.Mutex // guards the four below; held for a copy of a record
-	filling *chunk     // nil before the first
-	full    []*chunk
-	free    []*chunk
+	mu      sync.Mutex // guards all below; held for half a microsecond by requests
+	sums    map[Cell]*entry
+	memo    [4]memo
+	filling *block // nil in memory
+	full    []*block
+	free    []*block
 	waiting int
-
-	sumsMu sync.Mutex // guards sums and hours
-	sums   map[Cell]*Sums
-	hours  accountant
+	blocks  uint32
+	seen    [seenSize]uint64
+	hours   accountant
+	kept    memory
 
 	wake chan struct{}
 	asks chan ask
 	done chan struct{} // closed when Run is over
 
-	f file // Run's goroutine only, and before and after it
+	f     file           // Run's goroutine only
+	price func() []Price // likewise; nil: nobody tells
 
 	records, dropped, doubled, failures atomic.Int64
 	state                               atomic.Pointer[Status]
-	price                               func() []Price // nil: nobody tells
 	bills                               pendingBills
+}
+
+// entry is what is not written yet of a cell.
+type entry struct {
+	Sums
+	block uint32 // that names it, at place
+	place int64
+}
+
+// memo finds the cell of requests that are like one before, which most are.
+type memo struct {
+	cell Cell
+	e    *entry // nil for none
+}
+
+// memory is where sums stay without a file.
+type memory struct {
+	hours map[hostHour]HostHour
+	bills []Bill
+	began time.Time
 }
 
 // Status is how the ledger fares.
 type Status struct {
 	Path     string    // "" in memory
 	Records  int64     // taken since the start
-	Dropped  int64     // of these, the ones of which only the sums are kept
+	Dropped  int64     // of these, the ones of which only the sums are kept; none in memory, where all are so
 	Doubled  int64     // told twice, and counted once
 	Failures int64     // writes that failed
-	Bytes    int64     // of the file, as of the last write
+	Bytes    int64     // of the file that are in use, as of the last write
 	Written  time.Time // last time that everything was written; zero before the first
 	Error    string    // why the last write failed, "" when it did not
 }
 
-// New returns Books that write nothing before Run does. The file is opened when there is something to write or to read.
+// New returns Books that write nothing before Run does.
 func New(o Options) *Books {
 	if o.Now == nil || o.Flush <= 0 {
 		panic("BUG: books.New without a clock or an interval")
@@ -95,49 +115,117 @@ func New(o Options) *Books {
 	if o.MostWaiting <= 0 {
 		o.MostWaiting = DefaultWaiting
 	}
-	b := &Books{opt: o, sums: map[Cell]*Sums{}, wake: make(chan struct{}, 1), asks: make(chan ask), done: make(chan struct{})}
+	b := &Books{opt: o, sums: map[Cell]*entry{}, wake: make(chan struct{}, 1), asks: make(chan ask), done: make(chan struct{})}
 	b.f.path, b.f.now = o.Path, o.Now
+	b.kept = memory{hours: map[hostHour]HostHour{}, began: o.Now()}
 	b.hours.init(o.Now)
 	b.state.Store(&Status{Path: o.Path})
 	return b
 }
 
-// Record takes a settled record. It copies it and returns: some 100 ns, no allocation, no I/O.
+// Record takes a settled record, of which it keeps nothing: no I/O, no allocation but now and then for room.
 func (b *Books) Record(r *ledger.Record) {
 	b.records.Add(1)
+	hash := hashID(r.ID)
+	hour := hourOf(r.At.Add(r.Duration))
+	var at [ledger.MaxAttempts]int64
 	b.mu.Lock()
-	if b.waiting >= b.opt.MostWaiting {
+	if slot := &b.seen[hash%seenSize]; *slot == hash {
 		b.mu.Unlock()
-		b.dropped.Add(1)
-		b.fold(r)
-		b.nudge()
+		b.doubled.Add(1)
 		return
+	} else { //nolint:revive // slot is of the if
+		*slot = hash
 	}
-	c := b.filling
-	if c == nil || c.n == chunkSize {
-		c = b.fresh()
+	keep := b.opt.Path != "" && b.waiting < b.opt.MostWaiting
+	var to *block
+	if keep {
+		if to = b.filling; to == nil || len(to.ids) >= blockSize {
+			to = b.fresh()
+		}
 	}
-	c.r[c.n] = *r
-	c.n++
-	b.waiting++
-	half := b.waiting == b.opt.MostWaiting/2
+	last := int64(0)
+	split(r, func(i int) *Sums {
+		c := Cell{Hour: hour, Key: r.Key, Model: r.Model, Arm: r.Arm}
+		if i >= 0 {
+			a := &r.Attempts[i]
+			c.Served, c.Provider, c.Host = a.Served, a.Provider, string(a.Endpoint)
+		}
+		e := b.cell(&c)
+		if to != nil {
+			if e.block != to.no {
+				e.block, e.place = to.no, int64(len(to.cells))
+				to.cells = append(to.cells, c)
+			}
+			if last = e.place; i >= 0 {
+				at[i] = last
+			}
+		}
+		return &e.Sums
+	})
+	half := false
+	if to != nil {
+		to.add(r, hash, last, &at)
+		b.waiting++
+		half = b.waiting == b.opt.MostWaiting/2
+	}
 	b.mu.Unlock()
 	if half {
 		b.nudge()
 	}
+	if !keep && b.opt.Path != "" {
+		b.dropped.Add(1)
+	}
 }
 
-// fresh puts another chunk in place of the full one. The caller holds mu.
-func (b *Books) fresh() *chunk {
+// cell returns what is not written yet of a cell. The caller holds mu.
+func (b *Books) cell(c *Cell) *entry {
+	m := &b.memo[uint(len(c.Host)+len(c.Model)+len(c.Key))%uint(len(b.memo))]
+	if m.e != nil && m.cell == *c {
+		return m.e
+	}
+	e := b.sums[*c]
+	if e == nil {
+		if len(b.sums) >= mostCells {
+			*c = Cell{Hour: c.Hour, Key: otherName, Model: otherName, Provider: c.Provider, Host: otherName}
+			e = b.sums[*c]
+		}
+		if e == nil {
+			e = new(entry)
+			b.sums[*c] = e
+		}
+	}
+	m.cell, m.e = *c, e
+	return e
+}
+
+// fresh puts an empty block in place of the full one. The caller holds mu.
+func (b *Books) fresh() *block {
 	if b.filling != nil {
 		b.full = append(b.full, b.filling)
 	}
 	if n := len(b.free); n > 0 {
 		b.filling, b.free = b.free[n-1], b.free[:n-1]
 	} else {
-		b.filling = new(chunk)
+		b.filling = &block{ids: make([]uint64, 0, blockSize), buf: make([]byte, 0, blockSize*128)}
 	}
+	b.blocks++ // from 1: 0 names no entry
+	b.filling.no = b.blocks
 	return b.filling
+}
+
+const mostFree = 4 // blocks; what a burst took is not kept for ever
+
+// recycle lets blocks be filled again. The caller holds mu.
+func (b *Books) recycle(bs []*block) {
+	for _, k := range bs {
+		if len(b.free) >= mostFree {
+			return
+		}
+		clear(k.cells) // they refer to others' memory
+		*k = block{cells: k.cells[:0], ids: k.ids[:0], buf: k.buf[:0]}
+		b.free = append(b.free, k)
+	}
 }
 
 func (b *Books) nudge() {
@@ -147,57 +235,47 @@ func (b *Books) nudge() {
 	}
 }
 
-// fold adds a record to the sums.
-func (b *Books) fold(r *ledger.Record) {
-	hour := hourOf(r.At.Add(r.Duration))
-	b.sumsMu.Lock()
-	defer b.sumsMu.Unlock()
-	split(r, func(s *share) {
-		b.sum(Cell{Hour: hour, Key: r.Key, Model: r.Model, Served: s.served, Provider: s.provider, Host: s.host, Arm: r.Arm}).Add(&s.Sums)
-	})
+// pending is what a write takes.
+type pending struct {
+	sums   map[Cell]*entry
+	blocks []*block
+	hours  []HostHour
+	bills  []Bill
+	prices []Price
 }
 
-// sum returns a cell's sums. The caller holds sumsMu.
-func (b *Books) sum(c Cell) *Sums {
-	s := b.sums[c]
-	if s == nil {
-		if len(b.sums) >= mostCells {
-			c = Cell{Hour: c.Hour, Key: otherName, Model: otherName, Provider: c.Provider, Host: otherName}
-			if s = b.sums[c]; s != nil {
-				return s
-			}
-		}
-		s = new(Sums)
-		b.sums[c] = s
-	}
-	return s
-}
-
-// take returns the chunks that wait.
-func (b *Books) take() []*chunk {
+// take takes what is not written yet.
+func (b *Books) take(at time.Time) (p pending) {
+	p.bills = b.bills.take()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	cs := b.full
-	if b.filling != nil && b.filling.n > 0 {
-		cs = append(cs, b.filling)
+	p.sums, p.blocks = b.sums, b.full
+	if b.filling != nil && len(b.filling.ids) > 0 {
+		p.blocks = append(p.blocks, b.filling)
 		b.filling = nil
 	}
-	b.full, b.waiting = nil, 0
-	return cs
+	b.sums, b.full, b.waiting, b.memo = make(map[Cell]*entry, len(p.sums)), nil, 0, [len(b.memo)]memo{}
+	p.hours = b.hours.take(at)
+	return p
 }
 
-// giveBack lets chunks be filled again.
-func (b *Books) giveBack(cs []*chunk) {
-	for _, c := range cs {
-		clear(c.r[:c.n]) // they refer to others' memory
-		c.n = 0
-	}
+// giveBack takes back what could not be written: sums and hours all, requests as far as there is room for them.
+func (b *Books) giveBack(p *pending) {
+	b.bills.giveBack(p.bills)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for _, c := range cs {
-		if len(b.free) < 16 { // what a burst took is not kept for ever
-			b.free = append(b.free, c)
+	for c, e := range p.sums {
+		b.cell(&c).Add(&e.Sums)
+	}
+	b.hours.giveBack(p.hours)
+	for i, k := range p.blocks {
+		if b.waiting+len(k.ids) <= b.opt.MostWaiting {
+			b.waiting += len(k.ids)
+			b.full = append(b.full, k)
+			p.blocks[i] = nil
+			continue
 		}
+		b.dropped.Add(int64(len(k.ids)))
 	}
 }
 
@@ -207,7 +285,8 @@ type ask struct {
 	done chan struct{}
 }
 
-// Run writes until ctx is done, then writes what is left. Prices, if not nil, tells what hosts ask; it is called now and then.
+// Run writes until ctx is done, then writes what is left and closes the file. Prices, if not nil, tells what hosts ask; it is called now
+// and then.
 func (b *Books) Run(ctx context.Context, prices func() []Price) error {
 	defer close(b.done)
 	b.price = prices
@@ -259,104 +338,53 @@ func (b *Books) Flush(ctx context.Context) error {
 // flush writes what waits; now says to write hosts' hours too, and not to wait after a failure.
 func (b *Books) flush(now bool) error {
 	at := b.opt.Now()
-	cs := b.take()
-	defer b.giveBack(cs)
-	n := 0
-	for _, c := range cs {
-		n += c.n
-	}
-	b.sumsMu.Lock()
-	idle := n == 0 && len(b.sums) == 0
-	b.sumsMu.Unlock()
-	if !now && idle && !b.hours.due(at, hoursEvery) && !b.bills.any() {
+	if b.opt.Path == "" {
+		b.stay(at)
 		return nil
 	}
-	if !now && b.f.err != nil && at.Before(b.f.retryAt) { // the disk fails: sums are kept, and details are not
-		b.keepSums(cs)
+	b.mu.Lock()
+	idle := len(b.sums) == 0 && !b.hours.due(at, hoursEvery)
+	b.mu.Unlock()
+	switch {
+	case now:
+	case b.f.err != nil && at.Before(b.f.retryAt):
 		return b.f.err
+	case b.f.db == nil && b.f.err == nil: // opened before it is needed: what it takes is taken at the start
+	case idle && !b.bills.any():
+		return nil
 	}
-	err := b.write(cs, at)
-	if err != nil {
+	err := b.f.open()
+	if err == nil {
+		err = b.f.begin()
+	}
+	if err == nil {
+		p := b.take(at)
+		if b.price != nil && b.f.wantPrices(at) {
+			p.prices = b.price()
+		}
+		if err = b.f.write(at, &p); err == nil {
+			b.mu.Lock()
+			b.recycle(p.blocks)
+			b.mu.Unlock()
+		} else {
+			b.giveBack(&p)
+		}
+	}
+	switch {
+	case err != nil:
 		b.failed(err, at)
-	} else if b.f.err != nil {
+	case b.f.err != nil:
 		b.f.err, b.f.pause = nil, 0
 		b.opt.Log.Info("the ledger is written again", "path", b.opt.Path)
 	}
 	if err == nil {
 		b.f.tidy(at, b.opt.Keep, b.opt.KeepSums, b.opt.MaxBytes)
 	}
-	b.publish(at, err)
-	return err
-}
-
-// keepSums adds records up of which no details will be written.
-func (b *Books) keepSums(cs []*chunk) {
-	for _, c := range cs {
-		for i := range c.n {
-			b.fold(&c.r[i])
-		}
-		b.dropped.Add(int64(c.n))
+	s := &Status{Path: b.opt.Path, Bytes: b.f.size, Written: at}
+	if err != nil {
+		s.Written, s.Error = b.state.Load().Written, err.Error()
 	}
-}
-
-// write writes records, sums, hours and bills in one transaction. After an error nothing of it is there, and the sums are kept.
-func (b *Books) write(cs []*chunk, at time.Time) error {
-	if err := b.f.open(); err != nil {
-		b.keepSums(cs)
-		return err
-	}
-	if err := b.f.begin(); err != nil {
-		b.keepSums(cs)
-		return err
-	}
-	var err error
-	unwritten := 0
-	for _, c := range cs {
-		for i := range c.n {
-			r, fresh := &c.r[i], true
-			if err == nil {
-				fresh, err = b.f.record(r)
-			}
-			if err != nil {
-				unwritten++
-			}
-			if !fresh {
-				b.doubled.Add(1)
-				continue
-			}
-			b.fold(r)
-		}
-	}
-	b.sumsMu.Lock()
-	sums := b.sums
-	b.sums = make(map[Cell]*Sums, len(sums))
-	hours := b.hours.take(at)
-	b.sumsMu.Unlock()
-	bills := b.bills.take()
-	var prices []Price
-	if b.price != nil && b.f.wantPrices(at) {
-		prices = b.price()
-	}
-	if err == nil {
-		err = b.f.end(at, sums, hours, bills, prices)
-	} else {
-		b.f.rollback()
-	}
-	if err == nil {
-		return nil
-	}
-	n := 0
-	for _, c := range cs {
-		n += c.n
-	}
-	b.dropped.Add(int64(n))
-	b.sumsMu.Lock()
-	for c, s := range sums {
-		b.sum(c).Add(s)
-	}
-	b.hours.giveBack(hours)
-	b.sumsMu.Unlock()
-	b.bills.giveBack(bills)
+	b.state.Store(s)
 	return err
 }
 
@@ -364,19 +392,39 @@ func (b *Books) write(cs []*chunk, at time.Time) error {
 func (b *Books) failed(err error, at time.Time) {
 	b.failures.Add(1)
 	if b.f.err == nil {
-		b.opt.Log.Error("the ledger cannot be written: sums are kept in memory, and details of requests are not kept", "path", b.opt.Path, "error", err)
+		b.opt.Log.Error("the ledger cannot be written: it is kept in memory until it can, sums all and requests for a while", "path", b.opt.Path, "error", err)
 	}
 	b.f.err = err
 	b.f.pause = min(max(2*b.f.pause, b.opt.Flush), retryMost)
 	b.f.retryAt = at.Add(b.f.pause)
 }
 
-func (b *Books) publish(at time.Time, err error) {
-	s := &Status{Path: b.opt.Path, Bytes: b.f.size, Written: at}
-	if err != nil {
-		s.Written, s.Error = b.state.Load().Written, err.Error()
+// stay keeps in memory what a file would have: hosts' hours and bills, beside the sums, all for as long as they may stay.
+func (b *Books) stay(at time.Time) {
+	bills := b.bills.take()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	m := &b.kept
+	for _, h := range b.hours.take(at) {
+		k := hostHour{h.Hour, h.Host}
+		s, there := m.hours[k]
+		if !there {
+			s = HostHour{Hour: h.Hour, Provider: h.Provider, Host: h.Host}
+		}
+		s.add(&h)
+		m.hours[k] = s
 	}
-	b.state.Store(s)
+	if m.bills = append(m.bills, bills...); len(m.bills) > mostBills {
+		m.bills = slices.Delete(m.bills, 0, len(m.bills)-mostBills)
+	}
+	if b.opt.KeepSums <= 0 || at.Sub(b.f.tidiedAt) < tidyEvery {
+		return
+	}
+	b.f.tidiedAt = at
+	before := hourOf(at.Add(-b.opt.KeepSums))
+	b.memo = [len(b.memo)]memo{}
+	maps.DeleteFunc(b.sums, func(c Cell, _ *entry) bool { return c.Hour < before })
+	maps.DeleteFunc(m.hours, func(k hostHour, _ HostHour) bool { return k.hour < before })
 }
 
 // Status tells how the ledger fares.
@@ -388,19 +436,22 @@ func (b *Books) Status() Status {
 
 // Period returns what there is of the hours that have a moment from since on and before until, up to this moment.
 func (b *Books) Period(ctx context.Context, since, until time.Time) (Period, error) {
-	var p Period
+	p := Period{Since: since, Until: until}
 	var err error
 	if e := b.do(ctx, func() {
 		werr := b.flush(true) // what cannot be written is added below
-		if p, err = b.f.period(since, until); err != nil && werr != nil {
-			p, err = Period{Since: since, Until: until}, nil
-		}
-		b.sumsMu.Lock()
-		defer b.sumsMu.Unlock()
-		for c, s := range b.sums {
-			if c.Hour >= hourOf(since) && c.Hour < until.Unix() {
-				p.Rollups = append(p.Rollups, Rollup{c, *s})
+		if b.opt.Path != "" {
+			read, rerr := b.f.period(since, until)
+			switch {
+			case rerr == nil:
+				p = read
+			case werr == nil:
+				err = rerr
 			}
+		}
+		b.waits(&p)
+		if b.opt.Path == "" && b.price != nil {
+			p.Prices = b.price()
 		}
 	}); e != nil {
 		return Period{}, e
@@ -409,8 +460,35 @@ func (b *Books) Period(ctx context.Context, since, until time.Time) (Period, err
 	return Merge(p), err
 }
 
+// waits adds what is in memory only.
+func (b *Books) waits(p *Period) {
+	from, to := hourOf(p.Since), p.Until.Unix()
+	in := func(hour int64) bool { return hour >= from && hour < to }
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for c, e := range b.sums {
+		if in(c.Hour) {
+			p.Rollups = append(p.Rollups, Rollup{c, e.Sums})
+		}
+	}
+	if b.opt.Path != "" {
+		return
+	}
+	for k, h := range b.kept.hours {
+		if in(k.hour) {
+			p.Hours = append(p.Hours, h)
+		}
+	}
+	p.Bills = append(p.Bills, b.kept.bills...)
+	p.Runs = append(p.Runs, Span{b.kept.began, b.opt.Now()})
+	p.Replicas = []string{"memory"}
+}
+
 // Find returns one request; ok is false when the ledger has it no more, or never had.
 func (b *Books) Find(ctx context.Context, id string) (r ledger.Record, ok bool, err error) {
+	if b.opt.Path == "" {
+		return r, false, nil
+	}
 	if e := b.do(ctx, func() {
 		_ = b.flush(true) // what it says is in Status
 		r, ok, err = b.f.find(id)

@@ -106,6 +106,9 @@ func TestKeepsAcrossRestarts(t *testing.T) {
 		}
 		stop()
 	}
+	if left, err := filepath.Glob(path + "-*"); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("file %v, %v: others may read it", info, err)
 	}
@@ -116,26 +119,23 @@ func TestKeepsAcrossRestarts(t *testing.T) {
 	}
 }
 
-// A record that is told twice counts once, also when the process was started anew in between.
+// A record that is told twice counts once.
 func TestCountsOnce(t *testing.T) {
 	c, path := newClock(), filepath.Join(t.TempDir(), "ledger.db")
 	r := answered("req_once", c.now(), 1)
 	from, to := c.hour()
-	for range 2 {
-		b, stop := open(t, c, path, nil)
-		b.Record(r)
-		b.Record(r)
-		if err := b.Flush(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		b.Record(r)
-		if p := period(t, b, from, to); p.Rollups[0].N[books.Requests] != 1 || p.Rollups[0].Used() != 1 {
-			t.Errorf("counted %d times, $%v", p.Rollups[0].N[books.Requests], p.Rollups[0].Used())
-		}
-		if s := b.Status(); s.Doubled < 2 || s.Records != 3 || s.Dropped != 0 {
-			t.Errorf("status %+v", s)
-		}
-		stop()
+	b, _ := open(t, c, path, nil)
+	b.Record(r)
+	b.Record(r)
+	if err := b.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.Record(r)
+	if p := period(t, b, from, to); p.Rollups[0].N[books.Requests] != 1 || p.Rollups[0].Used() != 1 {
+		t.Errorf("counted %d times, $%v", p.Rollups[0].N[books.Requests], p.Rollups[0].Used())
+	}
+	if s := b.Status(); s.Doubled != 2 || s.Records != 3 || s.Dropped != 0 {
+		t.Errorf("status %+v", s)
 	}
 }
 
@@ -147,7 +147,11 @@ func TestOverflowLosesNoMoney(t *testing.T) {
 		for i := range 2000 {
 			full.Record(answered(fmt.Sprint("x", i), c.now(), 0.5))
 		}
-		if s := full.Status(); s.Dropped != 2000-512 {
+		dropped := int64(2000 - 512)
+		if path == "" {
+			dropped = 0 // nobody was promised more
+		}
+		if s := full.Status(); s.Dropped != dropped {
 			t.Errorf("%d of 2000 were dropped, with room for 512", s.Dropped)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
@@ -155,7 +159,7 @@ func TestOverflowLosesNoMoney(t *testing.T) {
 		go func() { defer close(done); _ = full.Run(ctx, nil) }()
 		from, to := c.hour()
 		p := period(t, full, from, to)
-		if p.Rollups[0].N[books.Requests] != 2000 || !near(p.Rollups[0].Used(), 1000) || p.Dropped != 2000-512 {
+		if p.Rollups[0].N[books.Requests] != 2000 || !near(p.Rollups[0].Used(), 1000) || p.Dropped != dropped {
 			t.Errorf("path %q: %d requests, $%v, %d dropped", path, p.Rollups[0].N[books.Requests], p.Rollups[0].Used(), p.Dropped)
 		}
 		cancel()
@@ -181,7 +185,7 @@ func TestDiskThatFails(t *testing.T) {
 	if p := period(t, b, from, to); len(p.Rollups) != 1 || p.Rollups[0].N[books.Requests] != 10 {
 		t.Errorf("while the disk fails: %+v", p.Rollups)
 	}
-	if s := b.Status(); s.Error == "" || s.Failures == 0 || s.Dropped != 10 {
+	if s := b.Status(); s.Error == "" || s.Failures == 0 || s.Dropped != 0 {
 		t.Errorf("status %+v", s)
 	}
 	if err := os.Remove(blocked); err != nil {
@@ -194,6 +198,9 @@ func TestDiskThatFails(t *testing.T) {
 	}
 	if s := b.Status(); s.Error != "" || s.Written.IsZero() {
 		t.Errorf("status after the disk is well: %+v", s)
+	}
+	if r, ok, err := b.Find(t.Context(), "a3"); !ok || err != nil || r.USD != 1 {
+		t.Errorf("a request of before: %+v, %v, %v", r, ok, err)
 	}
 	stop()
 	p, err := books.Read(filepath.Join(blocked, "ledger.db"), from, to)
@@ -226,24 +233,34 @@ func TestOneWriter(t *testing.T) {
 	}
 }
 
+// BenchmarkRecord is what a request pays, and the writing of a second's worth of them.
 func BenchmarkRecord(b *testing.B) {
-	c := newClock()
-	bk := books.New(books.Options{Flush: 50 * time.Millisecond, Now: c.now, Path: filepath.Join(b.TempDir(), "l.db")})
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() { defer close(done); _ = bk.Run(ctx, nil) }()
-	r := answered("req_dgheg3c4sth9403whzq0q158yg", c.now(), 0.001)
-	b.ReportAllocs()
-	for i := 0; b.Loop(); i++ {
-		bk.Record(r)
-		if i%4096 == 4095 {
-			b.StopTimer()
-			_ = bk.Flush(ctx)
-			b.StartTimer()
-		}
+	for name, path := range map[string]string{"memory": "", "file": filepath.Join(b.TempDir(), "l.db")} {
+		b.Run(name, func(b *testing.B) {
+			c := newClock()
+			bk := books.New(books.Options{Flush: time.Hour, Now: c.now, Path: path})
+			ctx, cancel := context.WithCancel(context.Background())
+			done := make(chan struct{})
+			go func() { defer close(done); _ = bk.Run(ctx, nil) }()
+			r := answered("", c.now(), 0.001)
+			ids := make([]string, 8192)
+			for i := range ids {
+				ids[i] = fmt.Sprintf("req_%026d", rand.Uint64()) //nolint:gosec // any
+			}
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				r.ID = ids[i%len(ids)]
+				bk.Record(r)
+				if i%len(ids) == len(ids)-1 {
+					b.StopTimer()
+					_ = bk.Flush(ctx)
+					b.StartTimer()
+				}
+			}
+			cancel()
+			<-done
+		})
 	}
-	cancel()
-	<-done
 }
 
 func BenchmarkWrite(b *testing.B) {

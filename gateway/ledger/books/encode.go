@@ -33,11 +33,12 @@ const (
 	flagWorker
 )
 
-// encode appends what a record has beside the columns of its line; cells are the numbers of its attempts' cells.
-func encode(dst []byte, r *ledger.Record, cells []int64) []byte {
-	dst = append(dst, bodyVersion, bits(r.Stream, flagStream)|bits(r.Known, flagKnown)|bits(r.Estimated, flagEstimated)|bits(r.USDKnown, flagUSD)|bits(r.Trace.On(), flagTrace))
-	for _, s := range [...]string{r.Method, r.Route, r.Code, r.Finish, r.Lost, r.Hedge} {
-		dst = appendText(dst, s)
+// encode appends what a record has beside what its block says of each; cells are the places of its attempts' cells. It allocates nothing
+// but room in dst.
+func encode(dst []byte, r *ledger.Record, cells *[ledger.MaxAttempts]int64) []byte {
+	dst = append(dst, bits(r.Stream, flagStream)|bits(r.Known, flagKnown)|bits(r.Estimated, flagEstimated)|bits(r.USDKnown, flagUSD)|bits(r.Trace.On(), flagTrace))
+	for _, s := range [...]*string{&r.Method, &r.Route, &r.Code, &r.Finish, &r.Lost, &r.Hedge} {
+		dst = appendText(dst, *s)
 	}
 	for _, n := range [...]int64{
 		int64(r.Tries), int64(r.Resumes), int64(r.Offered), micro(r.SeamGap), micro(r.TTFT), micro(r.UpstreamTTFT), micro(r.Duration), micro(r.Overhead),
@@ -61,7 +62,7 @@ func encode(dst []byte, r *ledger.Record, cells []int64) []byte {
 		} {
 			dst = binary.AppendVarint(dst, n)
 		}
-		dst = binary.LittleEndian.AppendUint64(dst, math.Float64bits(a.USD))
+		dst = appendFloat64(dst, a.USD)
 		for _, f := range [...]float64{a.PromptUSD, a.Decision.MarginalUSD, a.Decision.TTFT, a.Decision.TPS} {
 			dst = appendFloat32(dst, f)
 		}
@@ -90,14 +91,14 @@ func appendFloat32(dst []byte, f float64) []byte {
 	return binary.LittleEndian.AppendUint32(dst, math.Float32bits(float32(f)))
 }
 
+func appendFloat64(dst []byte, f float64) []byte {
+	return binary.LittleEndian.AppendUint64(dst, math.Float64bits(f))
+}
+
 var errBody = errors.New("a request's line cannot be read: it is cut, or of a newer version")
 
-// decode fills in r what encode has written; cell returns the names of a cell's number.
-func decode(b []byte, r *ledger.Record, cell func(int64) Cell) error {
-	d := reader{b: b}
-	if d.byte() != bodyVersion {
-		return errBody
-	}
+// decode fills in r what encode has written; cell returns the names of a place.
+func (d *reader) decode(r *ledger.Record, cell func(int64) Cell) {
 	f := d.byte()
 	r.Stream, r.Known, r.Estimated, r.USDKnown = f&flagStream != 0, f&flagKnown != 0, f&flagEstimated != 0, f&flagUSD != 0
 	for _, s := range [...]*string{&r.Method, &r.Route, &r.Code, &r.Finish, &r.Lost, &r.Hedge} {
@@ -119,7 +120,8 @@ func decode(b []byte, r *ledger.Record, cell func(int64) Cell) error {
 	}
 	n := int(d.byte())
 	if d.bad || n > ledger.MaxAttempts {
-		return errBody
+		d.bad = true
+		return
 	}
 	r.Attempts = make([]ledger.Attempt, n)
 	for i := range r.Attempts {
@@ -134,18 +136,12 @@ func decode(b []byte, r *ledger.Record, cell func(int64) Cell) error {
 		a.After, a.First, a.Duration = d.span(), d.span(), d.span()
 		a.Output, a.Offset, a.Prompt, a.Cached, a.Reasoning = d.varint(), d.varint(), d.varint(), d.varint(), d.varint()
 		a.Share = d.span()
-		if p := d.next(8); p != nil {
-			a.USD = math.Float64frombits(binary.LittleEndian.Uint64(p))
-		}
+		a.USD = d.float64()
 		a.PromptUSD, a.Decision.MarginalUSD, a.Decision.TTFT, a.Decision.TPS = d.float32(), d.float32(), d.float32(), d.float32()
 		if f&flagWorker != 0 {
 			a.Worker = &endpoint.WorkerReport{Worker: d.text(), Note: d.text(), Executed: d.span(), Delayed: d.span(), Redone: int(d.varint())}
 		}
 	}
-	if d.bad || len(d.b) > 0 {
-		return errBody
-	}
-	return nil
 }
 
 // reader reads what encode wrote. After a fault everything is zero.
@@ -189,6 +185,23 @@ func (d *reader) text() string {
 		return ""
 	}
 	return string(d.next(int(n))) //nolint:gosec // no more than there are
+}
+
+func (d *reader) float64() float64 {
+	if p := d.next(8); p != nil {
+		return math.Float64frombits(binary.LittleEndian.Uint64(p))
+	}
+	return 0
+}
+
+// count reads how many things follow, each of a byte at least.
+func (d *reader) count() int {
+	n, size := binary.Uvarint(d.b)
+	if d.next(size); size <= 0 || d.bad || n > uint64(len(d.b)) {
+		d.bad = true
+		return 0
+	}
+	return int(n) //nolint:gosec // no more than there are bytes
 }
 
 func (d *reader) float32() float64 {

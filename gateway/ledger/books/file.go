@@ -11,8 +11,6 @@ import (
 	"github.com/ncruces/go-sqlite3"
 
 	"headrace/gateway/ledger"
-	"headrace/router/endpoint"
-	"headrace/router/outcome"
 )
 
 // migrations bring a file from the version of their index to the next. Those that were released are not to be changed.
@@ -20,8 +18,7 @@ var migrations = [...]string{
 	`CREATE TABLE runs (run BLOB PRIMARY KEY, began INTEGER NOT NULL, alive INTEGER NOT NULL, writes INTEGER NOT NULL) WITHOUT ROWID;
 	CREATE TABLE cells (id INTEGER PRIMARY KEY, key TEXT NOT NULL, model TEXT NOT NULL, served TEXT NOT NULL, provider TEXT NOT NULL, host TEXT NOT NULL,
 		arm TEXT NOT NULL, UNIQUE (key, model, served, provider, host, arm));
-	CREATE TABLE requests (at INTEGER NOT NULL, id TEXT NOT NULL, cell INTEGER NOT NULL, status INTEGER NOT NULL, class INTEGER NOT NULL, usd REAL, body BLOB NOT NULL,
-		PRIMARY KEY (at, id)) WITHOUT ROWID;
+	CREATE TABLE requests (block INTEGER PRIMARY KEY, since INTEGER NOT NULL, until INTEGER NOT NULL, n INTEGER NOT NULL, ids BLOB NOT NULL, body BLOB NOT NULL);
 	CREATE TABLE rollups (hour INTEGER NOT NULL, cell INTEGER NOT NULL,
 		requests NOT NULL DEFAULT 0, errors NOT NULL DEFAULT 0, "left" NOT NULL DEFAULT 0, attempts NOT NULL DEFAULT 0, prompt_tokens NOT NULL DEFAULT 0,
 		cached_tokens NOT NULL DEFAULT 0, output_tokens NOT NULL DEFAULT 0, reasoning_tokens NOT NULL DEFAULT 0, wasted_prompt_tokens NOT NULL DEFAULT 0,
@@ -44,10 +41,10 @@ var migrations = [...]string{
 const (
 	busyFor    = 2 * time.Second // another process has the file
 	priceEvery = 5 * time.Minute
-	tidyRows   = 20_000 // that one round of tidying takes away at most
+	tidyBlocks = 200    // that one round of tidying takes away at most
 	mostCached = 50_000 // numbers of cells
 	freePages  = 2_000  // given back to the file system by one round
-	keptPages  = 256    // of SQLite's cache in memory: 1 MB
+	cacheKiB   = 512    // of SQLite's pages in memory
 	fileMode   = 0o600  // it says who asked for what
 	folderMode = 0o700
 )
@@ -72,8 +69,8 @@ type file struct {
 
 	insert, upsert, number, newCell, hour, price, bill, alive, pages *sqlite3.Stmt
 
-	cells map[Cell]int64 // with Hour 0
-	body  []byte
+	cells        map[Cell]int64 // with Hour 0
+	body, hashes []byte
 
 	pricedAt, tidiedAt time.Time
 
@@ -118,7 +115,7 @@ func (f *file) open() (err error) {
 	if err = db.BusyTimeout(busyFor); err != nil {
 		return err
 	}
-	if err = db.Exec(fmt.Sprintf("PRAGMA auto_vacuum=incremental; PRAGMA journal_mode=wal; PRAGMA synchronous=normal; PRAGMA cache_size=%d", keptPages)); err != nil {
+	if err = db.Exec(fmt.Sprintf("PRAGMA auto_vacuum=incremental; PRAGMA journal_mode=wal; PRAGMA synchronous=normal; PRAGMA cache_size=-%d", cacheKiB)); err != nil {
 		return err
 	}
 	if err = migrate(db); err != nil {
@@ -134,7 +131,7 @@ func (f *file) open() (err error) {
 		into **sqlite3.Stmt
 		sql  string
 	}{
-		{&f.insert, "INSERT INTO requests VALUES (?,?,?,?,?,?,?) ON CONFLICT DO NOTHING"},
+		{&f.insert, "INSERT INTO requests (since,until,n,ids,body) VALUES (?,?,?,?,?)"},
 		{&f.upsert, "INSERT INTO rollups (hour,cell," + list(cols, quoted) + ") VALUES (?,?" + repeat(",?", len(cols)) + ") ON CONFLICT DO UPDATE SET " +
 			list(cols, func(c string) string { return quoted(c) + "=" + quoted(c) + "+excluded." + quoted(c) })},
 		{&f.number, "SELECT id FROM cells WHERE key=? AND model=? AND served=? AND provider=? AND host=? AND arm=?"},
@@ -240,13 +237,21 @@ func query(db *sqlite3.Conn, sql string, row func(*sqlite3.Stmt) error, args ...
 
 func (f *file) close() {
 	if f.db != nil {
-		_ = f.db.Close() // what was committed is there
+		for _, st := range f.statements() {
+			_ = st.Close() // else the file stays open
+		}
+		_ = f.db.Exec("PRAGMA wal_checkpoint(truncate)") // what was committed is there
+		_ = f.db.Close()
 		f.db = nil
 	}
 	if f.locked != nil {
 		_ = f.locked.Close()
 		f.locked = nil
 	}
+}
+
+func (f *file) statements() []*sqlite3.Stmt {
+	return []*sqlite3.Stmt{f.insert, f.upsert, f.number, f.newCell, f.hour, f.price, f.bill, f.alive, f.pages}
 }
 
 func (f *file) begin() error { return f.db.Exec("BEGIN IMMEDIATE") }
@@ -319,51 +324,20 @@ func (f *file) cell(c Cell) (int64, error) {
 	return n, nil
 }
 
-// record adds a request; fresh is false when it is there already.
-func (f *file) record(r *ledger.Record) (fresh bool, err error) {
-	var room [ledger.MaxAttempts]int64
-	c := Cell{Key: r.Key, Model: r.Model, Arm: r.Arm}
-	for i := range r.Attempts {
-		a := &r.Attempts[i]
-		c.Served, c.Provider, c.Host = a.Served, a.Provider, string(a.Endpoint)
-		if room[i], err = f.cell(c); err != nil {
-			return true, err
-		}
-	}
-	var n int64
-	if k := len(r.Attempts); k > 0 {
-		n = room[k-1]
-	} else if n, err = f.cell(c); err != nil {
-		return true, err
-	}
-	f.body = encode(f.body[:0], r, room[:])
-	st := f.insert
-	err = errors.Join(st.BindInt64(1, r.At.UnixMicro()), st.BindText(2, r.ID), st.BindInt64(3, n), st.BindInt64(4, int64(r.Status)), st.BindInt64(5, int64(r.Class)),
-		usdOf(st, 6, r), st.BindBlob(7, f.body))
-	if err != nil {
-		return true, err
-	}
-	if err := st.Exec(); err != nil {
-		return true, err
-	}
-	return f.db.Changes() > 0, nil
-}
-
-func usdOf(st *sqlite3.Stmt, param int, r *ledger.Record) error {
-	if r.USDKnown {
-		return st.BindFloat(param, r.USD)
-	}
-	return st.BindNull(param)
-}
-
-// end adds all that is no request, and commits. After an error nothing of the transaction is there.
-func (f *file) end(at time.Time, sums map[Cell]*Sums, hours []HostHour, bills []Bill, prices []Price) (err error) {
+// write adds p to the file, in the transaction that was begun, and commits. After an error nothing of it is there.
+func (f *file) write(at time.Time, p *pending) (err error) {
 	defer func() {
 		if err != nil {
 			f.rollback()
 		}
 	}()
-	for c, s := range sums {
+	for _, b := range p.blocks {
+		f.body, f.hashes = b.body(f.body[:0]), b.hashes(f.hashes[:0])
+		if err := run(f.insert, b.first, b.last, int64(len(b.ids)), f.hashes, f.body); err != nil {
+			return err
+		}
+	}
+	for c, s := range p.sums {
 		n, err := f.cell(c)
 		if err != nil {
 			return err
@@ -386,21 +360,21 @@ func (f *file) end(at time.Time, sums map[Cell]*Sums, hours []HostHour, bills []
 			return err
 		}
 	}
-	for i := range hours {
-		h := &hours[i]
+	for i := range p.hours {
+		h := &p.hours[i]
 		if err := run(f.hour, h.Hour, h.Provider, h.Host, h.Seconds, h.Up, h.USD, h.Starts, h.ColdUSD); err != nil {
 			return err
 		}
 	}
-	for i := range bills {
-		b := &bills[i]
+	for i := range p.bills {
+		b := &p.bills[i]
 		if err := run(f.bill, b.Account, b.From.UnixMicro(), b.To.UnixMicro(), b.Billed, b.Ledger, int64(b.Hosts), b.AsOf.UnixMicro()); err != nil {
 			return err
 		}
 	}
-	for i := range prices {
-		p := &prices[i]
-		if err := run(f.price, p.Host, p.Served, p.Provider, p.Basis, p.USD, p.In, p.Cached, p.Out, p.GPU, p.Source, p.At.UnixMicro()); err != nil {
+	for i := range p.prices {
+		q := &p.prices[i]
+		if err := run(f.price, q.Host, q.Served, q.Provider, q.Basis, q.USD, q.In, q.Cached, q.Out, q.GPU, q.Source, q.At.UnixMicro()); err != nil {
 			return err
 		}
 	}
@@ -450,12 +424,11 @@ func (f *file) tidy(at time.Time, keep, keepSums time.Duration, maxBytes int64) 
 	if f.begin() != nil {
 		return
 	}
-	old := at.Add(-keep).UnixMicro()
 	if maxBytes > 0 && f.size > maxBytes {
-		exec("DELETE FROM requests WHERE at < (SELECT max(at) FROM (SELECT at FROM requests ORDER BY at LIMIT ?))", tidyRows)
+		exec("DELETE FROM requests WHERE block IN (SELECT block FROM requests ORDER BY block LIMIT ?)", tidyBlocks)
 	}
 	if keep > 0 {
-		exec("DELETE FROM requests WHERE at < min(?, ifnull((SELECT max(at) FROM (SELECT at FROM requests ORDER BY at LIMIT ?)), 0))", old, tidyRows)
+		exec("DELETE FROM requests WHERE block IN (SELECT block FROM requests ORDER BY block LIMIT ?) AND until < ?", tidyBlocks, at.Add(-keep).UnixMicro())
 	}
 	if keepSums > 0 {
 		before := hourOf(at.Add(-keepSums))
@@ -563,37 +536,34 @@ func Read(path string, since, until time.Time) (Period, error) {
 
 var errNoLedger = errors.New("it is no ledger of this version: let a gateway of this version use it once")
 
+// errFound ends a search.
+var errFound = errors.New("found")
+
 // find reads one request.
 func (f *file) find(id string) (r ledger.Record, ok bool, err error) {
 	if err := f.open(); err != nil {
 		return r, false, err
 	}
-	st, _, err := f.db.Prepare("SELECT at,cell,status,class,usd,body FROM requests WHERE id=?")
-	if err != nil {
-		return r, false, err
-	}
-	defer func() { _ = st.Close() }()
-	if err := st.BindText(1, id); err != nil {
-		return r, false, err
-	}
-	if !st.Step() {
-		return r, false, st.Err()
-	}
-	r = ledger.Record{ID: id, At: time.UnixMicro(st.ColumnInt64(0)), Status: st.ColumnInt(2), Class: outcome.Class(st.ColumnInt(3)), USD: st.ColumnFloat(4)} //nolint:gosec // was one
-	names := map[int64]Cell{}
-	cell := func(n int64) Cell {
-		c, known := names[n]
-		if !known {
-			_ = query(f.db, "SELECT key,model,served,provider,host,arm FROM cells WHERE id=?", func(st *sqlite3.Stmt) error {
-				c = Cell{0, st.ColumnText(0), st.ColumnText(1), st.ColumnText(2), st.ColumnText(3), st.ColumnText(4), st.ColumnText(5)}
-				return nil
-			}, n)
-			names[n] = c
+	h := hashID(id)
+	err = query(f.db, "SELECT ids,block FROM requests ORDER BY block DESC", func(st *sqlite3.Stmt) error {
+		if !holds(st.ColumnRawBlob(0), h) {
+			return nil
 		}
-		return c
+		err := query(f.db, "SELECT body FROM requests WHERE block=?", func(st *sqlite3.Stmt) error {
+			return readBlock(st.ColumnRawBlob(0), func(one *ledger.Record) bool {
+				if ok = one.ID == id; ok {
+					r = *one
+				}
+				return !ok
+			})
+		}, st.ColumnInt64(1))
+		if err == nil && ok {
+			return errFound
+		}
+		return err
+	})
+	if errors.Is(err, errFound) {
+		err = nil
 	}
-	c := cell(st.ColumnInt64(1))
-	r.Key, r.Model, r.Arm, r.Served, r.Provider, r.Endpoint = c.Key, c.Model, c.Arm, c.Served, c.Provider, endpoint.ID(c.Host)
-	err = decode(st.ColumnBlob(5, nil), &r, cell)
-	return r, err == nil, err
+	return r, ok && err == nil, err
 }

@@ -294,15 +294,15 @@ func (m *metered) at1(t time.Time) (usd float64, known bool) {
 
 // Follow takes in the fleet as it is from now on: what its hosts cost is booked until the next call. It does not keep fleet.
 func (b *Books) Follow(fleet []endpoint.Endpoint) {
-	b.sumsMu.Lock()
-	defer b.sumsMu.Unlock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.hours.follow(fleet)
 }
 
 // Between is what a host has cost from one time to another, within the last two days; known is false when it was not watched all that time.
 func (b *Books) Between(host endpoint.ID, from, to time.Time) (usd float64, known bool) {
-	b.sumsMu.Lock()
-	defer b.sumsMu.Unlock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	return b.hours.between(string(host), from, to)
 }
 

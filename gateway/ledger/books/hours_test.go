@@ -242,7 +242,7 @@ func TestStaysSmall(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if s := b.Status(); s.Bytes > 5*most || s.Dropped > 0 { // 20,000 lines at a time
+	if s := b.Status(); s.Bytes > 2*most || s.Dropped > 0 {
 		t.Errorf("%d bytes after %d requests", s.Bytes, n)
 	}
 	from, to := c.hour()
@@ -251,13 +251,19 @@ func TestStaysSmall(t *testing.T) {
 	}
 }
 
-// A record costs its request nothing but a copy.
+// A record costs its request no allocation but for room now and then.
 func TestRecordAllocatesNothing(t *testing.T) {
 	c := newClock()
-	b := books.New(books.Options{Flush: time.Hour, Now: c.now})
-	r := answered("a", c.now(), 1)
-	b.Record(r)
-	if n := testing.AllocsPerRun(200, func() { b.Record(r) }); n > 0 {
-		t.Errorf("%v allocations", n)
+	for _, path := range []string{"", filepath.Join(t.TempDir(), "ledger.db")} {
+		b := books.New(books.Options{Path: path, Flush: time.Hour, Now: c.now})
+		ids := make([]string, 400)
+		for i := range ids {
+			ids[i] = "req_" + time.Duration(i).String()
+		}
+		r, i := answered("first", c.now(), 1), 0
+		b.Record(r)
+		if n := testing.AllocsPerRun(len(ids)-10, func() { r.ID = ids[i]; i++; b.Record(r) }); n > 0 {
+			t.Errorf("path %q: %v allocations", path, n)
+		}
 	}
 }

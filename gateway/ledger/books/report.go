@@ -132,15 +132,17 @@ type ListPrice struct {
 	Source          string
 }
 
+// hostHour names a HostHour.
+type hostHour struct {
+	hour int64
+	host string
+}
+
 // Merge adds up what several ledgers have of the same time. Requests add up; a host's hours are booked by every replica that watched it,
 // so that whoever booked most of one tells what it cost.
 func Merge(ps ...Period) Period {
 	var out Period
 	cells := map[Cell]*Sums{}
-	type hostHour struct {
-		hour int64
-		host string
-	}
 	hours := map[hostHour]HostHour{}
 	prices := map[[2]string]Price{}
 	for i, p := range ps {

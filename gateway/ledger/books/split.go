@@ -8,21 +8,19 @@ import (
 	"headrace/router/outcome"
 )
 
-// share is one attempt's part of a record.
-type share struct {
-	served, provider, host string
-	Sums
-}
-
-// split parts a record among its attempts and calls add for each part, the last of which has the request itself. What is useful: the
-// attempts whose output is in an answer that reached its caller, down to where he left it. Of those that went on with an answer the
-// prompt is waste; of one that waited for a worker to start, that wait.
-func split(r *ledger.Record, add func(*share)) {
+// split parts a record among its attempts and adds each part to what of returns for it, the last one's with the request itself; of is
+// asked for -1 where there was no attempt. What is useful: the attempts whose output is in an answer that reached its caller, down to
+// where he left it. Of those that went on with an answer the prompt is waste; of one that waited for a worker to start, that wait.
+func split(r *ledger.Record, of func(attempt int) *Sums) {
 	n := len(r.Attempts)
+	if n == 0 {
+		of(-1).request(r)
+		return
+	}
 	answered := r.Class == outcome.Success || r.Class == outcome.ClientGone && r.Left == ledger.Streaming
 	var chain [ledger.MaxAttempts]bool
 	said := int64(0) // output of the chain's attempts but the last
-	if answered && n > 0 {
+	if answered {
 		chain[n-1] = true
 		for i, on := n-2, r.Attempts[n-1].Resumed; i >= 0 && on; i-- {
 			a := &r.Attempts[i]
@@ -35,107 +33,114 @@ func split(r *ledger.Record, add func(*share)) {
 	}
 	usd, promptDone := 0.0, false
 	for i := range r.Attempts {
-		a := &r.Attempts[i]
-		s := share{served: a.Served, provider: a.Provider, host: string(a.Endpoint)}
-		s.N[Attempts] = 1
-		s.F[HostSeconds], s.F[WorkerSeconds] = a.Share.Seconds(), a.Told().Executed.Seconds()
-		if m := a.Decision.MarginalUSD; a.Provider != "" && !math.IsNaN(m) && !math.IsInf(m, 0) {
-			s.F[MarginalUSD] = m
+		a, last := &r.Attempts[i], i == n-1
+		s := of(i)
+		s.N[Attempts]++
+		s.F[HostSeconds] += a.Share.Seconds()
+		if a.Worker != nil {
+			s.F[WorkerSeconds] += a.Worker.Executed.Seconds()
 		}
 		switch {
 		case a.USDKnown:
 			usd += a.USD
 			s.spend(a)
 		case a.Provider != "":
-			s.N[UnknownPrice] = 1
+			s.N[UnknownPrice]++
 		}
-		last := i == n-1
+		if m := a.Decision.MarginalUSD; a.Provider != "" && !math.IsNaN(m) && !math.IsInf(m, 0) {
+			s.F[MarginalUSD] += m
+		}
+		guess := int64(0) // tokens that nobody reported
 		switch {
 		case !chain[i]:
-			s.N[WastedPrompt], s.N[WastedOutput] = a.Prompt, max(0, a.Output)
+			output := max(0, a.Output)
+			s.N[WastedPrompt] += a.Prompt
+			s.N[WastedOutput] += output
+			guess = a.Prompt + output
 			s.waste(reason(a, last && r.Class == outcome.ClientGone), a.USD, a.USDKnown)
 		case a.Resumed && promptDone:
-			s.N[WastedPrompt] = a.Prompt
+			s.N[WastedPrompt] += a.Prompt
+			guess = a.Prompt
 			s.waste(RePrefilled, a.PromptUSD, a.USDKnown)
 		default:
 			promptDone = true
-			s.N[PromptTokens] = a.Prompt
 			if r.Prompt >= 0 { // of the whole answer, as its last host reported it
-				s.N[PromptTokens] = r.Prompt
+				s.N[PromptTokens] += r.Prompt
+			} else {
+				s.N[PromptTokens] += a.Prompt
+				guess = a.Prompt
 			}
-			s.N[CachedTokens] = a.Cached
-			if a.Decision.Cold && a.Basis == endpoint.PerWorkerSecond && a.Told().Executed == 0 {
+			s.N[CachedTokens] += a.Cached
+			if a.Decision.Cold && a.Basis == endpoint.PerWorkerSecond && (a.Worker == nil || a.Worker.Executed == 0) {
 				s.waste(ColdStart, a.PromptUSD, a.USDKnown)
 			}
 		}
 		if chain[i] {
-			if s.N[OutputTokens] = max(0, a.Output); last && r.Output >= 0 && !r.Estimated {
-				s.N[OutputTokens] = max(0, r.Output-said)
+			output := max(0, a.Output)
+			if last && r.Output >= 0 && !r.Estimated {
+				output = max(0, r.Output-said)
 			}
-			s.N[ReasoningTokens] = a.Reasoning
+			s.N[OutputTokens] += output
+			s.N[ReasoningTokens] += a.Reasoning
+			guess += output
 		}
 		if !a.Counted {
-			s.N[EstimatedTokens] = s.N[OutputTokens] + s.N[WastedPrompt] + s.N[WastedOutput]
-			if r.Prompt < 0 {
-				s.N[EstimatedTokens] += s.N[PromptTokens]
-			}
+			s.N[EstimatedTokens] += guess
 		}
-		if last {
-			if more := int64(r.Tries - n); more > 0 { // that the record does not name
-				s.N[Attempts] += more
-			}
-			if rest := r.USD - usd; r.USDKnown && rest > 1e-12 {
-				s.F[UsedPerHour] += rest
-				s.waste(Retry, rest, true)
-			}
-			s.request(r)
+		if !last {
+			continue
 		}
-		add(&s)
-	}
-	if n == 0 {
-		s := share{}
+		if more := int64(r.Tries - n); more > 0 { // that the record does not name
+			s.N[Attempts] += more
+		}
+		if rest := r.USD - usd; r.USDKnown && rest > 1e-12 {
+			s.F[UsedPerHour] += rest
+			s.waste(Retry, rest, true)
+		}
 		s.request(r)
-		add(&s)
 	}
 }
 
 // spend books what an attempt cost.
-func (s *share) spend(a *ledger.Attempt) {
+func (s *Sums) spend(a *ledger.Attempt) {
 	switch a.Basis {
 	case endpoint.PerHour:
-		s.F[UsedPerHour], s.F[TrafficUSD] = a.USD, a.TrafficUSD
+		s.F[UsedPerHour] += a.USD
+		s.F[TrafficUSD] += a.TrafficUSD
 	case endpoint.PerWorkerSecond:
-		s.F[UsedPerSecond] = a.USD
+		s.F[UsedPerSecond] += a.USD
 	case endpoint.PerToken:
-		s.F[UsedPerToken] = a.USD
+		s.F[UsedPerToken] += a.USD
 	case endpoint.BasisUnknown:
 	}
 	if a.Guessed {
-		s.F[GuessedUSD] = a.USD
+		s.F[GuessedUSD] += a.USD
 	}
 }
 
-func (s *share) waste(why Reason, usd float64, known bool) {
+func (s *Sums) waste(why Reason, usd float64, known bool) {
 	if known {
 		s.F[Wasted+Amount(why)] += usd
 	}
 }
 
 // request counts what is the request's.
-func (s *share) request(r *ledger.Record) {
-	s.N[Requests] = 1
+func (s *Sums) request(r *ledger.Record) {
+	s.N[Requests]++
 	switch r.Class {
 	case outcome.Success, outcome.CallerFault:
 	case outcome.ClientGone:
-		s.N[Left] = 1
+		s.N[Left]++
 	default:
-		s.N[Errors] = 1
+		s.N[Errors]++
 	}
 	if r.TTFT > 0 {
-		s.N[FirstTokens], s.F[TTFTSeconds] = 1, r.TTFT.Seconds()
+		s.N[FirstTokens]++
+		s.F[TTFTSeconds] += r.TTFT.Seconds()
 	}
 	if r.TPS > 0 {
-		s.N[Streams], s.F[TokensPerSecond] = 1, r.TPS
+		s.N[Streams]++
+		s.F[TokensPerSecond] += r.TPS
 	}
 }
 

@@ -3,9 +3,13 @@ package books
 import (
 	"math"
 	"math/rand/v2"
+	"path/filepath"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
+
+	"github.com/ncruces/go-sqlite3"
 
 	"headrace/gateway/ledger"
 	"headrace/gateway/trace"
@@ -127,15 +131,21 @@ func TestSplit(t *testing.T) {
 			for range tc.attempts {
 				r.USD++
 			}
-			var sum Sums
-			var usd float64
-			split(&r, func(s *share) {
-				sum.Add(&s.Sums)
-				usd += s.Used()
-				if s.host != "" && s.Used() != 1 {
-					t.Errorf("%s is charged $%v", s.host, s.Used())
+			parts := make([]Sums, len(tc.attempts)+1) // the last one is for none
+			split(&r, func(i int) *Sums {
+				if i < 0 {
+					i = len(tc.attempts)
 				}
+				return &parts[i]
 			})
+			var sum Sums
+			for i := range parts {
+				if i < len(tc.attempts) && parts[i].Used() != 1 {
+					t.Errorf("%s is charged $%v", tc.attempts[i].Endpoint, parts[i].Used())
+				}
+				sum.Add(&parts[i])
+			}
+			usd := sum.Used()
 			got := want{
 				sum.N[PromptTokens], sum.N[OutputTokens], sum.N[WastedPrompt], sum.N[WastedOutput], sum.N[EstimatedTokens], nil, sum.N[Errors], sum.N[Left],
 			}
@@ -165,7 +175,7 @@ func TestSplitLosesNoMoney(t *testing.T) {
 	}
 	r.Attempts = append(r.Attempts, try(outcome.Success, 50))
 	var sum Sums
-	split(&r, func(s *share) { sum.Add(&s.Sums) })
+	split(&r, func(int) *Sums { return &sum })
 	if sum.Used() != 12 || sum.N[Attempts] != 12 || sum.F[Wasted+Amount(Retry)] != 11 {
 		t.Errorf("$%v, %d attempts, $%v wasted", sum.Used(), sum.N[Attempts], sum.WastedUSD())
 	}
@@ -213,19 +223,64 @@ func TestEncode(t *testing.T) {
 			}
 			r.Attempts[i] = a
 		}
-		b := encode(nil, &r, cells[:])
+		b := encode(nil, &r, &cells)
 		var got ledger.Record
-		if err := decode(b, &got, func(n int64) Cell { return names[n] }); err != nil {
-			t.Fatal(err)
+		d := reader{b: b}
+		if d.decode(&got, func(n int64) Cell { return names[n] }); d.bad || len(d.b) > 0 {
+			t.Fatalf("bad %v, %d bytes left", d.bad, len(d.b))
 		}
 		got.Trace.Sampled = r.Trace.Sampled
 		if !reflect.DeepEqual(got, r) {
 			t.Fatalf("got  %+v\nwant %+v", got, r)
 		}
 		for n := range len(b) {
-			if decode(b[:n], &got, func(int64) Cell { return Cell{} }) == nil {
+			d := reader{b: b[:n]}
+			if d.decode(&got, func(int64) Cell { return Cell{} }); !d.bad {
 				t.Fatalf("%d of %d bytes are taken for all", n, len(b))
 			}
 		}
+	}
+}
+
+// TestColumns holds the table of sums to the figures that there are: a new one needs a migration.
+func TestColumns(t *testing.T) {
+	f := file{path: filepath.Join(t.TempDir(), "ledger.db"), now: time.Now}
+	if err := f.open(); err != nil {
+		t.Fatal(err)
+	}
+	defer f.close()
+	var got []string
+	err := query(f.db, "SELECT name FROM pragma_table_info('rollups')", func(st *sqlite3.Stmt) error {
+		got = append(got, st.ColumnText(0))
+		return nil
+	})
+	if want := append([]string{"hour", "cell"}, columns()...); err != nil || !slices.Equal(got, want) {
+		t.Errorf("%v: columns\n%v, want\n%v", err, got, want)
+	}
+}
+
+// A commit that took place although it failed is not written once more.
+func TestWriteCountsOnce(t *testing.T) {
+	f := file{path: filepath.Join(t.TempDir(), "ledger.db"), now: time.Now}
+	if err := f.open(); err != nil {
+		t.Fatal(err)
+	}
+	defer f.close()
+	e := &entry{}
+	e.N[Requests] = 1
+	p := pending{sums: map[Cell]*entry{{Hour: 3600}: e}}
+	if err := f.begin(); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.write(time.Now(), &p); err != nil {
+		t.Fatal(err)
+	}
+	f.writes-- // as after a commit of which nobody heard
+	if !f.committed() {
+		t.Error("a write that took place is taken for one that did not")
+	}
+	f.writes++
+	if f.committed() {
+		t.Error("a write that did not take place is taken for one that did")
 	}
 }
