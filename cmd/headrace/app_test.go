@@ -323,11 +323,16 @@ func TestBinary(t *testing.T) {
 	if err := os.WriteFile(bad, []byte("providers:\n  static:\n    - {name: a, bas_url: x}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	redis := filepath.Join(t.TempDir(), "redis.yaml")
+	if err := os.WriteFile(redis, []byte("state: {redis: \"redis:/s3cret\"}\nproviders: {static: [{name: a, base_url: \"http://127.0.0.1:1/v1\"}]}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for name, tc := range map[string]struct {
 		args []string
 		code int
 		want []string
 	}{
+		"no redis":         {[]string{"check", "-c", redis}, 2, []string{"state.redis is no address", "redis+sentinel://"}},
 		"help":             {[]string{"--help"}, 0, []string{"serve", "demo", "check", "OpenAI base URL"}},
 		"version":          {[]string{"version", "-o", "json"}, 0, []string{`"version"`, `"go":"go`}},
 		"bad config":       {[]string{"check", "-c", bad}, 2, []string{`bad.yaml:3:17`, `did you mean "base_url"`}},

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"headrace/gateway/config"
+	"headrace/gateway/state"
 )
 
 // configFlags are the flags that find and override the config.
@@ -46,6 +47,9 @@ func (f *configFlags) read() (*config.Config, error) {
 	cfg, err := config.Load(f.file, f.overrides, os.LookupEnv)
 	if err == nil {
 		err = cfg.Validate()
+	}
+	if err == nil && cfg.State.Redis != "" {
+		err = state.CheckURL(cfg.State.Redis.Reveal())
 	}
 	if err != nil {
 		return nil, &exitError{2, badConfig(err)}

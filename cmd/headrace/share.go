@@ -22,7 +22,11 @@ func (a *app) openState(cfg *config.Config) (err error) {
 		if a.redis, err = state.Open(state.Options{URL: cfg.State.Redis.Reveal(), Log: a.log}); err != nil {
 			return err
 		}
-		a.store, a.bus, a.replica = a.redis.Docs(), a.redis, a.redis.ID()
+		o := state.DocsOptions{Dir: cfg.State.Dir, Passing: []string{fleet.LearnedKind}}
+		if o.Dir == config.Off {
+			o.Dir = ""
+		}
+		a.store, a.bus, a.replica = a.redis.Docs(o), a.redis, a.redis.ID()
 		a.fleets = fleet.New(fleet.Options{Router: a.router, Way: a.redis, Taken: a.takenElsewhere, Log: a.log})
 	case cfg.State.Dir == config.Off:
 		a.store = state.NewMemory()

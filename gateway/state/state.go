@@ -5,6 +5,7 @@ package state
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -31,6 +32,7 @@ type Redis struct {
 	opt    Options
 	client redis.UniversalClient
 	me     string // this replica: holder of leases, sender of events
+	place  string // names this Redis, and no secret of it
 	down   atomic.Bool
 	gate   gate
 	events events
@@ -64,7 +66,8 @@ func Open(o Options) (*Redis, error) {
 	redis.SetLogger(quiet{})                                                                        // what it would print, our callers are told as errors
 	var id [8]byte
 	_, _ = rand.Read(id[:]) // never fails
-	return &Redis{opt: o, client: redis.NewUniversalClient(ro), me: hex.EncodeToString(id[:]), gate: gate{began: time.Now()}}, nil
+	place := sha256.Sum256(fmt.Appendf(nil, "%q %q %d %q", ro.Addrs, ro.MasterName, ro.DB, o.Prefix))
+	return &Redis{opt: o, client: redis.NewUniversalClient(ro), me: hex.EncodeToString(id[:]), place: hex.EncodeToString(place[:8]), gate: gate{began: time.Now()}}, nil
 }
 
 // ID is what this replica is called by the others: new with each process.

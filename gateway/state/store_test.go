@@ -34,7 +34,7 @@ func stores(t *testing.T) map[string]func(*testing.T) (a, b Store) {
 		"redis": func(t *testing.T) (Store, Store) {
 			t.Helper()
 			s := startRedis(t)
-			return s.run().Docs(), s.run().Docs()
+			return s.run().Docs(DocsOptions{}), s.run().Docs(DocsOptions{})
 		},
 	}
 }

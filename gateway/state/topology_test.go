@@ -106,13 +106,13 @@ func useAll(t *testing.T, what string, a, b *Redis) {
 	ctx := t.Context()
 	got := make(chan string, 10)
 	defer b.Subscribe("greeting", func(_ string, payload []byte) { got <- string(payload) })()
-	changes, stop := b.Docs().Watch("key")
+	changes, stop := b.Docs(DocsOptions{}).Watch("key")
 	defer stop()
 	for len(changes) > 0 {
 		<-changes
 	}
 	name := what
-	v, err := a.Docs().Put(ctx, "key", name, 0, []byte(what))
+	v, err := a.Docs(DocsOptions{}).Put(ctx, "key", name, 0, []byte(what))
 	if err != nil {
 		t.Fatalf("%s: %v", what, err)
 	}
@@ -121,11 +121,11 @@ func useAll(t *testing.T, what string, a, b *Redis) {
 	case <-time.After(5 * time.Second):
 		t.Errorf("%s: nobody was told of the document", what)
 	}
-	docs, err := b.Docs().Load(ctx, "key")
+	docs, err := b.Docs(DocsOptions{}).Load(ctx, "key")
 	if err != nil || string(docs[name].Body) != what || docs[name].Version != v {
 		t.Errorf("%s: read %v, %v", what, docs, err)
 	}
-	if _, err := b.Docs().Put(ctx, "key", name, 0, nil); !errors.Is(err, ErrConflict) {
+	if _, err := b.Docs(DocsOptions{}).Put(ctx, "key", name, 0, nil); !errors.Is(err, ErrConflict) {
 		t.Errorf("%s: %v, want a conflict", what, err)
 	}
 	if err := a.Publish(ctx, "greeting", []byte("hello")); err != nil {
@@ -189,7 +189,7 @@ func TestCluster(t *testing.T) {
 	}
 	for _, n := range nodes[1:] {
 		bus := 0
-		for _, line := range strings.Split(readFile(t, n.args[0]), "\n") {
+		for line := range strings.SplitSeq(readFile(t, n.args[0]), "\n") {
 			_, _ = fmt.Sscanf(line, "cluster-port %d", &bus)
 		}
 		nodes[0].do("CLUSTER", "MEET", "127.0.0.1", n.port, bus)
@@ -213,7 +213,7 @@ func TestCluster(t *testing.T) {
 	}
 	worked, failed := 0, 0
 	for _, kind := range kinds {
-		if _, err := a.Docs().Put(t.Context(), kind, "n", 0, nil); err == nil {
+		if _, err := a.Docs(DocsOptions{}).Put(t.Context(), kind, "n", 0, nil); err == nil {
 			worked++
 		} else {
 			failed++
@@ -228,7 +228,7 @@ func TestCluster(t *testing.T) {
 	lost.start()
 	for _, kind := range kinds {
 		await(t, "all keys again", func() bool {
-			_, err := b.Docs().Put(t.Context(), kind, "m", 0, nil)
+			_, err := b.Docs(DocsOptions{}).Put(t.Context(), kind, "m", 0, nil)
 			return err == nil || errors.Is(err, ErrConflict)
 		})
 	}
@@ -271,14 +271,14 @@ func TestSentinel(t *testing.T) {
 	master.kill()
 	began := time.Now()
 	await(t, "a write at the new master", func() bool {
-		_, err := a.Docs().Put(t.Context(), "key", "first", 0, nil)
+		_, err := a.Docs(DocsOptions{}).Put(t.Context(), "key", "first", 0, nil)
 		return err == nil || errors.Is(err, ErrConflict)
 	})
 	wrote := time.Since(began)
 	joins := b.Stats().Joins
 	await(t, "events again", func() bool { return a.Hears() && b.Hears() && b.Stats().Joins >= joins })
 	t.Logf("written %s and heard %s after the master was killed", wrote.Round(time.Millisecond), time.Since(began).Round(time.Millisecond))
-	docs, err := b.Docs().Load(t.Context(), "key")
+	docs, err := b.Docs(DocsOptions{}).Load(t.Context(), "key")
 	if err != nil || string(docs["before"].Body) != "before" {
 		t.Errorf("what was written before: %v, %v", docs, err)
 	}

@@ -102,6 +102,12 @@ func parseURL(s string) (*redis.UniversalOptions, error) {
 	return uo, nil
 }
 
+// CheckURL tells whether Open would take an address. It connects to nothing.
+func CheckURL(s string) error {
+	_, err := parseURL(s)
+	return err
+}
+
 func universal(o *redis.Options, addrs ...string) *redis.UniversalOptions {
 	return &redis.UniversalOptions{
 		Addrs: addrs, DB: o.DB, Protocol: o.Protocol, Username: o.Username, Password: o.Password, ClientName: o.ClientName, TLSConfig: o.TLSConfig,

@@ -15,8 +15,8 @@ import (
 	"headrace/router/endpoint"
 )
 
-// learnedKind is the kind of the documents that hold what replicas have learned, one each.
-const learnedKind = "learned"
+// LearnedKind is the kind of the documents that hold what replicas have learned, one each.
+const LearnedKind = "learned"
 
 const (
 	keepEvery = 30 * time.Second
@@ -83,7 +83,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 }
 
 func (k *Keeper) load(ctx context.Context) {
-	docs, err := k.opt.Store.Load(ctx, learnedKind)
+	docs, err := k.opt.Store.Load(ctx, LearnedKind)
 	if err != nil {
 		k.opt.Log.Warn("what was learned before is not known", "error", err)
 		return
@@ -166,10 +166,10 @@ func (k *Keeper) save(ctx context.Context) {
 		k.opt.Log.Error("what was learned is not kept", "error", err)
 		return
 	}
-	v, err := k.opt.Store.Put(ctx, learnedKind, k.opt.ID, k.version, b)
+	v, err := k.opt.Store.Put(ctx, LearnedKind, k.opt.ID, k.version, b)
 	if err != nil {
 		if errors.Is(err, state.ErrConflict) { // of a Redis that lost its data, say, or whose answer was lost
-			docs, _ := k.opt.Store.Load(ctx, learnedKind)
+			docs, _ := k.opt.Store.Load(ctx, LearnedKind)
 			k.version = docs[k.opt.ID].Version
 		}
 		k.opt.Log.Debug("what was learned is not kept this time", "error", err)
@@ -181,7 +181,7 @@ func (k *Keeper) save(ctx context.Context) {
 
 // tidy deletes documents of replicas that are long gone.
 func (k *Keeper) tidy(ctx context.Context) {
-	docs, err := k.opt.Store.Load(ctx, learnedKind)
+	docs, err := k.opt.Store.Load(ctx, LearnedKind)
 	if err != nil {
 		return
 	}
@@ -202,7 +202,7 @@ func (k *Keeper) tidy(ctx context.Context) {
 	slices.SortFunc(all, func(a, b aged) int { return b.at.Compare(a.at) })
 	for i, a := range all {
 		if a.name != k.opt.ID && (i >= keepMost || k.opt.Now().Sub(a.at) >= keepOld) {
-			_ = k.opt.Store.Delete(ctx, learnedKind, a.name, docs[a.name].Version) // else another time
+			_ = k.opt.Store.Delete(ctx, LearnedKind, a.name, docs[a.name].Version) // else another time
 		}
 	}
 }

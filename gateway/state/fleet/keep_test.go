@@ -80,7 +80,7 @@ func TestKeeper(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = r.Close() })
-		return r.Docs()
+		return r.Docs(state.DocsOptions{})
 	}
 	for name, store := range map[string]func() state.Store{
 		"files": func() state.Store { return state.NewFiles(dir, nil) },
@@ -98,7 +98,7 @@ func TestKeeper(t *testing.T) {
 				}
 			}
 			cold.keep(store(), "idle")
-			if docs, err := store().Load(t.Context(), learnedKind); err != nil || len(docs) > 0 {
+			if docs, err := store().Load(t.Context(), LearnedKind); err != nil || len(docs) > 0 {
 				t.Errorf("one who has learned nothing has written %v, %v", docs, err)
 			}
 			one, two := newLearner(t, &clock, host("a")), newLearner(t, &clock, host("a"))
@@ -123,7 +123,7 @@ func TestKeeper(t *testing.T) {
 			last.stream(20, 1)
 			clock.Add(int64(keepOld))
 			last.keep(store(), "last")
-			if docs, err := store().Load(t.Context(), learnedKind); err != nil || len(docs) != 1 {
+			if docs, err := store().Load(t.Context(), LearnedKind); err != nil || len(docs) != 1 {
 				t.Errorf("after a day %d documents are left, %v", len(docs), err)
 			}
 		})
@@ -140,7 +140,7 @@ func TestKeeperMost(t *testing.T) {
 		l.stream(20, 3)
 		l.keep(s, fmt.Sprint("r", i))
 	}
-	docs, err := s.Load(t.Context(), learnedKind)
+	docs, err := s.Load(t.Context(), LearnedKind)
 	if err != nil || len(docs) != keepMost {
 		t.Errorf("%d documents, %v", len(docs), err)
 	}
@@ -157,7 +157,7 @@ func TestKeeperOdd(t *testing.T) {
 	for name, body := range map[string]string{
 		"empty": "", "text": "x", "null": "null", "list": "[]", "odd": `{"at":"2027-01-15T08:00:00Z","memory":{"hosts":[{"id":"a","served":["m"],"speed":{"a":-1,"count":9}}]}}`,
 	} {
-		if _, err := s.Put(t.Context(), learnedKind, name, 0, []byte(body)); err != nil {
+		if _, err := s.Put(t.Context(), LearnedKind, name, 0, []byte(body)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -173,7 +173,7 @@ func TestKeeperOdd(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = r.Close() }()
-	k := l.keeper(r.Docs(), "me")
+	k := l.keeper(r.Docs(state.DocsOptions{}), "me")
 	l.stream(20, 5)
 	k.save(t.Context())
 	redis.stop()
@@ -183,7 +183,7 @@ func TestKeeperOdd(t *testing.T) {
 	redis.start()       // empty
 	k.save(t.Context()) // which finds out
 	k.save(t.Context())
-	if docs, err := r.Docs().Load(t.Context(), learnedKind); err != nil || len(docs) != 1 {
+	if docs, err := r.Docs(state.DocsOptions{}).Load(t.Context(), LearnedKind); err != nil || len(docs) != 1 {
 		t.Errorf("after Redis came back empty: %v, %v", docs, err)
 	}
 }
