@@ -23,6 +23,7 @@ type Trial struct {
 	Users    int     // who send them; 0 draws a unit for every request
 	Activity float64 // exponent of the Pareto distribution of how much users send; 0 means 1.3, where a tenth of users send most of it
 	Steps    []Step  // the first from request 0 on
+	Careful  bool    // a step is only taken when nothing speaks against it: what was seen decides what will be
 	Every    int     // requests between two looks; 0 means 16
 
 	// The canary's harm.
@@ -82,7 +83,7 @@ func Run(t *Trial, seed uint64, promote bool) Result {
 	res := Result{By: -1}
 	step, incident := 0, 0.0
 	for i := range t.Requests {
-		if step+1 < len(t.Steps) && i >= t.Steps[step+1].After {
+		if step+1 < len(t.Steps) && i >= t.Steps[step+1].After && (!t.Careful || res.Action >= stats.Advance) {
 			step++
 			if err := e.Reweigh([]float64{1 - t.Steps[step].Weight, t.Steps[step].Weight}); err != nil {
 				panic("BUG: " + err.Error())
