@@ -61,7 +61,7 @@ func WriteHTML(w io.Writer, r *Report) error {
 
 	b.Raw("<h2>Money</h2>\n")
 	head, rows = r.money()
-	b.table("Spent is the sum over requests whose price is known; typical is the geometric mean of requests, which is what is compared.", head, rows, 1)
+	b.table("Spent is the sum over requests whose price is known, metered what of it was spent because of them, the rest being for hosts that are paid anyway; typical is the geometric mean of requests, which is what is compared.", head, rows, 1)
 	if pic := moneyChart(r); pic != "" {
 		b.Raw("<div class=\"charts\">\n")
 		b.figure("Dollars spent", pic, r.keys())

@@ -132,7 +132,7 @@ func (r *Report) arms() (head []string, rows [][]string) {
 }
 
 func (r *Report) money() (head []string, rows [][]string) {
-	head = []string{"arm", "spent", "output tokens", "$/Mtok spent", "$/Mtok typical", "requests without a price"}
+	head = []string{"arm", "spent", "of it metered", "output tokens", "$/Mtok spent", "$/Mtok typical", "requests without a price"}
 	for i := range r.Verdict.Arms {
 		a := &r.Verdict.Arms[i]
 		perMtok, typical := "–", "–"
@@ -146,7 +146,7 @@ func (r *Report) money() (head []string, rows [][]string) {
 				typical = e.Metric.Value(float64(e.Control))
 			}
 		}
-		rows = append(rows, []string{a.Name, fmt.Sprintf("$%.4g", a.SpentUSD), count(a.OutputTokens), perMtok, typical, count(a.Unpriced)})
+		rows = append(rows, []string{a.Name, fmt.Sprintf("$%.4g", a.SpentUSD), fmt.Sprintf("$%.4g", a.MeteredUSD), count(a.OutputTokens), perMtok, typical, count(a.Unpriced)})
 	}
 	return head, rows
 }

@@ -286,6 +286,9 @@ func (c *Counts) take(o *Observation) {
 		c.Unpriced++
 	} else {
 		c.SpentUSD += o.SpentUSD
+		if o.Metered {
+			c.MeteredUSD += o.SpentUSD
+		}
 		c.PricedTokens += o.OutputTokens
 	}
 	if o.Forced {

@@ -402,12 +402,12 @@ func TestSetAside(t *testing.T) {
 		func(*stats.Observation) {},
 		func(o *stats.Observation) { o.Cold = true },
 		func(o *stats.Observation) { o.Preempted, o.Truncated = true, true },
-		func(o *stats.Observation) { o.OutOfArm = true },
+		func(o *stats.Observation) { o.OutOfArm, o.Metered = true, true },
 		func(o *stats.Observation) { o.Forced = true },
-		func(o *stats.Observation) { o.Block = stats.BlockOf(2, 100, 0.1) },                     // other hosts
-		func(o *stats.Observation) { o.Block = stats.BlockOf(1, 5000, 0.1) },                    // another prompt
-		func(o *stats.Observation) { o.SpentUSD, o.Resumes, o.Failed = math.NaN(), 2, true },    // no price
-		func(o *stats.Observation) { o.TTFT, o.TPS, o.USDPerMtok = 0, math.Inf(1), math.NaN() }, // no figures at all
+		func(o *stats.Observation) { o.Block = stats.BlockOf(2, 100, 0.1) },                                   // other hosts
+		func(o *stats.Observation) { o.Block = stats.BlockOf(1, 5000, 0.1) },                                  // another prompt
+		func(o *stats.Observation) { o.SpentUSD, o.Resumes, o.Failed, o.Metered = math.NaN(), 2, true, true }, // no price
+		func(o *stats.Observation) { o.TTFT, o.TPS, o.USDPerMtok = 0, math.Inf(1), math.NaN() },               // no figures at all
 	}
 	for _, f := range odd {
 		o := base(1)
@@ -415,7 +415,7 @@ func TestSetAside(t *testing.T) {
 		e.Record(&o)
 	}
 	v := canary(e)
-	want := stats.Counts{Requests: 9, Forced: 1, Failed: 1, Truncated: 1, OutOfArm: 1, Cold: 1, Preempted: 1, Unmatched: 2, Resumes: 2, Unpriced: 1, OutputTokens: 1800, PricedTokens: 1600, SpentUSD: v.SpentUSD}
+	want := stats.Counts{Requests: 9, Forced: 1, Failed: 1, Truncated: 1, OutOfArm: 1, Cold: 1, Preempted: 1, Unmatched: 2, Resumes: 2, Unpriced: 1, OutputTokens: 1800, PricedTokens: 1600, SpentUSD: v.SpentUSD, MeteredUSD: 0.0003}
 	if v.Counts != want {
 		t.Errorf("counts %+v, want %+v", v.Counts, want)
 	}

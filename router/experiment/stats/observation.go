@@ -26,6 +26,7 @@ type Observation struct {
 	Score      float64 // feedback
 
 	SpentUSD     float64 // for the arm's money; NaN when unknown
+	Metered      bool    // it was spent because of the request, on a worker or an API; otherwise the host was paid for anyway
 	OutputTokens int64
 	Resumes      int
 }

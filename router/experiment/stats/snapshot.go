@@ -273,6 +273,7 @@ func (s *state) encode(d *Design) []byte {
 			w.i64(*n)
 		}
 		w.f64(a.counts.SpentUSD)
+		w.f64(a.counts.MeteredUSD)
 		for m := range metrics {
 			for _, t := range []*sums{&a.sum[m], &a.raw[m]} {
 				w.f64(t.n)
@@ -357,7 +358,7 @@ func decode(b []byte, d *Design) (*state, error) {
 		for _, p := range a.counts.figures() {
 			*p = r.i64()
 		}
-		a.counts.SpentUSD = r.f64()
+		a.counts.SpentUSD, a.counts.MeteredUSD = r.f64(), r.f64()
 		for m := range metrics {
 			for _, t := range []*sums{&a.sum[m], &a.raw[m]} {
 				t.n, t.sum, t.sq = r.f64(), r.f64(), r.f64()

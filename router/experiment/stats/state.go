@@ -15,7 +15,8 @@ type Counts struct {
 	Preempted    int64   `json:"preempted"`
 	Unmatched    int64   `json:"unmatched"` // the control had nothing like it: no such hosts, prompts, load
 	Resumes      int64   `json:"resumes"`
-	SpentUSD     float64 `json:"spent_usd"` // of those with a known price
+	SpentUSD     float64 `json:"spent_usd"`   // of those with a known price
+	MeteredUSD   float64 `json:"metered_usd"` // of it what would not have been spent without the request
 	Unpriced     int64   `json:"unpriced"`
 	OutputTokens int64   `json:"output_tokens"`
 	PricedTokens int64   `json:"priced_tokens"` // output tokens of those with a known price
@@ -34,6 +35,7 @@ func (c *Counts) add(o *Counts) {
 	c.Unmatched += o.Unmatched
 	c.Resumes += o.Resumes
 	c.SpentUSD += o.SpentUSD
+	c.MeteredUSD += o.MeteredUSD
 	c.Unpriced += o.Unpriced
 	c.OutputTokens += o.OutputTokens
 	c.PricedTokens += o.PricedTokens

@@ -162,6 +162,7 @@ func (t *Trial) answer(r *rand.Rand, u user, unit uint64, arm int, day float64, 
 		o.SpentUSD *= usd
 	}
 	o.Cold = r.Float64() < 0.002
+	o.Metered = o.Cold // on a worker that was started for it
 	o.Missed = o.Failed || o.TTFT > 1.5
 	if o.Failed {
 		o.TTFT, o.TPS, o.USDPerMtok = math.NaN(), math.NaN(), math.NaN()
