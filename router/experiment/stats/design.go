@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"time"
 )
 
 // Metric is a figure that arms are compared by.
@@ -106,7 +107,9 @@ type Design struct {
 	Guardrails []Guardrail `json:"guardrails"` // nil means Guardrails()
 	// MinUnits is how many units of an arm, and of the control, a comparison of means needs before it can decide; 0 means 40.
 	MinUnits int `json:"min_units"`
-	// Capacity is how many units of sticky experiments are remembered, 104 bytes each; 0 means 32,768, others are rounded up to
+	// Settle is how long requests may take until they are recorded, but for a few; 0 means 10 minutes.
+	Settle time.Duration `json:"settle"`
+	// Capacity is how many units of sticky experiments are remembered, some 100 bytes each; 0 means 32,768, others are rounded up to
 	// a power of two. When there are more, half of them are forgotten, chosen by hash, and so is whoever else belongs to that half.
 	Capacity int `json:"capacity"`
 }
@@ -156,6 +159,12 @@ func (d Design) withDefaults() (Design, error) {
 	}
 	if d.MinUnits < 2 {
 		bad("min_units %d: want 2 or more", d.MinUnits)
+	}
+	if d.Settle == 0 {
+		d.Settle = 10 * time.Minute
+	}
+	if d.Settle < 0 {
+		bad("settle %v: want 0 or more", d.Settle)
 	}
 	if d.Capacity == 0 {
 		d.Capacity = 1 << 15

@@ -116,7 +116,9 @@ func (e *Experiment) Record(o *Observation) {
 		return
 	}
 	epoch := len(s.epochs) - 1
-	r := e.record(o.Unit, o.Arm, epoch)
+	slot := slotOf(o.At)
+	s.reach(slot)
+	r := e.record(o.Unit, o.Arm, epoch, slot)
 	if r == nil {
 		a.counts.Unsampled++
 		return
@@ -149,11 +151,11 @@ func (e *Experiment) Record(o *Observation) {
 }
 
 // record returns what is remembered of a unit, nil of one that is not to be.
-func (e *Experiment) record(unit uint64, arm, epoch int) *record {
+func (e *Experiment) record(unit uint64, arm, epoch int, slot uint32) *record {
 	s := e.own
 	if !e.design.Sticky {
 		e.once = record{arm: uint8(arm)} //nolint:gosec // small
-		s.seen.vote(-1, epoch, arm)
+		s.saw(slot, epoch, arm)
 		return &e.once
 	}
 	if !s.units.sampled(unit) {
@@ -174,9 +176,9 @@ func (e *Experiment) record(unit uint64, arm, epoch int) *record {
 		known = known || s.units.find(unit, k) != nil
 	}
 	if !known {
-		s.seen.vote(-1, epoch, arm)
+		s.saw(slot, epoch, arm)
 	}
-	return s.units.add(unit, arm, epoch)
+	return s.units.add(unit, arm, epoch, slot)
 }
 
 // Feedback takes in what somebody says of an answer after its request was recorded. With units that come again it is part of
@@ -194,7 +196,7 @@ func (e *Experiment) Feedback(unit uint64, arm int, score float64) {
 	s.seq++
 	r := &record{arm: uint8(arm)} //nolint:gosec // small
 	if e.design.Sticky {
-		if r = e.record(unit, arm, len(s.epochs)-1); r == nil {
+		if r = e.record(unit, arm, len(s.epochs)-1, s.slot); r == nil {
 			return
 		}
 	}

@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"headrace/router/experiment/stats"
 )
@@ -545,6 +548,53 @@ func TestRecordAllocatesNothing(t *testing.T) {
 		i := 0
 		if n := testing.AllocsPerRun(2000, func() { e.Record(&os[i&511]); i++ }); n != 0 {
 			t.Errorf("sticky %t: %v allocations a request", sticky, n)
+		}
+	}
+}
+
+// TestSlowArm: the requests of an arm that takes longer come in later. That is no sign of a broken assignment; units that never come in are.
+func TestSlowArm(t *testing.T) {
+	for _, sticky := range []bool{false, true} {
+		for name, tc := range map[string]struct {
+			takes time.Duration // of the canary's requests; the control's take 10 s
+			lost  float64       // of the canary's
+			want  bool
+		}{"slow": {4 * time.Minute, 0, false}, "fast": {time.Second, 0, false}, "lost": {time.Minute, 0.15, true}} {
+			t.Run(fmt.Sprintf("%s sticky %t", name, sticky), func(t *testing.T) {
+				one := design(t, stats.Design{Sticky: sticky, Arms: []string{"control", "canary"}, Weights: []float64{0.8, 0.2}})
+				two := design(t, stats.Design{Sticky: sticky, Arms: []string{"control", "canary"}, Weights: []float64{0.8, 0.2}})
+				r := rand.New(rand.NewPCG(27, 28))
+				type settled struct {
+					at time.Time
+					o  stats.Observation
+				}
+				var due []settled
+				for i := range 10 * 3600 { // ten a second, for an hour
+					o := stats.Unknown(r.Uint64(), 0)
+					o.At = time.Date(2026, 3, 2, 8, 0, 0, 0, time.UTC).Add(time.Duration(i) * 100 * time.Millisecond)
+					takes := 10 * time.Second
+					if r.Float64() < 0.2 {
+						if o.Arm, takes = 1, tc.takes; r.Float64() < tc.lost {
+							continue
+						}
+					}
+					due = append(due, settled{o.At.Add(takes), o})
+				}
+				slices.SortFunc(due, func(a, b settled) int { return a.at.Compare(b.at) })
+				broken := false
+				for i, d := range due {
+					[]*stats.Experiment{one, two}[i%2].Record(&d.o)
+					if i%500 == 0 {
+						if err := one.Merge("two", two.Snapshot()); err != nil {
+							t.Fatal(err)
+						}
+						broken = broken || one.Peek().Broken != ""
+					}
+				}
+				if broken != tc.want {
+					t.Errorf("broken %t, log e-value %v: want %t", broken, one.Peek().Arms[1].SRM, tc.want)
+				}
+			})
 		}
 	}
 }

@@ -1,9 +1,15 @@
 package stats
 
-import "math"
+import (
+	"math"
+	"time"
+)
 
 // Observation is one request, as it was settled.
 type Observation struct {
+	// At is when the request was accepted. Units are only held to their arms' weights when all of their time must have been settled
+	// (Design.Settle), for the requests of a slow arm come in later; of a zero At at once.
+	At time.Time
 	// Unit is a hash of the unit; those of different units may be taken to differ. It may be the one that assigns arms.
 	Unit uint64
 	Arm  int // that the unit is assigned, whoever served it (intention to treat)

@@ -23,11 +23,11 @@ var (
 // fingerprint tells designs apart whose observations cannot be added.
 func (d *Design) fingerprint() uint64 {
 	h := fnv.New64a()
-	fmt.Fprintf(h, "%q %d %v %d", d.Arms, d.Control, d.Sticky, d.Capacity)
+	fmt.Fprintf(h, "%q %d %v %d %v", d.Arms, d.Control, d.Sticky, d.Capacity, d.Settle)
 	return h.Sum64()
 }
 
-// Snapshot is what this replica recorded, for Restore and, elsewhere, Merge. It is at most 72 bytes a unit of Capacity, and little more.
+// Snapshot is what this replica recorded, for Restore and, elsewhere, Merge. It is at most 70 bytes a unit of Capacity, and little more.
 func (e *Experiment) Snapshot() []byte {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -122,7 +122,7 @@ func (e *Experiment) sum(out *state, parts []*state) *state {
 func (s *state) clone() *state {
 	c := *s
 	c.arms, c.hosts, c.byHost = slices.Clone(s.arms), slices.Clone(s.hosts), maps.Clone(s.byHost)
-	c.seen, c.failed, c.missed = slices.Clone(s.seen), slices.Clone(s.failed), slices.Clone(s.missed)
+	c.seen, c.failed, c.missed, c.coming = slices.Clone(s.seen), slices.Clone(s.failed), slices.Clone(s.missed), slices.Clone(s.coming)
 	c.units.recs, c.units.index = slices.Clone(s.units.recs), slices.Clone(s.units.index)
 	return &c
 }
@@ -141,7 +141,20 @@ func (s *state) add(o *state) {
 			a.early = b.early // each replica watches the first that it sees
 		}
 	}
+	s.reach(o.slot)
 	s.seen.add(o.seen)
+	for i := range o.coming {
+		c := &o.coming[i]
+		if s.settled(c.slot) {
+			s.seen.count(-1, int(c.epoch), &c.count)
+		} else if j := slices.IndexFunc(s.coming, func(x arrival) bool { return x.slot == c.slot && x.epoch == c.epoch }); j >= 0 {
+			for a := range c.count {
+				s.coming[j].count[a] += c.count[a]
+			}
+		} else {
+			s.coming = append(s.coming, *c)
+		}
+	}
 	s.failed.add(o.failed)
 	s.missed.add(o.missed)
 	for i := range o.hosts {
@@ -163,7 +176,7 @@ func (s *state) add(o *state) {
 		}
 		r := s.units.find(b.unit, int(b.arm))
 		if r == nil {
-			r = s.units.add(b.unit, int(b.arm), int(b.first))
+			r = s.units.add(b.unit, int(b.arm), int(b.first), b.slot)
 		}
 		r.merge(b)
 	}
@@ -173,7 +186,7 @@ func (s *sums) merge(o *sums) { s.n, s.sum, s.sq = s.n+o.n, s.sum+o.sum, s.sq+o.
 
 // merge makes another replica's record of the same unit part of r.
 func (r *record) merge(o *record) {
-	r.first = min(r.first, o.first)
+	r.first, r.slot = min(r.first, o.first), min(r.slot, o.slot)
 	r.failedIn |= o.failedIn
 	r.missedIn |= o.missedIn
 	for m := range metrics {
@@ -257,7 +270,7 @@ func (c *Counts) figures() []*int64 {
 }
 
 func (s *state) encode(d *Design) []byte {
-	w := &writer{b: make([]byte, 0, 4096+72*len(s.units.recs)+112*len(s.hosts))}
+	w := &writer{b: make([]byte, 0, 4096+70*len(s.units.recs)+112*len(s.hosts))}
 	w.u8(snapshotVersion)
 	w.u64(d.fingerprint())
 	w.u64(s.seq)
@@ -294,6 +307,16 @@ func (s *state) encode(d *Design) []byte {
 			}
 		}
 	}
+	w.u32(s.slot)
+	w.count(len(s.coming))
+	for i := range s.coming {
+		c := &s.coming[i]
+		w.u32(c.slot)
+		w.u8(uint8(c.epoch)) //nolint:gosec // not negative
+		for k := range s.arms {
+			w.u32(c.count[k])
+		}
+	}
 	w.count(len(s.hosts))
 	for i := range s.hosts {
 		h := &s.hosts[i]
@@ -315,6 +338,7 @@ func (s *state) encode(d *Design) []byte {
 		w.u64(r.unit)
 		w.u8(r.arm)
 		w.u8(r.first)
+		w.u32(r.slot)
 		w.u32(r.failedIn)
 		w.u32(r.missedIn)
 		w.u32(r.requests)
@@ -375,6 +399,14 @@ func decode(b []byte, d *Design) (*state, error) {
 			*v = append(*v, c)
 		}
 	}
+	s.slot = r.u32()
+	for range r.count(5 + 4*len(s.arms)) {
+		c := arrival{slot: r.u32(), epoch: int8(r.below(len(s.epochs)))} //nolint:gosec // less than maxEpochs
+		for k := range s.arms {
+			c.count[k] = r.u32()
+		}
+		s.coming = append(s.coming, c)
+	}
 	for range r.count(113) {
 		h := host{id: r.u32(), kind: r.u32(), arm: r.below(len(s.arms)), n: r.i64()}
 		for m := range h.of {
@@ -385,8 +417,8 @@ func decode(b []byte, d *Design) (*state, error) {
 		}
 	}
 	s.units.level = uint(r.below(64))
-	for range min(d.Capacity, r.count(66)) {
-		u := record{unit: r.u64(), arm: r.below(len(s.arms)), first: r.below(len(s.epochs)), failedIn: r.u32(), missedIn: r.u32(), requests: r.u32()}
+	for range min(d.Capacity, r.count(70)) {
+		u := record{unit: r.u64(), arm: r.below(len(s.arms)), first: r.below(len(s.epochs)), slot: r.u32(), failedIn: r.u32(), missedIn: r.u32(), requests: r.u32()}
 		for i := range u.n {
 			u.n[i] = r.u32()
 		}
@@ -397,7 +429,7 @@ func decode(b []byte, d *Design) (*state, error) {
 			r.bad = true
 			break
 		}
-		*s.units.add(u.unit, int(u.arm), int(u.first)) = u
+		*s.units.add(u.unit, int(u.arm), int(u.first), u.slot) = u
 	}
 	if r.bad || len(r.b) != 0 {
 		return nil, ErrSnapshot

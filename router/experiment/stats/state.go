@@ -1,6 +1,9 @@
 package stats
 
-import "math"
+import (
+	"math"
+	"time"
+)
 
 // Counts are an arm's requests. Those set aside are counted among Requests, and their failures and SLO misses are.
 type Counts struct {
@@ -75,30 +78,30 @@ type class struct {
 // votes are units by class.
 type votes []class
 
-func (v *votes) vote(from, epoch, arm int) {
+func (v *votes) vote(from, epoch, arm int) { v.class(from, epoch).count[arm]++ }
+
+// count adds the votes of many.
+func (v *votes) count(from, epoch int, n *[MaxArms]uint32) {
+	c := v.class(from, epoch)
+	for a := range n {
+		c.count[a] += n[a]
+	}
+}
+
+// class finds or makes one.
+func (v *votes) class(from, epoch int) *class {
 	for i := range *v {
 		if c := &(*v)[i]; int(c.from) == from && int(c.epoch) == epoch {
-			c.count[arm]++
-			return
+			return c
 		}
 	}
-	c := class{from: int8(from), epoch: int8(epoch)} //nolint:gosec // less than maxEpochs
-	c.count[arm] = 1
-	*v = append(*v, c)
+	*v = append(*v, class{from: int8(from), epoch: int8(epoch)}) //nolint:gosec // less than maxEpochs
+	return &(*v)[len(*v)-1]
 }
 
 func (v *votes) add(o votes) {
 	for i := range o {
-		for a, n := range o[i].count {
-			if n > 0 {
-				v.vote(int(o[i].from), int(o[i].epoch), a)
-				j := 0
-				for (*v)[j].from != o[i].from || (*v)[j].epoch != o[i].epoch {
-					j++
-				}
-				(*v)[j].count[a] += n - 1
-			}
-		}
+		v.count(int(o[i].from), int(o[i].epoch), &o[i].count)
 	}
 }
 
@@ -140,11 +143,69 @@ type state struct {
 	epochs [][]float64 // weights in force, by arm
 	arms   []arm
 	units  units
-	seen   votes // units
+	seen   votes     // units, of times that have been settled
+	coming []arrival // units of later times
+	slot   uint32    // the latest in which a request was accepted
+	settle uint32    // slots until all of one has been settled
 	failed votes
 	missed votes
 	hosts  []host
 	byHost map[uint64]int32 // arm and host: position in hosts
+}
+
+// arrival are units that were first seen in a slot of time, in epoch, by arm.
+type arrival struct {
+	slot  uint32
+	epoch int8
+	count [MaxArms]uint32
+}
+
+// slotTime is what arrivals are kept apart by.
+const slotTime = 10 * time.Second
+
+// slotOf is a time's slot, 0 of a zero time.
+func slotOf(t time.Time) uint32 {
+	if t.Unix() <= 0 {
+		return 0
+	}
+	return uint32(min(t.Unix()/int64(slotTime/time.Second), math.MaxUint32)) //nolint:gosec // positive
+}
+
+// saw counts a unit that was first seen in a slot and an epoch.
+func (s *state) saw(slot uint32, epoch, arm int) {
+	if slot == 0 || s.settled(slot) {
+		s.seen.vote(-1, epoch, arm)
+		return
+	}
+	for i := range s.coming {
+		if c := &s.coming[i]; c.slot == slot && int(c.epoch) == epoch {
+			c.count[arm]++
+			return
+		}
+	}
+	c := arrival{slot: slot, epoch: int8(epoch)} //nolint:gosec // less than maxEpochs
+	c.count[arm] = 1
+	s.coming = append(s.coming, c)
+}
+
+// settled says that all requests which were accepted in a slot have been recorded.
+func (s *state) settled(slot uint32) bool { return uint64(slot)+uint64(s.settle) < uint64(s.slot) }
+
+// reach says that a request was accepted in a slot: time has passed.
+func (s *state) reach(slot uint32) {
+	if slot <= s.slot {
+		return
+	}
+	s.slot = slot
+	kept := s.coming[:0]
+	for i := range s.coming {
+		if c := &s.coming[i]; s.settled(c.slot) {
+			s.seen.count(-1, int(c.epoch), &c.count)
+		} else {
+			kept = append(kept, *c)
+		}
+	}
+	s.coming = kept
 }
 
 func newState(d *Design) *state {
@@ -152,6 +213,7 @@ func newState(d *Design) *state {
 		epochs: [][]float64{append([]float64(nil), d.Weights...)},
 		arms:   make([]arm, len(d.Arms)),
 		units:  units{most: d.Capacity},
+		settle: uint32((d.Settle + slotTime - 1) / slotTime), //nolint:gosec // not negative
 		byHost: make(map[uint64]int32),
 	}
 }
@@ -245,7 +307,7 @@ func (s *state) rebuild(control int) {
 	for a := range s.arms {
 		s.arms[a].sum = [metrics]sums{}
 	}
-	s.seen, s.failed, s.missed = nil, nil, nil
+	s.seen, s.failed, s.missed, s.coming = nil, nil, nil, nil
 	for i := range s.units.recs {
 		r := &s.units.recs[i]
 		for m := range metrics {
@@ -261,7 +323,7 @@ func (s *state) rebuild(control int) {
 			}
 		}
 		if first {
-			s.seen.vote(-1, int(r.first), int(r.arm))
+			s.saw(r.slot, int(r.first), int(r.arm))
 		}
 		if r.failedIn|r.missedIn == 0 {
 			continue

@@ -10,6 +10,7 @@ type record struct {
 	requests uint32           // whose outcome counts: all that were drawn
 	n        [counted]uint32  // figures that went into the mean of each logMetric, and of Score
 	mean     [metrics]float32 // of residuals, of shares, of scores
+	slot     uint32           // of time in which the request was accepted that it was first seen by; 0 for unknown
 	arm      uint8
 	first    uint8 // epoch when it was first seen in this arm
 }
@@ -66,13 +67,13 @@ func (u *units) find(unit uint64, arm int) *record {
 }
 
 // add makes the record of a sampled unit, of which there must be none. There must be room.
-func (u *units) add(unit uint64, arm int, epoch int) *record {
+func (u *units) add(unit uint64, arm, epoch int, slot uint32) *record {
 	if 2*(len(u.recs)+1) > len(u.index) {
 		u.resize(max(128, 2*len(u.index)))
 	}
 	i := u.slot(unit, arm)
-	u.recs = append(u.recs, record{unit: unit, arm: uint8(arm), first: uint8(epoch)}) //nolint:gosec // both are small
-	u.index[i] = uint32(len(u.recs))                                                  //nolint:gosec // at most most
+	u.recs = append(u.recs, record{unit: unit, arm: uint8(arm), first: uint8(epoch), slot: slot}) //nolint:gosec // both are small
+	u.index[i] = uint32(len(u.recs))                                                              //nolint:gosec // at most most
 	return &u.recs[len(u.recs)-1]
 }
 

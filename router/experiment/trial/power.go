@@ -31,6 +31,26 @@ func Effects() []Effect {
 	}
 }
 
+// NewEffect is an effect of one's own: factors of TTFT, TPS and dollars, and what share of requests fails in addition.
+func NewEffect(ttft, tps, usd, failures float64) Effect {
+	var words []string
+	for _, f := range []struct {
+		what string
+		by   float64
+	}{{"TTFT", ttft}, {"TPS", tps}, {"$/Mtok", usd}} {
+		if f.by != 1 {
+			words = append(words, fmt.Sprintf("%s %+.3g %%", f.what, 100*(f.by-1)))
+		}
+	}
+	if failures > 0 {
+		words = append(words, fmt.Sprintf("failures %+.3g pt", 100*failures))
+	}
+	if len(words) == 0 {
+		words = []string{"no difference"}
+	}
+	return Effect{strings.Join(words, ", "), func(t *Trial) { t.TTFT, t.TPS, t.USD, t.Failures = ttft, tps, usd, failures }}
+}
+
 // Row is what became of many trials of one kind.
 type Row struct {
 	Effect   string         `json:"effect"`
@@ -50,11 +70,11 @@ type Share struct {
 	Share    float64 `json:"share"`
 }
 
-// Power runs trials of every effect, by requests and by users, at every weight, and says how many were stopped within each number of
+// Power runs trials of every effect, by requests or by users who come again, at every weight, and says how many were stopped within each number of
 // requests and how soon. Runs of one seed meet the same users and hosts. It uses all processors. The error is ctx's.
-func Power(ctx context.Context, effects []Effect, weights []float64, sizes []int, runs int, seed uint64) ([]Row, error) {
+func Power(ctx context.Context, effects []Effect, byUsers []bool, weights []float64, sizes []int, runs int, seed uint64) ([]Row, error) {
 	var rows []Row
-	for _, sticky := range []bool{false, true} {
+	for _, sticky := range byUsers {
 		for _, w := range weights {
 			for _, f := range effects {
 				t := Trial{Requests: slices.Max(sizes), Steps: []Step{{0, w}}, Hosts: [2]int{6, 0}, HostSD: 0.12}

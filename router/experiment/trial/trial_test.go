@@ -170,7 +170,7 @@ func TestDocs(t *testing.T) {
 		t.Fatalf("%s: no %q and %q", docs, tableFrom, tableTo)
 	}
 	if *update {
-		rows, err := trial.Power(t.Context(), trial.Effects(), tableWeights, tableSizes, tableRuns, *seed)
+		rows, err := trial.Power(t.Context(), trial.Effects(), []bool{false, true}, tableWeights, tableSizes, tableRuns, *seed)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -182,7 +182,7 @@ func TestDocs(t *testing.T) {
 	if runtime.GOARCH != "amd64" {
 		t.Skip("the table is of amd64: another processor rounds otherwise, and some runs stop a look sooner")
 	}
-	rows, err := trial.Power(t.Context(), trial.Effects()[5:], tableWeights, tableSizes, tableRuns, *seed)
+	rows, err := trial.Power(t.Context(), trial.Effects()[5:], []bool{false, true}, tableWeights, tableSizes, tableRuns, *seed)
 	if err != nil {
 		t.Fatal(err)
 	}
