@@ -439,7 +439,7 @@ func (m *Manager) drain() {
 			continue
 		}
 		if s.endpoint != "" {
-			s.Host = m.host(s.endpoint)
+			s.Host, s.Metered = m.host(s.endpoint), m.metered(s.endpoint)
 			s.Block = stats.BlockOf(m.kind(t.Spec, s.endpoint), s.prompt, s.use)
 		}
 		t.stats.Record(&s.Observation)

@@ -51,6 +51,7 @@ func (m *Manager) Observe(r *ledger.Record) {
 // fill says what became of the request.
 func (m *Manager) fill(s *seen, r *ledger.Record) {
 	o := &s.Observation
+	o.At = r.At
 	o.Forced, o.OutOfArm, o.Resumes = r.Forced, r.OutOfArm, r.Resumes
 	o.Truncated = r.Lost != "" || r.Class == outcome.Truncated || r.Class == outcome.Stalled
 	o.OutputTokens = max(0, r.Output)
@@ -102,6 +103,12 @@ func lostHost(c outcome.Class) bool {
 func (m *Manager) takenAway(id endpoint.ID) bool {
 	ep := m.opt.Host(id)
 	return ep == nil || ep.State == endpoint.Preempted || ep.State == endpoint.Gone
+}
+
+// metered tells whether a host is paid for because of requests: by the second of a worker or by the token.
+func (m *Manager) metered(id endpoint.ID) bool {
+	ep := m.opt.Host(id)
+	return ep != nil && (ep.Price.Basis == endpoint.PerWorkerSecond || ep.Price.Basis == endpoint.PerToken)
 }
 
 // kind numbers the kinds of hosts that may be compared with each other: those of one GPU, where the GPU is not what the arms differ in.
