@@ -285,7 +285,7 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 			return admin.Serve(backCtx, a.admin, admin.Options{
 				Router: a.router, Requests: a.ring, InFlight: a.server.InFlight, Draining: a.server.Draining,
 				Reload: a.reloadStatus, Version: versionText(), Providers: func() any { return a.statuses() },
-				Keys: a.keys, Metrics: a.page(), Spend: a.books.Handler(listPrice(a.cfg)), Advice: advice.lately, Drain: a.drain, Undrain: a.undrain, Probe: a.prober.Status,
+				Keys: a.keys, Experiments: a.trying, Metrics: a.page(), Spend: a.books.Handler(listPrice(a.cfg)), Advice: advice.lately, Drain: a.drain, Undrain: a.undrain, Probe: a.prober.Status,
 				State: a.stateStatus,
 			})
 		})

@@ -62,7 +62,7 @@ Point an application's OpenAI base URL at it: http://127.0.0.1:8080/v1`,
 		SilenceUsage:  true,
 		Version:       versionText(),
 	}
-	c.AddCommand(serveCommand(), demoCommand(), checkCommand(), explainCommand(), hostsCommand(), keysCommand(), reportCommand(), simulateCommand(), chaosCommand(), versionCommand(), schemaCommand())
+	c.AddCommand(serveCommand(), demoCommand(), checkCommand(), explainCommand(), hostsCommand(), keysCommand(), experimentCommand(), reportCommand(), simulateCommand(), chaosCommand(), versionCommand(), schemaCommand())
 	return c
 }
 

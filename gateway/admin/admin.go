@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"headrace/gateway/admission"
+	"headrace/gateway/experiments"
 	"headrace/gateway/ledger"
 	"headrace/gateway/probe"
 	"headrace/router"
@@ -36,6 +37,8 @@ type Options struct {
 	Undrain func(id endpoint.ID) bool
 	// Keys tells who may use /admin and /debug, once a key has that right; nil lets everybody.
 	Keys *admission.Gate
+	// Experiments are those of the config.
+	Experiments *experiments.Manager
 	// Metrics serves /metrics; nil when no figures are kept.
 	Metrics http.Handler
 	// Spend serves the ledger at /admin/v1/spend and below; nil when none is kept.
@@ -88,6 +91,9 @@ func Handler(o Options) http.Handler {
 		mux.Handle("GET /admin/v1/spend", o.Spend)
 		mux.Handle("GET /admin/v1/spend/", o.Spend)
 	}
+	if o.Experiments != nil {
+		o.experimentRoutes(mux)
+	}
 	if o.Metrics != nil {
 		mux.Handle("GET /metrics", o.Metrics)
 	}
@@ -100,7 +106,7 @@ func Handler(o Options) http.Handler {
 		fail(w, http.StatusNotFound, "unknown_url", "Unknown admin URL "+r.Method+" "+strconv.Quote(r.URL.Path)+
 			". There are /livez, /readyz, /metrics, /admin/v1/hosts, /admin/v1/requests, /admin/v1/decisions, /admin/v1/explain, "+
 			"/admin/v1/calibration, /admin/v1/providers, /admin/v1/advice, /admin/v1/spend and /admin/v1/status, all by GET, "+
-			"/admin/v1/hosts/{id}/drain by POST and DELETE, and /admin/v1/keys (docs/keys.md).")
+			"/admin/v1/hosts/{id}/drain by POST and DELETE, /admin/v1/keys (docs/keys.md) and /admin/v1/experiments (docs/experiments.md).")
 	})
 	return http.NewCrossOriginProtection().Handler(o.guarded(mux)) // no page in an operator's browser may change anything
 }

@@ -74,6 +74,7 @@ type trial struct {
 	adopt   bool          // the config is to be told of in the document
 
 	stats            *stats.Experiment
+	past             past
 	run              int       // that stats is of
 	told             int       // weights of the run that stats knows
 	since            time.Time // requests that were accepted earlier found their arm by other shares
@@ -89,6 +90,7 @@ const (
 	kindDocs    = "experiment"
 	kindStats   = "experiment-stats"
 	kindReplica = "experiment-replica"
+	kindPast    = "experiment-past"
 )
 
 // New returns a Manager without experiments.
@@ -199,6 +201,7 @@ func (m *Manager) follow(t *trial) {
 		return
 	}
 	if t.stats == nil || t.run != d.Run {
+		t.past = past{version: t.past.version}
 		e, err := stats.New(t.design(d))
 		if err != nil {
 			t.failed = err.Error()
@@ -407,7 +410,11 @@ func (m *Manager) guard(ctx context.Context, t *trial) {
 	}
 	t.judged = t.stats.Verdict()
 	next, ended := t.doc.Guard(t.Spec, readings(t.judged), m.opt.Now())
-	if !ended || m.put(ctx, t, next) {
+	if !ended {
+		return
+	}
+	m.remember(ctx, t, true)
+	if m.put(ctx, t, next) {
 		return
 	}
 	if m.silent != nil {
@@ -507,7 +514,9 @@ func (m *Manager) decide(ctx context.Context, t *trial) {
 		t.judged = t.stats.Verdict()
 		r = readings(t.judged)
 	}
-	if next, changed := t.doc.Decide(t.Spec, r, m.opt.Now()); changed {
+	next, changed := t.doc.Decide(t.Spec, r, m.opt.Now())
+	m.remember(ctx, t, changed)
+	if changed {
 		m.put(ctx, t, next)
 	}
 }

@@ -37,6 +37,7 @@ type View struct {
 	Decides    bool                  `json:"decides"` // that replica, for all
 	Uncounted  Uncounted             `json:"uncounted"`
 	Problem    string                `json:"problem,omitempty"`
+	Advice     string                `json:"advice,omitempty"` // what is left to the operator
 	Guardrails []stats.Guardrail     `json:"guardrails"`
 	Alpha      float64               `json:"alpha"`
 }
@@ -61,7 +62,7 @@ func (m *Manager) view(t *trial) View {
 	v := View{
 		Name: s.Name, Model: s.Model, State: d.State, Run: d.Run, Traffic: s.To - s.From, Steps: s.Steps, Step: d.Step + 1, Passed: d.Passed,
 		Weights: d.Weights, Decisions: d.Log, Arms: []ArmView{}, Replica: slotName(m.slot.number), Decides: m.slot.leads,
-		Uncounted: Uncounted{Late: t.late, Dropped: m.lost()}, Problem: t.failed, Guardrails: t.Guardrails, Alpha: t.Alpha,
+		Uncounted: Uncounted{Late: t.late, Dropped: m.lost()}, Problem: t.failed, Advice: advice(t), Guardrails: t.Guardrails, Alpha: t.Alpha,
 	}
 	for _, u := range s.Units {
 		v.AssignBy = append(v.AssignBy, u.String())

@@ -1,6 +1,7 @@
 package experiment
 
 import (
+	"maps"
 	"slices"
 	"strings"
 
@@ -19,6 +20,31 @@ type Selector struct {
 	Price    []string          // bases: per_hour, per_worker_second, per_token or unknown
 	Tenure   []string          // interruptible, on_demand, serverless, per_token or unknown
 	Labels   map[string]string // pattern by name
+}
+
+// String says in words which hosts are meant.
+func (s *Selector) String() string {
+	if s == nil {
+		return "all hosts"
+	}
+	var parts []string
+	for _, l := range []struct {
+		name   string
+		values []string
+	}{
+		{"id", s.Host}, {"provider", s.Provider}, {"served", s.Served}, {"gpu", s.GPU}, {"region", s.Region}, {"price", s.Price}, {"tenure", s.Tenure},
+	} {
+		if len(l.values) > 0 {
+			parts = append(parts, l.name+" "+strings.Join(l.values, " or "))
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Labels)) {
+		parts = append(parts, "label "+name+" "+s.Labels[name])
+	}
+	if len(parts) == 0 {
+		return "all hosts"
+	}
+	return "hosts of " + strings.Join(parts, ", ")
 }
 
 // Holds tells whether the host is meant, as the one that serves a model by that id. A nil Selector means all.

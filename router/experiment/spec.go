@@ -10,6 +10,20 @@ import (
 	"time"
 )
 
+// String says in words how the arm serves.
+func (a *Arm) String() string {
+	parts := []string{a.Hosts.String()}
+	if a.Model != "" {
+		parts = append(parts, "of model "+a.Model)
+	}
+	for _, l := range [][2]string{{"policy", a.Policy}, {"on preemption", a.OnPreemption}, {"hedge", a.Hedge}} {
+		if l[1] != "" {
+			parts = append(parts, l[0]+" "+l[1])
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
 // Spec is an experiment as its operator wrote it down. It is not altered once it is in use.
 type Spec struct {
 	Name  string

@@ -1,0 +1,280 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"headrace/gateway/experiments"
+	"headrace/providers/fakecloud"
+	"headrace/router/experiment"
+)
+
+// crowd are users who ask gateways, and what became of them.
+type crowd struct {
+	t     *testing.T
+	users int
+
+	mu     sync.Mutex // guards all below
+	bases  []string
+	arm    map[string]string // by user, the newest
+	moved  []string          // who left the canary
+	failed []string
+	n      map[string]int // requests by arm
+}
+
+// run has users ask, some at a time, until stop is closed.
+func (c *crowd) run(workers int, stop <-chan struct{}) *sync.WaitGroup {
+	var wg sync.WaitGroup
+	for w := range workers {
+		rng := rand.New(rand.NewPCG(uint64(w), 5)) //nolint:gosec // users need not be secret
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				c.request(fmt.Sprint("user-", rng.IntN(c.users)), rng.Uint64())
+			}
+		})
+	}
+	return &wg
+}
+
+// request is one of a user's, at one of the gateways.
+func (c *crowd) request(user string, dice uint64) {
+	c.mu.Lock()
+	base := c.bases[dice%uint64(len(c.bases))]
+	c.mu.Unlock()
+	req, err := http.NewRequest(http.MethodPost, base+"/v1/chat/completions", strings.NewReader(`{"model":"m","stream":true,"max_tokens":8,"messages":[{"role":"user","content":"hello"}]}`))
+	if err != nil {
+		c.t.Error(err)
+		return
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("X-User-Id", user)
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		c.fail(fmt.Sprint(user, ": ", err))
+		return
+	}
+	defer func() { _ = res.Body.Close() }()
+	var last string
+	for lines := bufio.NewScanner(res.Body); lines.Scan(); {
+		if lines.Text() != "" {
+			last = lines.Text()
+		}
+	}
+	if res.StatusCode != http.StatusOK || last != "data: [DONE]" {
+		c.fail(fmt.Sprint(user, ": ", res.Status, ", ended with ", last))
+		return
+	}
+	arm := res.Header.Get("X-Headrace-Arm")
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if strings.HasSuffix(c.arm[user], "/canary") && !strings.HasSuffix(arm, "/canary") {
+		c.moved = append(c.moved, user)
+	}
+	c.arm[user] = arm
+	c.n[arm]++
+}
+
+func (c *crowd) fail(what string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.failed = append(c.failed, what)
+}
+
+// ask has users ask these gateways from now on.
+func (c *crowd) ask(bases ...string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.bases = bases
+}
+
+// standing is how an experiment stands, as a gateway's admin API tells.
+func standing(t *testing.T, r *running, name string) experiments.View {
+	t.Helper()
+	status, body := get(t, "http://"+r.app.admin.Addr().String()+"/admin/v1/experiments/"+name)
+	var answer struct {
+		Experiment experiments.View `json:"experiment"`
+	}
+	if err := json.Unmarshal([]byte(body), &answer); err != nil || status != http.StatusOK {
+		t.Fatalf("%d %s: %v", status, body, err)
+	}
+	return answer.Experiment
+}
+
+// runs has the program run, and returns what it prints.
+func runs(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	var out bytes.Buffer
+	c := root()
+	c.SetArgs(args)
+	c.SetOut(&out)
+	c.SetErr(io.Discard)
+	err := c.ExecuteContext(t.Context())
+	return out.String(), err
+}
+
+const experimentYAML = `
+listen: "127.0.0.1:0"
+admin: "127.0.0.1:0"
+state: {redis: "%s"}
+ledger: {path: "off"}
+providers:
+  static:
+    - {name: base, base_url: "%s/v1", models: [m-base], price: {usd_per_hour: 2}}
+    - {name: awq, base_url: "%s/v1", models: [m-awq], price: {usd_per_hour: 1}}
+models: {m: {serves: [m-base, m-awq]}}
+log: {level: info}
+experiments:
+`
+
+const eightLines = `  - name: %s
+    model: m
+    assign_by: header:x-user-id
+    arms: {control: {hosts: {served: m-base}}, canary: {hosts: {served: m-awq}}}
+    steps: [10%%, 50%%, 100%%]
+    min_time: 1s
+    min_units: 50
+    guardrails: {error_rate: +5%%, ttft: +100%%}
+`
+
+// TestExperimentLive has eight lines take a good canary to everything and a bad one out of the way, across two gateways that share a Redis
+// and a restart of one of them, with nobody's help. No caller gets an error, and no user leaves the canary while it grows.
+func TestExperimentLive(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes a quarter of a minute")
+	}
+	redis := startRedis(t)
+	base := startHost(t, fakecloud.HostConfig{Name: "base", Models: []string{"m-base"}, TPS: 40, TTFT: 200 * time.Millisecond, TimeScale: 10, MaxNumSeqs: 256})
+	awq := startHost(t, fakecloud.HostConfig{Name: "awq", Models: []string{"m-awq"}, TPS: 40, TTFT: 200 * time.Millisecond, TimeScale: 10, MaxNumSeqs: 256})
+	head := fmt.Sprintf(experimentYAML, redis, base.URL(), awq.URL())
+	good := head + fmt.Sprintf(eightLines, "good")
+	dirA, dirB := t.TempDir(), t.TempDir()
+	a, b := startApp(t, dirA, good, nil), startApp(t, dirB, good, nil)
+	eventuallyLong(t, "the canary's hosts are known to both", func() bool {
+		return a.app.router.Snapshot().Pools()["\x00experiment/good/canary"] == 1 && b.app.router.Snapshot().Pools()["\x00experiment/good/canary"] == 1
+	})
+	c := &crowd{t: t, users: 1500, arm: map[string]string{}, n: map[string]int{}}
+	c.ask(a.base, b.base)
+	stop := make(chan struct{})
+	load := c.run(12, stop)
+	defer func() { load.Wait() }()
+	halt := sync.OnceFunc(func() { close(stop) })
+	defer halt()
+
+	eventuallyLong(t, "the second step", func() bool { return standing(t, a, "good").Step == 2 })
+	c.ask(a.base)
+	if err := b.stop(); err != nil { // it lets its requests end
+		t.Fatal(err)
+	}
+	b = startApp(t, dirB, good, nil)
+	if v := standing(t, b, "good"); v.Step < 2 || v.State != experiment.Running || v.Verdict == nil || v.Verdict.Seq == 0 {
+		t.Errorf("after its restart a gateway has it %s at step %d: %+v", v.State, v.Step, v.Verdict)
+	}
+	c.ask(a.base, b.base)
+	eventuallyLong(t, "the canary has everything at both", func() bool {
+		return standing(t, a, "good").State == experiment.Promoted && standing(t, b, "good").State == experiment.Promoted
+	})
+	c.mu.Lock()
+	if len(c.moved) > 0 || len(c.failed) > 0 {
+		t.Errorf("%d users left the canary (%v), %d requests failed (%v)", len(c.moved), c.moved[:min(len(c.moved), 5)], len(c.failed), c.failed[:min(len(c.failed), 5)])
+	}
+	t.Logf("good: requests by arm %v", c.n)
+	c.arm, c.n = map[string]string{}, map[string]int{}
+	c.mu.Unlock()
+	admin := a.app.admin.Addr().String()
+	out, err := runs(t, "experiment", "show", "good", "--admin", admin)
+	if err != nil || !strings.Contains(out, "promoted (canary) by steps") || !strings.Contains(out, "models.m.serves name what its hosts serve (m-awq)") {
+		t.Errorf("experiment show: %v\n%s", err, out)
+	}
+	t.Log("\n" + out)
+	page := filepath.Join(t.TempDir(), "good.html")
+	if out, err = runs(t, "experiment", "report", "good", "--admin", admin, "--html", page); err != nil {
+		t.Errorf("experiment report --html: %v\n%s", err, out)
+	}
+	if html, err := os.ReadFile(page); err != nil || !bytes.Contains(html, []byte("<svg")) || !bytes.Contains(html, []byte("static:awq")) {
+		t.Errorf("the page has %d bytes and no picture, or no host: %v", len(html), err)
+	}
+
+	// The next one fails with three of ten requests, which the gateway answers by other hosts.
+	if err := awq.SetFaults(fakecloud.Fault{Kind: fakecloud.Error500, P: 0.3}); err != nil {
+		t.Fatal(err)
+	}
+	bad := head + fmt.Sprintf(eightLines, "bad")
+	a.write(t, bad)
+	b.write(t, bad)
+	eventuallyLong(t, "the canary is tried", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.n["bad/canary"] > 0
+	})
+	began := time.Now()
+	eventuallyLong(t, "one has ended it", func() bool {
+		return standing(t, a, "bad").State == experiment.RolledBack || standing(t, b, "bad").State == experiment.RolledBack
+	})
+	eventually(t, "both have", func() bool {
+		return standing(t, a, "bad").State == experiment.RolledBack && standing(t, b, "bad").State == experiment.RolledBack
+	})
+	t.Logf("bad: ended after %s, requests by arm %v", time.Since(began).Round(time.Millisecond), c.n)
+	halt()
+	load.Wait()
+	c.mu.Lock()
+	before := c.n["bad/canary"]
+	c.mu.Unlock()
+	for i := range 100 {
+		c.request(fmt.Sprint("user-", i), uint64(i)) //nolint:gosec // small
+	}
+	if c.n["bad/canary"] != before {
+		t.Errorf("%d requests went to the canary after it was ended", c.n["bad/canary"]-before)
+	}
+	if len(c.failed) > 0 {
+		t.Errorf("%d requests failed: %v", len(c.failed), c.failed[:min(len(c.failed), 5)])
+	}
+	v := standing(t, b, "bad")
+	if last := v.Decisions[len(v.Decisions)-1]; last.By != "guardrail" || last.Metric != "error_rate" {
+		t.Errorf("the last decision is %+v", last)
+	}
+	if out, err = runs(t, "experiment", "--admin", admin); err != nil || !strings.Contains(out, "rolled back") {
+		t.Errorf("experiment: %v\n%s", err, out)
+	}
+	t.Log("\n" + out)
+	if out, err = runs(t, "experiment", "start", "bad", "--admin", admin); err != nil || !strings.Contains(out, "started by operator") {
+		t.Errorf("experiment start: %v\n%s", err, out)
+	}
+	if _, err = runs(t, "experiment", "abort", "bad", "--admin", admin); err != nil {
+		t.Errorf("experiment abort: %v", err)
+	}
+	if _, err = runs(t, "experiment", "pause", "bad", "--admin", admin); err == nil || !strings.Contains(err.Error(), "only a running one can") {
+		t.Errorf("pause of an aborted one: %v", err)
+	}
+	eventually(t, "the other gateway knows that it was aborted", func() bool { return standing(t, b, "bad").State == experiment.Aborted })
+}
+
+// eventuallyLong is eventually for what takes steps of seconds.
+func eventuallyLong(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.After(90 * time.Second)
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("%s: not so after 90 s", what)
+		}
+	}
+}
