@@ -5,9 +5,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -339,4 +342,58 @@ func TestPreemptionSeenByOne(t *testing.T) {
 			t.Errorf("metrics do not say %q", strings.TrimSpace(want))
 		}
 	}
+}
+
+// TestWarmStart has a gateway that is started again know how fast its host is, from the state directory alone, and leaves nothing there that
+// others may read.
+func TestWarmStart(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	h := startHost(t, fakecloud.HostConfig{Name: "a", Models: []string{"m"}, TPS: 400, TTFT: 10 * time.Millisecond, TimeScale: 1})
+	yaml := fmt.Sprintf("listen: \"127.0.0.1:0\"\nadmin: \"127.0.0.1:0\"\nstate: {dir: %q}\nlog: {access: false}\ncontinuation: {self_test: false}\n"+
+		"providers: {static: [{name: a, base_url: %q, models: [m], price: {usd_per_hour: 1}}]}\n", dir, h.URL()+"/v1")
+	first := startApp(t, t.TempDir(), yaml, nil)
+	body := []byte(`{"model":"m","stream":true,"max_tokens":60,"messages":[{"role":"user","content":"hello"}]}`)
+	for range 6 {
+		if why := stream(t, first, body); why != "" {
+			t.Fatal(why)
+		}
+	}
+	eventually(t, "measured", func() bool { return first.app.router.Hosts()[0].Observed >= 6 })
+	was := first.app.router.Hosts()[0]
+	if err := first.stop(); err != nil {
+		t.Fatal(err)
+	}
+	second := startApp(t, t.TempDir(), yaml, nil)
+	second.log.await(t, "what was learned before is taken up", 1)
+	is := second.app.router.Hosts()[0]
+	if is.Observed == 0 || math.Abs(*is.ITLMillis / *was.ITLMillis - 1) > 0.1 {
+		t.Errorf("after the start %.2f ms a token by %d observations, before %.2f by %d", *is.ITLMillis, is.Observed, *was.ITLMillis, was.Observed)
+	}
+	err := filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if info, err := e.Info(); err != nil || info.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s: %v, %v", path, info.Mode(), err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// stream reads one stream to its end, and returns what was wrong with it.
+func stream(t *testing.T, r *running, body []byte) string {
+	t.Helper()
+	res, err := http.Post(r.base+"/v1/chat/completions", "application/json", bytes.NewReader(body)) //nolint:noctx // loopback
+	if err != nil {
+		return err.Error()
+	}
+	defer func() { _ = res.Body.Close() }()
+	b, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != http.StatusOK || !bytes.Contains(b, []byte("[DONE]")) {
+		return fmt.Sprintf("%d, %v: %s", res.StatusCode, err, b)
+	}
+	return ""
 }
