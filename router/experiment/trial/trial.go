@@ -7,6 +7,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"sort"
+	"strconv"
 
 	"headrace/router/experiment/stats"
 )
@@ -25,6 +26,7 @@ type Trial struct {
 	Steps    []Step  // the first from request 0 on
 	Careful  bool    // a step is only taken when nothing speaks against it: what was seen decides what will be
 	Every    int     // requests between two looks; 0 means 16
+	Replicas int     // of the gateway, any of which may get any request, and the first of which looks; 0 means 1
 
 	// The canary's harm.
 	TTFT, TPS, USD float64 // factors; 0 means 1
@@ -63,10 +65,15 @@ func Run(t *Trial, seed uint64, promote bool) Result {
 	d := t.Design
 	d.Arms, d.Control, d.Sticky = []string{"control", "canary"}, 0, t.Users > 0
 	d.Weights = []float64{1 - t.Steps[0].Weight, t.Steps[0].Weight}
-	e, err := stats.New(d)
-	if err != nil {
-		panic("BUG: " + err.Error())
+	es := make([]*stats.Experiment, max(1, t.Replicas))
+	for i := range es {
+		e, err := stats.New(d)
+		if err != nil {
+			panic("BUG: " + err.Error())
+		}
+		es[i] = e
 	}
+	e := es[0]
 	hosts, own := t.hosts(r)
 	users, share := t.users(r)
 	every := t.Every
@@ -85,8 +92,10 @@ func Run(t *Trial, seed uint64, promote bool) Result {
 	for i := range t.Requests {
 		if step+1 < len(t.Steps) && i >= t.Steps[step+1].After && (!t.Careful || res.Action >= stats.Advance) {
 			step++
-			if err := e.Reweigh([]float64{1 - t.Steps[step].Weight, t.Steps[step].Weight}); err != nil {
-				panic("BUG: " + err.Error())
+			for _, e := range es {
+				if err := e.Reweigh([]float64{1 - t.Steps[step].Weight, t.Steps[step].Weight}); err != nil {
+					panic("BUG: " + err.Error())
+				}
 			}
 		}
 		// Two days pass. Requests come by their number, so that the day is in what they meet rather than in how many there are.
@@ -108,9 +117,18 @@ func Run(t *Trial, seed uint64, promote bool) Result {
 			arm = 1
 		}
 		o := t.answer(r, u, unit, arm, day, incident > 0, hosts, own, ttft, tps, usd)
-		e.Record(&o)
+		if len(es) > 1 {
+			es[r.IntN(len(es))].Record(&o)
+		} else {
+			e.Record(&o)
+		}
 		if (i+1)%every != 0 && i+1 != t.Requests {
 			continue
+		}
+		for k, other := range es[1:] {
+			if err := e.Merge(strconv.Itoa(k), other.Snapshot()); err != nil {
+				panic("BUG: " + err.Error())
+			}
 		}
 		if t.Watch != nil {
 			t.Watch(i+1, e)
