@@ -109,8 +109,8 @@ type Design struct {
 	MinUnits int `json:"min_units"`
 	// Settle is how long requests may take until they are recorded, but for a few; 0 means 10 minutes.
 	Settle time.Duration `json:"settle"`
-	// Capacity is how many units of sticky experiments are remembered, some 100 bytes each; 0 means 32,768, others are rounded up to
-	// a power of two. When there are more, half of them are forgotten, chosen by hash, and so is whoever else belongs to that half.
+	// Capacity is how many units of sticky experiments are remembered, some 100 bytes each, as far as they fit into a
+	// snapshot (MaxSnapshot); 0 means 32,768, others are rounded up to a power of two. When there are more, half of them are forgotten, chosen by hash, and so is whoever else belongs to that half.
 	Capacity int `json:"capacity"`
 }
 

@@ -27,11 +27,22 @@ func (d *Design) fingerprint() uint64 {
 	return h.Sum64()
 }
 
-// Snapshot is what this replica recorded, for Restore and, elsewhere, Merge. It is at most 70 bytes a unit of Capacity, and little more.
+// MaxSnapshot is the size of the largest snapshot, in bytes.
+const MaxSnapshot = 1_000_000
+
+// Snapshot is what this replica recorded, for Restore and, elsewhere, Merge: some 40 bytes a unit. When it would be larger than
+// MaxSnapshot, half of the units are forgotten first.
 func (e *Experiment) Snapshot() []byte {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.own.encode(&e.design)
+	for {
+		b := e.own.encode(&e.design)
+		if len(b) <= MaxSnapshot || len(e.own.units.recs) == 0 {
+			return b
+		}
+		e.own.units.halve()
+		e.own.rebuild(e.design.Control)
+	}
 }
 
 // Restore takes up what Snapshot gave before a restart, in place of what was recorded since. After an error nothing has changed.
@@ -200,7 +211,8 @@ func (r *record) merge(o *record) {
 	}
 }
 
-// writer and reader are of fixed-width little-endian figures: all that varies in length is preceded by its count.
+// writer and reader are of little-endian figures of fixed width, and of varints where figures are small and many. Whatever varies
+// in number is preceded by its count.
 type writer struct{ b []byte }
 
 func (w *writer) u8(v uint8)    { w.b = append(w.b, v) }
@@ -209,6 +221,7 @@ func (w *writer) u64(v uint64)  { w.b = binary.LittleEndian.AppendUint64(w.b, v)
 func (w *writer) i64(v int64)   { w.u64(uint64(v)) } //nolint:gosec // bits
 func (w *writer) f64(v float64) { w.u64(math.Float64bits(v)) }
 func (w *writer) f32(v float32) { w.u32(math.Float32bits(v)) }
+func (w *writer) uv(v uint32)   { w.b = binary.AppendUvarint(w.b, uint64(v)) }
 func (w *writer) count(n int)   { w.u32(uint32(n)) } //nolint:gosec // bounded
 
 type reader struct {
@@ -232,6 +245,16 @@ func (r *reader) u64() uint64  { return binary.LittleEndian.Uint64(r.take(8)) }
 func (r *reader) i64() int64   { return int64(r.u64()) } //nolint:gosec // bits
 func (r *reader) f64() float64 { return r.number(math.Float64frombits(r.u64())) }
 func (r *reader) f32() float32 { return float32(r.number(float64(math.Float32frombits(r.u32())))) }
+
+func (r *reader) uv() uint32 {
+	v, n := binary.Uvarint(r.b)
+	if n <= 0 || v > math.MaxUint32 {
+		r.b, r.bad = nil, true
+		return 0
+	}
+	r.b = r.b[n:]
+	return uint32(v)
+}
 
 // number refuses what no state holds.
 func (r *reader) number(v float64) float64 {
@@ -262,6 +285,9 @@ func (r *reader) count(each int) int {
 	return n
 }
 
+// leastRecord is the size of the shortest record of a unit.
+const leastRecord = 8 + 1 + 1 + 4 + counted + 1
+
 func (c *Counts) figures() []*int64 {
 	return []*int64{
 		&c.Requests, &c.Forced, &c.Unsampled, &c.Failed, &c.Missed, &c.Truncated, &c.OutOfArm, &c.Cold, &c.Preempted, &c.Unmatched,
@@ -270,7 +296,7 @@ func (c *Counts) figures() []*int64 {
 }
 
 func (s *state) encode(d *Design) []byte {
-	w := &writer{b: make([]byte, 0, 4096+70*len(s.units.recs)+112*len(s.hosts))}
+	w := &writer{b: make([]byte, 0, 4096+48*len(s.units.recs)+112*len(s.hosts))}
 	w.u8(snapshotVersion)
 	w.u64(d.fingerprint())
 	w.u64(s.seq)
@@ -338,15 +364,24 @@ func (s *state) encode(d *Design) []byte {
 		w.u64(r.unit)
 		w.u8(r.arm)
 		w.u8(r.first)
-		w.u32(r.slot)
-		w.u32(r.failedIn)
-		w.u32(r.missedIn)
-		w.u32(r.requests)
+		w.uv(r.slot)
+		w.uv(r.failedIn)
+		w.uv(r.missedIn)
+		w.uv(r.requests)
 		for _, n := range r.n {
-			w.u32(n)
+			w.uv(n)
 		}
+		var set uint8 // means that are not zero, as most are
+		for m, y := range r.mean {
+			if y != 0 {
+				set |= 1 << m
+			}
+		}
+		w.u8(set)
 		for _, y := range r.mean {
-			w.f32(y)
+			if y != 0 {
+				w.f32(y)
+			}
 		}
 	}
 	return w.b
@@ -417,13 +452,16 @@ func decode(b []byte, d *Design) (*state, error) {
 		}
 	}
 	s.units.level = uint(r.below(64))
-	for range min(d.Capacity, r.count(70)) {
-		u := record{unit: r.u64(), arm: r.below(len(s.arms)), first: r.below(len(s.epochs)), slot: r.u32(), failedIn: r.u32(), missedIn: r.u32(), requests: r.u32()}
+	for range min(d.Capacity, r.count(leastRecord)) {
+		u := record{unit: r.u64(), arm: r.below(len(s.arms)), first: r.below(len(s.epochs)), slot: r.uv(), failedIn: r.uv(), missedIn: r.uv(), requests: r.uv()}
 		for i := range u.n {
-			u.n[i] = r.u32()
+			u.n[i] = r.uv()
 		}
-		for i := range u.mean {
-			u.mean[i] = r.f32()
+		set := r.u8()
+		for m := range u.mean {
+			if set&(1<<m) != 0 {
+				u.mean[m] = r.f32()
+			}
 		}
 		if s.units.find(u.unit, int(u.arm)) != nil {
 			r.bad = true

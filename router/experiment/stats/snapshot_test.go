@@ -225,3 +225,32 @@ func BenchmarkMerged(b *testing.B) {
 		}
 	})
 }
+
+// TestSnapshotSize: however many units there are, a snapshot can be stored, and what is left of the units is an experiment of its own.
+func TestSnapshotSize(t *testing.T) {
+	e := design(t, stats.Design{Sticky: true, Capacity: 1 << 16})
+	r := rand.New(rand.NewPCG(9, 9))
+	for i := range 120000 {
+		unit := uint64(i % 60000)
+		o := answer(r, unit, int(unit&1), 1)
+		o.Failed, o.Missed, o.Truncated = i%3 == 0, i%2 == 0, i%5 == 0
+		e.Record(&o)
+	}
+	before := e.Verdict()
+	s := e.Snapshot()
+	after := e.Verdict()
+	t.Logf("%d bytes for %d units, of which there were %d", len(s), after.Arms[0].Units+after.Arms[1].Units, before.Arms[0].Units+before.Arms[1].Units)
+	if len(s) > stats.MaxSnapshot || len(s) < stats.MaxSnapshot/3 {
+		t.Errorf("%d bytes: want at most %d, and not much less than half", len(s), stats.MaxSnapshot)
+	}
+	if before.Sample != 1 || after.Sample > 0.5 || after.Arms[0].Units >= before.Arms[0].Units {
+		t.Errorf("samples %v and %v", before.Sample, after.Sample)
+	}
+	f := design(t, stats.Design{Sticky: true, Capacity: 1 << 16})
+	if err := f.Restore(s); err != nil {
+		t.Fatal(err)
+	}
+	if a, b := told(t, e), told(t, f); a != b {
+		t.Errorf("restored\n%s\nwant\n%s", b, a)
+	}
+}
