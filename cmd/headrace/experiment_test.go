@@ -25,8 +25,10 @@ type crowd struct {
 	t     *testing.T
 	users int
 
-	mu     sync.Mutex // guards all below
-	bases  []string
+	route sync.RWMutex // guards bases; a request holds it until it has ended
+	bases []string
+
+	mu     sync.Mutex        // guards all below
 	arm    map[string]string // by user, the newest
 	moved  []string          // who left the canary
 	failed []string
@@ -54,9 +56,9 @@ func (c *crowd) run(workers int, stop <-chan struct{}) *sync.WaitGroup {
 
 // request is one of a user's, at one of the gateways.
 func (c *crowd) request(user string, dice uint64) {
-	c.mu.Lock()
+	c.route.RLock()
+	defer c.route.RUnlock()
 	base := c.bases[dice%uint64(len(c.bases))]
-	c.mu.Unlock()
 	req, err := http.NewRequest(http.MethodPost, base+"/v1/chat/completions", strings.NewReader(`{"model":"m","stream":true,"max_tokens":8,"messages":[{"role":"user","content":"hello"}]}`))
 	if err != nil {
 		c.t.Error(err)
@@ -96,10 +98,10 @@ func (c *crowd) fail(what string) {
 	c.failed = append(c.failed, what)
 }
 
-// ask has users ask these gateways from now on.
+// ask has users ask these gateways from now on, and others no more when it returns.
 func (c *crowd) ask(bases ...string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.route.Lock()
+	defer c.route.Unlock()
 	c.bases = bases
 }
 
