@@ -87,7 +87,7 @@ func TestGate(t *testing.T) {
 		shut := func() time.Duration {
 			from := time.Now()
 			for !g.open() {
-				time.Sleep(time.Millisecond)
+				<-time.After(time.Millisecond)
 			}
 			return time.Since(from)
 		}
@@ -98,7 +98,7 @@ func TestGate(t *testing.T) {
 				t.Errorf("shut for %s, want %s", got, want*time.Millisecond)
 			}
 		}
-		time.Sleep(awayAgain)
+		<-time.After(awayAgain)
 		g.slow()
 		g.stay(500 * time.Millisecond)
 		if got := shut(); got != 500*time.Millisecond {
