@@ -26,6 +26,7 @@ type Sources struct {
 	Reloads     func() Reloads
 	Ledger      func() Ledger
 	Shared      func() Shared // nil without a Redis
+	Experiments func() []Experiment
 }
 
 // Shared is how the sharing with other replicas fares.
@@ -396,6 +397,7 @@ func (m *Metrics) collectGateway(to sink) {
 		to.number(replicaHosts, float64(x.Heard), "heard")
 		to.number(replicaHosts, float64(x.Lost), "lost")
 	}
+	m.collectExperiments(to)
 	if s.Ledger != nil {
 		l := s.Ledger()
 		to.number(ledgerRecords, float64(l.Records))

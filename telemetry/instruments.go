@@ -91,7 +91,11 @@ const (
 	keyCall     = "headrace.call"
 	keySignal   = "headrace.signal"
 	keyVersion  = "headrace.version"
-	keyPriority = "headrace.priority"
+
+	keyExperiment = "headrace.experiment"
+	keyArm        = "headrace.arm"
+	keyBound      = "headrace.bound"
+	keyPriority   = "headrace.priority"
 )
 
 // LabelDoc says what a label holds, and what bounds its values.
@@ -127,6 +131,9 @@ func LabelDocs() []LabelDoc {
 		{keyCall, "the kind of call to the provider's control plane, of a closed set."},
 		{keySignal, "`traces`, `metrics` or `logs`."},
 		{keyVersion, "of this program."},
+		{keyExperiment, "an experiment's name in the config."},
+		{keyArm, "an arm's name in it."},
+		{keyBound, "`estimate`, `low` or `high`."},
 		{keyPriority, "`interactive` or `batch` ([queue.md](queue.md))."},
 	}
 }
@@ -229,6 +236,12 @@ const (
 	redisFallbacks
 	replicas
 	replicaHosts
+	experimentState
+	experimentShare
+	experimentUnits
+	experimentRequests
+	experimentEffect
+	experimentDecisions
 
 	dropped
 	exportFailures
@@ -657,6 +670,42 @@ var table = [instruments]Instrument{
 		[]string{keyResult},
 		nil,
 		"Hosts lost, taken away, failing or back that replicas tell each other of. Results: `told`, `heard` (it was news here), `lost` (it could not be told).",
+	},
+	experimentState: {
+		"headrace.experiment.state", Gauge, "{experiment}", Always,
+		[]string{keyExperiment, keyState},
+		nil,
+		"1 for the state that each experiment is in: `scheduled`, `running`, `paused`, `inconclusive`, `promoted`, `rolled_back`, `aborted` or `ended` ([experiments.md](experiments.md)). All figures of experiments are those of all replicas, as far as this one has heard: take the largest, not the sum.",
+	},
+	experimentShare: {
+		"headrace.experiment.share", Gauge, "1", Always,
+		[]string{keyExperiment, keyArm},
+		nil,
+		"Share of units that each arm gets now.",
+	},
+	experimentUnits: {
+		"headrace.experiment.units", Gauge, "{unit}", Always,
+		[]string{keyExperiment, keyArm},
+		nil,
+		"Units that each arm has had, of those that are remembered.",
+	},
+	experimentRequests: {
+		"headrace.experiment.requests", Gauge, "{request}", Always,
+		[]string{keyExperiment, keyArm, keyResult},
+		nil,
+		"Requests of each arm that were counted in this run. Results: `all`, and of them `failed` (a host failed, though another may have answered) and `out_of_arm` (others than the arm's hosts answered).",
+	},
+	experimentEffect: {
+		"headrace.experiment.effect", Gauge, "1", Always,
+		[]string{keyExperiment, keyArm, keyFigure, keyBound},
+		nil,
+		"Each arm against the control: a ratio less 1 of `ttft`, `tps` and `usd_per_mtok`, a difference of `error_rate`, `slo_missed`, `truncated` and `score`. Bounds: `estimate`, and `low` and `high` of its always-valid interval.",
+	},
+	experimentDecisions: {
+		"headrace.experiment.decisions", Counter, "{decision}", Always,
+		[]string{keyExperiment},
+		nil,
+		"Steps, commands and roll-backs.",
 	},
 	dropped: {
 		"headrace.telemetry.dropped", Counter, "{item}", Always,

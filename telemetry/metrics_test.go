@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -73,6 +74,14 @@ func sources() telemetry.Sources {
 		Reloads:  func() telemetry.Reloads { return telemetry.Reloads{OK: 2, Failed: 1} },
 		Ledger: func() telemetry.Ledger {
 			return telemetry.Ledger{Records: 9, Dropped: 1, Failures: 2, Bytes: 4096, Written: true, Bills: []telemetry.Bill{{Account: "vast", Billed: 4, Ledger: 5}}}
+		},
+		Experiments: func() []telemetry.Experiment {
+			return []telemetry.Experiment{{Name: "awq", State: "running", Decisions: 2, Arms: []telemetry.ExperimentArm{
+				{Name: "control", Share: 0.95, Units: 950, Requests: 1900, Failed: 9},
+				{Name: "canary", Share: 0.05, Units: 50, Requests: 100, Failed: 1, OutOfArm: 2, Effects: []telemetry.Effect{
+					{Figure: "ttft", Diff: 0.05, Low: -0.1, High: 0.2}, {Figure: "tps", Diff: math.NaN(), Low: math.NaN(), High: math.NaN()},
+				}},
+			}}}
 		},
 		Shared: func() telemetry.Shared {
 			return telemetry.Shared{Up: true, Errors: 1, Fallbacks: 2, Replicas: 3, Told: 4, Heard: 5, Lost: 6}

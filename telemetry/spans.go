@@ -140,6 +140,7 @@ func (s *spanner) request(r *ledger.Record) []attribute.KeyValue {
 		a.text(keyAlias, other)
 	}
 	a.text("headrace.key", r.Key)
+	a.text(keyArm, r.Arm)
 	if r.Stream {
 		a.flag("headrace.stream", true)
 	}

@@ -12,6 +12,7 @@ import (
 	"headrace/router"
 	"headrace/router/experiment"
 	"headrace/router/experiment/stats"
+	"headrace/telemetry"
 )
 
 // trials are the experiments of a config.
@@ -105,3 +106,25 @@ func (a *app) startExperiments(ctx context.Context) {
 
 // pools are those of the experiments in force. The caller holds mu.
 func (a *app) pools() []router.Pool { return experiments.Pools(a.trials) }
+
+// experimentFigures are what metrics tell of them.
+func (a *app) experimentFigures() []telemetry.Experiment {
+	var es []telemetry.Experiment
+	for _, v := range a.trying.Figures() {
+		e := telemetry.Experiment{Name: v.Name, State: string(v.State), Decisions: v.Made}
+		for i, arm := range v.Arms {
+			f := telemetry.ExperimentArm{Name: arm.Name, Share: arm.Share}
+			if v.Verdict != nil {
+				s := &v.Verdict.Arms[i]
+				f.Units, f.Requests, f.Failed, f.OutOfArm = s.Units, s.Requests, s.Failed, s.OutOfArm
+				for k := range s.Estimates {
+					x := &s.Estimates[k]
+					f.Effects = append(f.Effects, telemetry.Effect{Figure: x.Metric.String(), Diff: float64(x.Diff), Low: float64(x.Low), High: float64(x.High)})
+				}
+			}
+			e.Arms = append(e.Arms, f)
+		}
+		es = append(es, e)
+	}
+	return es
+}

@@ -37,7 +37,7 @@ func (a *app) newMetrics(cfg *config.Config) *telemetry.Metrics {
 		Sources: telemetry.Sources{
 			Hosts: a.router.Hosts, Calibration: a.router.Calibration, Accounts: a.discoveries, Probes: a.probed,
 			Waiting:  func() []queue.Length { return a.server.Waiting() },
-			InFlight: func() int64 { return a.server.InFlight() }, Draining: func() bool { return a.server.Draining() }, Reloads: a.reloaded, Ledger: a.ledgerFigures, Shared: a.shared(cfg),
+			InFlight: func() int64 { return a.server.InFlight() }, Draining: func() bool { return a.server.Draining() }, Reloads: a.reloaded, Ledger: a.ledgerFigures, Shared: a.shared(cfg), Experiments: a.experimentFigures,
 		},
 	})
 }

@@ -29,8 +29,9 @@ type View struct {
 	Passed     bool                  `json:"passed"`          // every guardrail is shown to be kept
 	Waits      string                `json:"waits,omitempty"` // for what, before the next step
 	Weights    []experiment.Weighing `json:"weights"`
-	Decisions  []experiment.Entry    `json:"decisions"` // the oldest first
-	Verdict    *stats.Verdict        `json:"verdict"`   // null before anything was seen
+	Decisions  []experiment.Entry    `json:"decisions"`      // the oldest first
+	Made       int64                 `json:"decisions_made"` // of which Decisions are the newest
+	Verdict    *stats.Verdict        `json:"verdict"`        // null before anything was seen
 	Hosts      map[uint32]string     `json:"hosts,omitempty"`
 	Kinds      map[uint32]string     `json:"kinds,omitempty"`
 	Replica    string                `json:"replica"` // that tells
@@ -61,7 +62,7 @@ func (m *Manager) view(t *trial) View {
 	s, d := t.Spec, &t.doc
 	v := View{
 		Name: s.Name, Model: s.Model, State: d.State, Run: d.Run, Traffic: s.To - s.From, Steps: s.Steps, Step: d.Step + 1, Passed: d.Passed,
-		Weights: d.Weights, Decisions: d.Log, Arms: []ArmView{}, Replica: slotName(m.slot.number), Decides: m.slot.leads,
+		Weights: d.Weights, Decisions: d.Log, Made: d.Decisions, Arms: m.arms(t), Replica: slotName(m.slot.number), Decides: m.slot.leads,
 		Uncounted: Uncounted{Late: t.late, Dropped: m.lost()}, Problem: t.failed, Advice: advice(t), Guardrails: t.Guardrails, Alpha: t.Alpha,
 	}
 	for _, u := range s.Units {
@@ -72,15 +73,6 @@ func (m *Manager) view(t *trial) View {
 	}
 	if !d.EndedAt.IsZero() {
 		v.EndedAt = &d.EndedAt
-	}
-	for i := range s.Arms {
-		a := ArmView{Name: s.Arms[i].Name, Control: i == 0}
-		if t.known && !t.foreign {
-			a.Share, a.Dropped = d.Shares[i], d.Dropped[i]
-		} else if i == 0 {
-			a.Share = 1
-		}
-		v.Arms = append(v.Arms, a)
 	}
 	switch {
 	case !t.known:
@@ -113,6 +105,21 @@ func (m *Manager) view(t *trial) View {
 	return v
 }
 
+// arms shows a trial's arms with the shares in force here. The caller holds mu.
+func (m *Manager) arms(t *trial) []ArmView {
+	vs := make([]ArmView, 0, len(t.Spec.Arms))
+	for i := range t.Spec.Arms {
+		a := ArmView{Name: t.Spec.Arms[i].Name, Control: i == 0}
+		if t.known && !t.foreign {
+			a.Share, a.Dropped = t.doc.Shares[i], t.doc.Dropped[i]
+		} else if i == 0 {
+			a.Share = 1
+		}
+		vs = append(vs, a)
+	}
+	return vs
+}
+
 func (m *Manager) lost() int64 {
 	m.queue.Lock()
 	defer m.queue.Unlock()
@@ -127,6 +134,22 @@ func (m *Manager) List(ctx context.Context) []View {
 	vs := make([]View, 0, len(m.trials))
 	for _, t := range m.trials {
 		vs = append(vs, m.view(t))
+	}
+	return vs
+}
+
+// Figures shows all experiments without asking the store or finding words, for who looks often.
+func (m *Manager) Figures() []View {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	vs := make([]View, 0, len(m.trials))
+	for _, t := range m.trials {
+		v := View{Name: t.Spec.Name, State: t.doc.State, Made: t.doc.Decisions, Arms: m.arms(t)}
+		if t.known && !t.foreign && t.stats != nil {
+			verdict := t.stats.Peek()
+			v.Verdict = &verdict
+		}
+		vs = append(vs, v)
 	}
 	return vs
 }
