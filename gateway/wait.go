@@ -316,7 +316,8 @@ func demands(h *maphash.Hash, d *router.Demand) {
 func (x *exchange) leaveRoom(now time.Time) {
 	x.ask.Batch = x.priority == queue.Batch
 	x.ask.Spare = 0
-	if q := &x.set.Queue; x.ask.Batch && q.Size > 0 && q.MaxWait > 0 && !x.resumed() {
+	due := x.seat != nil && x.seat.Due()
+	if q := &x.set.Queue; x.ask.Batch && q.Size > 0 && q.MaxWait > 0 && !due && !x.resumed() {
 		x.ask.Spare = max(0, q.BatchSpare*(1-2*now.Sub(x.rec.At).Seconds()/q.MaxWait.Seconds()))
 	}
 }

@@ -8,9 +8,10 @@ import (
 // drain measures how fast requests of one priority leave a pool served, while any wait: what others take meanwhile is in it.
 // It forgets by the time that somebody waits: what was seen of yesterday's rush is better than nothing today, and gives way soon.
 type drain struct {
-	served float64   // requests
-	busy   float64   // seconds in which they were
-	at     time.Time // up to then
+	served float64       // requests
+	busy   float64       // seconds in which they were
+	at     time.Time     // up to then
+	soon   time.Duration // until the first is, as was said last; 0 where nobody knows
 }
 
 const (
@@ -40,15 +41,24 @@ func (d *drain) pass(now time.Time, waited bool) {
 	}
 }
 
-// each is the time from one to the next, where the first was expected within soon; soon is 0 where nobody knows, and ok is false
-// where nothing is known.
-func (d *drain) each(soon time.Duration) (t time.Duration, ok bool) {
+// each is the time from one to the next; ok is false where nothing is known.
+func (d *drain) each() (t time.Duration, ok bool) {
 	n, busy := d.served, d.busy
-	if soon > 0 { // counts for one that was seen
-		n, busy = n+1, busy+soon.Seconds()
+	if d.soon > 0 { // counts for one that was seen
+		n, busy = n+1, busy+d.soon.Seconds()
 	}
 	if n < 0.5 {
 		return 0, false
 	}
 	return time.Duration(busy / n * float64(time.Second)), true
 }
+
+// doubt is by how much the time may be less, as a factor: what hosts expect of an answer's length, before any was seen, is a guess.
+func (d *drain) doubt() time.Duration {
+	if d.served < fewServed {
+		return 3
+	}
+	return 1
+}
+
+const fewServed = 10.0 // answers that begin together end together: the first few say little of the rest

@@ -34,6 +34,7 @@ type class struct {
 	n       int
 	there   [Lines]int // that could be called, by line
 	drain   drain
+	swept   time.Time // see Room.sweep
 }
 
 // flow is a key's requests of one priority in one pool.
@@ -161,13 +162,29 @@ func (p *pool) best() *Waiter {
 	return best
 }
 
+// before tells whether somebody of a lower priority number than w could be called.
+func (p *pool) before(w *Waiter) bool {
+	for i := range p.classes[:w.ask.Priority] {
+		if c := &p.classes[i]; c.open(p.blocked >> (uint(i) * Lines)) {
+			return true
+		}
+	}
+	return false
+}
+
+// open tells whether somebody could be called, of lines that are not blocked.
+func (c *class) open(blocked uint32) bool {
+	for i, n := range c.there {
+		if n > 0 && blocked&(1<<uint(i)) == 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // best is the first of the flow that is furthest behind, of lines that are not blocked.
 func (c *class) best(blocked uint32) *Waiter {
-	open := false
-	for i, n := range c.there {
-		open = open || n > 0 && blocked&(1<<uint(i)) == 0
-	}
-	if !open {
+	if !c.open(blocked) {
 		return nil
 	}
 	var best *Waiter

@@ -236,6 +236,64 @@ func TestLateAreToldAtOnce(t *testing.T) {
 	})
 }
 
+// TestHopelessAreToldEarly: who came when nothing was known is told as soon as it is that he waits in vain, and not at the end.
+func TestHopelessAreToldEarly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShop(t, 1, 1000)
+		for range 301 { // one a second
+			s.send(Ask{Key: "A", By: later(50 * time.Second)}, time.Second)
+		}
+		<-time.After(15 * time.Second)
+		s.mu.Lock()
+		early, served := len(s.turned), len(s.served)
+		s.mu.Unlock()
+		if early < 180 || early > 240 { // some 70 may hope to be served within twice the time that is left
+			t.Errorf("%d of 300 were told within 15s", early)
+		}
+		s.wg.Wait()
+		late := map[Why]int{}
+		for _, v := range s.turned {
+			late[v.why]++
+		}
+		t.Logf("%d served, %d within 15s; turned away: %v", len(s.served), served, late)
+		if len(s.served) < 49 {
+			t.Errorf("%d were served within 50s", len(s.served))
+		}
+	})
+}
+
+// TestDue tells whether batch work is called because of its share, or because nobody else can be.
+func TestDue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := New(Options{Now: time.Now})
+		r.Configure(Limits{Size: 10, BatchShare: 0.5})
+		enter := func(p Priority) *Waiter {
+			w, _, _ := r.Enter(&Ask{Pool: "m", Priority: p, By: later(time.Hour)})
+			return w
+		}
+		people, jobs := [3]*Waiter{}, [3]*Waiter{}
+		for i := range people {
+			people[i], jobs[i] = enter(Interactive), enter(Batch)
+		}
+		turn := func(w *Waiter, due bool) {
+			t.Helper()
+			if c := r.Wait(w, later(time.Millisecond)); c != Turn || w.Due() != due {
+				t.Fatalf("call %d, due %v, want a turn, due %v", c, w.Due(), due)
+			}
+		}
+		turn(people[0], false)
+		r.Served(people[0])
+		turn(jobs[0], true)
+		r.Served(jobs[0])
+		turn(people[1], false)
+		r.Stay(people[1], 0)
+		turn(jobs[1], false) // people have found nothing
+		r.Stay(jobs[1], 0)
+		r.Freed("m")
+		turn(people[1], false)
+	})
+}
+
 // TestRetryAfterIsHonest compares what those who are turned away are told with when those are served who stood last when they came.
 func TestRetryAfterIsHonest(t *testing.T) {
 	seed := rand.Uint64()

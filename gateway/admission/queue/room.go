@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,6 +30,7 @@ type Waiter struct {
 	away       bool   // not in Wait
 	called     uint64 // pool.stirred when it was called
 	atOnce     bool   // it was called when it came
+	due        bool   // it was called before others whose work does not wait so long
 	why        Why
 	retry      time.Duration
 	pool       *pool
@@ -139,9 +141,12 @@ func (r *Room) Enter(a *Ask) (w *Waiter, why Why, retry time.Duration) {
 	p := r.pool(a.Pool)
 	c := &p.classes[a.Priority]
 	c.drain.pass(now, c.n > 0)
+	if a.Soon > 0 || c.n == 0 {
+		c.drain.soon = a.Soon
+	}
 	retry = c.expect(&w.ask, nil)
 	switch {
-	case !now.Add(retry).Before(a.By):
+	case !now.Add(retry / c.drain.doubt()).Before(a.By):
 		return nil, Late, retry
 	case r.waiting.Load() >= int64(r.limits.Size) && !r.makeRoom(w, p):
 		return nil, Full, retry
@@ -158,7 +163,7 @@ func (r *Room) Enter(a *Ask) (w *Waiter, why Why, retry time.Duration) {
 
 // expect is when a request of the class is served, about, that stands behind all of its key's, or where w does; 0 where nobody knows.
 func (c *class) expect(a *Ask, w *Waiter) time.Duration {
-	each, ok := c.drain.each(a.Soon)
+	each, ok := c.drain.each()
 	if !ok {
 		return 0
 	}
@@ -313,7 +318,7 @@ func (r *Room) call(p *pool) {
 		}
 		if p.gate == nil {
 			p.turn = w
-			w.state, w.called = called, p.stirred
+			w.state, w.called, w.due = called, p.stirred, p.before(w)
 			w.signal()
 			return
 		}
@@ -345,8 +350,34 @@ func (r *Room) serve(w *Waiter) {
 	p.charge(w, &r.limits)
 	p.remove(w)
 	r.waiting.Add(-1)
+	r.sweep(p, c)
 	r.quiet(p)
 }
+
+// sweep turns those away who stand last of their keys' and would have their turn too late, by what is known now. The caller holds mu.
+func (r *Room) sweep(p *pool, c *class) {
+	now := r.opt.Now()
+	if now.Sub(c.swept) < sweepEvery || c.drain.doubt() > 1 {
+		return
+	}
+	c.swept = now
+	for _, f := range slices.Clone(c.list) {
+		for w := f.spare(); w != nil; w = f.spare() {
+			late := c.expect(&w.ask, w)
+			if !now.Add(late / hopeless).After(w.ask.By) {
+				break
+			}
+			w.retry = late
+			r.dismiss(w, Late)
+			w.signal()
+		}
+	}
+}
+
+const (
+	sweepEvery = 250 * time.Millisecond
+	hopeless   = 2 // times the time that is left is what somebody has to be expected to wait who is told that it is in vain
+)
 
 // Served says that w, who had been called, has found room, and calls the next one. After a Gate's Turn it does nothing.
 func (r *Room) Served(w *Waiter) {
@@ -369,7 +400,10 @@ func (r *Room) Stay(w *Waiter, soon time.Duration) {
 		return
 	}
 	p := w.pool
-	w.state, p.turn, w.ask.Soon, w.atOnce = standing, nil, soon, false
+	w.state, p.turn, w.atOnce = standing, nil, false
+	if soon > 0 {
+		p.classes[w.ask.Priority].drain.soon = soon
+	}
 	if w.called == p.stirred { // else something was given back meanwhile: once more
 		p.blocked |= w.bit()
 	}
@@ -452,6 +486,9 @@ func (w *Waiter) Cancel() {
 
 // Refusal is why w waits no more, after Refused, and when it would be worth while to come again, 0 where nobody knows.
 func (w *Waiter) Refusal() (why Why, retry time.Duration) { return w.why, w.retry }
+
+// Due tells, after Turn, that w was called though others wait whose work does not wait so long: it is due its share.
+func (w *Waiter) Due() bool { return w.due }
 
 // Came is since when it has waited.
 func (w *Waiter) Came() time.Time { return w.came }
