@@ -223,7 +223,8 @@ func (x *exchange) sit() {
 // found says that a host was found for the request, if it had waited for one.
 func (x *exchange) found() {
 	if x.seat != nil {
-		x.s.room.Served(x.seat.Waiter)
+		_, tokens := x.s.router.Outlook(&x.ask)
+		x.s.room.Served(x.seat.Waiter, tokens)
 		x.sit()
 	}
 }

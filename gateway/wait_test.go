@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"headrace/gateway/admission"
 	"headrace/gateway/admission/queue"
 	"headrace/router"
 	"headrace/router/endpoint"
@@ -48,13 +49,13 @@ func newCounter(t testing.TB) *counter {
 // waiting has n requests at most at each host at once, and a room for those beyond.
 func waiting(n int, q Queue) func(*rigOptions) {
 	return func(o *rigOptions) {
-		o.set.Queue = q
+		o.set.Queue, o.set.Total = q, time.Hour
 		o.edit = func(eps []endpoint.Endpoint) {
 			for i := range eps {
 				eps[i].Limits.Concurrent = n
 			}
 		}
-		o.rules = []router.ModelRule{{Name: model, Serves: []string{model}, SLO: router.SLO{TTFT: time.Minute}}}
+		o.rules = []router.ModelRule{{Name: model, Serves: []string{model}, SLO: router.SLO{TTFT: time.Hour}}}
 	}
 }
 
@@ -453,4 +454,108 @@ func TestWaitingStorm(t *testing.T) {
 		t.Errorf("statuses %v", status)
 	}
 	g.standing(0)
+}
+
+// slowly is a host that takes d for every answer.
+func slowly(d time.Duration) func(c *upConn, r *upRequest) bool {
+	return func(c *upConn, r *upRequest) bool {
+		<-time.After(d)
+		return answering(c, r)
+	}
+}
+
+// TestFairBetweenKeys has one key's hundreds stand before another's ten: the ten are served as fast as half of the hosts serves them, and a
+// key of three times the weight gets three times as much.
+func TestFairBetweenKeys(t *testing.T) {
+	for name, tc := range map[string]struct {
+		weight float64
+		most   int // of the flood that are served while the ten are
+	}{"alike": {1, 20}, "thrice the weight": {3, 12}} {
+		t.Run(name, func(t *testing.T) {
+			up := newUpstream(t, slowly(20*time.Millisecond))
+			q := roomy()
+			q.Size, q.MaxWait = 1000, time.Hour // answers are expected to take long, before any was seen
+			g := newRig(t, []string{up.url()}, waiting(4, q), func(o *rigOptions) {
+				o.keys = gateOf(func(k *admission.Key) { k.Weight = tc.weight })
+				o.noTLS = true
+			})
+			const many = 300
+			var flood []<-chan reply
+			for range many {
+				flood = append(flood, g.goDo(chat(false, "Authorization: Bearer "+otherKey)))
+			}
+			eventually(t, "the flood stands there", func() bool { return g.srv.room.Waiting() > many/2 })
+			var ten []<-chan reply
+			for range 10 {
+				ten = append(ten, g.goDo(chat(false, "Authorization: Bearer "+teamKey)))
+			}
+			for _, r := range append(ten, flood...) {
+				if a := wait(t, r, "an answer"); a.err != nil || a.StatusCode != 200 {
+					t.Fatalf("%v, %+v: %s", a.err, a.Response, a.body)
+				}
+			}
+			g.recordN(many + 9)
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			var first, last time.Time
+			for i := range g.records {
+				if r := &g.records[i]; r.Key == "team" {
+					if at := r.At.Add(r.Queued); last.Before(at) {
+						last = at
+					}
+					if first.IsZero() || r.At.Before(first) {
+						first = r.At
+					}
+				}
+			}
+			others := 0
+			for i := range g.records {
+				if r := &g.records[i]; r.Key == "other" {
+					if at := r.At.Add(r.Queued); at.After(first) && at.Before(last) {
+						others++
+					}
+				}
+			}
+			t.Logf("ten had a host within %v; meanwhile %d of the other key's %d had", last.Sub(first).Round(time.Millisecond), others, many)
+			if others > tc.most {
+				t.Errorf("%d of the other key's were served before ten of this one's", others)
+			}
+		})
+	}
+}
+
+// TestRetryAfterIsHonest compares what callers are told with what happens to those who stand last when they are told so.
+func TestRetryAfterIsHonest(t *testing.T) {
+	up := newUpstream(t, slowly(50*time.Millisecond))
+	q := roomy()
+	q.Size, q.MaxWait = 150, time.Hour
+	g := newRig(t, []string{up.url()}, waiting(2, q), func(o *rigOptions) { o.noTLS = true })
+	var all []<-chan reply
+	fill := func() {
+		for g.srv.room.Waiting() < q.Size {
+			n := g.srv.room.Waiting()
+			all = append(all, g.goDo(chat(false)))
+			eventually(t, "it waits", func() bool { return g.srv.room.Waiting() != n || len(all) <= 2 })
+		}
+	}
+	fill()
+	g.recordN(20) // it is known by now how fast they are served
+	fill()
+	before := g.srv.room.Waiting()
+	r, body, _ := g.do(chat(false))
+	from := time.Now()
+	told, err := strconv.Atoi(r.Header.Get("Retry-After"))
+	if r.StatusCode != 429 || err != nil || !strings.Contains(body, "waiting room is full") {
+		t.Fatalf("status %d, Retry-After %q with %d waiting: %s", r.StatusCode, r.Header.Get("Retry-After"), before, body)
+	}
+	for _, r := range all {
+		if a := wait(t, r, "an answer"); a.err != nil || a.StatusCode != 200 {
+			t.Fatalf("%v, %+v: %s", a.err, a.Response, a.body)
+		}
+	}
+	really := time.Since(from).Seconds()
+	t.Logf("told %d s, and the last of those before it was served after %.2f s", told, really)
+	if float64(told) > 2*really+1 || float64(told) < really/2 { // whole seconds, rounded up
+		t.Errorf("told %d s, and the last of those before it was served after %.2f s", told, really)
+	}
 }

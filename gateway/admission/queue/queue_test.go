@@ -93,7 +93,7 @@ func (s *shop) visit(a Ask) (v visit) {
 		switch s.room.Wait(w, time.Now().Add(time.Hour)) {
 		case Turn:
 			if s.try() {
-				s.room.Served(w)
+				s.room.Served(w, 0)
 				return v
 			}
 			s.room.Stay(w, a.Soon)
@@ -282,9 +282,9 @@ func TestDue(t *testing.T) {
 			}
 		}
 		turn(people[0], false)
-		r.Served(people[0])
+		r.Served(people[0], 0)
 		turn(jobs[0], true)
-		r.Served(jobs[0])
+		r.Served(jobs[0], 0)
 		turn(people[1], false)
 		r.Stay(people[1], 0)
 		turn(jobs[1], false) // people have found nothing
@@ -431,7 +431,7 @@ func TestLinesDoNotBlockEachOther(t *testing.T) {
 		r.Stay(other, 0)
 		at(other, Pause)
 		at(first, Turn)
-		r.Served(first)
+		r.Served(first, 0)
 		at(second, Turn)
 		r.Freed("m") // meanwhile
 		r.Stay(second, 0)
@@ -618,7 +618,7 @@ func randomHistory(t *testing.T, rng *rand.Rand) {
 					r.Stay(w, 0)
 					continue
 				}
-				r.Served(w)
+				r.Served(w, 0)
 				over()
 				serve(h)
 				return
@@ -738,7 +738,7 @@ func BenchmarkThousandWait(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		r.Freed("m")
-		r.Served(r.pools["m"].turn)
+		r.Served(r.pools["m"].turn, 0)
 		enter()
 	}
 }

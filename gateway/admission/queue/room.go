@@ -379,12 +379,16 @@ const (
 	hopeless   = 2 // times the time that is left is what somebody has to be expected to wait who is told that it is in vain
 )
 
-// Served says that w, who had been called, has found room, and calls the next one. After a Gate's Turn it does nothing.
-func (r *Room) Served(w *Waiter) {
+// Served says that w, who had been called, has found room, and calls the next one. tokens are as in Ask, by what is known now: others may
+// have been answered meanwhile; 0 leaves them. After a Gate's Turn it does nothing.
+func (r *Room) Served(w *Waiter, tokens float64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if w.state != called {
 		return
+	}
+	if tokens > 0 {
+		w.ask.Tokens = max(1, tokens)
 	}
 	p := w.pool
 	r.serve(w)
