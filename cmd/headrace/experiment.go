@@ -70,7 +70,7 @@ line or the config is wrong.`,
 		RunE:    func(cmd *cobra.Command, args []string) error { return o.report(cmd, args[0]) },
 	}
 	rep.Flags().StringVar(&o.html, "html", "", "file to write the page to")
-	c.AddCommand(list, show, rep)
+	c.AddCommand(list, show, rep, experimentPowerCommand())
 	for _, d := range []struct {
 		command experiment.Command
 		short   string

@@ -67,11 +67,14 @@ type Trace struct {
 	LogE   stats.Figure `json:"log_e"`
 }
 
-// points are kept by a History: the more time has passed, the farther they are apart.
-const points = 160
+// points are kept by a History of two arms, fewer of more, but leastPoints: the more time has passed, the farther they are apart.
+const (
+	points      = 160
+	leastPoints = 32
+)
 
-// History keeps how an experiment stood over time, in bounded memory: at most 160 points, evenly over the time since the first. Its
-// fields are for JSON. It is not safe for concurrent use.
+// History keeps how an experiment stood over time, in bounded memory: at most 160 points, evenly over the time since the first. As JSON
+// it is less than half a megabyte. Its fields are for JSON. It is not safe for concurrent use.
 type History struct {
 	Every  time.Duration `json:"every"` // between two points
 	Points []Point       `json:"points"`
@@ -85,7 +88,7 @@ func (h *History) Add(at time.Time, v *stats.Verdict, force bool) {
 	if n := len(h.Points); n > 0 && !force && at.Sub(h.Points[n-1].At) < h.Every {
 		return
 	}
-	if len(h.Points) >= points {
+	if len(h.Points) >= max(leastPoints, points/max(1, len(v.Arms)-1)) {
 		kept := h.Points[:0]
 		for i := range h.Points {
 			if i%2 == 0 {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -235,5 +236,36 @@ func TestHistory(t *testing.T) {
 		if d := h.Points[i].At.Sub(h.Points[i-1].At); d < h.Every/2 || d > 2*h.Every {
 			t.Errorf("points %d and %d are %v apart, want about %v", i-1, i, d, h.Every)
 		}
+	}
+}
+
+// TestHistorySize: the past of as many arms as there may be fits into a document of the store.
+func TestHistorySize(t *testing.T) {
+	d := stats.Design{}
+	for i := range stats.MaxArms {
+		d.Arms, d.Weights = append(d.Arms, fmt.Sprintf("arm %d", i)), append(d.Weights, 1.0/stats.MaxArms)
+	}
+	e, err := stats.New(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := rand.New(rand.NewPCG(1, 1))
+	for range 20000 {
+		o := stats.Unknown(0, r.IntN(stats.MaxArms))
+		o.TTFT, o.TPS, o.USDPerMtok, o.Score = math.Exp(r.NormFloat64()), math.Exp(r.NormFloat64()), math.Exp(r.NormFloat64()), r.NormFloat64()
+		o.Failed, o.Missed = r.IntN(10) == 0, r.IntN(5) == 0
+		e.Record(&o)
+	}
+	v := e.Verdict()
+	h := report.NewHistory(time.Second)
+	for i := range 1000 {
+		h.Add(began.Add(time.Duration(i)*time.Second), &v, false)
+	}
+	b, err := json.Marshal(h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(b) > 500_000 || len(h.Points) < 16 {
+		t.Errorf("%d points in %d bytes: want 16 or more in half a megabyte", len(h.Points), len(b))
 	}
 }
