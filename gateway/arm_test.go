@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"headrace/gateway/admission"
 	"headrace/gateway/ledger"
 	"headrace/router"
 	"headrace/router/endpoint"
@@ -24,21 +25,39 @@ type trialRig struct {
 
 func newTrialRig(t *testing.T, urls []string, units ...experiment.Unit) *trialRig {
 	t.Helper()
+	return newTrialRigOf(t, urls, nil, units...)
+}
+
+func newTrialRigOf(t *testing.T, urls []string, change func(*experiment.Spec, *rigOptions), units ...experiment.Unit) *trialRig {
+	t.Helper()
 	s := &experiment.Spec{Name: "e", Model: model, Units: units, Arms: []experiment.Arm{
 		{Name: "control", Hosts: &experiment.Selector{Host: []string{"static:h0"}}},
 		{Name: "canary", Hosts: &experiment.Selector{Host: []string{"static:h1"}}, Share: 1, OnPreemption: "fail", Hedge: "sunk"},
 	}, Steps: []float64{0.5}}
-	s.Ready()
 	g := &trialRig{spec: s}
-	g.weigh(0.5)
 	var eps []endpoint.Endpoint
 	g.rig = newRig(t, urls, func(o *rigOptions) {
-		o.edit = func(e []endpoint.Endpoint) { eps = e }
+		edit := o.edit
+		if change != nil {
+			change(s, o)
+			edit = o.edit
+		}
+		s.Ready()
+		g.weigh(0.5)
+		o.edit = func(e []endpoint.Endpoint) {
+			if eps = e; edit != nil {
+				edit(e)
+			}
+		}
 		o.before = func(srv *Server) {
 			srv.opt.Arms = g.table.Load
 			pools := []router.Pool{}
 			for i := range s.Arms {
-				pools = append(pools, router.Pool{Name: s.Arms[i].Pool(), Model: model, Holds: s.Arms[i].Hosts.Holds})
+				p := router.Pool{Name: s.Arms[i].Pool(), Model: model, As: model, Holds: s.Arms[i].Hosts.Holds}
+				if s.Arms[i].Model != "" {
+					p.Model = s.Arms[i].Model
+				}
+				pools = append(pools, p)
 			}
 			srv.router.Update(eps, nil, pools...)
 		}
@@ -174,6 +193,55 @@ func TestChooseArm(t *testing.T) {
 	}
 	if _, n := a.counts(); n != 0 {
 		t.Errorf("the control got %d requests", n)
+	}
+}
+
+// TestArmOfAnotherModel answers by the hosts of another model, which get its name, and by the model's own where that has none.
+func TestArmOfAnotherModel(t *testing.T) {
+	a, b := newWatched(t), newWatched(t)
+	g := newTrialRigOf(t, []string{a.url(), b.url()}, func(s *experiment.Spec, o *rigOptions) {
+		s.Arms[1].Model, s.Arms[1].Hosts = "other", nil
+		o.edit = func(eps []endpoint.Endpoint) { eps[1].Served = []endpoint.Served{{Name: "other"}} }
+	}, experiment.Unit{Kind: experiment.ByRequest})
+	g.weigh(1)
+	r, _, err := g.do(chat(false))
+	if rec := g.recordN(0); err != nil || r.StatusCode != 200 || rec.Endpoint != "static:h1" || rec.Model != model || rec.Served != "other" || rec.OutOfArm {
+		t.Errorf("%v, %v, by %s as %s for %s", r, err, rec.Endpoint, rec.Served, rec.Model)
+	}
+	if got := b.all(); !strings.Contains(got, `"model":"other"`) {
+		t.Errorf("the host got %s", got)
+	}
+	b.close()
+	r, _, err = g.do(chat(false))
+	if rec := g.recordN(1); err != nil || r.StatusCode != 200 || rec.Endpoint != "static:h0" || rec.Served != model || !rec.OutOfArm {
+		t.Errorf("without its hosts: %v, %v, by %s as %s", r, err, rec.Endpoint, rec.Served)
+	}
+	if got := a.all(); !strings.Contains(got, fmt.Sprintf(`"model":%q`, model)) {
+		t.Errorf("the model's own host got %s", got)
+	}
+}
+
+// TestChooseArmByKey lets only those choose whose key may.
+func TestChooseArmByKey(t *testing.T) {
+	a, b := newUpstream(t, answering), newUpstream(t, answering)
+	g := newTrialRigOf(t, []string{a.url(), b.url()}, func(_ *experiment.Spec, o *rigOptions) {
+		o.keys = gateOf(func(k *admission.Key) { k.Experiments = []string{"e*"} })
+	}, experiment.Unit{Kind: experiment.ByKey})
+	g.weigh(0)
+	if r, body, err := g.do(chat(false, bearer(teamKey), "X-Headrace-Arm: e=canary")); err != nil || r.StatusCode != 200 || r.Header.Get("X-Headrace-Arm") != "e/canary" {
+		t.Errorf("a key that may: %v %s %v", r, body, err)
+	}
+	for _, word := range []string{"e=canary", "nothing=x"} { // who may not learns nothing of what there is
+		r, body, err := g.do(chat(false, bearer(otherKey), "X-Headrace-Arm: "+word))
+		if e := parseError(t, body); err != nil || r.StatusCode != 403 || e.Code != "arm_not_allowed" {
+			t.Errorf("a key that may not: %v %s %v", r, body, err)
+		}
+	}
+	if r, _, err := g.do(chat(false, bearer(otherKey))); err != nil || r.Header.Get("X-Headrace-Arm") != "e/control" {
+		t.Errorf("drawn by its key: %v %v", r, err)
+	}
+	if rec := g.recordN(3); rec.Unit != g.table.Load().Named("e").Key([]byte("other")) {
+		t.Errorf("its unit is %d", rec.Unit)
 	}
 }
 

@@ -9,7 +9,8 @@ import (
 // Pool is a part of a model's hosts that requests can be kept to: Request.Model names it in the model's place. Callers cannot ask for
 // it, and it is not among Models. What is learned of a model's requests is the model's, whichever of its pools they went to.
 type Pool struct {
-	Name string // of no model
+	Name  string // of no model
+	Label string // by which people know it; Name by default
 	// Model is whose hosts, demands and promises these are.
 	Model string
 	// As is the name that callers use, "" where it is Model's.
@@ -53,7 +54,11 @@ func (s *Snapshot) divide(pools []Pool) {
 		if as == "" {
 			as = p.Model
 		}
-		m := &Model{Name: as, pool: p.Name, demand: of.demand, slo: of.slo, policy: of.policy, strict: of.strict, stats: of.stats}
+		label := p.Label
+		if label == "" {
+			label = p.Name
+		}
+		m := &Model{Name: as, pool: label, demand: of.demand, slo: of.slo, policy: of.policy, strict: of.strict, stats: of.stats}
 		if p.Policy != PolicyDefault {
 			m.policy = p.Policy
 		}

@@ -39,7 +39,7 @@ type Snapshot struct {
 
 // Model is what callers may name.
 type Model struct {
-	pool   string // its name as a Pool, "" for a whole model
+	pool   string // its label as a Pool, "" for a whole model
 	Name   string
 	demand Demand
 	slo    SLO

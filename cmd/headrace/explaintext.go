@@ -97,10 +97,18 @@ func expected(x *router.Explanation) string {
 	return " (" + s + ")"
 }
 
+// pooled is the model, with the arm of an experiment to whose hosts the request was kept.
+func pooled(x *router.Explanation) string {
+	if x.Pool == "" {
+		return x.Model
+	}
+	return x.Model + " (hosts of " + x.Pool + ")"
+}
+
 // demanded tells what the request asked for, and what else explains the choice.
 func demanded(x *router.Explanation) string {
 	s := fmt.Sprintf("Model %s, policy %s, a prompt of %s, an answer of about %.0f. SLO: first token within %s and %.3g tokens/s, each for %.3g %% of requests.",
-		x.Model, x.Policy, count(int64(math.Round(x.Prompt)), "token"), x.Output, secondsText(x.SLO.TTFT), x.SLO.TPS, x.SLO.Confidence*100)
+		pooled(x), x.Policy, count(int64(math.Round(x.Prompt)), "token"), x.Output, secondsText(x.SLO.TTFT), x.SLO.TPS, x.SLO.Confidence*100)
 	if c := cheaper(x); c != nil {
 		s += fmt.Sprintf("\n%s would cost a little less, %s: so small a difference yields to room to spare and to a prompt that is held already.",
 			c.Endpoint, usdText(*c.MarginalUSD))
@@ -324,7 +332,7 @@ func decisionsText(ds []router.Explanation, now time.Time, width int) string {
 			ended, ttft, tps = strings.ReplaceAll(r.Class, "_", " "), r.TTFT, r.TPS
 		}
 		for j, cell := range []string{
-			brief(max(0, now.Sub(x.At))), cmp.Or(x.Request, unknownText), x.Model, to, strings.TrimSuffix(x.Why, " among those that keep the SLO"),
+			brief(max(0, now.Sub(x.At))), cmp.Or(x.Request, unknownText), pooled(x), to, strings.TrimSuffix(x.Why, " among those that keep the SLO"),
 			scaled(c.MarginalUSD, 1e6, microText), both(c.TTFT, ttft, secondsText), both(c.TPS, tps, func(v float64) string { return fmt.Sprintf("%.1f", v) }), ended,
 		} {
 			cols[j].cells = append(cols[j].cells, cell)

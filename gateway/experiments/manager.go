@@ -153,7 +153,7 @@ func Pools(trials []Trial) []router.Pool {
 	for _, t := range trials {
 		for i := range t.Spec.Arms {
 			a := &t.Spec.Arms[i]
-			p := router.Pool{Name: a.Pool(), Model: t.Spec.Model, As: t.Spec.Model}
+			p := router.Pool{Name: a.Pool(), Label: a.Label(), Model: t.Spec.Model, As: t.Spec.Model}
 			if a.Model != "" {
 				p.Model = a.Model
 			}
