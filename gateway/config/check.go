@@ -95,6 +95,7 @@ func (c *Config) check() []Problem {
 	problems := c.checkAddresses()
 	problems = append(problems, c.checkHosts()...)
 	problems = append(problems, c.checkCatalogue()...)
+	problems = append(problems, c.checkState()...)
 	problems = append(problems, c.checkKeys()...)
 	problems = append(problems, c.checkExperiments()...)
 	return append(problems, c.checkModels()...)

@@ -220,7 +220,8 @@ type Expectation struct {
 
 // State says where replicas share what they know, and where it outlives the process.
 type State struct {
-	Redis endpoint.Secret `yaml:"redis" otherwise:"nothing is shared: one replica, or each for itself" eg:"${REDIS_URL}" doc:"Address of the Redis that replicas share: redis://[user:password@]host:port[/db], rediss:// for TLS, redis+sentinel://host,host/master or redis+cluster://host,host (docs/replicas.md)." aka:"url|redis_url"`
+	Redis  endpoint.Secret `yaml:"redis" otherwise:"nothing is shared: one replica, or each for itself" eg:"${REDIS_URL}" doc:"Address of the Redis that replicas share: redis://[user:password@]host:port[/db], rediss:// for TLS, redis+sentinel://host,host/master or redis+cluster://host,host (docs/replicas.md)." aka:"url|redis_url"`
+	Prefix string          `yaml:"prefix" default:"headrace:" eg:"staging:" doc:"Beginning of all keys and channels in Redis: gateways that share one and know nothing of each other need another each." aka:"key_prefix|namespace"`
 	// Dir is a clean path, or "off".
 	Dir string `yaml:"dir" otherwise:"$HEADRACE_STATE_DIR, $STATE_DIRECTORY (systemd), $XDG_STATE_HOME/headrace or ~/.local/state/headrace" eg:"/var/lib/headrace" doc:"Directory for what outlives the process; made when there is something to write, for its owner only. \"off\" keeps everything in memory." aka:"directory|path|data_dir|state_dir"`
 }

@@ -1,6 +1,9 @@
 package config
 
-import "path/filepath"
+import (
+	"path/filepath"
+	"strings"
+)
 
 // Off is the state directory, and the admin address, of those who want none.
 const Off = "off"
@@ -32,4 +35,15 @@ func (s *State) settle(c *Config, getenv func(string) (string, bool)) {
 	if s.Dir != Off {
 		s.Dir = filepath.Clean(s.Dir)
 	}
+}
+
+// checkState looks at the prefix: braces would have a Cluster keep all keys at one node.
+func (c *Config) checkState() []Problem {
+	const at = "state.prefix"
+	p := c.State.Prefix
+	odd := func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune(`{}*?[]\`, r) }
+	if c.good(at) && (p == "" || len(p) > 64 || strings.ContainsFunc(p, odd)) {
+		return []Problem{c.problem(at, c.shown(at, p)+"is no beginning of a key", `use up to 64 letters, digits and signs such as ":", "-" and "."`)}
+	}
+	return nil
 }

@@ -1,6 +1,9 @@
 package config
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 // TestStateDir takes the directory of the file, then those of the environment in their order.
 func TestStateDir(t *testing.T) {
@@ -29,5 +32,26 @@ func TestStateDir(t *testing.T) {
 				t.Errorf("%q, want %q", c.State.Dir, tc.want)
 			}
 		})
+	}
+}
+
+// TestStatePrefix takes what may begin a key.
+func TestStatePrefix(t *testing.T) {
+	for prefix, good := range map[string]bool{
+		"headrace:": true, "eu-1.prod:": true, "x": true, `""`: false, `"a b"`: false, `"{a}:"`: false, `"*"`: false, `"ü"`: false, strings.Repeat("x", 65): false,
+	} {
+		c, err := Parse("headrace.yaml", []byte("state: {prefix: "+prefix+"}"), Overrides{}, func(string) (string, bool) { return "", false })
+		if (err == nil) != good {
+			t.Errorf("%s: %v", prefix, err)
+		}
+		if good && c.State.Prefix != prefix {
+			t.Errorf("%s became %q", prefix, c.State.Prefix)
+		}
+		if !good && !strings.Contains(err.Error(), "headrace.yaml:1:17: state.prefix") {
+			t.Errorf("%s: %v", prefix, err)
+		}
+	}
+	if c, err := Parse("", nil, Overrides{}, func(string) (string, bool) { return "", false }); err != nil || c.State.Prefix != "headrace:" {
+		t.Errorf("without a file: %q, %v", c.State.Prefix, err)
 	}
 }

@@ -36,7 +36,8 @@ const docEvent = "docs:"
 
 // events are those who are subscribed here.
 type events struct {
-	live atomic.Bool // they come
+	channel string
+	live    atomic.Bool // they come
 
 	mu    sync.RWMutex // guards all below; held while somebody takes an event
 	takes map[string]map[*subscription]struct{}
@@ -110,8 +111,8 @@ func (r *Redis) Publish(ctx context.Context, kind string, payload []byte) error 
 	return nil
 }
 
-// channel is the one that all events of all replicas go through.
-func (r *Redis) channel() string { return r.opt.Prefix + "events" }
+// channel is the one that all events of all replicas go through. Channels are those of the server, whatever the database.
+func (r *Redis) channel() string { return r.events.channel }
 
 // event is one as it is sent: sender, kind and payload.
 func (r *Redis) event(kind string, payload []byte) []byte {

@@ -67,7 +67,10 @@ func Open(o Options) (*Redis, error) {
 	var id [8]byte
 	_, _ = rand.Read(id[:]) // never fails
 	place := sha256.Sum256(fmt.Appendf(nil, "%q %q %d %q", ro.Addrs, ro.MasterName, ro.DB, o.Prefix))
-	return &Redis{opt: o, client: redis.NewUniversalClient(ro), me: hex.EncodeToString(id[:]), place: hex.EncodeToString(place[:8]), gate: gate{began: time.Now()}}, nil
+	return &Redis{
+		opt: o, client: redis.NewUniversalClient(ro), me: hex.EncodeToString(id[:]), place: hex.EncodeToString(place[:8]), gate: gate{began: time.Now()},
+		events: events{channel: fmt.Sprintf("%sevents:%d", o.Prefix, ro.DB)},
+	}, nil
 }
 
 // ID is what this replica is called by the others: new with each process.

@@ -43,12 +43,18 @@ func stores(t *testing.T) map[string]func(*testing.T) (a, b Store) {
 func (s *server) run() *Redis {
 	s.t.Helper()
 	r := s.open(nil)
+	runs(s.t, r)
+	return r
+}
+
+// runs has r run until the test ends, and closes it then.
+func runs(t *testing.T, r *Redis) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); _ = r.Run(ctx) }()
-	s.t.Cleanup(func() { cancel(); <-done })
-	await(s.t, "the stream of events", r.events.live.Load)
-	return r
+	t.Cleanup(func() { cancel(); <-done; _ = r.Close() })
+	await(t, "the stream of events", r.Hears)
 }
 
 // await waits until something is so.
@@ -397,4 +403,63 @@ func TestBus(t *testing.T) {
 	await(t, "three replicas counted by each", func() bool {
 		return !slices.ContainsFunc(replicas, func(r *Redis) bool { return r.Replicas() != 3 })
 	})
+}
+
+// TestApart keeps those apart who share a server and nothing else: by database, or by prefix.
+func TestApart(t *testing.T) {
+	s := startRedis(t)
+	url := "unix://" + s.sock
+	open := func(url, prefix string) *Redis {
+		t.Helper()
+		r, err := Open(Options{URL: url, Prefix: prefix, Timeout: 2 * time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		runs(t, r)
+		return r
+	}
+	all := []*Redis{open(url, ""), open(url+"?db=1", ""), open(url, "staging:")}
+	for _, r := range all {
+		t.Cleanup(r.Subscribe("word", func(from string, _ []byte) { t.Errorf("%s hears %s", r.ID(), from) }))
+		if _, err := r.Docs(DocsOptions{}).Put(t.Context(), "key", "k", 0, []byte(r.ID())); err != nil {
+			t.Error(err)
+		}
+		if err := r.Publish(t.Context(), "word", nil); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, r := range all {
+		if docs, err := r.Docs(DocsOptions{}).Load(t.Context(), "key"); err != nil || string(docs["k"].Body) != r.ID() {
+			t.Errorf("%v, %v", docs, err)
+		}
+		if err := r.Publish(t.Context(), "word", nil); err != nil { // after those above, on the same way
+			t.Error(err)
+		}
+		if n := r.Replicas(); n != 1 {
+			t.Errorf("it counts %d", n)
+		}
+	}
+}
+
+// TestPermissions needs no more of Redis than docs/replicas.md says.
+func TestPermissions(t *testing.T) {
+	s := startRedis(t)
+	admin := s.open(nil)
+	if err := admin.client.Do(t.Context(), "ACL", "SETUSER", "headrace", "on", ">s3cret", "~headrace:*", "&headrace:*",
+		"+@read", "+@write", "+@pubsub", "+@scripting", "+@connection", "+time", "-@dangerous").Err(); err != nil {
+		t.Fatal(err)
+	}
+	url := "unix://headrace:s3cret@" + s.sock
+	a, b := openURL(t, url), openURL(t, url)
+	useAll(t, "with few permissions", a, b)
+	if n := a.Stats().Errors + b.Stats().Errors; n > 0 {
+		t.Errorf("%d errors", n)
+	}
+	if _, err := a.Once(t.Context(), "k", time.Second, func(context.Context) ([]byte, error) { return nil, errors.New("boom") }); err == nil {
+		t.Error("no error")
+	}
+	denied, err := admin.client.Do(t.Context(), "ACL", "LOG").Slice()
+	if err != nil || len(denied) > 0 {
+		t.Errorf("denied: %v, %v", denied, err)
+	}
 }

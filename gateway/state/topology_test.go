@@ -92,11 +92,7 @@ func openURL(t *testing.T, url string) *Redis {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() { defer close(done); _ = r.Run(ctx) }()
-	t.Cleanup(func() { cancel(); <-done; _ = r.Close() })
-	await(t, "the stream of events", r.Hears)
+	runs(t, r)
 	return r
 }
 

@@ -75,9 +75,11 @@ func (k *Keeper) Run(ctx context.Context) error {
 			c, cancel := context.WithTimeout(context.WithoutCancel(ctx), keepEnd)
 			defer cancel()
 			k.save(c)
+			k.tidy(c)
 			return ctx.Err()
 		case <-t.C:
 			k.save(ctx)
+			k.tidy(ctx)
 		}
 	}
 }
@@ -176,15 +178,15 @@ func (k *Keeper) save(ctx context.Context) {
 		return
 	}
 	k.version, k.written = v, n
-	k.tidy(ctx)
 }
 
-// tidy deletes documents of replicas that are long gone.
+// tidy has hosts that this replica hardly knows be as the others know them, and deletes documents of replicas that are long gone.
 func (k *Keeper) tidy(ctx context.Context) {
 	docs, err := k.opt.Store.Load(ctx, LearnedKind)
 	if err != nil {
 		return
 	}
+	k.opt.Router.Remember(merge(k.decode(docs)))
 	type aged struct {
 		name string
 		at   time.Time

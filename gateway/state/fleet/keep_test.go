@@ -187,3 +187,28 @@ func TestKeeperOdd(t *testing.T) {
 		t.Errorf("after Redis came back empty: %v, %v", docs, err)
 	}
 }
+
+// TestKeeperShares has a replica that runs already know a host that others have measured.
+func TestKeeperShares(t *testing.T) {
+	var clock atomic.Int64
+	clock.Store(1_800_000_000_000_000_000)
+	s := state.NewMemory()
+	one, two := newLearner(t, &clock, host("a")), newLearner(t, &clock)
+	k := two.keeper(s, "two")
+	k.load(t.Context())
+	one.stream(20, 30)
+	one.keep(s, "one")
+	two.r.Update([]endpoint.Endpoint{host("a")}, nil)
+	usual := two.tps()
+	k.tidy(t.Context())
+	if got := two.tps(); math.Abs(got/20-1) > 0.1 {
+		t.Errorf("%.1f tokens a second, want about 20; %.1f is usual", got, usual)
+	}
+	two.stream(40, 30)
+	k.save(t.Context())
+	before := two.tps()
+	k.tidy(t.Context())
+	if got := two.tps(); got != before {
+		t.Errorf("%.1f tokens a second, %.1f as it had measured itself", got, before)
+	}
+}
