@@ -90,6 +90,7 @@ type chatRequest struct {
 	IncludeStop         bool             `json:"include_stop_str_in_output"`
 	ContinueFinal       bool             `json:"continue_final_message"`
 	AddPrompt           *bool            `json:"add_generation_prompt"`
+	TokenIDs            bool             `json:"return_token_ids"`
 	ResponseFormat      *struct {
 		Type       string `json:"type"`
 		JSONSchema struct {
@@ -204,6 +205,9 @@ func (x *exchange) chatJob(q *chatRequest) (*job, *problem) {
 	var ok bool
 	if j.promptTokens, ok = countBegun(q.Model, prompt, sent); !ok {
 		j.badSeam = true
+	}
+	if j.numbered = q.TokenIDs && !x.h.cfg.NoTokenIDs; j.numbered {
+		j.promptIDs = PromptIDs(q.Model, prompt, sent)
 	}
 	limit := 0
 	if l := q.limit(); l != nil {

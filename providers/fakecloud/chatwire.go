@@ -58,6 +58,8 @@ type chatChunk struct {
 	Model   string        `json:"model"`
 	Choices []chunkChoice `json:"choices"`
 	Usage   *usage        `json:"usage,omitempty"`
+
+	PromptIDs json.RawMessage `json:"prompt_token_ids,omitempty"` // of the first chunk
 }
 
 type logprobs struct {
@@ -118,7 +120,7 @@ func (r *chatRenderer) chunk(c ...chunkChoice) chatChunk {
 	if c == nil {
 		c = []chunkChoice{}
 	}
-	return chatChunk{r.id, "chat.completion.chunk", r.created, r.job.model, c, nil}
+	return chatChunk{ID: r.id, Object: "chat.completion.chunk", Created: r.created, Model: r.job.model, Choices: c}
 }
 
 // running is usage after n pieces of a choice, when the request asked for it in every chunk.
@@ -133,7 +135,9 @@ func (r *chatRenderer) running(choice, n int) *usage {
 func (r *chatRenderer) begin(emit emitter) error {
 	for c := range r.job.outputs {
 		k := r.chunk(chunkChoice{Index: c, Delta: delta{Role: "assistant", Content: new("")}})
-		k.Usage = r.running(c, 0)
+		if k.Usage = r.running(c, 0); r.job.numbered {
+			k.PromptIDs = encode(r.job.promptIDs)
+		}
 		if err := emit("", encode(k)); err != nil {
 			return err
 		}
@@ -145,7 +149,10 @@ func (r *chatRenderer) piece(emit emitter, choice, i int) error {
 	o := &r.job.outputs[choice]
 	p := o.pieces[i]
 	c := chunkChoice{Index: choice}
-	if !r.legacy {
+	switch {
+	case r.job.numbered:
+		c.TokenIDs = o.ids(i)
+	case !r.legacy:
 		c.TokenIDs = null()
 	}
 	switch p.part {
@@ -236,6 +243,9 @@ func (r *chatRenderer) whole() any {
 		}
 		if text := o.text(reasoning); text != "" {
 			c.Message.Reasoning = &text
+		}
+		if r.job.numbered {
+			a.PromptIDs, c.TokenIDs = r.job.promptIDs, o.allIDs()
 		}
 		if o.call != "" {
 			c.Message.ToolCalls = []toolCall{{ID: o.call, Type: "function", Function: toolFunction{o.text(toolHead), o.text(toolArgs)}}}

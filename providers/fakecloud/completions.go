@@ -2,28 +2,39 @@ package fakecloud
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 	"time"
 )
 
-// prompts is a prompt, or a list of them, each a text or a list of token ids.
-type prompts []string
+// prompts is a prompt, or a list of them, each a text or a list of token numbers.
+type prompts []promptText
 
-// UnmarshalJSON takes token ids for the text of their JSON.
+type promptText struct {
+	text string // of numbers their JSON
+	ids  []int  // nil for a text
+}
+
+// UnmarshalJSON takes each of the forms.
 func (p *prompts) UnmarshalJSON(b []byte) error {
 	var one string
 	if err := json.Unmarshal(b, &one); err == nil {
-		*p = prompts{one}
+		*p = prompts{{text: one}}
 		return nil
 	}
-	if err := json.Unmarshal(b, (*[]string)(p)); err == nil {
+	var texts []string
+	if err := json.Unmarshal(b, &texts); err == nil {
+		*p = nil
+		for _, t := range texts {
+			*p = append(*p, promptText{text: t})
+		}
 		return nil
 	}
 	var lists [][]int
 	if err := json.Unmarshal(b, &lists); err == nil {
 		*p = nil
 		for _, l := range lists {
-			*p = append(*p, string(encode(l)))
+			*p = append(*p, promptText{string(encode(l)), l})
 		}
 		return nil
 	}
@@ -31,7 +42,7 @@ func (p *prompts) UnmarshalJSON(b []byte) error {
 	if err := json.Unmarshal(b, &ids); err != nil {
 		return err
 	}
-	*p = prompts{string(encode(ids))}
+	*p = prompts{{string(encode(ids)), ids}}
 	return nil
 }
 
@@ -46,6 +57,7 @@ type completionRequest struct {
 	Echo          bool           `json:"echo"`
 	Stop          stringOrList   `json:"stop"`
 	IncludeStop   bool           `json:"include_stop_str_in_output"`
+	TokenIDs      bool           `json:"return_token_ids"`
 }
 
 // answerMark ends the question of a completion's prompt: what is behind it is an answer that was begun elsewhere.
@@ -78,9 +90,24 @@ func (x *exchange) completionJob(q *completionRequest) (*job, *problem) {
 	if q.MaxTokens != nil {
 		limit = *q.MaxTokens
 	}
-	j := &job{model: q.Model, prompt: q.Prompt[0], stream: q.Stream}
-	for _, prompt := range q.Prompt {
+	j := &job{model: q.Model, stream: q.Stream, numbered: q.TokenIDs && !x.h.cfg.NoTokenIDs}
+	for i, p := range q.Prompt {
+		prompt := p.text
 		question, sent := begun(prompt)
+		if len(p.ids) > 0 && !x.h.cfg.NoTokenIDs {
+			if slices.Max(p.ids) >= wordIDs+2*pieceIDs {
+				return nil, invalid("prompt", "Token id %d is out of vocabulary", slices.Max(p.ids))
+			}
+			if q, s, ok := spelled(p.ids); ok && q != "" { // else they are somebody's example, and no tokens of ours
+				question, sent, prompt = q, s, q+s
+			}
+		}
+		if i == 0 {
+			j.prompt = prompt
+			if j.numbered {
+				j.promptIDs = PromptIDs(q.Model, question, sent)
+			}
+		}
 		n, ok := countBegun(q.Model, question, sent)
 		if p := x.check(n, limit); p != nil {
 			return nil, p
@@ -131,6 +158,8 @@ type completionChoice struct {
 	Logprobs     *textLogprobs   `json:"logprobs"`
 	FinishReason *string         `json:"finish_reason"`
 	StopReason   json.RawMessage `json:"stop_reason"`
+	PromptIDs    json.RawMessage `json:"prompt_token_ids,omitempty"` // of the first chunk
+	TokenIDs     json.RawMessage `json:"token_ids,omitempty"`
 }
 
 type textLogprobs struct {
@@ -188,6 +217,12 @@ func (r *completionRenderer) piece(emit emitter, choice, i int) error {
 		c.Logprobs = new(textLogprobs)
 		c.Logprobs.add(r.offsets[choice], p.text, r.top)
 	}
+	if r.job.numbered {
+		c.TokenIDs = o.ids(i)
+		if c.PromptIDs = null(); i == 0 {
+			c.PromptIDs = encode(r.job.promptIDs)
+		}
+	}
 	r.offsets[choice] += len(p.text)
 	k := r.answer([]completionChoice{c})
 	if r.options.ContinuousUsage {
@@ -220,6 +255,9 @@ func (r *completionRenderer) whole() any {
 	for i := range r.job.outputs {
 		o := &r.job.outputs[i]
 		c := completionChoice{Index: i, Text: o.text(content), FinishReason: &o.finish, StopReason: o.stopReason()}
+		if r.job.numbered {
+			c.PromptIDs, c.TokenIDs = encode(r.job.promptIDs), encode(o.allIDs())
+		}
 		if r.top >= 0 {
 			c.Logprobs = new(textLogprobs)
 			at := 0

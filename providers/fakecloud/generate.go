@@ -30,6 +30,7 @@ type output struct {
 	finish string  // OpenAI's finish_reason
 	stop   string  // the stop string that was met, "" for none
 	call   string  // id of the tool call, "" for none
+	begins bool    // the first piece is the first one of the answer
 }
 
 // tokens counts what the first n pieces cost.
@@ -67,7 +68,7 @@ type wish struct {
 }
 
 func (w wish) output() output {
-	o := output{finish: "stop", call: w.call}
+	o := output{finish: "stop", call: w.call, begins: w.sent == ""}
 	switch {
 	case w.tool != "":
 		o.finish = w.toolFinish
@@ -170,7 +171,9 @@ type job struct {
 	prompt       string // for the prefix cache
 	between      string // what a later prompt has between this one and its answer
 	promptTokens int
-	cached       int // of them, set when the request is admitted
+	promptIDs    []int // the numbers of the prompt's tokens, where the request asks for such
+	numbered     bool  // it does
+	cached       int   // of them, set when the request is admitted
 	outputs      []output
 	stream       bool
 	continued    bool

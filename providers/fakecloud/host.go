@@ -38,6 +38,7 @@ type HostConfig struct {
 	KeepAlive   time.Duration // until an idle connection is closed; default 5 s, as uvicorn does
 	Legacy      bool          // answer as old vLLM versions did: flat errors, vllm:gpu_cache_usage_perc
 	Prefill     Prefill       // what becomes of continue_final_message
+	NoTokenIDs  bool          // knows no return_token_ids, and takes the numbers of a prompt for text
 
 	TLS           bool             // serve https with a certificate by a CA of its own
 	CAFile        string           // with TLS: the CA's certificate is written here

@@ -48,9 +48,9 @@ func (x *exchange) embeddings() {
 	tokens := 0
 	for _, in := range q.Input {
 		if p == nil {
-			p = x.check(CountTokens(in), 0)
+			p = x.check(CountTokens(in.text), 0)
 		}
-		tokens += CountTokens(in)
+		tokens += CountTokens(in.text)
 	}
 	if p != nil {
 		x.refuse(p)
@@ -58,7 +58,7 @@ func (x *exchange) embeddings() {
 	}
 	data := make([]embedding, 0, len(q.Input))
 	for i, in := range q.Input {
-		v := Vector(q.Model, in, dimensions)
+		v := Vector(q.Model, in.text, dimensions)
 		e := embedding{i, "embedding", v}
 		if q.Format == "base64" {
 			var b []byte
