@@ -25,6 +25,10 @@ type Chunk struct {
 	Text       []byte
 	TextAt     Span
 
+	// TokenIDsAt and PromptIDsAt are the lists in "token_ids" and "prompt_token_ids" in the data, as engines give them that were asked for
+	// the numbers of tokens; absent where there are none. Of several choices it is the last one's.
+	TokenIDsAt, PromptIDsAt Span
+
 	// Other says that it carries what is neither plain text nor reasoning: a tool call, a refusal, audio,
 	// content in parts, logprobs, or a second text.
 	Other bool
@@ -128,6 +132,8 @@ func (c *Chunk) top(data []byte, m *marks) bool {
 			c.ID, _ = unquoted(r.skip())
 		case "usage":
 			m.usage = c.usage(&r)
+		case "prompt_token_ids":
+			list(&r, &c.PromptIDsAt)
 		case "error":
 			c.fault(&r)
 		case "type":
@@ -258,6 +264,10 @@ func (c *Chunk) choices(r *reader, m *marks) {
 				c.Other = filled(r.skip()) || c.Other
 			case "finish_reason":
 				c.finish(r.skip())
+			case "token_ids":
+				list(r, &c.TokenIDsAt)
+			case "prompt_token_ids":
+				list(r, &c.PromptIDsAt)
 			default:
 				r.skip()
 			}
@@ -267,6 +277,37 @@ func (c *Chunk) choices(r *reader, m *marks) {
 			c.Outputs++
 		}
 	}
+}
+
+// list skips a value and notes where it lies, if it is a list.
+func list(r *reader, at *Span) {
+	if v := r.skip(); len(v) > 0 && v[0] == '[' {
+		*at = Span{r.i - len(v), r.i}
+	}
+}
+
+// Member is where the member lies whose value is at: with its name, and with the comma in front of it or, where it is the first, behind
+// it. Without it data is as though it had never been there.
+func Member(data []byte, at Span) Span {
+	back := func(i int) int { // over white space
+		for i > 0 && (data[i-1] == ' ' || data[i-1] == '\t' || data[i-1] == '\n' || data[i-1] == '\r') {
+			i--
+		}
+		return i
+	}
+	from := back(back(at.From) - 1)                      // behind the name
+	from = back(bytes.LastIndexByte(data[:from-1], '"')) // no name that is looked for has a quote in it
+	if from > 0 && data[from-1] == ',' {
+		return Span{from - 1, at.To}
+	}
+	to := at.To
+	for to < len(data) && (data[to] == ' ' || data[to] == '\t' || data[to] == '\n' || data[to] == '\r') {
+		to++
+	}
+	if to < len(data) && data[to] == ',' {
+		return Span{from, to + 1}
+	}
+	return Span{from, at.To}
 }
 
 // delta reads the delta or message of a choice and says whether it carries output.

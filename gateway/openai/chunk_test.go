@@ -1,6 +1,8 @@
 package openai_test
 
 import (
+	"bytes"
+	"encoding/json"
 	"math/rand/v2"
 	"reflect"
 	"testing"
@@ -324,6 +326,64 @@ func TestChunkID(t *testing.T) {
 		var c openai.Chunk
 		if c.Parse(nil, []byte(data)); string(c.ID) != want.id || c.Role != want.role {
 			t.Errorf("%s: id %q, role %t", data, c.ID, c.Role)
+		}
+	}
+}
+
+// TestTokenIDs finds the numbers of tokens where engines put them, and takes them out without a trace.
+func TestTokenIDs(t *testing.T) {
+	for data, want := range map[string]struct{ tokens, prompt, without string }{
+		`{"id":"x","choices":[{"index":0,"delta":{"content":"a"},"token_ids":[1,2]}]}`:                      {`[1,2]`, "", `{"id":"x","choices":[{"index":0,"delta":{"content":"a"}}]}`},
+		`{"choices":[{"delta":{"role":"assistant"}}],"prompt_token_ids":[ 7 ]}`:                             {"", `[ 7 ]`, `{"choices":[{"delta":{"role":"assistant"}}]}`},
+		`{"choices":[{"text":"a","prompt_token_ids":[7],"token_ids":[1]}]}`:                                 {`[1]`, `[7]`, `{"choices":[{"text":"a"}]}`},
+		`{"choices":[{"token_ids":[1],"text":"a"}]}`:                                                        {`[1]`, "", `{"choices":[{"text":"a"}]}`},
+		`{"choices":[{ "token_ids" : [1] , "text":"a"}]}`:                                                   {`[1]`, "", `{"choices":[{ "text":"a"}]}`},
+		`{"choices":[{"token_ids":[]}]}`:                                                                    {`[]`, "", `{"choices":[{}]}`},
+		`{"choices":[{"text":"a","token_ids":null,"prompt_token_ids":null}]}`:                               {"", "", `{"choices":[{"text":"a","token_ids":null,"prompt_token_ids":null}]}`},
+		`{"choices":[{"delta":{"token_ids":[1]}}],"token_ids":[2]}`:                                         {"", "", `{"choices":[{"delta":{"token_ids":[1]}}],"token_ids":[2]}`},
+		"{\"choices\":[{\"text\":\"a\"\n,\n\"token_ids\"\n:\n[1]\n}]}":                                      {`[1]`, "", "{\"choices\":[{\"text\":\"a\"\n\n}]}"},
+		`{"prompt_token_ids":[9],"choices":[{"text":"\"token_ids\":[5]","token_ids":[1],"index":0}],"a":1}`: {`[1]`, `[9]`, `{"choices":[{"text":"\"token_ids\":[5]","index":0}],"a":1}`},
+	} {
+		var c openai.Chunk
+		c.Parse(nil, []byte(data))
+		if got := data[c.TokenIDsAt.From:c.TokenIDsAt.To]; got != want.tokens {
+			t.Errorf("%s: tokens %q, want %q", data, got, want.tokens)
+		}
+		if got := data[c.PromptIDsAt.From:c.PromptIDsAt.To]; got != want.prompt {
+			t.Errorf("%s: prompt %q, want %q", data, got, want.prompt)
+		}
+		first, last := c.TokenIDsAt, c.PromptIDsAt
+		if first.From > last.From {
+			first, last = last, first
+		}
+		without := data
+		for _, at := range []openai.Span{last, first} {
+			if at.Present() {
+				at = openai.Member([]byte(without), at)
+				without = without[:at.From] + without[at.To:]
+			}
+		}
+		if without != want.without {
+			t.Errorf("%s: without %s, want %s", data, without, want.without)
+		}
+	}
+}
+
+// TestAskTokenIDs asks for them at the end of any request, however it was taken apart.
+func TestAskTokenIDs(t *testing.T) {
+	for _, body := range []string{`{"model":"m","messages":[1]}`, "{\"messages\":[{}],\"stream\":true,\"model\":\"m\"}\n ", `{"model":"m","a":{"stream_options":{}},"stream_options":null}`} {
+		var q openai.Request
+		if err := q.Scan([]byte(body)); err != nil {
+			t.Fatal(err)
+		}
+		for _, inject := range []bool{false, true} {
+			parts, n := q.Parts(nil, []byte(body), []byte(`"new"`), inject, inject)
+			parts, n = openai.AskTokenIDs(parts, n)
+			all := bytes.Join(parts, nil)
+			var m map[string]any
+			if err := json.Unmarshal(all, &m); err != nil || m["return_token_ids"] != true || m["model"] != "new" || len(all) != n {
+				t.Errorf("%v, %d bytes of %d: %s", err, n, len(all), all)
+			}
 		}
 	}
 }

@@ -1,6 +1,9 @@
 package openai
 
-import "math"
+import (
+	"bytes"
+	"math"
+)
 
 // What Parts puts in. These are constants: nobody may write to them.
 var (
@@ -121,4 +124,18 @@ func (p *pieces) replace(at Span, by []byte) {
 	p.upTo(at.From)
 	p.put(by)
 	p.done = at.To
+}
+
+// TokenIDs is the member by which engines are asked for the numbers of an answer's tokens, and of its prompt's (vLLM, SGLang).
+const TokenIDs = "return_token_ids"
+
+var tokenIDsMember = []byte(`,"` + TokenIDs + `":true`)
+
+// AskTokenIDs puts that member at the end of a request in pieces, as Parts returns them, which has members and not this one. It returns
+// the summed length as well; n is what it was.
+func AskTokenIDs(parts [][]byte, n int) ([][]byte, int) {
+	last := parts[len(parts)-1]
+	end := bytes.LastIndexByte(last, '}')
+	parts[len(parts)-1] = last[:end]
+	return append(parts, tokenIDsMember, last[end:]), n + len(tokenIDsMember)
 }

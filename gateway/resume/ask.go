@@ -49,7 +49,7 @@ func (s *Story) Ask(dst, body, modelJSON []byte, delivered int64, trims bool) ([
 	s.next = attempt{}
 	if sh.solid == 0 { // what there is will come again, if it is to
 		s.notes.nextSpace = decode(s.notes.nextSpace, text)
-		return s.write(dst, body, modelJSON, nil, 0), None
+		return s.write(dst, body, modelJSON, written{}), None
 	}
 	said := decode(nil, text)
 	switch {
@@ -73,12 +73,16 @@ func (s *Story) Ask(dst, body, modelJSON []byte, delivered int64, trims bool) ([
 		return dst, Stop // the host would not find a stop string that began before its own first token
 	}
 	s.next = attempt{prefilled: true, delivered: delivered}
-	return s.write(dst, body, modelJSON, text, delivered), None
+	return s.write(dst, body, modelJSON, written{text: text, delivered: delivered}), None
 }
 
 // Seam says that the next events are those of the attempt that was asked for last.
 func (s *Story) Seam() {
-	s.attempt = s.next
+	if s.attempt = s.next; s.exact {
+		s.numbers.keepOn()
+	} else {
+		s.numbers.anew(s.delivered)
+	}
 	if n := s.notes; n != nil {
 		n.space, n.nextSpace = n.nextSpace, n.space
 		n.before, n.after = n.before[:0], n.after[:0]
@@ -133,8 +137,17 @@ func texted(v []byte) []string {
 	return all
 }
 
-// write appends body with what makes it the next attempt's request; text nil asks from the beginning.
-func (s *Story) write(dst, body, modelJSON, text []byte, delivered int64) []byte {
+// written is what the next host is told of the answer: its text, as it stands in the events, or the numbers of prompt and answer. The
+// zero value asks from the beginning.
+type written struct {
+	text, ids []byte
+	delivered int64 // tokens of it
+}
+
+// write appends body with what makes it the next attempt's request.
+func (s *Story) write(dst, body, modelJSON []byte, w written) []byte {
+	text, delivered := w.text, w.delivered
+	goes := w.text != nil || w.ids != nil
 	done := 0
 	replace := func(at openai.Span, by string) {
 		dst = append(append(dst, body[done:at.From]...), by...)
@@ -159,7 +172,7 @@ func (s *Story) write(dst, body, modelJSON, text []byte, delivered int64) []byte
 			done = at.To
 		case "max_tokens", "max_completion_tokens", "min_tokens":
 			limits = limits || string(name) == "max_tokens"
-			if n := tokens(v); text != nil && n > 0 {
+			if n := tokens(v); goes && n > 0 {
 				least := int64(1)
 				if string(name) == "min_tokens" {
 					least = 0
@@ -167,6 +180,10 @@ func (s *Story) write(dst, body, modelJSON, text []byte, delivered int64) []byte
 				replace(at, strconv.FormatInt(max(least, n-delivered), 10))
 			}
 		case "messages", "prompt":
+			if w.ids != nil && string(name) == "prompt" {
+				replace(at, "["+string(w.ids)+"]")
+				break
+			}
 			if text == nil || s.chat != (string(name) == "messages") {
 				break
 			}
@@ -207,9 +224,12 @@ func (s *Story) write(dst, body, modelJSON, text []byte, delivered int64) []byte
 	if text != nil && s.chat && !adds {
 		dst = append(dst, `,"add_generation_prompt":false`...)
 	}
-	if text != nil && !s.chat && !limits && delivered < defaultCompletion {
+	if goes && !s.chat && !limits && delivered < defaultCompletion {
 		dst = append(dst, `,"max_tokens":`...)
 		dst = strconv.AppendInt(dst, defaultCompletion-delivered, 10)
+	}
+	if w.ids != nil {
+		dst = append(dst, `,"`+openai.TokenIDs+`":true`...)
 	}
 	return append(dst, body[end:]...)
 }

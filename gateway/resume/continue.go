@@ -32,10 +32,12 @@ func (s *Story) Continue(dst []byte, c *openai.Chunk, ev *sse.Event, wantUsage b
 		}
 		return dst, None
 	case c.Malformed:
+		s.unnumber()
 		return dst, Unreadable
 	}
 	r := judge(c)
 	if r != None && s.prefilled {
+		s.unnumber()
 		return dst, r
 	}
 	s.refuse(r)
@@ -50,6 +52,9 @@ func (s *Story) Continue(dst []byte, c *openai.Chunk, ev *sse.Event, wantUsage b
 	s.say(c.Text[cut:])
 	if s.gather || len(c.Text) == cut && !role && !c.Finish && !c.Reasoning && !c.Other && !(c.HasUsage && wantUsage) {
 		return dst, None
+	}
+	if s.exact && s.chat {
+		return s.retell(dst, c, ev.Data, wantUsage), None
 	}
 	if ev.Name != nil {
 		dst = append(append(append(dst, "event: "...), ev.Name...), '\n')

@@ -24,6 +24,7 @@ type Story struct {
 	blanks   int64 // events at the end of the text that are white space and nothing else
 	again    int64 // events that were dropped because they said what was there
 	notes    *notes
+	numbers  numbers
 
 	prompt int64 // tokens of the caller's prompt, -1 while nobody has told
 	attempt
@@ -34,6 +35,7 @@ type Story struct {
 type attempt struct {
 	prefilled bool  // it continues the text, else it answers from the beginning
 	delivered int64 // tokens of the text that it was given
+	exact     bool  // by their numbers
 }
 
 // notes are what else is kept of an answer. All are raw JSON.
@@ -112,6 +114,7 @@ func (s *Story) Release() {
 	if s.text != nil {
 		s.text.free()
 	}
+	s.numbers.free()
 	if n := s.notes; n != nil {
 		n.clear()
 		notesPool.Put(n)
@@ -167,6 +170,9 @@ func (s *Story) raw() []byte {
 func (s *Story) refuse(r Reason) {
 	if s.reason == None {
 		s.reason = r
+	}
+	if s.reason != None {
+		s.numbers.give()
 	}
 	if !s.gather && s.text != nil && s.reason != None { // nobody will ask for it
 		s.text.free()
