@@ -335,7 +335,7 @@ func (s *scratch) admission(c *candidate) verdict {
 			return tried
 		case !k.alike(c):
 			return otherKind
-		case !c.host.prefill(c.served).OK:
+		case !c.host.prefill(c.served).suits(k):
 			return noPrefill
 		}
 	}

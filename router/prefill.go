@@ -13,7 +13,16 @@ type Prefill struct {
 	OK    bool // its engine goes on with the message, and neither begins anew nor ends it first
 	Trims bool // its template drops white space at the end of the message
 	Told  bool // no self-test found it, but its operator says so, or its kind: it is true of every start
+	// Tokens says that it tells the numbers of its tokens, of prompt and answer, and goes on behind such a prompt on the path
+	// /completions.
+	Tokens bool
 }
+
+// continues tells whether the host can go on with an answer in some way.
+func (p Prefill) continues() bool { return p.OK || p.Tokens }
+
+// suits tells whether it can in a way that k allows.
+func (p Prefill) suits(k *Continuation) bool { return p.OK && !k.ExactOnly || p.Tokens && k.Exact }
 
 // Continuation is what a stream that broke asks of the host that is to go on with it.
 type Continuation struct {
@@ -23,6 +32,9 @@ type Continuation struct {
 	// Back says that whoever failed the answer before may go on with it, if nobody else can and it is well again: the request has
 	// waited for that. Failing to find anybody is then no decision to be kept.
 	Back bool
+	// Exact says that the numbers of the answer's tokens are known, so that a host may be asked with these, and ExactOnly that its text
+	// will not do.
+	Exact, ExactOnly bool
 }
 
 // alike tells whether c serves the very model that began the answer: the same root where both tell theirs, else the same id.
@@ -131,6 +143,16 @@ func (l *Lease) Prefill() Prefill { return l.host.prefill(l.Served) }
 // Tokens is about how many tokens that many events of a stream of the leased host carry.
 func (l *Lease) Tokens(events int64) int64 { return l.host.tokens(events) }
 
+// MaxContext is how many tokens prompt and answer may have together at the leased host, 0 when nobody knows.
+func (l *Lease) MaxContext() int {
+	for i := range l.Endpoint.Served {
+		if sv := &l.Endpoint.Served[i]; sv.Name == l.Served {
+			return sv.MaxContext
+		}
+	}
+	return 0
+}
+
 // Root is what the host's card says the leased model was made from, "" when it says nothing.
 func (l *Lease) Root() string { return l.root }
 
@@ -139,7 +161,7 @@ func (m *Model) countPrefills() {
 	var proven, open int32
 	for _, c := range m.cands {
 		switch p := c.host.prefill(c.served); {
-		case p.OK:
+		case p.continues():
 			proven++
 		case !p.Known && c.testable():
 			open++
@@ -179,7 +201,7 @@ func (s *Snapshot) Continuable(model string) bool {
 	}
 	now := s.now()
 	for _, c := range m.cands {
-		if c.usable() && !c.asleep() && c.host.prefill(c.served).OK {
+		if c.usable() && !c.asleep() && c.host.prefill(c.served).continues() {
 			if d, _ := c.host.breaker.Wait(now); d <= 0 {
 				return true
 			}
