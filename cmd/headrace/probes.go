@@ -17,5 +17,5 @@ func (a *app) newProber(cfg *config.Config) *probe.Prober {
 }
 
 func probing(cfg *config.Config) probe.Settings {
-	return probe.Settings{SelfTest: cfg.Continuation.SelfTest, ColdStart: cfg.Timeouts.ColdStart}
+	return probe.Settings{SelfTest: cfg.Continuation.SelfTest, TokenIDs: cfg.Continuation.TokenIDs, ColdStart: cfg.Timeouts.ColdStart}
 }

@@ -202,6 +202,7 @@ type Breaker struct {
 // Continuation says how it is found out who can go on with a stream that broke.
 type Continuation struct {
 	SelfTest bool `yaml:"self_test" default:"true" doc:"Whether each host that is up, and paid by the hour or by its workers' seconds, is asked to go on with an unfinished answer before one is given to it: less than 64 output tokens, once per model and start of the host. Without it only hosts with \"continues: always\" are given any." aka:"selftest|test"`
+	TokenIDs bool `yaml:"token_ids" default:"false" doc:"Whether hosts that can (vLLM 0.10.2 and later) are asked for the numbers of their tokens, so that a broken answer is continued by exactly these, where its request allows, instead of by its text. The self-test finds out who can, with 16 output tokens more, of hosts that start after it was set. It costs some bytes a token on the way from the hosts, and memory for prompt and answer." aka:"return_token_ids|exact"`
 }
 
 // Expectation is what the operator expects of the hosts that meet its conditions; zero values say nothing.

@@ -49,13 +49,16 @@ type message struct {
 type question struct {
 	Model       json.RawMessage `json:"model"` // null where nobody knows the model's id
 	Messages    []message       `json:"messages,omitempty"`
-	Prompt      string          `json:"prompt,omitempty"`
+	Prompt      any             `json:"prompt,omitempty"` // a text, or numbers of tokens
 	Input       string          `json:"input,omitempty"`
 	MaxTokens   int             `json:"max_tokens,omitempty"`
 	Temperature *float64        `json:"temperature,omitempty"`
 	// Of vLLM and engines like it: the last message is not closed but gone on with.
 	Continue  bool  `json:"continue_final_message,omitempty"`
 	AddPrompt *bool `json:"add_generation_prompt,omitempty"`
+	// Likewise: the answer tells the numbers of its tokens.
+	TokenIDs bool `json:"return_token_ids,omitempty"`
+	Stream   bool `json:"stream,omitempty"`
 }
 
 // name is how the host knows the model.

@@ -58,6 +58,7 @@ type Options struct {
 // Settings are what a reload changes.
 type Settings struct {
 	SelfTest  bool          // hosts are asked whether they go on with an unfinished answer
+	TokenIDs  bool          // and whether they do so by the numbers of its tokens
 	ColdStart time.Duration // most that a worker's start may take; 0 is 10 min
 }
 
@@ -131,7 +132,8 @@ func New(o Options, s Settings) *Prober {
 	return p
 }
 
-// Configure changes the settings.
+// Configure changes the settings. Token numbers that are wanted from now on are asked of hosts that start from now on: to forget what is
+// known of the others would leave nobody to go on with an answer until they are tested again.
 func (p *Prober) Configure(s Settings) {
 	if s.ColdStart <= 0 {
 		s.ColdStart = 10 * time.Minute
@@ -490,10 +492,10 @@ func (p *Prober) learn(d *router.Probe, v verdict) {
 
 func (p *Prober) say(id endpoint.ID, served string, v verdict) {
 	if v.OK {
-		p.opt.Log.Info("host goes on with unfinished answers", "endpoint", id, "model", served, "trims", v.Trims, "why", v.why)
+		p.opt.Log.Info("host goes on with unfinished answers", "endpoint", id, "model", served, "trims", v.Trims, "token_ids", v.Tokens, "why", v.why)
 		return
 	}
-	p.opt.Log.Info("host does not go on with unfinished answers", "endpoint", id, "model", served, "why", v.why)
+	p.opt.Log.Info("host does not go on with unfinished answers", "endpoint", id, "model", served, "token_ids", v.Tokens, "why", v.why)
 }
 
 // A self-test that came to no verdict is made again after that long, then ever more seldom.

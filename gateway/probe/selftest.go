@@ -108,13 +108,16 @@ func (p *Prober) sharedTest(ctx context.Context, ep *endpoint.Endpoint, served s
 // test asks until it knows, twice at most.
 func (p *Prober) test(ctx context.Context, ep *endpoint.Endpoint, served string) (v verdict) {
 	for i, q := range questions {
-		if v = p.try(ctx, ep, served, q); v.OK || ctx.Err() != nil || i > 0 {
+		if v = p.try(ctx, ep, served, q); v.OK || ctx.Err() != nil || i > 0 || v.why == whyRefuses {
 			break
 		}
 		switch v.why {
-		case whyNoChat, whyThinks, whyRefuses, whyNoAnswer:
+		case whyNoChat, whyThinks, whyNoAnswer:
 			return v
 		}
+	}
+	if v.Known && p.set.Load().TokenIDs && ctx.Err() == nil {
+		v.Tokens = p.takesTokens(ctx, ep, served)
 	}
 	return v
 }

@@ -21,6 +21,7 @@ type PrefillStatus struct {
 	Model     string     `json:"model"`
 	Continues string     `json:"continues"` // "yes", "no" or "unknown"
 	Trims     bool       `json:"trims"`     // white space at the end is dropped
+	TokenIDs  bool       `json:"token_ids"` // it goes on with answers by the numbers of their tokens
 	Why       string     `json:"why"`       // of a closed set
 	TestedAt  *time.Time `json:"tested_at"` // nil when it was not tested
 }
@@ -40,7 +41,7 @@ func (p *Prober) Status(id endpoint.ID) Status {
 	}
 	for i := range h.prefills {
 		f := &h.prefills[i]
-		one := PrefillStatus{Model: f.served, Continues: "unknown", Trims: f.OK && f.Trims, Why: f.why}
+		one := PrefillStatus{Model: f.served, Continues: "unknown", Trims: f.OK && f.Trims, TokenIDs: f.Tokens, Why: f.why}
 		switch {
 		case f.OK:
 			one.Continues = "yes"
