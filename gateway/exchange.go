@@ -69,6 +69,8 @@ type exchange struct {
 	ask        router.Request // what the router is asked
 	model      string
 	wantStream bool
+	numbered   bool        // the numbers of tokens were asked for by us: the caller does not get to see them
+	exact      bool        // the attempt goes on with the answer by these
 	dropUsage  bool        // the usage event was asked for by us: the caller does not get to see it
 	noInject   endpoint.ID // refused our stream_options, as it seems: this request goes there without
 	req        forward.Request
@@ -378,9 +380,13 @@ func (x *exchange) compose() bool {
 	if x.lease.ServedJSON == nil && !inject {
 		x.parts[0] = body
 		x.req.Body, x.req.Size = x.parts[:1], len(body)
-		return true
+	} else {
+		x.req.Body, x.req.Size = x.scan.Parts(x.parts[:0], body, x.lease.ServedJSON, inject, inject && gather)
 	}
-	x.req.Body, x.req.Size = x.scan.Parts(x.parts[:0], body, x.lease.ServedJSON, inject, inject && gather)
+	x.exact = false
+	if x.numbered = x.wantsNumbers(&x.lease); x.numbered {
+		x.req.Body, x.req.Size = openai.AskTokenIDs(x.req.Body, x.req.Size)
+	}
 	return true
 }
 
@@ -514,7 +520,7 @@ func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
 func (x *exchange) note(a *ledger.Attempt, oe *outcome.Error, now time.Time) {
 	*a = ledger.Attempt{
 		Endpoint: oe.Endpoint, Class: oe.Class, Status: oe.Status, Duration: now.Sub(x.beginAt), Worker: reported(x.worker),
-		After: x.beginAt.Sub(x.rec.At), Span: x.span, Resumed: x.offset >= 0, Offset: max(0, x.offset), Hedge: x.hedged,
+		After: x.beginAt.Sub(x.rec.At), Span: x.span, Resumed: x.offset >= 0, Offset: max(0, x.offset), Exact: x.exact, Hedge: x.hedged,
 	}
 	if !x.m.firstAt.IsZero() {
 		a.First = x.m.firstAt.Sub(x.beginAt)
@@ -802,10 +808,13 @@ func (x *exchange) take(ev sse.Event, now time.Time) {
 		x.attemptFailed(x.upstreamFault(errAborted))
 		return
 	}
-	if x.route.proto == protoChat && x.leased && x.of.another(c, !x.chats()) && x.phase != awaitingContent {
+	if x.route.proto == protoChat && x.leased && x.of.another(c, !x.chats() || x.exact) && x.phase != awaitingContent {
 		x.errand = errAnew // and what came is nobody's
 		x.attempt.Cut(x.held, ev.Size)
 		return
+	}
+	if x.numbered {
+		x.number(&ev)
 	}
 	x.m.see(c, now)
 	if x.phase == awaitingContent && x.leased && x.lease.Unnamed {

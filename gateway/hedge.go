@@ -43,6 +43,7 @@ type hedge struct {
 	req     forward.Request
 	span    trace.SpanID
 	inject  bool // the usage event is asked for by us
+	number  bool // likewise the numbers of tokens
 
 	at       time.Time // it began
 	by, full time.Time // its first content is due; where nobody else can be asked
@@ -146,6 +147,9 @@ func (x *exchange) startHedge(now time.Time) bool {
 	parts := [][]byte{body}
 	if h.lease.ServedJSON != nil || h.inject {
 		parts, _ = x.scan.Parts(parts[:0], body, h.lease.ServedJSON, h.inject, h.inject && gather)
+	}
+	if h.number = x.wantsNumbers(&h.lease); h.number {
+		parts, _ = openai.AskTokenIDs(parts, 0)
 	}
 	head, copied := bytes.Clone(x.head[:x.headLen]), bytes.Join(parts, nil)
 	if x.rec.Trace.On() {
@@ -391,6 +395,7 @@ func (x *exchange) adopt() {
 	x.again()
 	x.opaque, x.verbatim, x.failure, x.retryWait, x.rec.Code = false, false, nil, 0, ""
 	x.beginAt, x.firstBy, x.fullBy, x.span = h.at, h.by, h.full, h.span
+	x.numbered, x.exact = h.number, false
 	if x.dropUsage = h.inject; x.tale != nil && x.tale.gather {
 		x.tale.opened = h.inject
 	}

@@ -108,12 +108,13 @@ func TestRelayAllocatesNothing(t *testing.T) {
 		"comment":             oneChunk(": keep-alive\n\n", tokenEvent("a")),
 		"usage, which is cut": oneChunk(tokenEvent("a"), useEvent),
 		"8 KiB":               oneChunk(tokenEvent(strings.Repeat("x", 8<<10))),
+		"numbered":            oneChunk(strings.Replace(tokenEvent("a"), `"finish_reason":null`, `"finish_reason":null,"token_ids":[128000]`, 1)),
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, followed := range []bool{false, true} {
 				out := &sink{}
 				r := newRelayRig(t, out)
-				if followed {
+				if r.x.numbered = name == "numbered"; followed {
 					r.follow(t)
 				}
 				by := time.Now().Add(time.Hour)
@@ -168,7 +169,15 @@ func BenchmarkRelayEvent(b *testing.B) {
 		name     string
 		n        int
 		followed bool
-	}{{"one a write", 1, false}, {"one a write, followed", 1, true}, {"ten a write", 10, false}, {"ten a write, followed", 10, true}} {
+		numbered bool
+	}{
+		{"one a write", 1, false, false},
+		{"one a write, followed", 1, true, false},
+		{"one a write, numbered", 1, true, true},
+		{"ten a write", 10, false, false},
+		{"ten a write, followed", 10, true, false},
+		{"ten a write, numbered", 10, true, true},
+	} {
 		n := c.n
 		b.Run(c.name, func(b *testing.B) {
 			ln := listenLoopback(b)
@@ -186,7 +195,12 @@ func BenchmarkRelayEvent(b *testing.B) {
 			if c.followed {
 				r.follow(b)
 			}
-			wire := oneChunk(strings.Repeat(tokenEvent("hello"), n))
+			event := tokenEvent("hello")
+			if c.numbered {
+				r.x.numbered = true
+				event = strings.Replace(event, `"finish_reason":null`, `"finish_reason":null,"token_ids":[128000]`, 1)
+			}
+			wire := oneChunk(strings.Repeat(event, n))
 			by := time.Now().Add(time.Hour)
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i += n {

@@ -95,6 +95,7 @@ type Settings struct {
 	MaxResumes      int                   // times that one answer is gone on with
 	MaxContinuation int                   // bytes of an answer's text that are kept for that
 	MaxGathered     int                   // bytes of a plain answer's text that is put together of a stream; a longer one is asked for again in one piece
+	TokenIDs        bool                  // hosts that can are asked for the numbers of their tokens, and go on with answers by these
 	Resume          time.Duration         // waiting for a host that can go on with an answer, where none can now
 	Stall           time.Duration         // silence inside an answer that another host can go on with; 20 usual gaps where that is more
 	Stuck           time.Duration         // as FirstEvent, where the host is up and another can be asked; 4 expected times where that is more

@@ -64,7 +64,9 @@ type tale struct {
 	sent    int64     // bytes that the caller got of attempts before
 	holdBy  time.Time // until when a host is waited for that can go on
 	pause   time.Duration
-	poor    bool // what was asked to go on with it last failed, and no retry was left
+	path    string // that the caller's request goes to, below a host's base URL
+	textual bool   // a host would not go on by the numbers of tokens: none is asked to any more
+	poor    bool   // what was asked to go on with it last failed, and no retry was left
 }
 
 var (
@@ -127,7 +129,7 @@ func (x *exchange) follow() {
 		return
 	}
 	t := tales.Get().(*tale)
-	t.gather, t.prompt, t.most = gather, x.ask.PromptTokens, x.ask.MaxTokens
+	t.gather, t.prompt, t.most, t.path = gather, x.ask.PromptTokens, x.ask.MaxTokens, x.req.Path
 	x.tale, x.ask.Whole = t, false
 	x.beginTale()
 }
@@ -141,6 +143,7 @@ func (x *exchange) beginTale() {
 	t.heard = 0
 	x.why = resume.None
 	t.askAnew(&x.ask)
+	x.req.Path = t.path
 }
 
 // askAnew makes q ask for the answer from its beginning again.
@@ -279,6 +282,7 @@ func (x *exchange) gatherWhole() {
 		x.endAttempt(*oe, time.Now())
 	}
 	t.askAnew(&x.ask)
+	x.req.Path = t.path
 	x.endTale()
 	x.why, x.ask.Whole = why, true
 	if !x.mayRetry() {
@@ -426,16 +430,23 @@ func (x *exchange) reserve() bool {
 // mayAsk tells whether a request can be written that goes on with the answer, of which so many tokens are delivered.
 func (x *exchange) mayAsk(delivered int64) bool {
 	t := x.tale
+	exact, no := x.mayBeExact()
 	body, why := t.story.Ask(t.blank(), x.ctx.Request.Body(), nil, delivered, false)
 	*t.body, x.why = body, why
 	t.dropBody()
-	return why == resume.None
+	switch t.want.Exact, t.want.ExactOnly = exact, why != resume.None; {
+	case exact:
+		x.why = resume.None
+	case no == resume.Exhausted: // who has numbered them knows better
+		x.why = no
+	}
+	return x.why == resume.None
 }
 
 // want makes q a question for a host that goes on with the answer.
 func (x *exchange) want(q *router.Request) {
 	t := x.tale
-	t.want = router.Continuation{From: x.lease.Endpoint.ID, Served: x.lease.Served, Root: x.lease.Root()}
+	t.want.From, t.want.Served, t.want.Root, t.want.Back = x.lease.Endpoint.ID, x.lease.Served, x.lease.Root(), false
 	delivered := x.delivered()
 	q.Continue, q.Resumed = &t.want, true
 	q.PromptTokens = t.prompt + int(delivered)
@@ -498,6 +509,9 @@ func (x *exchange) hold(now time.Time) bool {
 // leaves a token to be asked for.
 func (x *exchange) delivered() int64 {
 	t := x.tale
+	if n, ok := t.story.Counted(); ok {
+		return n
+	}
 	n := t.lost + x.lease.Tokens(x.m.outputs)
 	if limit := x.scan.MaxTokens; limit > 0 && t.before.outputs+x.m.outputs < limit {
 		n = min(n, limit-1)
@@ -544,6 +558,9 @@ func (x *exchange) notGoneOn(oe outcome.Error) {
 	now := time.Now()
 	x.endAttempt(oe, now)
 	x.rec.Class = x.last.Class // how the answer was lost
+	if x.asText() {
+		return
+	}
 	if x.tale.gather && x.mayRetry() {
 		x.beginTale()
 		x.again()
@@ -554,24 +571,38 @@ func (x *exchange) notGoneOn(oe outcome.Error) {
 
 // composeOn builds the request that goes on with the answer at the leased endpoint.
 func (x *exchange) composeOn() bool {
-	t := x.tale
-	body, why := t.story.Ask(t.blank(), x.ctx.Request.Body(), x.lease.ServedJSON, t.lost, x.lease.Prefill().Trims)
-	*t.body, x.why = body, why
-	if why != resume.None {
+	t, p := x.tale, x.lease.Prefill()
+	if x.composeExact() {
+		return true
+	}
+	if x.exact = false; t.want.ExactOnly || !p.OK { // it was picked for the other way
 		return false
 	}
-	t.story.Seam()
+	body, why := t.story.Ask(t.blank(), x.ctx.Request.Body(), x.lease.ServedJSON, t.lost, p.Trims)
+	if *t.body, x.why = body, why; why != resume.None {
+		return false
+	}
+	x.req.Path = t.path
+	x.goesOn(body)
+	if x.numbered = x.wantsNumbers(&x.lease); x.numbered {
+		x.req.Body, x.req.Size = openai.AskTokenIDs(x.req.Body, x.req.Size)
+	}
+	return true
+}
+
+// goesOn makes body the attempt's request, which goes on with the answer.
+func (x *exchange) goesOn(body []byte) {
+	x.tale.story.Seam()
 	x.dropUsage = false // retold events leave it out
 	x.parts[0] = body
 	x.req.Body, x.req.Size = x.parts[:1], len(body)
-	return true
 }
 
 // asked forgets the request that goes on with the answer, when the host has begun to do so: it would double what is kept of the text for
 // as long as that takes.
 func (x *exchange) asked() {
 	x.tale.dropBody()
-	x.parts[0], x.req.Body = nil, nil
+	x.parts, x.req.Body = [len(x.parts)][]byte{}, nil
 }
 
 // lostAs is how an attempt ended whose answer broke off with err.

@@ -324,13 +324,16 @@ func links(r *ledger.Record, i int) []sdktrace.Link {
 	if to < 0 || r.Attempts[to].Span == (trace.SpanID{}) {
 		return nil
 	}
-	a := make(attrs, 0, 3)
+	a := make(attrs, 0, 4)
 	switch {
 	case t.Hedge:
 		a.text(keyReason, "hedge")
 	case t.Resumed:
 		a.text(keyReason, "continuation")
 		a.count("headrace.seam.offset_tokens", t.Offset)
+		if t.Exact {
+			a.flag("headrace.seam.exact", true)
+		}
 	default:
 		a.text(keyReason, "failover")
 	}

@@ -203,7 +203,7 @@ func settings(c *config.Config) gateway.Settings {
 		MaxBody: int(c.Limits.MaxBody), MaxUpload: c.Limits.MaxUpload, MaxInFlight: int64(c.Limits.MaxInFlight),
 		Read: c.Timeouts.Read, FirstEvent: c.Timeouts.FirstEvent, ColdStart: c.Timeouts.ColdStart, Gap: c.Timeouts.Gap, Total: c.Timeouts.Total,
 		ClientWrite: c.Timeouts.ClientWrite, Heartbeat: c.Timeouts.Heartbeat, Drain: c.Timeouts.Drain, MaxRetries: c.Retries.Max,
-		OnPreemption: map[string]gateway.Preemption{}, MaxResumes: c.Retries.MaxResumes, MaxContinuation: int(c.Limits.MaxContinuation), MaxGathered: int(c.Limits.MaxGathered),
+		OnPreemption: map[string]gateway.Preemption{}, MaxResumes: c.Retries.MaxResumes, MaxContinuation: int(c.Limits.MaxContinuation), MaxGathered: int(c.Limits.MaxGathered), TokenIDs: c.Continuation.TokenIDs,
 		Resume: c.Timeouts.Resume, Stall: c.Timeouts.Stall, Stuck: c.Timeouts.Stuck,
 		Hedge: c.Retries.Hedge == "sunk" && c.Retries.HedgeBudget > 0,
 	}

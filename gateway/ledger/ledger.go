@@ -30,6 +30,7 @@ type Attempt struct {
 	USDKnown bool
 	Resumed  bool  // it was asked to go on with the answer of those before
 	Offset   int64 // with Resumed: tokens of the answer that there were by then
+	Exact    bool  // with Resumed: it was told the numbers of these tokens, and of the prompt's, instead of text
 	Span     trace.SpanID
 	Provider string                 // as in Record, as is Served; "" where no lease was held
 	Served   string                 // of the model

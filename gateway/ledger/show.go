@@ -68,6 +68,8 @@ type attemptView struct {
 	Redone   int     `json:"redispatches,omitempty"`
 	Note     string  `json:"note,omitempty"`
 	Hedge    bool    `json:"hedge,omitempty"`
+	GoesOn   string  `json:"goes_on_by,omitempty"` // "text" or "token_ids", with the answer of those before
+	Behind   int64   `json:"behind_tokens,omitempty"`
 }
 
 func millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1e3 }
@@ -102,7 +104,15 @@ func (r *Record) MarshalJSON() ([]byte, error) {
 		v.Trace, v.Sampled = hex.EncodeToString(r.Trace.ID[:]), r.Trace.Sampled
 	}
 	for _, a := range r.Attempts {
+		by := ""
+		switch {
+		case a.Exact:
+			by = "token_ids"
+		case a.Resumed:
+			by = "text"
+		}
 		v.Attempts = append(v.Attempts, attemptView{
+			GoesOn: by, Behind: a.Offset,
 			Endpoint: string(a.Endpoint), Class: a.Class.String(), Status: a.Status, Duration: millis(a.Duration), Output: a.Output, Worker: a.Told().Worker,
 			Executed: a.Told().Executed.Seconds(), Delayed: millis(a.Told().Delayed), Redone: a.Told().Redone, Note: a.Told().Note, Hedge: a.Hedge,
 		})
