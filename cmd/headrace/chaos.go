@@ -38,6 +38,7 @@ type chaosOptions struct {
 	seed      uint64
 	tls       bool
 	native    bool
+	tokenIDs  bool
 	plain     float64
 	output    string
 	report    string
@@ -84,6 +85,7 @@ Exit codes: 0 all targets are met, 1 one is missed, 2 the command line or a file
 	f.Uint64Var(&o.seed, "seed", 1, "seed of questions, faults and victims (default: the scenario's)")
 	f.BoolVar(&o.tls, "tls", false, "hosts of kind static, and the gateway for its callers, speak TLS")
 	f.BoolVar(&o.native, "native", false, "the same as --scenario native: RunPod's native jobs")
+	f.BoolVar(&o.tokenIDs, "token-ids", false, "the gateway continues answers by the numbers of their tokens, where it can (default: the scenario's)")
 	f.Float64Var(&o.plain, "plain-share", 0, "share of the requests that ask for no stream (default: the scenario's)")
 	f.StringVarP(&o.output, "output", "o", "table", "table or json")
 	f.StringVar(&o.report, "report", "", "also write the report as JSON to this file")
@@ -148,7 +150,7 @@ func (o *chaosOptions) chosen(cmd *cobra.Command) (*chaos.Scenario, error) {
 	for name, alter := range map[string]func(){
 		"for": func() { s.For = o.duration }, "streams": func() { s.Streams = o.streams }, "hosts": func() { s.Hosts[0].Count = o.hosts },
 		"kill-every": func() { s.Every = o.killEvery }, "down": func() { s.Down = o.down }, "speed": func() { s.Speed = o.speed },
-		"seed": func() { s.Seed = o.seed }, "plain-share": func() { s.Traffic.Plain = o.plain },
+		"token-ids": func() { s.TokenIDs = o.tokenIDs }, "seed": func() { s.Seed = o.seed }, "plain-share": func() { s.Traffic.Plain = o.plain },
 	} {
 		if set(name) {
 			alter()

@@ -88,6 +88,26 @@ func TestChaosKillsAreSeen(t *testing.T) {
 	}
 }
 
+// TestChaosByNumbers has answers go on by the numbers of their tokens: the flag reaches the gateway, and each token comes once all the same.
+func TestChaosByNumbers(t *testing.T) {
+	rep, errs, code := playedChaos(t, "--token-ids", "--for", "4s", "--scenario",
+		own(t, "traffic: {tokens: 40, stop: 0, bound: 0}\nfaults: [{do: engine, engine: [\"eof_stream,after=15,p=0.5\"]}]\n"))
+	exact, continued := 0, 0
+	for i := range rep.Groups {
+		exact += rep.Groups[i].Exact
+		continued += rep.Groups[i].Continued
+	}
+	if !rep.TokenIDs || continued == 0 || exact == 0 {
+		t.Errorf("exit code %d (%s), %d of %d continued answers by number", code, errs, exact, continued)
+	}
+	if rep.Lost+rep.Doubled+rep.Altered+rep.Wrong > 0 {
+		t.Errorf("%d tokens lost, %d doubled, %d altered: %+v", rep.Lost, rep.Doubled, rep.Altered, rep.Problems)
+	}
+	if text := chaosText(&rep, 0); !strings.Contains(text, fmt.Sprintf("numbers of their tokens: %d of", exact)) {
+		t.Error(text)
+	}
+}
+
 func TestChaosCommandLine(t *testing.T) {
 	for name, tc := range map[string]struct {
 		args []string

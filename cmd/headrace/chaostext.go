@@ -31,6 +31,13 @@ func chaosText(r *chaos.Report, width int) string {
 		fmt.Fprintf(&b, "Left out: %s.\n\n", r.LeftOut)
 	}
 	b.WriteString(groupsText(r, width))
+	if r.TokenIDs {
+		n := 0
+		for i := range r.Groups {
+			n += r.Groups[i].Exact
+		}
+		fmt.Fprintf(&b, "\nContinued by the numbers of their tokens: %d of the answers.", n)
+	}
 	fmt.Fprintf(&b, "\nTokens: %d in streams; %d lost, %d doubled, %d altered.\n", r.Tokens, r.Lost, r.Doubled, r.Altered)
 	fmt.Fprintf(&b, "Gap between tokens: p50 %s, p99 %s, longest %s; %s paused for more than 1 s.\n",
 		gap(r.Gaps.P50), gap(r.Gaps.P99), gap(r.Gaps.Max), count(int64(r.Stalled), "stream"))

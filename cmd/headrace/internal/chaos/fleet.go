@@ -91,7 +91,7 @@ func (f *Fleet) start(ctx context.Context, h *HostSpec, name string, seed uint64
 		m.id = "static:" + name
 		c := fakecloud.HostConfig{
 			Name: name, Models: []string{Model}, Class: h.Class, Provider: "vast", TPS: h.TPS, TTFT: h.TTFT, MaxNumSeqs: h.Seqs,
-			TimeScale: f.scenario.Speed, Seed: seed, TLS: f.scenario.TLS, Wrap: m.count,
+			TimeScale: f.scenario.Speed, Seed: seed, TLS: f.scenario.TLS, Wrap: m.count, NoTokenIDs: h.Plain,
 		}
 		if c.TLS {
 			c.CAFile = filepath.Join(f.dir, name+".pem")
@@ -247,6 +247,9 @@ func (f *Fleet) Env() map[string]string {
 // Config is the gateway's config: the hosts that stand in one, and the model that all serve.
 func (f *Fleet) Config() string {
 	var b strings.Builder
+	if f.scenario.TokenIDs {
+		b.WriteString("continuation: {token_ids: true}\n")
+	}
 	b.WriteString("models:\n  " + Named + ": {serves: [" + strconv.Quote(Model) + "]}\nproviders:\n")
 	var native []string
 	static := false

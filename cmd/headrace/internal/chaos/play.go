@@ -336,7 +336,7 @@ func (r *Run) report() *Report {
 	defer r.mu.Unlock()
 	s := r.o.Scenario
 	rep := &Report{
-		Scenario: s.Name, Title: s.Title, Seed: s.Seed, Hosts: len(r.o.Fleet.members), Streams: s.Streams, Seconds: time.Since(r.began).Seconds(), TLS: s.TLS, LeftOut: s.LeftOut,
+		Scenario: s.Name, Title: s.Title, Seed: s.Seed, Hosts: len(r.o.Fleet.members), Streams: s.Streams, Seconds: time.Since(r.began).Seconds(), TLS: s.TLS, TokenIDs: s.TokenIDs, LeftOut: s.LeftOut,
 		Tokens: r.tokens, Stalled: r.stalled, Gaps: r.gaps.spans(), Seams: r.seams.spans(), Faults: r.faults, Problems: []Problem{},
 		Attempts: map[string]int{}, NotContinued: map[string]int{},
 	}
@@ -386,7 +386,9 @@ func (r *Run) enter(rep *Report, a *answer) {
 		g.Complete++
 		switch {
 		case continued:
-			g.Continued++
+			if g.Continued++; rec != nil && exact(rec) {
+				g.Exact++
+			}
 		case moved:
 			g.Moved++
 		}
@@ -423,6 +425,21 @@ func (r *Run) enter(rep *Report, a *answer) {
 		}
 		rep.Problems = append(rep.Problems, p)
 	}
+}
+
+// exact tells whether all that went on with an answer did so by the numbers of its tokens.
+func exact(rec *ledger.Record) bool {
+	n := 0
+	for i := range rec.Attempts {
+		a := &rec.Attempts[i]
+		if a.Resumed && !a.Exact {
+			return false
+		}
+		if a.Exact {
+			n++
+		}
+	}
+	return n > 0
 }
 
 // attempt is one request to one host.

@@ -16,6 +16,7 @@ type Report struct {
 	Streams  int     `json:"streams"` // callers at once
 	Seconds  float64 `json:"seconds"`
 	TLS      bool    `json:"tls"`
+	TokenIDs bool    `json:"token_ids"`          // the gateway was to continue answers by the numbers of their tokens
 	LeftOut  string  `json:"left_out,omitempty"` // what this build cannot do
 
 	Groups  []Group `json:"groups"` // of answers, by what may be done with them
@@ -58,6 +59,7 @@ type Group struct {
 	Answers   int            `json:"answers"`
 	Complete  int            `json:"complete"`
 	Continued int            `json:"continued"` // of the complete ones: on another host, after tokens had come
+	Exact     int            `json:"exact"`     // of these: by the numbers of their tokens each time
 	Moved     int            `json:"moved"`     // of the complete ones: to another host, before
 	Failed    int            `json:"failed"`    // with an error, in the open
 	Refused   int            `json:"refused"`   // with 429 or 503, before they began
@@ -100,9 +102,12 @@ func (r *Report) Missed() (names []string) {
 	return names
 }
 
+// enoughContinued answers leave no excuse for none that was continued by the numbers of its tokens.
+const enoughContinued = 5
+
 // judge holds the report to its targets.
 func (r *Report) judge(complete float64) {
-	var free, whole, cut, bound int
+	var free, whole, cut, bound, continued, exact int
 	for i := range r.Groups {
 		g := &r.Groups[i]
 		cut += g.Cut
@@ -112,6 +117,8 @@ func (r *Report) judge(complete float64) {
 		}
 		free += g.Answers
 		whole += g.Complete
+		continued += g.Continued
+		exact += g.Exact
 	}
 	add := func(name, want, found string, met bool) {
 		r.Targets = append(r.Targets, Target{name, want, found, met})
@@ -128,6 +135,9 @@ func (r *Report) judge(complete float64) {
 	none("requests settled more than once", r.Resettled)
 	none("answers that were never settled", r.Unsettled)
 	none("continued though it is forbidden", bound)
+	if r.TokenIDs && continued >= enoughContinued {
+		add("continued by token numbers, of those continued", "> 0", strconv.Itoa(exact), exact > 0)
+	}
 	none("requests sent to a host after its first failure", r.Corpse)
 	again := "no return to tell of"
 	if r.Trusted.N > 0 {

@@ -24,6 +24,7 @@ type Scenario struct {
 	Speed       float64       // engines are so many times faster than in life
 	Seed        uint64
 	TLS         bool // hosts of the config, and the gateway for its callers, speak TLS
+	TokenIDs    bool // the gateway continues answers by the numbers of their tokens, where it can
 	Traffic     Traffic
 	Hosts       []HostSpec
 	Faults      []FaultSpec
@@ -51,6 +52,7 @@ type HostSpec struct {
 	TTFT    time.Duration // of a short prompt, alone
 	Seqs    int           // sequences at once
 	Workers int           // of a RunPod endpoint
+	Plain   bool          // of a static host: it knows no token numbers
 	Native  bool          // of a RunPod endpoint: by native jobs only
 }
 
@@ -117,6 +119,7 @@ type file struct {
 	Down     time.Duration `yaml:"down" above:"0" default:"20s" eg:"20s" doc:"How long a fault lasts, ±30 %." aka:"away|downtime"`
 	Keep     int           `yaml:"keep" min:"0" max:"1000" default:"2" eg:"2" doc:"Hosts that are well at any time: nothing befalls one more." aka:"alive"`
 	Speed    float64       `yaml:"speed" above:"0" max:"1000" default:"1" eg:"4" doc:"Engines are so many times faster than in life." aka:"time_scale"`
+	TokenIDs bool          `yaml:"token_ids" default:"false" doc:"Whether the gateway asks for the numbers of tokens, and continues answers by these: continuation.token_ids of its config." aka:"exact"`
 	Seed     int           `yaml:"seed" min:"0" max:"1000000000" default:"1" eg:"7" doc:"Of questions, faults and their victims."`
 	Complete float64       `yaml:"complete" min:"0" max:"1" default:"0.999" eg:"0.999" doc:"Share of the answers that may be continued which have to arrive complete." aka:"target"`
 	Traffic  trafficFile   `yaml:"traffic" doc:"What callers ask for. Shares are of all requests." aka:"load"`
@@ -142,6 +145,7 @@ type hostFile struct {
 	TTFT    time.Duration `yaml:"ttft" above:"0" default:"200ms" eg:"200ms" doc:"Time to the first token, alone."`
 	Seqs    int           `yaml:"max_num_seqs" min:"1" max:"100000" otherwise:"the class's" eg:"64" doc:"Sequences the engine runs at once." aka:"seqs"`
 	Workers int           `yaml:"workers" min:"1" max:"100" default:"2" eg:"2" doc:"Of runpod: workers that are up."`
+	Plain   bool          `yaml:"no_token_ids" default:"false" doc:"Of static: it knows no token numbers." aka:"plain"`
 	Native  bool          `yaml:"native" default:"false" doc:"Of runpod: native jobs only, never the OpenAI route."`
 }
 
@@ -195,7 +199,7 @@ func Load(name string, getenv func(string) (string, bool)) (*Scenario, error) {
 func (f *file) scenario(doc *config.Document) (*Scenario, error) {
 	s := &Scenario{
 		Name: f.Name, Title: f.Title, For: f.For, Streams: f.Streams, Every: f.Every, Down: f.Down, Keep: f.Keep, Speed: f.Speed, Seed: uint64(f.Seed),
-		Complete: f.Complete,
+		TokenIDs: f.TokenIDs, Complete: f.Complete,
 		Traffic: Traffic{
 			Plain: f.Traffic.Plain, Bound: f.Traffic.Bound, Completions: f.Traffic.Completions, Usage: f.Traffic.Usage, Stop: f.Traffic.Stop,
 			Least: 20, Most: 200,
@@ -241,7 +245,7 @@ func (s *Scenario) withoutNetwork() error {
 }
 
 func (h *hostFile) host(doc *config.Document, at string, before []HostSpec) HostSpec {
-	s := HostSpec{Name: h.Name, Count: h.Count, Kind: Kind(h.Kind), TPS: h.TPS, TTFT: h.TTFT, Seqs: h.Seqs, Workers: h.Workers, Native: h.Native}
+	s := HostSpec{Name: h.Name, Count: h.Count, Kind: Kind(h.Kind), TPS: h.TPS, TTFT: h.TTFT, Seqs: h.Seqs, Workers: h.Workers, Native: h.Native, Plain: h.Plain}
 	if slices.ContainsFunc(before, func(b HostSpec) bool { return b.Name == h.Name }) && h.Name != "" {
 		doc.Add(at+".name", fmt.Sprintf("%q is taken already", h.Name), "give each a name of its own")
 	}
@@ -260,6 +264,9 @@ func (h *hostFile) host(doc *config.Document, at string, before []HostSpec) Host
 		if s.Kind != RunPod && doc.Given(at+"."+key) {
 			doc.Add(at+"."+key, "is for runpod only", "delete the line")
 		}
+	}
+	if s.Kind != Static && h.Plain {
+		doc.Add(at+".no_token_ids", "is for static only", "delete the line")
 	}
 	return s
 }
