@@ -350,12 +350,12 @@ func (r *Room) serve(w *Waiter) {
 	p.charge(w, &r.limits)
 	p.remove(w)
 	r.waiting.Add(-1)
-	r.sweep(p, c)
+	r.sweep(c)
 	r.quiet(p)
 }
 
 // sweep turns those away who stand last of their keys' and would have their turn too late, by what is known now. The caller holds mu.
-func (r *Room) sweep(p *pool, c *class) {
+func (r *Room) sweep(c *class) {
 	now := r.opt.Now()
 	if now.Sub(c.swept) < sweepEvery || c.drain.doubt() > 1 {
 		return
