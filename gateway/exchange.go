@@ -253,7 +253,7 @@ func (x *exchange) pick(until time.Time) {
 	now := time.Now()
 	if x.pinned == "" {
 		x.ask.Now, x.ask.Tried = now, x.tried[:min(x.rec.Tries, len(x.tried))]
-		x.leaveRoom(now)
+		x.leavesFree(now)
 		err := x.place()
 		switch {
 		case err == nil:

@@ -313,12 +313,13 @@ func demands(h *maphash.Hash, d *router.Demand) {
 	}
 }
 
-// leaveRoom sets what the request leaves free for others, which is less the longer it waits.
-func (x *exchange) leaveRoom(now time.Time) {
-	x.ask.Batch = x.priority == queue.Batch
+// leavesFree sets what the request leaves free for others, which is less the longer it waits.
+func (x *exchange) leavesFree(now time.Time) {
+	x.ask.Batch = x.priority == queue.Batch || x.seat != nil && x.saysHowLong() // who is content to wait has his time begin with his turn
+	x.ask.Waited = x.seat != nil && x.priority != queue.Batch
 	x.ask.Spare = 0
 	due := x.seat != nil && x.seat.Due()
-	if q := &x.set.Queue; x.ask.Batch && q.Size > 0 && q.MaxWait > 0 && !due && !x.resumed() {
+	if q := &x.set.Queue; x.priority == queue.Batch && q.Size > 0 && q.MaxWait > 0 && !due && !x.resumed() {
 		x.ask.Spare = max(0, q.BatchSpare*(1-2*now.Sub(x.rec.At).Seconds()/q.MaxWait.Seconds()))
 	}
 }

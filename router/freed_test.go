@@ -174,3 +174,32 @@ func TestOutlook(t *testing.T) {
 		t.Errorf("of an unknown model %+v and %v tokens", slo, tokens)
 	}
 }
+
+// TestWaited crowds no host for a request that has waited, where somebody asked for an SLO.
+func TestWaited(t *testing.T) {
+	for _, strict := range []bool{true, false} {
+		r := brain(newClock(), 1)
+		rule := ModelRule{Name: "m", Serves: []string{"m"}}
+		if strict {
+			rule.SLO = SLO{TPS: 15, TTFT: 2 * time.Second}
+		}
+		r.Update([]endpoint.Endpoint{hourly("a", 1, 64, "m")}, []ModelRule{rule})
+		for n := 0; ; n++ {
+			l := new(Lease)
+			if err := r.Pick(&Request{Model: "m", PromptTokens: 10}, l); err != nil || n == 200 {
+				t.Fatalf("never crowded: %v", err)
+			}
+			if l.Decision.Feasible == 0 { // nobody keeps the SLO any more
+				l.Done(Result{Class: outcome.ClientGone, Cached: -1})
+				break
+			}
+		}
+		err := r.Pick(&Request{Model: "m", PromptTokens: 10, Waited: true}, new(Lease))
+		if refused := err != nil; refused != strict {
+			t.Errorf("strict %v: %v", strict, err)
+		}
+		if err := r.Pick(&Request{Model: "m", PromptTokens: 10}, new(Lease)); err != nil {
+			t.Errorf("one that has not waited: %v", err)
+		}
+	}
+}

@@ -637,8 +637,11 @@ func (s *scratch) degrade() (best *view, why string) {
 		}
 		return v
 	}
-	if s.q.Spare > 0 {
+	switch {
+	case s.q.Spare > 0:
 		return s.idle()
+	case s.q.Waited && s.strict:
+		return nil, ""
 	}
 	if best = pick(func(v *view) float64 {
 		if v.coldSeconds > 0 || v.verdict == ramping || v.inFlight+1 > max(crowdedBy*v.safe+1, v.spread) || v.inFlight+1 > beyondLimit*v.limit {

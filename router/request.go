@@ -44,6 +44,9 @@ type Request struct {
 	Firm bool
 	// Batch says that nobody watches: of the time that it waited before it was picked, nothing counts against the SLO.
 	Batch bool
+	// Waited says that the request has stood in a queue for want of room. Where somebody asked for an SLO it gets only a host that is
+	// expected to keep it in the time that is left: crowding one more host for an answer that comes late makes others late.
+	Waited bool
 	// Spare is the share of what keeps the SLO at a host that is kept free of this request, in [0,1), for others that come: it gets a
 	// host with more room than that, or one that has nothing to do, and no worker is started for it while somebody is up. 0 keeps
 	// nothing free.
