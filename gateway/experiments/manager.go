@@ -445,10 +445,7 @@ func (m *Manager) drain() {
 			t.late++
 			continue
 		}
-		if s.endpoint != "" {
-			s.Host, s.Metered = m.host(s.endpoint), m.metered(s.endpoint)
-			s.Block = stats.BlockOf(m.kind(t.Spec, s.endpoint), s.prompt, s.use)
-		}
+		m.compare(t, s)
 		t.stats.Record(&s.Observation)
 		t.recorded++
 		t.fresh = true

@@ -23,6 +23,7 @@ type seen struct {
 	endpoint endpoint.ID // that answered, "" for none
 	prompt   int64       // tokens
 	use      float64     // share of the endpoint's safe concurrency; NaN when unknown
+	fullLoad float64     // dollars per million output tokens of the endpoint at full load; NaN or 0 when unknown
 }
 
 // queued bounds the requests that wait for the statistics: about a second's, at the most that a gateway serves.
@@ -87,7 +88,7 @@ func (m *Manager) fill(s *seen, r *ledger.Record) {
 	}
 	if n := len(r.Attempts); n > 0 {
 		a := &r.Attempts[n-1]
-		s.endpoint, s.prompt, s.use = a.Endpoint, max(0, r.Prompt), a.Decision.Use
+		s.endpoint, s.prompt, s.use, s.fullLoad = a.Endpoint, max(0, r.Prompt), a.Decision.Use, a.Decision.USDPerMTok
 		if a.Decision.Seq == 0 {
 			s.use = math.NaN()
 		}
@@ -103,6 +104,19 @@ func lostHost(c outcome.Class) bool {
 func (m *Manager) takenAway(id endpoint.ID) bool {
 	ep := m.opt.Host(id)
 	return ep == nil || ep.State == endpoint.Preempted || ep.State == endpoint.Gone
+}
+
+// compare says what the request may be compared with, and at what price. A host that is paid by the hour is compared by what it costs at
+// full load: the share of an hour that a request is charged says how many others came by. The caller holds mu.
+func (m *Manager) compare(t *trial, s *seen) {
+	if s.endpoint == "" {
+		return
+	}
+	s.Host, s.Metered = m.host(s.endpoint), m.metered(s.endpoint)
+	s.Block, s.Load = stats.BlockOf(m.kind(t.Spec, s.endpoint), s.prompt, s.use), s.use
+	if !s.Metered && s.fullLoad > 0 {
+		s.USDPerMtok = s.fullLoad
+	}
 }
 
 // metered tells whether a host is paid for because of requests: by the second of a worker or by the token.

@@ -56,20 +56,76 @@ func (e *Experiment) Reweigh(weights []float64) error {
 }
 
 // reference is what the control's requests of a block are like.
-type reference struct{ w, mean [logMetrics]float64 }
+type reference struct {
+	w, mean [logMetrics]float64
+	load    [logMetrics]float64 // their mean load
+}
+
+// slope is what load does to a metric on hosts of one kind, as the control's requests of the same blocks show it.
+type slope struct {
+	xx, xy, yy, w float64 // sums of products of deviations, and of weights
+}
+
+// add takes in a request whose load and metric are that far from its block's.
+func (p *slope) add(v, dx, dy float64) {
+	p.xx += v * dx * dx
+	p.xy += v * dx * dy
+	p.yy += v * dy * dy
+	p.w += v
+}
+
+// at is the change of the metric with load. Of little variation little is concluded.
+func (p *slope) at() float64 {
+	return max(-mostSlope, min(mostSlope, p.xy/(p.xx+leastSpread)))
+}
+
+// variance is that of at.
+func (p *slope) variance() float64 {
+	if p.w < 1 {
+		return 0
+	}
+	b := p.at()
+	return max(0, p.yy-2*b*p.xy+b*b*p.xx) / p.w / (p.xx + leastSpread)
+}
+
+const (
+	leastSpread = 0.02 // of load: some requests at one load and as many at another that is 0.1 higher
+	mostSlope   = 5.0  // log of a metric, from no load to all that is safe
+)
 
 // references are those of blocks.
 type references struct {
-	of    []reference
-	index map[uint64]int32
+	of     []reference
+	index  map[uint64]int32
+	slopes map[uint32]*[logMetrics]slope // by kind
 }
 
-func newReferences() references { return references{index: make(map[uint64]int32)} }
+func newReferences() references {
+	return references{index: make(map[uint64]int32), slopes: make(map[uint32]*[logMetrics]slope)}
+}
+
+// slope finds or makes those of a kind; more kinds than maxKinds share the last.
+func (r *references) slope(kind uint32) *[logMetrics]slope {
+	p, ok := r.slopes[kind]
+	if !ok {
+		if len(r.slopes) >= maxKinds {
+			kind = math.MaxUint32
+			if p, ok = r.slopes[kind]; ok {
+				return p
+			}
+		}
+		p = new([logMetrics]slope)
+		r.slopes[kind] = p
+	}
+	return p
+}
 
 const (
 	maxBlocks    = 2048
+	maxKinds     = 64
 	leastKnown   = 3.0   // weight of the control's requests in a block before others are compared with them
 	mostKnown    = 200.0 // of which it is an average: older ones fade
+	mostLoad     = 4.0   // beyond, it is not known what it means
 	mostResidual = 3.0   // log; further ones count as that far
 )
 
@@ -86,18 +142,30 @@ func (r *references) find(block uint64) *reference {
 	return &r.of[i]
 }
 
-// residual compares y with what the control's earlier requests of the block were like, NaN where there were too few; then
-// the control's own, of weight v, become part of it.
-func (f *reference) residual(m Metric, y, v float64, control bool) float64 {
-	d := math.NaN()
+// residual compares y, under load x, with what the control's earlier requests of the block were like, NaN where there were too few; dx
+// is how far its load was from theirs, 0 when unknown. Then the control's own, of weight v, become part of it.
+func (f *reference) residual(m Metric, y, x, v float64, control bool, p *slope) (d, dx float64) {
+	d = math.NaN()
 	if f.w[m] >= leastKnown {
-		d = max(-mostResidual, min(mostResidual, y-f.mean[m]))
+		d = y - f.mean[m]
+		if !math.IsNaN(x) {
+			dx = x - f.load[m]
+			adjusted := d - p.at()*dx
+			if control {
+				p.add(v, dx, d)
+			}
+			d = adjusted
+		}
+		d = max(-mostResidual, min(mostResidual, d))
 	}
 	if control {
 		f.w[m] = min(mostKnown, f.w[m]+v)
 		f.mean[m] += v / f.w[m] * (y - f.mean[m])
+		if !math.IsNaN(x) {
+			f.load[m] += v / f.w[m] * (x - f.load[m])
+		}
 	}
-	return d
+	return d, dx
 }
 
 // Record takes in a request. It keeps nothing of o, takes less than a microsecond and, once units, hosts and blocks are known,
@@ -228,6 +296,11 @@ func (e *Experiment) compare(o *Observation, a *arm, r *record) {
 		}
 	}
 	v := max(leastWeight, 1/float64(r.requests))
+	x := o.Load
+	if !(x >= 0) || x > mostLoad { //nolint:staticcheck // NaN
+		x = math.NaN()
+	}
+	slopes := e.refs.slope(kindOf(o.Block))
 	some, matched := false, false
 	for m, y := range [logMetrics]float64{o.TTFT, o.TPS, o.USDPerMtok} {
 		if !(y > 0) || math.IsInf(y, 0) { //nolint:staticcheck // NaN
@@ -239,13 +312,19 @@ func (e *Experiment) compare(o *Observation, a *arm, r *record) {
 		if f == nil {
 			continue
 		}
-		d := f.residual(Metric(m), y, v, o.Arm == e.design.Control) //nolint:gosec // small
+		control := o.Arm == e.design.Control
+		d, dx := f.residual(Metric(m), y, x, v, control, &slopes[m]) //nolint:gosec // small
+		if control {
+			e.own.slopeVariance[m] = slopes[m].variance()
+		}
 		if math.IsNaN(d) {
 			continue
 		}
 		matched = true
 		r.n[m]++
 		a.revise(r, Metric(m), d) //nolint:gosec // small
+		a.off[m].w += v
+		a.off[m].sum += v * dx
 		if h != nil {
 			h.of[m].add(v, d)
 		}

@@ -598,3 +598,34 @@ func TestSlowArm(t *testing.T) {
 		}
 	}
 }
+
+// TestIdleArm: an arm of few requests on hosts of its own has them nearly to itself. Its streams are faster for that, and for nothing else.
+func TestIdleArm(t *testing.T) {
+	for name, tc := range map[string]struct {
+		faster float64
+		want   stats.Finding
+	}{"no difference": {1, stats.Within}, "a tenth slower": {0.9, stats.Harm}} {
+		t.Run(name, func(t *testing.T) {
+			e := design(t, stats.Design{Guardrails: []stats.Guardrail{{Metric: stats.TPS, Margin: 0.05}}})
+			r := rand.New(rand.NewPCG(29, 30))
+			for i := range 30000 {
+				o := answer(r, 0, i%10/9, 1)
+				use := 0.1 + 0.14*r.Float64()
+				if o.Arm == 1 {
+					use = 0.12 * r.Float64()
+					o.TPS *= tc.faster
+				}
+				o.Block, o.Load = stats.BlockOf(1, 100, use), use
+				o.TPS *= math.Exp(-2 * use)
+				e.Record(&o)
+			}
+			got := estimate(t, canary(e), stats.TPS)
+			if got.Finding != tc.want || math.Abs(float64(got.Diff)-(tc.faster-1)) > 0.03 {
+				t.Errorf("TPS %+v: want %s, and a difference of %.2f", got, tc.want, tc.faster-1)
+			}
+			if raw := float64(got.Arm / got.Control); raw < 1.15*tc.faster {
+				t.Errorf("typical streams are %.2f times as fast: want the raw figures to mislead, or this shows nothing", raw)
+			}
+		})
+	}
+}

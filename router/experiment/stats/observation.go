@@ -17,7 +17,10 @@ type Observation struct {
 	Forced bool
 
 	Block uint64 // what it may be compared with: BlockOf
-	Host  uint32 // the caller's number of the host that answered, 0 for none
+	// Load is the share of the host's safe concurrency that was in use when it was picked, NaN when unknown. Within a block, what the
+	// control's own requests show of its effect is taken away.
+	Load float64
+	Host uint32 // the caller's number of the host that answered, 0 for none
 
 	Failed    bool // by the host's or our fault; neither the caller's leaving nor its bad request
 	Missed    bool // an SLO was promised and not kept
@@ -26,9 +29,11 @@ type Observation struct {
 	Preempted bool // a host was taken away under it: likewise
 	OutOfArm  bool // served outside its arm, which had no host: likewise
 
-	TTFT       float64 // seconds; NaN, like all figures here, when unknown
-	TPS        float64 // output tokens per second
-	USDPerMtok float64 // dollars per million output tokens
+	TTFT float64 // seconds; NaN, like all figures here, when unknown
+	TPS  float64 // output tokens per second
+	// USDPerMtok is dollars per million output tokens: of a host that is paid by the hour, at full load, for what an idle hour costs is
+	// nobody's who came by.
+	USDPerMtok float64
 	Score      float64 // feedback
 
 	SpentUSD     float64 // for the arm's money; NaN when unknown
@@ -40,7 +45,7 @@ type Observation struct {
 // Unknown is an observation of which only unit and arm are known.
 func Unknown(unit uint64, arm int) Observation {
 	nan := math.NaN()
-	return Observation{Unit: unit, Arm: arm, TTFT: nan, TPS: nan, USDPerMtok: nan, Score: nan, SpentUSD: nan}
+	return Observation{Unit: unit, Arm: arm, Load: nan, TTFT: nan, TPS: nan, USDPerMtok: nan, Score: nan, SpentUSD: nan}
 }
 
 // BlockOf is the block of a request: kind is the caller's number of the hosts' kind (GPU type and count, say, but not what

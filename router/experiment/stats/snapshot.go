@@ -144,6 +144,10 @@ func (s *state) add(o *state) {
 	for k := range s.arms {
 		a, b := &s.arms[k], &o.arms[k]
 		a.counts.add(&b.counts)
+		for m := range a.off {
+			a.off[m].w += b.off[m].w
+			a.off[m].sum += b.off[m].sum
+		}
 		for m := range metrics {
 			a.sum[m].merge(&b.sum[m])
 			a.raw[m].merge(&b.raw[m])
@@ -151,6 +155,9 @@ func (s *state) add(o *state) {
 		if b.early.failed > a.early.failed || b.early.failed == a.early.failed && b.early.seen > a.early.seen {
 			a.early = b.early // each replica watches the first that it sees
 		}
+	}
+	for m := range s.slopeVariance {
+		s.slopeVariance[m] = max(s.slopeVariance[m], o.slopeVariance[m])
 	}
 	s.reach(o.slot)
 	s.seen.add(o.seen)
@@ -322,6 +329,10 @@ func (s *state) encode(d *Design) []byte {
 		}
 		w.u32(a.early.seen)
 		w.u32(a.early.failed)
+		for m := range a.off {
+			w.f64(a.off[m].w)
+			w.f64(a.off[m].sum)
+		}
 	}
 	for _, v := range []votes{s.seen, s.failed, s.missed} {
 		w.count(len(v))
@@ -332,6 +343,9 @@ func (s *state) encode(d *Design) []byte {
 				w.u32(v[i].count[k])
 			}
 		}
+	}
+	for _, v := range s.slopeVariance {
+		w.f64(v)
 	}
 	w.u32(s.slot)
 	w.count(len(s.coming))
@@ -424,6 +438,9 @@ func decode(b []byte, d *Design) (*state, error) {
 			}
 		}
 		a.early.seen, a.early.failed = r.u32(), r.u32()
+		for m := range a.off {
+			a.off[m].w, a.off[m].sum = r.f64(), r.f64()
+		}
 	}
 	for _, v := range []*votes{&s.seen, &s.failed, &s.missed} {
 		for range r.count(2 + 4*len(s.arms)) {
@@ -433,6 +450,9 @@ func decode(b []byte, d *Design) (*state, error) {
 			}
 			*v = append(*v, c)
 		}
+	}
+	for m := range s.slopeVariance {
+		s.slopeVariance[m] = r.f64()
 	}
 	s.slot = r.u32()
 	for range r.count(5 + 4*len(s.arms)) {

@@ -66,6 +66,7 @@ type arm struct {
 	sum    [metrics]sums
 	raw    [metrics]sums // of requests' logarithms, not compared: what the report shows as typical
 	early  early
+	off    [logMetrics]weighted // how far the load of what was compared was from the control's, in its blocks; only w and sum
 }
 
 // class counts, by arm, units that voted in an epoch and whose last vote before was on the control in epoch from; -1 when
@@ -151,6 +152,8 @@ type state struct {
 	missed votes
 	hosts  []host
 	byHost map[uint64]int32 // arm and host: position in hosts
+	// slopeVariance is that of what load is thought to do, by which what was compared was adjusted.
+	slopeVariance [logMetrics]float64
 }
 
 // arrival are units that were first seen in a slot of time, in epoch, by arm.

@@ -325,6 +325,10 @@ func (s *state) estimate(d *Design, k int, m Metric, g Guardrail, guarded, words
 	cm, cv := c.sum[m].spread(m)
 	am, av := a.sum[m].spread(m)
 	diff, variance := am-cm, av/a.sum[m].n+cv/c.sum[m].n
+	if m.Relative() && a.off[m].w > 0 && c.off[m].w > 0 {
+		off := a.off[m].sum/a.off[m].w - c.off[m].sum/c.off[m].w
+		variance += off * off * s.slopeVariance[m]
+	}
 	worse := 1.0 // sign of harm
 	if m.more() {
 		worse = -1

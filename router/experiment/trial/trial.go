@@ -35,6 +35,7 @@ type Trial struct {
 	Hosts   [2]int  // the control's and the canary's own; none of its own: both run on the control's
 	HostSD  float64 // by which hosts of the one kind differ, log scale
 	Slowest bool    // the canary's are the slowest of all
+	Idle    float64 // by how much the load of the canary's is lower than that of the control's; if not 0, requests tell the load
 
 	// Watch, if set, is called at every look, with the number of requests until then.
 	Watch func(requests int, e *stats.Experiment)
@@ -159,6 +160,12 @@ func (t *Trial) answer(r *rand.Rand, u user, unit uint64, arm int, day float64, 
 	h := first + r.IntN(n)
 	o.Host = uint32(h + 1) //nolint:gosec // few
 	use := max(0, day+0.15*r.NormFloat64())
+	if t.Idle != 0 {
+		if arm == 1 {
+			use = max(0, use-t.Idle)
+		}
+		o.Load = use
+	}
 	prompt := u.prompt * math.Exp(0.5*r.NormFloat64())
 	o.Block = stats.BlockOf(1, int64(prompt)+1, use)
 	o.TTFT = 0.25 * (1 + prompt/2000) * math.Exp(u.mood+hosts[h]+0.6*use+0.4*r.NormFloat64())

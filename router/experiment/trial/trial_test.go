@@ -54,6 +54,8 @@ func TestNoDifference(t *testing.T) {
 		"heavy users":  {Requests: 3000, Users: 300, Activity: 1.05, Steps: []trial.Step{{0, 0.1}}, Hosts: [2]int{6, 0}, HostSD: 0.12},
 		"careful":      {Requests: 3000, Users: 700, Steps: ramp(3000), Careful: true, Hosts: [2]int{6, 0}, HostSD: 0.12},
 		"replicas":     {Requests: 3000, Users: 700, Steps: ramp(3000), Replicas: 3, Every: 100, Hosts: [2]int{6, 0}, HostSD: 0.12},
+		"idle hosts":   {Requests: 3000, Users: 700, Steps: ramp(3000), Idle: 0.15, Hosts: [2]int{6, 0}, HostSD: 0.12},
+		"idle":         {Requests: 3000, Steps: []trial.Step{{0, 0.2}}, Idle: 0.15, Hosts: [2]int{6, 0}, HostSD: 0.12},
 		"halves":       {Requests: 3000, Steps: []trial.Step{{0, 0.5}}, Hosts: [2]int{6, 0}, HostSD: 0.12},
 		"own hosts":    {Requests: 3000, Users: 700, Steps: ramp(3000), Hosts: [2]int{5, 4}, HostSD: 0.12},
 		"every time":   {Requests: 600, Users: 200, Steps: []trial.Step{{0, 0.2}}, Every: 1, Hosts: [2]int{6, 0}, HostSD: 0.12},
