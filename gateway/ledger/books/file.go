@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"time"
@@ -510,28 +511,62 @@ func read(db *sqlite3.Conn, since, until time.Time) (p Period, err error) {
 }
 
 // Read reads a file that a gateway may be writing to meanwhile. What that has not written yet, a second's worth, is missing.
-func Read(path string, since, until time.Time) (Period, error) {
-	db, err := sqlite3.OpenFlags(path, sqlite3.OPEN_READONLY)
+func Read(path string, since, until time.Time) (p Period, err error) {
+	err = reading(path, func(db *sqlite3.Conn) error {
+		p, err = read(db, since, until)
+		return err
+	})
+	p.Replicas = []string{path}
+	return p, err
+}
+
+// Each calls each for every request that a file has, in the order in which they were written, until it returns false. The record is
+// valid during the call only.
+func Each(path string, each func(*ledger.Record) bool) error {
+	err := reading(path, func(db *sqlite3.Conn) error {
+		return query(db, "SELECT body FROM requests ORDER BY block", func(st *sqlite3.Stmt) error {
+			on := true
+			err := readBlock(st.ColumnRawBlob(0), func(r *ledger.Record) bool {
+				on = each(r)
+				return on
+			})
+			if err == nil && !on {
+				return errFound
+			}
+			return err
+		})
+	})
+	if errors.Is(err, errFound) {
+		return nil
+	}
+	return err
+}
+
+// reading calls fn with a file that is not written.
+func reading(path string, fn func(*sqlite3.Conn) error) error {
+	name, flags := path, sqlite3.OPEN_READONLY
+	if _, err := os.Stat(path + "-wal"); errors.Is(err, os.ErrNotExist) { // nobody writes: leave nothing behind
+		name, flags = (&url.URL{Scheme: "file", Path: path, RawQuery: "immutable=1"}).String(), flags|sqlite3.OPEN_URI
+	}
+	db, err := sqlite3.OpenFlags(name, flags)
 	if err != nil {
-		return Period{}, fmt.Errorf("open %s: %w", path, err)
+		return fmt.Errorf("open %s: %w", path, err)
 	}
 	defer func() { _ = db.Close() }()
 	if err := db.BusyTimeout(busyFor); err != nil {
-		return Period{}, err
+		return err
 	}
 	v, err := version(db)
-	switch {
-	case err != nil:
-		return Period{}, fmt.Errorf("read %s: %w", path, err)
-	case v < len(migrations):
-		return Period{}, fmt.Errorf("read %s: %w", path, errNoLedger)
+	if err == nil && v < len(migrations) {
+		err = errNoLedger
 	}
-	p, err := read(db, since, until)
+	if err == nil {
+		err = fn(db)
+	}
 	if err != nil {
-		return Period{}, fmt.Errorf("read %s: %w", path, err)
+		return fmt.Errorf("read %s: %w", path, err)
 	}
-	p.Replicas = []string{path}
-	return p, nil
+	return nil
 }
 
 var errNoLedger = errors.New("it is no ledger of this version: let a gateway of this version use it once")
