@@ -25,6 +25,12 @@ func (x *exchange) account(a *ledger.Attempt, class outcome.Class, now time.Time
 		}
 	} else if worked(class, a.Status) {
 		a.Prompt = guess
+		if !x.isStream && a.Output == 0 { // nothing of it was seen, but it was made
+			a.Output = x.lease.UnseenTokens(now, a.Status != 0)
+			if most := x.scan.MaxTokens; most > 0 {
+				a.Output = min(a.Output, most)
+			}
+		}
 		u.Prompt, u.Output, a.Guessed = guess, a.Output, a.Basis == endpoint.PerToken
 	}
 	if usd, known = cost.USD(&x.lease.Endpoint.Price, u); !known {

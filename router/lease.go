@@ -296,6 +296,23 @@ func (l *Lease) PromptTokens(estimated int64) int64 {
 	return int64(math.Round(float64(estimated) * l.stats.prompts.mean(1)))
 }
 
+// UnseenTokens is about how many output tokens an answer in one piece had by now, of which nobody saw any: as many as answers of the
+// model have on average, where its host had begun to send it, which it does when it has all; else no more of them than fit into the time
+// since the first one was expected. now is the Router's clock.
+func (l *Lease) UnseenTokens(now time.Time, sent bool) int64 {
+	if l.wordless {
+		return 0
+	}
+	n := l.stats.output.get(fewWhole)
+	if !sent {
+		n = min(n, (l.r.seconds(now)-l.pickedAt-l.Decision.TTFT)*l.Decision.TPS)
+	}
+	if !(n >= 1) { //nolint:staticcheck // NaN
+		return 0
+	}
+	return int64(n)
+}
+
 // CountedPrompt tells how many tokens a prompt has that was estimated.
 func (l *Lease) CountedPrompt(estimated, counted int64) {
 	if estimated >= fewEvents && counted > 0 {

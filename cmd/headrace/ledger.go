@@ -6,7 +6,9 @@ import (
 
 	"headrace/gateway/config"
 	"headrace/gateway/ledger/books"
+	"headrace/router"
 	"headrace/router/endpoint"
+	"headrace/router/health"
 )
 
 // newBooks returns the ledger of a config. Its file is opened when there is something to write.
@@ -54,4 +56,17 @@ func (a *app) asked() (list []books.Price) {
 		}
 	}
 	return list
+}
+
+// seen tells the ledger when hosts were lost: their control planes do so later.
+func (a *app) seen(t router.Transition) {
+	switch t.Change {
+	case health.Lost, health.Preempted:
+		if !t.Told {
+			a.books.Lost(t.Endpoint)
+		}
+	case health.Recovered, health.Revived, health.Cleared:
+		a.books.Back(t.Endpoint)
+	case health.Unchanged, health.Opened:
+	}
 }

@@ -51,8 +51,9 @@ func (a *app) share(ctx context.Context) error {
 	return g.Wait()
 }
 
-// changed tells other replicas what became of a host's breaker.
+// changed tells other replicas, and the ledger, what became of a host's breaker.
 func (a *app) changed(t router.Transition) {
+	a.seen(t)
 	if a.fleets != nil {
 		a.fleets.Changed(t)
 	}

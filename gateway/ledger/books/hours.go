@@ -23,6 +23,7 @@ type metered struct {
 	usd      float64             // an hour, of all of them
 	workers  int                 // -1 for hosts that are rented as a whole
 	gone     bool                // from the fleet
+	lost     time.Time           // since when nobody is there, as attempts have shown; zero while somebody is
 	slots    map[int64]*HostHour // not taken yet
 	trail    []mark
 }
@@ -82,12 +83,19 @@ func (a *accountant) follow(fleet []endpoint.Endpoint) {
 	for i := range fleet {
 		ep := &fleet[i]
 		up, usd, known := accrues(ep)
+		id := string(ep.ID)
+		m := a.hosts[id]
+		if known && ep.Price.Basis == endpoint.PerWorkerSecond && ep.State == endpoint.StateUnknown { // nobody has counted its workers
+			if m != nil { // it costs what it did
+				there[id] = true
+				m.accrue(id, now)
+			}
+			continue
+		}
 		if !known {
 			continue
 		}
-		id := string(ep.ID)
 		there[id] = true
-		m := a.hosts[id]
 		if m == nil {
 			m = &metered{at: now, workers: -1, slots: map[int64]*HostHour{}}
 			m.trail = []mark{{now, 0, true}}
@@ -108,6 +116,10 @@ func (a *accountant) follow(fleet []endpoint.Endpoint) {
 		if ep.Price.Basis == endpoint.PerWorkerSecond {
 			m.workers = ep.Workers
 		}
+		if up < m.up && !m.lost.IsZero() {
+			m.refund(id, now, usd)
+		}
+		m.lost = time.Time{}
 		if up != m.up || usd != m.usd {
 			m.up, m.usd = up, usd
 			m.mark(now)
@@ -180,7 +192,7 @@ func (m *metered) accrue(id string, now time.Time) {
 	}
 	// Where nothing has changed the last mark moves on.
 	usd := m.total() + m.usd*d.Hours()
-	if n := len(m.trail); n > 1 && !m.trail[n-1].first && m.even(n, now, usd) {
+	if n := len(m.trail); n > 1 && !m.trail[n-1].first && !m.trail[n-1].at.Equal(m.lost) && m.even(n, now, usd) {
 		m.trail[n-1] = mark{at: now, usd: usd}
 	} else {
 		m.trail = append(m.trail, mark{at: now, usd: usd})
@@ -201,6 +213,24 @@ func (m *metered) even(n int, now time.Time, usd float64) bool {
 	x, y := (b.usd-a.usd)/before, (usd-b.usd)/after
 	d := x - y
 	return d < 1e-9*(1+y) && d > -1e-9*(1+y)
+}
+
+// refund takes back what was booked since the host was lost, which its control plane tells only now: it has cost usd an hour since.
+func (m *metered) refund(id string, now time.Time, usd float64) {
+	d := now.Sub(m.lost)
+	if d <= 0 || d > unwatched {
+		return
+	}
+	back := (m.usd - usd) * d.Hours()
+	s := m.slot(id, m.lost)
+	s.USD -= back
+	s.Up -= m.up * d.Seconds()
+	last := m.trail[len(m.trail)-1].usd - back
+	for i := range m.trail { // it stood still from then on
+		if k := &m.trail[i]; k.at.After(m.lost) {
+			k.usd = min(k.usd, last)
+		}
+	}
 }
 
 // start books what workers cost that have come up, until they could work.
@@ -297,6 +327,26 @@ func (b *Books) Follow(fleet []endpoint.Endpoint) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.hours.follow(fleet)
+}
+
+// Lost notes that attempts have found nobody at a host. If its control plane says soon that it was taken away, then it was paid until now.
+func (b *Books) Lost(host endpoint.ID) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if m := b.hours.hosts[string(host)]; m != nil && m.up > 0 && m.lost.IsZero() {
+		m.lost = b.opt.Now()
+		m.accrue(string(host), m.lost)
+		m.mark(m.lost) // that there is to go back to
+	}
+}
+
+// Back notes that somebody answers at a host.
+func (b *Books) Back(host endpoint.ID) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if m := b.hours.hosts[string(host)]; m != nil {
+		m.lost = time.Time{}
+	}
 }
 
 // Between is what a host has cost from one time to another, within the last two days; known is false when it was not watched all that time.

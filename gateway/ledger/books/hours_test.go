@@ -267,3 +267,59 @@ func TestRecordAllocatesNothing(t *testing.T) {
 		}
 	}
 }
+
+// A host that attempts have found gone is paid for until then, once its control plane says that it was taken away.
+func TestLostIsNotPaid(t *testing.T) {
+	c := newClock()
+	b, _ := open(t, c, "", nil)
+	t0 := c.now()
+	a := rented("vast:a", 3.6, endpoint.Ready) // a tenth of a cent a second
+	a.Price.USDPerHourStopped = 0
+	b.Follow([]endpoint.Endpoint{a})
+	tick(t, c, b, time.Minute)
+	b.Lost("vast:a")
+	tick(t, c, b, time.Minute)
+	b.Back("vast:a") // a false alarm
+	tick(t, c, b, time.Minute)
+	b.Lost("vast:a")
+	lost := c.now()
+	tick(t, c, b, time.Minute)
+	b.Lost("vast:a") // it is still so
+	a.State = endpoint.Preempted
+	b.Follow([]endpoint.Endpoint{a})
+	tick(t, c, b, time.Minute)
+	p := period(t, b, t0, c.now())
+	if h := hostHours(&p)["vast:a"]; math.Abs(h.USD-0.18) > 1e-9 || math.Abs(h.Up-180) > 1e-6 || h.Seconds != 300 {
+		t.Errorf("%+v, want three minutes of five", h)
+	}
+	for _, tc := range []struct {
+		from, to time.Time
+		want     float64
+	}{{t0, lost, 0.18}, {lost, c.now(), 0}, {t0, c.now(), 0.18}} {
+		if usd, known := b.Between("vast:a", tc.from, tc.to); !known || math.Abs(usd-tc.want) > 1e-9 {
+			t.Errorf("%v to %v: $%v, %v, want $%v", tc.from.Sub(t0), tc.to.Sub(t0), usd, known, tc.want)
+		}
+	}
+}
+
+// An endpoint whose workers nobody has counted yet books nothing, and none of them for started.
+func TestWorkersUnseen(t *testing.T) {
+	c := newClock()
+	b, _ := open(t, c, "", nil)
+	t0 := c.now()
+	w := workers("runpod:w", 0)
+	w.State = endpoint.StateUnknown
+	b.Follow([]endpoint.Endpoint{w})
+	tick(t, c, b, time.Minute)
+	w.State, w.Workers = endpoint.Ready, 2
+	b.Follow([]endpoint.Endpoint{w})
+	tick(t, c, b, time.Minute)
+	w.State = endpoint.StateUnknown // its health does not answer for a while
+	w.Workers = 0
+	b.Follow([]endpoint.Endpoint{w})
+	tick(t, c, b, time.Minute)
+	p := period(t, b, t0, c.now())
+	if h := hostHours(&p)["runpod:w"]; h.Starts != 0 || math.Abs(h.USD-2*120*0.001) > 1e-9 || h.Seconds != 120 {
+		t.Errorf("%+v", h)
+	}
+}

@@ -1,0 +1,418 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"math"
+	"math/rand/v2"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"headrace/gateway/config"
+	"headrace/gateway/ledger"
+	"headrace/gateway/ledger/books"
+	"headrace/providers/fakecloud"
+	"headrace/providers/fakecloud/fakerunpod"
+	"headrace/providers/fakecloud/fakevast"
+	"headrace/providers/runpod"
+	"headrace/router"
+)
+
+var ledgerRequests = flag.Int("ledger.requests", 3000, "requests of TestLedgerTruth; 20000 is what docs/costs.md speaks of")
+
+// truth is a gateway in front of both fake clouds and two APIs, and what its callers learn.
+type truth struct {
+	t       *testing.T
+	app     *app
+	base    string
+	vast    []*fakevast.Instance
+	apis    []*fakecloud.Host
+	steady  *fakerunpod.Endpoint // a worker that is always up
+	sleepy  *fakerunpod.Endpoint // one that comes and goes
+	runpod  *fakerunpod.Cloud
+	began   time.Time
+	charged []fakevast.Charge  // at began
+	billed  map[string]float64 // likewise, as is booked: by host
+	booked  map[string]float64
+
+	mu    sync.Mutex // guards told
+	told  map[string]heard
+	sent  atomic.Int64
+	whole atomic.Int64 // answered
+	left  atomic.Int64 // by their callers
+}
+
+const apiIn, apiCached, apiOut = 0.60, 0.15, 0.90 // USD per million tokens
+
+func startTruth(t *testing.T, file string) *truth {
+	t.Helper()
+	s := &truth{t: t, told: map[string]heard{}, billed: map[string]float64{}}
+	const engines = 40 // times as fast as life
+	va := startVast(t, fakevast.Config{TimeScale: 1, EngineScale: engines, Seed: 1, WebhookDelay: time.Millisecond, Boot: fakevast.Boot{Provision: 1, Pull: 1, Ports: 1, Model: 1}})
+	for _, usd := range []float64{900, 500, 700} { // an hour here is a test of some seconds
+		s.vast = append(s.vast, va.AddInstance(fakevast.InstanceConfig{IsBid: true, DPHBase: usd, StorageCost: 1e-9, Models: []string{"on-vast"}, TPS: 50, TTFT: 100 * time.Millisecond, MaxNumSeqs: 64}))
+	}
+	s.runpod = startRunPod(t, fakerunpod.Config{
+		TimeScale: engines, Seed: 1, RateLimits: fakerunpod.RateLimits{Off: true}, Management: fakerunpod.Management{PerMinute: 1e6, PerHour: 1e6, PerDay: 1e6},
+	})
+	s.steady = s.runpod.AddEndpoint(fakerunpod.EndpointConfig{
+		ID: "steady", Type: fakerunpod.LoadBalancer, WorkersMin: 3, WorkersMax: 3, ColdStart: time.Second, Env: map[string]string{"MODEL_NAME": "on-runpod"}, MaxConcurrency: 64, TPS: 50,
+	})
+	s.sleepy = s.runpod.AddEndpoint(fakerunpod.EndpointConfig{
+		ID: "sleepy", WorkersMax: 1, ColdStart: 12 * time.Second, IdleTimeout: 20 * time.Second, Env: map[string]string{"MODEL_NAME": "on-worker"}, TPS: 50,
+	})
+	var statics strings.Builder
+	for i := range 2 {
+		h := startHost(t, fakecloud.HostConfig{Name: fmt.Sprint("api", i), Models: []string{"on-api"}, TimeScale: engines, TPS: 50, TTFT: 100 * time.Millisecond, MaxNumSeqs: 128, Seed: uint64(i)}) //nolint:gosec // not negative
+		s.apis = append(s.apis, h)
+		fmt.Fprintf(&statics, "    - {name: api%d, base_url: %q, models: [on-api], continues: always, price: {usd_per_mtok: {in: %g, cached: %g, out: %g}}}\n", i, h.URL()+"/v1", apiIn, apiCached, apiOut)
+	}
+	yaml := fmt.Sprintf("listen: \"127.0.0.1:0\"\nadmin: \"127.0.0.1:0\"\nlog: {access: false, level: error}\nledger: {path: %q, flush: 100ms}\nproviders:\n  static:\n%s", file, statics.String())
+	yaml += fmt.Sprintf("  vast: {api_key: vast-key, console_url: %q, run_url: %q, openai_url: %q, poll: 300ms}\n", va.ConsoleURL(), va.RunURL(), va.OpenAIURL())
+	yaml += fmt.Sprintf("  runpod: {api_key: %q, management_url: %q, queue_url: %q, balancer_url: %q, pod_url: %q, health_poll: 100ms}\n",
+		s.runpod.Key(), s.runpod.ManagementURL(), s.runpod.QueueURL(), s.runpod.BalancerURL(), s.runpod.PodURL())
+	yaml += "breaker: {open_for: 50ms}\ntimeouts: {stall: 500ms}\nretries: {budget: 1}\n"
+	cfg, err := config.Parse("truth.yaml", []byte(yaml), config.Overrides{}, noEnv)
+	if err == nil {
+		err = cfg.Validate()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := newLogBuffer()
+	if s.app, err = newApp(cfg, log); err != nil {
+		t.Fatal(err)
+	}
+	s.base = "http://" + s.app.listeners[0].Addr().String()
+	if cfg.Providers.Vast.WebhookSecret, err = subscribe(t.Context(), va.ConsoleURL(), "vast-key", s.base); err != nil {
+		t.Fatal(err)
+	}
+	c := hurried(cfg, 1.0/engines, s.app.log)
+	o := runpodOptions(cfg.Providers.RunPod, s.app.log)
+	o.Settle, o.Pace = time.Nanosecond, 1.0/engines
+	c.runpod = runpod.New(o)
+	s.app.rented.Store(c)
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	done := make(chan error, 1)
+	go func() { done <- s.app.run(ctx, nil) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("run: %v", err)
+		}
+		if t.Failed() {
+			t.Logf("log:\n%.4000s", log)
+		}
+	})
+	r := rented{t: t, app: s.app, log: log, base: s.base}
+	r.until("all hosts are found", func(hosts []router.HostView) bool {
+		n := 0
+		for i := range hosts {
+			if len(hosts[i].Models) > 0 && (hosts[i].State == "ready" || hosts[i].State == "cold" || hosts[i].Provider == "static") {
+				n++
+			}
+		}
+		return n == len(s.vast)+len(s.apis)+2
+	})
+	for _, in := range s.vast {
+		s.charged = append(s.charged, in.Charge())
+	}
+	for _, id := range []string{"steady", "sleepy"} {
+		s.billed[id] = s.runpod.Bill(id)
+	}
+	s.began = time.Now()
+	s.booked = s.hours()
+	return s
+}
+
+// hours are what the ledger has of hosts' hours by now, in USD by host.
+func (s *truth) hours() map[string]float64 {
+	s.t.Helper()
+	p, err := s.app.books.Period(s.t.Context(), time.Now().Add(-time.Hour), time.Now())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	usd := map[string]float64{}
+	for _, h := range p.Hours {
+		usd[h.Host] += h.USD
+	}
+	return usd
+}
+
+// ask sends one request as the kind says and reads what comes of it.
+func (s *truth) ask(client *http.Client, model string, rng *rand.Rand) {
+	s.sent.Add(1)
+	stream, usage, leave := rng.IntN(2) == 0, rng.IntN(4) > 0, rng.IntN(100)
+	req := map[string]any{
+		"model": model, "max_tokens": 10 + rng.IntN(60), "stream": stream,
+		"messages": []map[string]string{{"role": "user", "content": fmt.Sprintf("%d %s", rng.Uint32(), strings.Repeat("word ", 20+rng.IntN(200)))}},
+	}
+	if stream && usage {
+		req["stream_options"] = map[string]bool{"include_usage": true}
+	}
+	body, err := json.Marshal(req)
+	if err != nil {
+		panic("BUG: " + err.Error())
+	}
+	ctx, cancel := context.WithCancel(s.t.Context())
+	defer cancel()
+	if leave == 0 { // before anything came
+		defer time.AfterFunc(time.Duration(rng.IntN(5000))*time.Microsecond, cancel).Stop()
+	}
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, s.base+"/v1/chat/completions", bytes.NewReader(body))
+	if err != nil {
+		panic("BUG: " + err.Error())
+	}
+	r.Header.Set("Content-Type", "application/json")
+	res, err := client.Do(r)
+	if err != nil {
+		s.left.Add(1)
+		return
+	}
+	defer func() { _ = res.Body.Close() }()
+	id := res.Header.Get("X-Request-Id")
+	var u struct {
+		Usage *struct {
+			Prompt int64 `json:"prompt_tokens"`
+			Output int64 `json:"completion_tokens"`
+		} `json:"usage"`
+	}
+	ended := false
+	if stream {
+		in := bufio.NewReader(res.Body)
+		for events := 0; ; events++ {
+			line, err := in.ReadBytes('\n')
+			if err != nil {
+				break
+			}
+			data, ok := bytes.CutPrefix(bytes.TrimSpace(line), []byte("data: "))
+			if !ok {
+				continue
+			}
+			if ended = ended || string(data) == "[DONE]"; bytes.Contains(data, []byte(`"usage":{`)) {
+				_ = json.Unmarshal(data, &u) // what is not understood is no usage
+			}
+			if leave == 1 && events > 5 {
+				cancel() // amid the stream
+			}
+		}
+	} else {
+		b, err := io.ReadAll(res.Body)
+		ended = err == nil && res.StatusCode == http.StatusOK && json.Unmarshal(b, &u) == nil
+	}
+	if ctx.Err() != nil {
+		s.left.Add(1)
+	}
+	if !ended || ctx.Err() != nil {
+		return
+	}
+	s.whole.Add(1)
+	if u.Usage != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.told[id] = heard{time.Now(), u.Usage.Prompt, u.Usage.Output}
+	}
+}
+
+// play sends n requests while hosts fail, are outbid and go to sleep.
+func (s *truth) play(n int, seed uint64) {
+	for _, h := range s.apis {
+		if err := h.SetFaults(fakecloud.Fault{Kind: fakecloud.Error500, P: 0.01}, fakecloud.Fault{Kind: fakecloud.ResetStream, After: 6, P: 0.01}, fakecloud.Fault{Kind: fakecloud.CutEvent, After: 9, P: 0.01}); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}}
+	defer client.CloseIdleConnections()
+	quit := make(chan struct{})
+	var beside sync.WaitGroup
+	every := func(d time.Duration, f func(i int)) {
+		beside.Go(func() {
+			tick := time.NewTicker(d)
+			defer tick.Stop()
+			for i := 0; ; i++ {
+				select {
+				case <-tick.C:
+					f(i)
+				case <-quit:
+					return
+				}
+			}
+		})
+	}
+	every(2*time.Second, func(i int) { // one of the instances at a time is away for half of it
+		in := s.vast[i/2%len(s.vast)]
+		if i%2 == 0 {
+			in.Outbid(fakevast.ExitedStopped)
+		} else {
+			in.Resume()
+		}
+	})
+	sleepy := rand.New(rand.NewPCG(seed, 99)) //nolint:gosec // a test's
+	every(5*time.Second, func(int) { s.ask(client, "on-worker", sleepy) })
+	var wg sync.WaitGroup
+	var next atomic.Int64
+	for w := range 24 {
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(seed, uint64(w))) //nolint:gosec // a test's
+			for next.Add(1) <= int64(n) {
+				model := "on-api"
+				switch k := rng.IntN(10); {
+				case k < 4:
+					model = "on-vast"
+				case k < 6:
+					model = "on-runpod"
+				}
+				s.ask(client, model, rng)
+			}
+		})
+	}
+	wg.Wait()
+	close(quit)
+	beside.Wait()
+}
+
+// TestLedgerTruth compares the ledger with the fake clouds' own books and with what callers were told.
+func TestLedgerTruth(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	file := filepath.Join(t.TempDir(), "ledger.db")
+	s := startTruth(t, file)
+	s.play(*ledgerRequests, seed)
+	for _, e := range []*fakerunpod.Endpoint{s.sleepy} { // its last worker is paid for until it has gone
+		if err := e.Wait(t.Context(), func(st fakerunpod.Stats) bool { return st.Workers == 0 }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	(&rented{t: t, app: s.app, base: s.base}).until("the worker is seen to have gone", func(hs []router.HostView) bool { return stateOf(hs, "runpod:sleepy") == "cold" })
+	var vastUSD, runpodUSD float64
+	booked := s.hours() // up to now
+	for i, in := range s.vast {
+		c := in.Charge()
+		vastUSD += c.GPU + c.Disk - s.charged[i].GPU - s.charged[i].Disk
+	}
+	for id, before := range s.billed {
+		runpodUSD += s.runpod.Bill(id) - before
+	}
+	p, err := s.app.books.Period(t.Context(), s.began.Add(-time.Hour), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	total := p.Report([]books.Dim{books.ByProvider, books.ByHost}, nil)
+	t.Log("\n" + reportText(&total))
+	t.Logf("%d requests, %d answered, %d left by their callers, %v", s.sent.Load(), s.whole.Load(), s.left.Load(), time.Since(s.began).Round(time.Millisecond))
+
+	// Requests, one by one.
+	seen := map[string]bool{}
+	kinds := map[string]int{}
+	if err := books.Each(file, func(r *ledger.Record) bool {
+		if seen[r.ID] {
+			t.Errorf("%s is there twice", r.ID)
+		}
+		seen[r.ID] = true
+		kinds[r.Class.String()]++
+		if r.Resumes > 0 {
+			kinds["gone on with"]++
+		}
+		if r.Tries > 1 {
+			kinds["more than one attempt"]++
+		}
+		if a, known := s.told[r.ID]; known && (a.prompt != r.Prompt || a.output != r.Output) {
+			t.Errorf("%s: the ledger has %d and %d tokens, its caller was told %d and %d (%d resumes)", r.ID, r.Prompt, r.Output, a.prompt, a.output, r.Resumes)
+		}
+		return true
+	}); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%v, %d compared with what callers were told", kinds, len(s.told))
+	if len(seen) != int(s.sent.Load()) || total.Total.N[books.Requests] != s.sent.Load() {
+		t.Errorf("%d requests were sent, %d are in the ledger, %d in its sums", s.sent.Load(), len(seen), total.Total.N[books.Requests])
+	}
+	for id := range s.told {
+		if !seen[id] {
+			t.Errorf("%s is not in the ledger", id)
+		}
+	}
+	if kinds["gone on with"] == 0 || kinds["more than one attempt"] == 0 || kinds["client_gone"] == 0 {
+		t.Errorf("nothing happened: %v", kinds)
+	}
+
+	// By provider.
+	tokens := func(hosts ...*fakecloud.Host) (prompt, cached, output float64) {
+		for _, h := range hosts {
+			st := h.Stats()
+			prompt, cached, output = prompt+float64(st.PromptTokens), cached+float64(st.CachedTokens), output+float64(st.OutputTokens)
+		}
+		return prompt, cached, output
+	}
+	has := func(keep func(host string) bool) (l books.Line) {
+		for i := range total.Lines {
+			if keep(total.Lines[i].Group[1]) {
+				l.Add(&total.Lines[i].Sums)
+				l.IdleUSD += total.Lines[i].IdleUSD
+			}
+		}
+		return l
+	}
+	within := func(what string, got, want, percent float64) {
+		t.Helper()
+		off := 100 * (got - want) / want
+		t.Logf("%-28s ledger %14.6f, cloud %14.6f, %+.3f %%", what, got, want, off)
+		if math.Abs(off) > percent {
+			t.Errorf("%s is off by %.3f %%", what, off)
+		}
+	}
+	since := func(provider string) (usd float64) { // what was booked for hosts since the beginning
+		for id, now := range booked {
+			if strings.HasPrefix(id, provider) {
+				usd += now - s.booked[id]
+			}
+		}
+		return usd
+	}
+	most := 0.5 // percent
+	if *ledgerRequests < 20_000 {
+		most = 1 // of the few that broke off each weighs more
+	}
+	api := has(func(h string) bool { return strings.HasPrefix(h, "static:") })
+	prompt, cached, output := tokens(s.apis...)
+	within("api prompt tokens", float64(api.N[books.PromptTokens]+api.N[books.WastedPrompt]), prompt, most)
+	within("api output tokens", float64(api.N[books.OutputTokens]+api.N[books.WastedOutput]), output, most)
+	within("api USD", api.Allocated(), ((prompt-cached)*apiIn+cached*apiCached+output*apiOut)/1e6, most)
+
+	var instances []*fakecloud.Host
+	for _, in := range s.vast {
+		instances = append(instances, in.Host())
+	}
+	va := has(func(h string) bool { return strings.HasPrefix(h, "vast:") })
+	prompt, _, output = tokens(instances...)
+	within("vast prompt tokens", float64(va.N[books.PromptTokens]+va.N[books.WastedPrompt]), prompt, most)
+	within("vast output tokens", float64(va.N[books.OutputTokens]+va.N[books.WastedOutput]), output, most)
+	within("vast USD", since("vast:"), vastUSD, most)
+
+	var workers []*fakecloud.Host
+	for _, w := range s.steady.Workers() {
+		workers = append(workers, w.Host)
+	}
+	steady := has(func(h string) bool { return h == "runpod:steady" })
+	prompt, _, output = tokens(workers...)
+	within("runpod prompt tokens", float64(steady.N[books.PromptTokens]+steady.N[books.WastedPrompt]), prompt, most)
+	within("runpod output tokens", float64(steady.N[books.OutputTokens]+steady.N[books.WastedOutput]), output, most)
+	rp := has(func(h string) bool { return strings.HasPrefix(h, "runpod:") })
+	if *ledgerRequests < 20_000 {
+		most = 15 // of a worker that comes and goes within a second each look counts, and a machine that is busy looks late
+	}
+	within("runpod USD", since("runpod:"), runpodUSD, most)
+	if rented := va.Allocated() + rp.Allocated(); math.Abs(rented-total.Rented-va.F[books.TrafficUSD]) > 1e-9*rented {
+		t.Errorf("allocated $%v, hosts were paid $%v", rented, total.Rented)
+	}
+}
