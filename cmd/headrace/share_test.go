@@ -239,15 +239,16 @@ func TestRedisTrouble(t *testing.T) {
 		began := time.Now()
 		s.together(all)
 		back := time.Since(began)
-		for what, c := range map[string]*callersTook{"before": before, "during": during, "after": after} {
+		mended := load(t, all, phase)
+		for what, c := range map[string]*callersTook{"before": before, "during": during, "after": after, "mended": mended} {
 			if len(c.bad) > 0 {
 				t.Errorf("%s: %s: %d of %d requests failed: %s", trouble.name, what, len(c.bad), c.n, c.bad[0])
 			}
 		}
-		added := during.p50() - before.p50()
+		added := during.p50() - max(before.p50(), mended.p50()) // the machine has other things to do as well
 		slowest = max(slowest, added)
-		t.Logf("%s: %d requests, p50 %s before and %s meanwhile; shared again after %s", trouble.name, before.n+during.n+after.n,
-			before.p50().Round(time.Microsecond), during.p50().Round(time.Microsecond), back.Round(time.Millisecond))
+		t.Logf("%s: %d requests, p50 %s before, %s meanwhile, %s afterwards; shared again after %s", trouble.name, before.n+during.n+after.n+mended.n,
+			before.p50().Round(time.Microsecond), during.p50().Round(time.Microsecond), mended.p50().Round(time.Microsecond), back.Round(time.Millisecond))
 		for _, r := range all {
 			if n := strings.Count(r.log.String(), "Redis does not answer"); trouble.name != "slow" && n == 0 {
 				t.Errorf("%s: nothing was said of it", trouble.name)
