@@ -34,6 +34,7 @@ func (x *exchange) assign() *openai.Error {
 		if unit := x.unit(a.Spec, room[:0]); len(unit) > 0 && a.Takes(unit) {
 			arm, key := a.Assign(unit)
 			x.joins(arm, key)
+			x.casts(a, arm)
 			return nil
 		}
 	}

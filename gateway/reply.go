@@ -533,6 +533,7 @@ func (x *exchange) settle() {
 	x.fillRecord(now)
 	x.leave(now)
 	x.endTale()
+	x.shows()
 	x.s.settled(&x.rec)
 }
 

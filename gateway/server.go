@@ -125,6 +125,7 @@ type Server struct {
 	room     *queue.Room
 	lines    maphash.Seed // of exchange.line
 	hedges   atomic.Int64 // goroutines of hedges
+	shadows  *shadows
 	draining atomic.Bool
 	created  int64 // Unix seconds
 
@@ -143,7 +144,7 @@ var (
 
 // New returns a Server that serves nothing yet.
 func New(o Options, set Settings) *Server {
-	s := &Server{opt: o, router: o.Router, forward: o.Forward, log: o.Log, settled: o.Settled, created: time.Now().Unix()}
+	s := &Server{opt: o, router: o.Router, forward: o.Forward, log: o.Log, settled: o.Settled, created: time.Now().Unix(), shadows: newShadows()}
 	if s.settled == nil {
 		s.settled = func(*ledger.Record) {}
 	}

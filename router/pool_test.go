@@ -69,3 +69,34 @@ func TestFirm(t *testing.T) {
 		t.Errorf("where nobody else can be asked: %v", err)
 	}
 }
+
+// TestCopy takes only what is paid anyway, up, and less than half used with the copy.
+func TestCopy(t *testing.T) {
+	asleep := serverless("asleep", 0.0001, endpoint.Cold)
+	up := serverless("up", 0.0001, endpoint.Ready)
+	unknown := hourly("unknown", 0, 100, "m")
+	unknown.Price = endpoint.Price{}
+	r := newRouter(hourly("host", 1, 8, "m"), asleep, up, unknown)
+	var held []*Lease
+	for {
+		l := new(Lease)
+		if err := r.Copy(&Request{Model: "m"}, l); err != nil {
+			if !errors.Is(err, ErrNoSpare) {
+				t.Error(err)
+			}
+			break
+		}
+		if held = append(held, l); l.Endpoint.ID != "host" {
+			t.Errorf("a copy went to %s", l.Endpoint.ID)
+		}
+	}
+	if len(held) != 4 {
+		t.Errorf("%d copies at a host that runs 8 at once", len(held))
+	}
+	for _, l := range held {
+		l.Done(Result{Class: outcome.Success, Cached: -1})
+	}
+	if err := r.Copy(&Request{Model: "x"}, new(Lease)); !errors.Is(err, ErrUnknownModel) {
+		t.Error(err)
+	}
+}

@@ -263,6 +263,7 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 	back.Go(func() error { return a.books.Run(backCtx, a.asked) })
 	a.startExperiments(ctx)
 	back.Go(func() error { return a.trying.Run(backCtx) })
+	back.Go(func() error { return a.server.RunShadows(backCtx) })
 	back.Go(func() error {
 		t := time.NewTicker(reconcileEvery)
 		defer t.Stop()
@@ -285,7 +286,7 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 			return admin.Serve(backCtx, a.admin, admin.Options{
 				Router: a.router, Requests: a.ring, InFlight: a.server.InFlight, Draining: a.server.Draining,
 				Reload: a.reloadStatus, Version: versionText(), Providers: func() any { return a.statuses() },
-				Keys: a.keys, Experiments: a.trying, Metrics: a.page(), Spend: a.books.Handler(listPrice(a.cfg)), Advice: advice.lately, Drain: a.drain, Undrain: a.undrain, Probe: a.prober.Status,
+				Keys: a.keys, Experiments: a.trying, Shadow: a.shadow, Metrics: a.page(), Spend: a.books.Handler(listPrice(a.cfg)), Advice: advice.lately, Drain: a.drain, Undrain: a.undrain, Probe: a.prober.Status,
 				State: a.stateStatus,
 			})
 		})

@@ -15,6 +15,7 @@ import (
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/spf13/cobra"
 
+	"headrace/gateway"
 	"headrace/gateway/experiments"
 	"headrace/router/experiment"
 	"headrace/router/experiment/report"
@@ -202,7 +203,8 @@ func (o *experimentOptions) one(cmd *cobra.Command, method, name, below string, 
 		return err
 	}
 	var answer struct {
-		Experiment experiments.View `json:"experiment"`
+		Experiment experiments.View      `json:"experiment"`
+		Shadow     *gateway.ShadowCounts `json:"shadow"`
 	}
 	if err := a.call(cmd.Context(), method, path, body, &answer); err != nil {
 		return err
@@ -210,8 +212,30 @@ func (o *experimentOptions) one(cmd *cobra.Command, method, name, below string, 
 	if o.output == "json" {
 		return printJSON(cmd.OutOrStdout(), &answer)
 	}
-	_, err = io.WriteString(cmd.OutOrStdout(), experimentText(&answer.Experiment, time.Now()))
+	_, err = io.WriteString(cmd.OutOrStdout(), experimentText(&answer.Experiment, time.Now())+shadowText(answer.Shadow))
 	return err
+}
+
+// shadowText says what came of the copies of requests.
+func shadowText(c *gateway.ShadowCounts) string {
+	if c == nil {
+		return ""
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "\nCopies to %s at this gateway: %d made, %d failed, %d not made for want of an idle host; %d tokens, $%.4f.\n", c.Arm, c.Copied, c.Failed, c.NoRoom, c.Output, c.USD)
+	for _, l := range []struct {
+		n, of int64
+		what  string
+	}{
+		{c.SameFinish, c.Finished, "ended for the control's reason"},
+		{c.SameText, c.Compared, "said the same at temperature 0"},
+		{c.ValidJSON, c.JSON, "were JSON as they ought to be"},
+	} {
+		if l.of > 0 {
+			fmt.Fprintf(&b, "  %d of %d %s\n", l.n, l.of, l.what)
+		}
+	}
+	return b.String()
 }
 
 const decisionsShown = 8

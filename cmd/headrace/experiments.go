@@ -36,6 +36,10 @@ func trials(c *config.Config) []experiments.Trial {
 				s.Arms = append(s.Arms, arm(e, name))
 			}
 		}
+		if w := e.Shadow; w.Arm != "" {
+			_, i := s.Arm(w.Arm)
+			s.Shadow = experiment.Shadow{Arm: i, Share: w.Share, MaxTokens: w.MaxTokens, Paid: w.Paid}
+		}
 		s.Ready()
 		ts = append(ts, experiments.Trial{Spec: s, Alpha: e.Alpha, Guardrails: guardrails(e)})
 	}
@@ -127,4 +131,14 @@ func (a *app) experimentFigures() []telemetry.Experiment {
 		es = append(es, e)
 	}
 	return es
+}
+
+// shadow is what came of an experiment's copies, nil when it made none.
+func (a *app) shadow(name string) any {
+	for _, c := range a.server.Shadows() {
+		if c.Experiment == name {
+			return c
+		}
+	}
+	return nil
 }

@@ -39,6 +39,8 @@ type Options struct {
 	Keys *admission.Gate
 	// Experiments are those of the config.
 	Experiments *experiments.Manager
+	// Shadow tells what came of the copies that an experiment made of requests, in the form it is to be shown; nil when it made none.
+	Shadow func(experiment string) any
 	// Metrics serves /metrics; nil when no figures are kept.
 	Metrics http.Handler
 	// Spend serves the ledger at /admin/v1/spend and below; nil when none is kept.

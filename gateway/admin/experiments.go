@@ -16,7 +16,7 @@ func (o *Options) experimentRoutes(mux *http.ServeMux) {
 	})
 	mux.HandleFunc("GET /admin/v1/experiments/{name}", func(w http.ResponseWriter, r *http.Request) {
 		v, err := o.Experiments.Show(r.Context(), r.PathValue("name"))
-		answerExperiment(w, v, err)
+		o.answerExperiment(w, v, err)
 	})
 	mux.HandleFunc("GET /admin/v1/experiments/{name}/report", o.experimentReport)
 	mux.HandleFunc("POST /admin/v1/experiments/{name}/feedback", o.feedback)
@@ -33,17 +33,21 @@ func (o *Options) experimentRoutes(mux *http.ServeMux) {
 				return
 			}
 			v, err := o.Experiments.Apply(r.Context(), r.PathValue("name"), c, ask.Arm)
-			answerExperiment(w, v, err)
+			o.answerExperiment(w, v, err)
 		})
 	}
 }
 
-func answerExperiment(w http.ResponseWriter, v experiments.View, err error) {
+func (o *Options) answerExperiment(w http.ResponseWriter, v experiments.View, err error) {
 	if err != nil {
 		experimentFailed(w, err)
 		return
 	}
-	write(w, http.StatusOK, map[string]any{"experiment": v})
+	answer := map[string]any{"experiment": v}
+	if o.Shadow != nil {
+		answer["shadow"] = o.Shadow(v.Name) // null without one
+	}
+	write(w, http.StatusOK, answer)
 }
 
 // experimentFailed says why not.

@@ -106,6 +106,13 @@ func (a *Assigner) Arm(k Key) *Arm {
 	return a.Spec.Control()
 }
 
+// Draw returns a number in [0,1) for something, that has to do with nothing else: not with the arm of its unit.
+func (a *Assigner) Draw(what, id string) float64 {
+	var h hasher
+	h.set(what + " " + a.Spec.Name)
+	return h.of([]byte(id)).Position()
+}
+
 // hasher hashes units under a name: the first 8 bytes of the SHA-256 of the name, a zero byte and the unit. Units that do not fit into
 // its buffer are hashed before.
 type hasher struct {

@@ -43,6 +43,15 @@ type Spec struct {
 	Start    time.Time     // nothing is tried before; zero for at once
 	End      time.Time     // everything is the control's from then on; zero for never
 	Wanted   Wanted        // by the config
+	Shadow   Shadow
+}
+
+// Shadow has requests of the control asked once more of another arm, whose answers nobody gets.
+type Shadow struct {
+	Arm       int     // index; 0 for none
+	Share     float64 // of the control's requests
+	MaxTokens int     // of such an answer
+	Paid      bool    // it may cost something
 }
 
 // Arm is one of the ways in which a request can be served.
