@@ -247,13 +247,7 @@ func columns() []column {
 func (v *view) table(hosts []router.HostView, width int) string {
 	cols := columns()
 	for spare := 6; ; spare-- { // columns that are spared go one after the other
-		t := table.NewWriter()
-		style := table.StyleLight
-		style.Options = table.OptionsNoBordersAndSeparators
-		style.Options.SeparateHeader = true
-		style.Format.Header = text.FormatDefault
-		style.Box.PaddingLeft = ""
-		t.SetStyle(style)
+		t := plainTable()
 		var head table.Row
 		var configs []table.ColumnConfig
 		for _, c := range cols {

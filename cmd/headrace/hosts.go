@@ -111,13 +111,13 @@ func (o *hostsOptions) ask(ctx context.Context, method, id string, body any, out
 	return err
 }
 
-// plainTable returns a table without borders, whose header is as it was given.
+// plainTable returns a table without borders, whose header and footer are as they were given.
 func plainTable() table.Writer {
 	t := table.NewWriter()
 	style := table.StyleLight
 	style.Options = table.OptionsNoBordersAndSeparators
-	style.Options.SeparateHeader = true
-	style.Format.Header = text.FormatDefault
+	style.Options.SeparateHeader, style.Options.SeparateFooter = true, true
+	style.Format.Header, style.Format.Footer = text.FormatDefault, text.FormatDefault
 	style.Box.PaddingLeft = ""
 	t.SetStyle(style)
 	return t

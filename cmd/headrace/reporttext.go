@@ -64,14 +64,7 @@ func reportText(r *books.Report) string {
 func hourText(t time.Time) string { return t.UTC().Format("2006-01-02 15:04") }
 
 func linesText(r *books.Report) string {
-	t := table.NewWriter()
-	style := table.StyleLight
-	style.Options = table.OptionsNoBordersAndSeparators
-	style.Options.SeparateHeader = true
-	style.Options.SeparateFooter = true
-	style.Format.Header, style.Format.Footer = text.FormatDefault, text.FormatDefault
-	style.Box.PaddingLeft = ""
-	t.SetStyle(style)
+	t := plainTable()
 	head, foot := table.Row{}, table.Row{}
 	var columns []table.ColumnConfig
 	for i, d := range r.By {

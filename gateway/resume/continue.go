@@ -330,17 +330,20 @@ func (s *Story) End(dst []byte, wantUsage bool, u openai.Usage) []byte {
 
 // open appends the beginning of an event, with what all of them share.
 func (s *Story) open(dst []byte) []byte {
-	n := s.notes
-	dst = append(dst, "data: {"...)
-	dst = member(dst, `"id":`, n.id)
+	object := `"text_completion",`
 	if s.chat {
-		dst = append(dst, `"object":"chat.completion.chunk",`...)
-	} else {
-		dst = append(dst, `"object":"text_completion",`...)
+		object = `"chat.completion.chunk",`
 	}
+	dst = s.notes.head(append(dst, "data: {"...), object)
+	return member(dst, `"system_fingerprint":`, s.notes.fingerprint)
+}
+
+// head appends the members that every event of an answer begins with, and so does the whole of it; object is what it is, and a comma.
+func (n *notes) head(dst []byte, object string) []byte {
+	dst = member(dst, `"id":`, n.id)
+	dst = append(append(dst, `"object":`...), object...)
 	dst = member(dst, `"created":`, n.created)
-	dst = member(dst, `"model":`, n.model)
-	return member(dst, `"system_fingerprint":`, n.fingerprint)
+	return member(dst, `"model":`, n.model)
 }
 
 // member appends a member and a comma, nothing where there is no value.

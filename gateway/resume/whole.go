@@ -22,16 +22,11 @@ func (s *Story) Whole(dst []byte) ([]byte, Reason) {
 	case s.notes == nil:
 		return dst, Unreadable
 	}
-	n := s.notes
-	dst = append(dst, '{')
-	dst = member(dst, `"id":`, n.id)
+	n, object := s.notes, `"text_completion",`
 	if s.chat {
-		dst = append(dst, `"object":"chat.completion",`...)
-	} else {
-		dst = append(dst, `"object":"text_completion",`...)
+		object = `"chat.completion",`
 	}
-	dst = member(dst, `"created":`, n.created)
-	dst = member(dst, `"model":`, n.model)
+	dst = n.head(append(dst, '{'), object)
 	dst = append(dst, `"choices":[{"index":0,`...)
 	if s.chat {
 		dst = s.message(dst)
