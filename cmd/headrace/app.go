@@ -132,7 +132,7 @@ func newApp(cfg *config.Config, logTo io.Writer, given ...net.Listener) (*app, e
 	a.forward = forward.New(forward.Options{Connect: cfg.Timeouts.Connect, UpstreamIdle: cfg.Timeouts.UpstreamIdle, Translate: a.speak.handler})
 	a.leaver = newLeaver(a.forward.Interrupt, cfg.Timeouts.Leave, a.log)
 	a.prober = a.newProber(cfg)
-	a.keys = admission.New(admission.Options{Log: a.log, Store: a.store})
+	a.keys = admission.New(a.keyOptions(cfg))
 	a.keys.Configure(keysOf(cfg), cfg.RequireKey)
 	a.server = gateway.New(gateway.Options{
 		Router: a.router, Forward: a.forward, Log: a.log, Settled: a.settled,

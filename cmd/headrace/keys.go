@@ -39,6 +39,14 @@ func keysOf(c *config.Config) []admission.Key {
 	return keys
 }
 
+func (a *app) keyOptions(c *config.Config) admission.Options {
+	o := admission.Options{Log: a.log, Store: a.store, Strict: c.State.BudgetOnLoss == "refuse"}
+	if a.redis != nil {
+		o.Shared = a.redis
+	}
+	return o
+}
+
 // keysKnown is how long a start waits for the store's keys at most.
 const keysKnown = 2 * time.Second
 

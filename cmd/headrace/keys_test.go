@@ -7,6 +7,8 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -195,6 +197,86 @@ func TestAdminKey(t *testing.T) {
 	}
 	if status, _ := askAs(t, r.base, "another-key-0123456789", "m"); status != 200 {
 		t.Errorf("a key that was put into the config: %d", status)
+	}
+}
+
+// TestReplicasShareKeys has three gateways behave as one: a key made at one of them opens all within a second, its limit holds over all of
+// them, what it has spent is known to all, and its end is.
+func TestReplicasShareKeys(t *testing.T) {
+	h := startHost(t, fakecloud.HostConfig{Name: "a", Models: []string{"m"}})
+	yaml := fmt.Sprintf(appYAML, h.URL()+"/v1") + "require_key: true\nstate: {redis: \"" + startRedis(t) + "\"}\n"
+	var rs []*running
+	for range 3 {
+		rs = append(rs, startApp(t, t.TempDir(), yaml, nil))
+	}
+	eventually(t, "the replicas know of each other", func() bool {
+		return rs[0].app.redis.Replicas() == 3 && rs[1].app.redis.Replicas() == 3 && rs[2].app.redis.Replicas() == 3
+	})
+	admin := func(i int) string { return rs[i].app.admin.Addr().String() }
+	const rpm = 240
+	key := made(t, admin(0), "create", "team", "--rpm", fmt.Sprint(rpm), "--usd-total", "5")
+	begin := time.Now()
+	opens := func(want int) func() bool {
+		return func() bool {
+			for _, r := range rs {
+				if status, _ := get(t, r.base+"/v1/models"); status != 401 {
+					t.Fatalf("without a key: %d", status)
+				}
+				res, err := (&http.Client{Transport: withKey(key)}).Get(r.base + "/v1/models") //nolint:noctx // loopback
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _ = res.Body.Close(); res.StatusCode != want {
+					return false
+				}
+			}
+			return true
+		}
+	}
+	eventually(t, "all know the key", opens(200))
+	if took := time.Since(begin); took > time.Second {
+		t.Errorf("all know the key after %s", took)
+	}
+	var in, limited, other atomic.Int64
+	begin = time.Now()
+	var load sync.WaitGroup
+	for i := range 6 {
+		load.Go(func() {
+			client := &http.Client{Transport: withKey(key)}
+			for time.Since(begin) < 3*time.Second {
+				switch status, _ := ask(t, client, rs[i%3].base, "m", "hello", 5); status {
+				case 200:
+					in.Add(1)
+				case 429:
+					limited.Add(1)
+				default:
+					other.Add(1)
+				}
+			}
+		})
+	}
+	load.Wait()
+	want := rpm * (1 + time.Since(begin).Minutes())
+	t.Logf("%d of %.1f were let in, %d refused", in.Load(), want, limited.Load())
+	if got := float64(in.Load()); got > 1.02*want || got < 0.98*want-1 || other.Load() != 0 {
+		t.Errorf("%.0f requests were let in by three replicas, want %.1f within 2 %%; %d failed", got, want, other.Load())
+	}
+	eventually(t, "all tell the same of what was spent", func() bool {
+		var spent [3]string
+		for i := range rs {
+			out, _ := keysCLI(t, admin(i), "show", "team", "-o", "json")
+			_, after, _ := strings.Cut(out, `"spent_usd_total": `)
+			spent[i], _, _ = strings.Cut(after, ",")
+		}
+		return spent[0] != "0" && spent[0] == spent[1] && spent[1] == spent[2]
+	})
+	begin = time.Now()
+	if out, code := keysCLI(t, admin(2), "revoke", "team"); code != 0 {
+		t.Fatal(out)
+	}
+	eventually(t, "nobody lets the key in", opens(401))
+	if took := time.Since(begin); took > time.Second {
+		t.Errorf("nobody lets the key in after %s", took)
 	}
 }
 

@@ -19,12 +19,12 @@ const (
 
 // keyRoutes are for the keys of callers.
 func (o *Options) keyRoutes(mux *http.ServeMux) {
-	mux.HandleFunc("GET /admin/v1/keys", func(w http.ResponseWriter, _ *http.Request) {
-		write(w, http.StatusOK, map[string]any{"keys": o.Keys.Views(), "required": !o.Keys.Open()})
+	mux.HandleFunc("GET /admin/v1/keys", func(w http.ResponseWriter, r *http.Request) {
+		write(w, http.StatusOK, map[string]any{"keys": o.Keys.Views(r.Context()), "required": !o.Keys.Open()})
 	})
 	mux.HandleFunc("POST /admin/v1/keys", o.createKey)
 	mux.HandleFunc("GET /admin/v1/keys/{id}", func(w http.ResponseWriter, r *http.Request) {
-		v, err := o.Keys.View(r.PathValue("id"))
+		v, err := o.Keys.View(r.Context(), r.PathValue("id"))
 		if err != nil {
 			keyFailed(w, r, err)
 			return
@@ -109,7 +109,7 @@ func (o *Options) answerKey(w http.ResponseWriter, r *http.Request, status int, 
 		keyFailed(w, r, err)
 		return
 	}
-	v, verr := o.Keys.View(k.Name) // err: it is written, and not read back yet
+	v, verr := o.Keys.View(r.Context(), k.Name) // err: it is written, and not read back yet
 	if verr != nil {
 		v = admission.View{Key: k}
 	}

@@ -20,6 +20,7 @@ type account struct {
 	output   mean     // tokens of an answer
 	cost     mean     // billionths of a US dollar of a request
 	warned   window   // of the soft limit that the log has told of
+	share    share
 }
 
 // minute is what limits are counted by.

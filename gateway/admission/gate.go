@@ -24,9 +24,13 @@ import (
 
 // Options set up a Gate.
 type Options struct {
-	Log   *slog.Logger
-	Now   func() time.Time // default time.Now
-	Store state.Store      // of the keys that are made while it runs, and of what keys have spent; nil for none
+	Log *slog.Logger
+	Now func() time.Time // default time.Now
+	// Shared is what replicas share of limits and budgets; nil where there is one, or each counts for itself.
+	Shared Shared
+	// Strict says that a key with a budget is refused while Redis does not answer; else each replica goes on with its part.
+	Strict bool
+	Store  state.Store // of the keys that are made while it runs, and of what keys have spent; nil for none
 }
 
 // Gate knows the keys.
@@ -38,6 +42,7 @@ type Gate struct {
 	decoy  entry
 	book   atomic.Pointer[book]
 	counts Counts
+	share  *sharer     // nil where nothing is shared
 	away   atomic.Bool // the store did not answer the last time
 	known  atomic.Bool // what was spent before is known
 
@@ -49,6 +54,7 @@ type Gate struct {
 	accounts map[string]*account
 	books    books
 
+	loading  sync.Mutex // held while keys are read, so that none put older ones in the place of newer ones; taken before mu
 	flushing sync.Mutex // held while spending is written; taken before mu
 }
 
@@ -97,6 +103,9 @@ func New(o Options) *Gate {
 	}
 	g := &Gate{opt: o, log: o.Log, origin: o.Now().Add(-time.Hour), seed: maphash.MakeSeed(), kept: map[string]kept{}, books: books{map[string]page{}}, accounts: map[string]*account{}}
 	_, _ = rand.Read(g.decoy.hash[:]) // never fails
+	if o.Shared != nil {
+		g.share = newSharer(o.Shared)
+	}
 	g.book.Store(&book{entries: map[uint64]*entry{}})
 	return g
 }
@@ -173,6 +182,12 @@ func (g *Gate) grant(k Key) *Grant {
 		if p, ok := router.ParsePolicy(word); ok {
 			gr.policy |= 1 << p
 		}
+	}
+	if g.share != nil {
+		a.mu.Lock()
+		a.share.grant, a.share.asked = gr, 0
+		g.share.owes(a) // to hear what it has used elsewhere
+		a.mu.Unlock()
 	}
 	return gr
 }
@@ -265,13 +280,20 @@ func (g *Gate) Start(ctx context.Context) {
 	if g.opt.Store == nil {
 		return
 	}
-	if err := g.told(cmp.Or(g.Load(ctx), g.LoadSpent(ctx))); err == nil {
-		g.known.Store(true)
+	err := g.Load(ctx)
+	if g.share == nil {
+		err = cmp.Or(err, g.LoadSpent(ctx))
 	}
+	g.known.Store(g.told(err) == nil && g.share == nil)
 }
 
 // Run keeps the gate as the store has its keys, and the store as the keys have spent, until ctx is done; then it writes the rest.
 func (g *Gate) Run(ctx context.Context) error {
+	if g.share != nil {
+		done := make(chan struct{})
+		go func() { defer close(done); g.share.run(ctx, g) }()
+		defer func() { <-done }()
+	}
 	if g.opt.Store == nil {
 		<-ctx.Done()
 		return ctx.Err()
@@ -284,7 +306,7 @@ func (g *Gate) Run(ctx context.Context) error {
 		if stale {
 			stale = g.told(g.Load(ctx)) != nil
 		}
-		if !g.known.Load() {
+		if g.share == nil && !g.known.Load() {
 			g.known.Store(g.told(g.LoadSpent(ctx)) == nil)
 		}
 		select {

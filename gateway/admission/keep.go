@@ -76,6 +76,8 @@ var (
 
 // Load reads the store's keys.
 func (g *Gate) Load(ctx context.Context) error {
+	g.loading.Lock()
+	defer g.loading.Unlock()
 	docs, err := g.opt.Store.Load(ctx, keyKind)
 	if err != nil {
 		return fmt.Errorf("read the keys: %w", err)
@@ -332,8 +334,9 @@ type View struct {
 	BudgetLeft *float64 `json:"budget_left_usd,omitempty"`
 }
 
-// Views returns all keys by name, those that are revoked too.
-func (g *Gate) Views() []View {
+// Views returns all keys by name, those that are revoked too. With Redis their figures are everybody's, else this process'.
+func (g *Gate) Views(ctx context.Context) []View {
+	g.refresh(ctx)
 	grants := g.book.Load().grants
 	views := make([]View, 0, len(grants))
 	for _, gr := range grants {
@@ -342,8 +345,9 @@ func (g *Gate) Views() []View {
 	return views
 }
 
-// View returns the key that is known by a name or an ID. The error is ErrUnknownKey.
-func (g *Gate) View(which string) (View, error) {
+// View returns the key that is known by a name or an ID, as Views does. The error is ErrUnknownKey.
+func (g *Gate) View(ctx context.Context, which string) (View, error) {
+	g.refresh(ctx)
 	grants := g.book.Load().grants
 	i := slices.IndexFunc(grants, func(gr *Grant) bool {
 		return gr.Key.Name == which || gr.Key.ID == strings.TrimPrefix(which, Prefix)

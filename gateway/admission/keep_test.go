@@ -255,7 +255,7 @@ func TestStoreGone(t *testing.T) {
 	within(t, "it is written", 5*time.Second, func() bool {
 		g := New(Options{Store: s})
 		g.Start(t.Context())
-		v, err := g.View("team")
+		v, err := g.View(t.Context(), "team")
 		return err == nil && v.SpentTotal == 0.25
 	})
 }
@@ -293,7 +293,7 @@ func TestSpendingOutlivesTheProcess(t *testing.T) {
 	}{{0, 0, 0, 0}, {time.Hour, 0.3, 0.3, 0.3}, {24 * time.Hour, 0, 0.6, 0.6}, {30 * 24 * time.Hour, 0, 0, 0.9}} {
 		now = now.Add(step.after)
 		g := open()
-		v, err := g.View("team")
+		v, err := g.View(t.Context(), "team")
 		if err != nil || math.Abs(v.SpentToday-step.today) > 1e-12 || math.Abs(v.SpentMonth-step.month) > 1e-12 || math.Abs(v.SpentTotal-step.ever) > 1e-12 {
 			t.Errorf("step %d: %+v, %v", i, v, err)
 		}
@@ -310,7 +310,7 @@ func TestSpendingOutlivesTheProcess(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if v, _ := open().View("team"); math.Abs(v.SpentTotal-1.35) > 1e-12 {
+	if v, _ := open().View(t.Context(), "team"); math.Abs(v.SpentTotal-1.35) > 1e-12 {
 		t.Errorf("%f were spent by both, want 1.35", v.SpentTotal)
 	}
 }
@@ -363,7 +363,7 @@ func TestKilled(t *testing.T) {
 		g := New(Options{Store: state.NewFiles(dir, nil)})
 		g.Configure([]Key{config}, false)
 		g.Start(t.Context())
-		v, _ := g.View("team")
+		v, _ := g.View(t.Context(), "team")
 		kept := int(math.Round(v.SpentTotal*100)) - total
 		recent := 0 // within a flush interval of the end, and what a write takes
 		for _, when := range at {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"headrace/gateway/openai"
+	"headrace/gateway/state"
 	"headrace/router"
 )
 
@@ -85,25 +86,15 @@ func (p *Pass) admit(ask *Ask) *openai.Error {
 	}
 	p.tokens = max(p.tokens, 1)
 	p.nano = int64(a.cost.of(priorCost))
-	r, wait := a.room(gr, p, now)
-	w := noWindow
-	if r == numReasons && (gr.day > 0 || gr.month > 0 || gr.total > 0) {
-		if w = a.broke(gr, p.nano, ask.Now); w != noWindow {
-			r = overBudget
-		}
-	}
-	if r == numReasons {
-		a.requests.take(now, 1, k.RPM)
-		a.tokens.take(now, p.tokens, k.TPM)
-		a.running++
-		a.reserved += p.nano
-	}
+	r, wait, w := p.decide(now, ask.Now)
 	p.look(now)
 	switch r {
 	case numReasons:
 		return nil
 	case overBudget:
 		return g.refuse(r, errBudget(w, gr.limit(w), ask.Now))
+	case unknownBudget:
+		return g.refuse(r, errBudgetUnknown())
 	case overTokens:
 		return g.refuse(r, errRate(r, k.TPM, p.tokens, wait))
 	case overConcurrency:
@@ -113,39 +104,127 @@ func (p *Pass) admit(ask *Ask) *openai.Error {
 	}
 }
 
-// room tells whether the limits have room for p: numReasons, or which has not, and when it will. mu is held.
-func (a *account) room(gr *Grant, p *Pass, now int64) (reason, time.Duration) {
+// decide takes what the request needs, or tells what has no room for it: numReasons for nothing. The account's mu is held.
+func (p *Pass) decide(now int64, at time.Time) (r reason, wait time.Duration, w window) {
+	gr, a := p.grant, p.grant.acct
+	s := gr.gate.share
+	if s == nil {
+		if r, wait, w = a.room(gr, p, now, at, 1); r == numReasons {
+			a.take(gr, p, now, 1)
+		}
+		return r, wait, w
+	}
+	if a.share.grant != gr { // the key has changed: what was asked was by other limits
+		a.share.grant, a.share.asked = gr, 0
+	}
+	if r, wait, w = a.room(gr, p, now, at, s.weight()); r != numReasons {
+		s.owes(a) // to hear when there is room
+		return r, wait, w
+	}
+	a.share.taking = now
+	var c *claim
+	if gr.bounded() {
+		if a.takes(gr, p, now) {
+			a.take(gr, p, now, 1)
+			return numReasons, 0, noWindow
+		}
+	}
+	if gr.bounded() && !s.away.Load() {
+		if c = s.ask(gr, p); c.decided {
+			return gr.verdict(c.verdict, p, now)
+		}
+		if r, wait, w = a.room(gr, p, now, at, s.weight()); r != numReasons { // others have come meanwhile
+			return r, wait, w
+		}
+	}
+	if gr.gate.opt.Strict && gr.limited() && s.away.Load() && now-a.share.asked > int64(strictAfter) {
+		return unknownBudget, 0, noWindow
+	}
+	a.take(gr, p, now, s.weight())
+	if c != nil && !c.lost {
+		c.in = true // whoever asks for it may hear yet
+		return numReasons, 0, noWindow
+	}
+	a.share.owed.requests++
+	a.share.owed.tokens += p.tokens
+	s.owes(a)
+	return numReasons, 0, noWindow
+}
+
+// verdict is what Redis says, in our words. The account's mu is held.
+func (gr *Grant) verdict(v state.Verdict, p *Pass, now int64) (reason, time.Duration, window) {
+	k, a := &gr.Key, gr.acct
+	switch v {
+	case state.LetIn:
+		return numReasons, 0, noWindow
+	case state.NoConcurrency:
+		return overConcurrency, 0, noWindow
+	case state.NoRequests:
+		return overRequests, time.Duration(max(a.requests.wait(now, 1, k.RPM), int64(time.Millisecond))), noWindow
+	case state.NoTokens:
+		return overTokens, time.Duration(max(a.tokens.wait(now, p.tokens, k.TPM), int64(time.Millisecond))), noWindow
+	case state.NoMonth:
+		return overBudget, 0, perMonth
+	case state.NoDay:
+		return overBudget, 0, perDay
+	case state.NoTotal:
+	}
+	return overBudget, 0, inTotal
+}
+
+// take takes what p needs. mu is held.
+func (a *account) take(gr *Grant, p *Pass, now, weight int64) {
+	a.requests.take(now, weight, gr.Key.RPM)
+	a.tokens.take(now, p.tokens*weight, gr.Key.TPM)
+	a.running++
+	a.reserved += p.nano
+}
+
+// room tells whether limits and budgets have room for p: numReasons, or which has not, and when it will. Where other replicas cannot be asked
+// each request counts weight times. mu is held.
+func (a *account) room(gr *Grant, p *Pass, now int64, at time.Time, weight int64) (reason, time.Duration, window) {
 	k := &gr.Key
-	if k.Concurrency > 0 && a.running >= k.Concurrency {
-		return overConcurrency, 0
+	others, theirs := a.share.others, a.share.theirs
+	if weight > 1 { // they do as we do, as far as we know
+		others, theirs = 0, 0
+	}
+	if k.Concurrency > 0 && a.running*weight+others >= k.Concurrency {
+		return overConcurrency, 0, noWindow
 	}
 	if k.RPM > 0 {
-		if w := a.requests.wait(now, 1, k.RPM); w > 0 {
-			return overRequests, time.Duration(w)
+		if w := a.requests.wait(now, min(weight, k.RPM), k.RPM); w > 0 {
+			return overRequests, time.Duration(w), noWindow
 		}
 	}
 	if k.TPM > 0 {
 		if p.tokens > k.TPM {
-			return overTokens, 0
+			return overTokens, 0, noWindow
 		}
-		if w := a.tokens.wait(now, p.tokens, k.TPM); w > 0 {
-			return overTokens, time.Duration(w)
+		if w := a.tokens.wait(now, min(p.tokens*weight, k.TPM), k.TPM); w > 0 {
+			return overTokens, time.Duration(w), noWindow
 		}
 	}
-	return numReasons, 0
+	if gr.limited() {
+		if w := a.broke(gr, (a.reserved+p.nano)*weight+theirs, at, weight); w != noWindow {
+			return overBudget, 0, w
+		}
+	}
+	return numReasons, 0, noWindow
 }
 
 // broke tells which budget has no room for so much more. mu is held.
-func (a *account) broke(gr *Grant, nano int64, now time.Time) window {
+func (a *account) broke(gr *Grant, next int64, now time.Time, weight int64) window {
 	a.roll(now)
-	next := a.reserved + nano
-	fits := func(limit, spent int64) bool { return limit == 0 || spent < limit && spent+next <= limit }
+	fits := func(limit, spent, unsaved int64) bool {
+		spent += unsaved * weight
+		return limit == 0 || spent < limit && spent+next <= limit
+	}
 	switch {
-	case !fits(gr.total, a.spent.Total+a.unsaved.Total):
+	case !fits(gr.total, a.spent.Total, a.unsaved.Total):
 		return inTotal
-	case !fits(gr.month, a.spent.InMon+a.unsaved.InMon):
+	case !fits(gr.month, a.spent.InMon, a.unsaved.InMon):
 		return perMonth
-	case !fits(gr.day, a.spent.InDay+a.unsaved.InDay):
+	case !fits(gr.day, a.spent.InDay, a.unsaved.InDay):
 		return perDay
 	}
 	return noWindow
@@ -246,10 +325,11 @@ func (p *Pass) Settle(u *Used) {
 		tokens = max(p.tokens, u.Prompt, u.Output)
 	}
 	nano := nanos(u.USD)
+	s := gr.gate.share
 	a.mu.Lock()
 	a.running--
 	a.reserved -= p.nano
-	a.tokens.take(now, tokens-p.tokens, k.TPM)
+	a.tokens.take(now, (tokens-p.tokens)*s.weight(), k.TPM)
 	if u.Began {
 		if u.Output >= 0 {
 			a.output.add(float64(u.Output))
@@ -261,6 +341,10 @@ func (p *Pass) Settle(u *Used) {
 		a.roll(u.Now)
 		a.unsaved.book(nano)
 		warn, left = a.soft(gr)
+	}
+	if s != nil {
+		a.settled(tokens-p.tokens, nano)
+		s.owes(a)
 	}
 	a.mu.Unlock()
 	if warn != noWindow {

@@ -22,10 +22,11 @@ const (
 	overTokens
 	overConcurrency
 	overBudget
+	unknownBudget
 	numReasons
 )
 
-var reasonWords = [numReasons]string{"no_key", "bad_key", "key_in_query", "disabled", "expired", "not_allowed", "requests", "tokens", "concurrency", "budget"}
+var reasonWords = [numReasons]string{"no_key", "bad_key", "key_in_query", "disabled", "expired", "not_allowed", "requests", "tokens", "concurrency", "budget", "budget_unknown"}
 
 // Refusals calls each with every reason's word and how many requests were refused for it.
 func (g *Gate) Refusals(each func(reason string, n int64)) {
@@ -122,6 +123,13 @@ func errBudget(w window, limit int64, now time.Time) *openai.Error {
 	}
 	e.Message = fmt.Sprintf("This API key has spent its budget %s, $%s. %s", of, dollars(limit), again)
 	return e
+}
+
+func errBudgetUnknown() *openai.Error {
+	return &openai.Error{
+		Status: 503, Type: openai.TypeServer, Code: "budget_unknown", RetryAfter: time.Second,
+		Message: "What is left of this API key's budget cannot be told: the gateway's Redis does not answer. Try again shortly.",
+	}
 }
 
 // dollars writes an amount without needless zeros.

@@ -225,6 +225,8 @@ type State struct {
 	Prefix string          `yaml:"prefix" default:"headrace:" eg:"staging:" doc:"Beginning of all keys and channels in Redis: gateways that share one and know nothing of each other need another each." aka:"key_prefix|namespace"`
 	// Dir is a clean path, or "off".
 	Dir string `yaml:"dir" otherwise:"$HEADRACE_STATE_DIR, $STATE_DIRECTORY (systemd), $XDG_STATE_HOME/headrace or ~/.local/state/headrace" eg:"/var/lib/headrace" doc:"Directory for what outlives the process; made when there is something to write, for its owner only. \"off\" keeps everything in memory." aka:"directory|path|data_dir|state_dir"`
+	// BudgetOnLoss is "local" or "refuse".
+	BudgetOnLoss string `yaml:"budget_on_loss" words:"local|refuse" default:"local" doc:"What becomes of keys with a budget while Redis does not answer. local: each replica goes on with its part of what is left. refuse: their requests get 503 budget_unknown." aka:"on_redis_loss|budgets"`
 }
 
 // Log says what is logged.
