@@ -62,6 +62,24 @@ func (r *Report) grid(d *page.Drawing, c *clock, ay page.Axis, name string) {
 	}
 }
 
+// runs are the stretches of the history between which nobody looked for long, as while the gateway was stopped: from, to.
+func (r *Report) runs() [][2]int {
+	var gaps []time.Duration
+	for i := 1; i < len(r.History); i++ {
+		gaps = append(gaps, r.History[i].At.Sub(r.History[i-1].At))
+	}
+	slices.Sort(gaps)
+	var out [][2]int
+	from := 0
+	for i := 1; i < len(r.History); i++ {
+		if r.History[i].At.Sub(r.History[i-1].At) > 8*gaps[len(gaps)/2] {
+			out = append(out, [2]int{from, i})
+			from = i
+		}
+	}
+	return append(out, [2]int{from, len(r.History)})
+}
+
 // lines draws one stepped or plain line per arm.
 func lines(r *Report, title, name string, ay page.Axis, stepped bool, of func(*Point, int) float64, marks ...float64) page.Picture {
 	c := r.clock()
@@ -74,16 +92,18 @@ func lines(r *Report, title, name string, ay page.Axis, stepped bool, of func(*P
 		if len(marks) > 0 && r.Verdict.Arms[arm].Control {
 			continue // which is held against nothing
 		}
-		var at [][2]float64
-		for i := range r.History {
-			p := &r.History[i]
-			x, y := c.at(p.At), ay.Clamped(of(p, arm))
-			if n := len(at); stepped && n > 0 {
-				at = append(at, [2]float64{x, at[n-1][1]})
+		for _, run := range r.runs() {
+			var at [][2]float64
+			for i := run[0]; i < run[1]; i++ {
+				p := &r.History[i]
+				x, y := c.at(p.At), ay.Clamped(of(p, arm))
+				if n := len(at); stepped && n > 0 {
+					at = append(at, [2]float64{x, at[n-1][1]})
+				}
+				at = append(at, [2]float64{x, y})
 			}
-			at = append(at, [2]float64{x, y})
+			d.Polyline("curve "+r.class(arm), at)
 		}
-		d.Polyline("curve "+r.class(arm), at)
 	}
 	return d.Done()
 }
@@ -204,20 +224,22 @@ func metricChart(r *Report, m stats.Metric) page.Picture {
 		d.Line("margin", left, ay.Clamped(g), width-right, ay.Clamped(g))
 	}
 	for arm := range r.Verdict.Arms {
-		var upper, lower, mid [][2]float64
-		for i := range r.History {
-			t, ok := r.History[i].trace(arm, m)
-			if !ok || !known(t.Low) || !known(t.High) || !known(t.Diff) {
-				continue
+		for _, run := range r.runs() {
+			var upper, lower, mid [][2]float64
+			for i := run[0]; i < run[1]; i++ {
+				t, ok := r.History[i].trace(arm, m)
+				if !ok || !known(t.Low) || !known(t.High) || !known(t.Diff) {
+					continue
+				}
+				x := c.at(r.History[i].At)
+				upper = append(upper, [2]float64{x, ay.Clamped(scale * float64(t.High))})
+				lower = append(lower, [2]float64{x, ay.Clamped(scale * float64(t.Low))})
+				mid = append(mid, [2]float64{x, ay.Clamped(scale * float64(t.Diff))})
 			}
-			x := c.at(r.History[i].At)
-			upper = append(upper, [2]float64{x, ay.Clamped(scale * float64(t.High))})
-			lower = append(lower, [2]float64{x, ay.Clamped(scale * float64(t.Low))})
-			mid = append(mid, [2]float64{x, ay.Clamped(scale * float64(t.Diff))})
+			slices.Reverse(lower)
+			d.Polygon("band "+r.class(arm), append(upper, lower...))
+			d.Polyline("curve "+r.class(arm), mid)
 		}
-		slices.Reverse(lower)
-		d.Polygon("band "+r.class(arm), append(upper, lower...))
-		d.Polyline("curve "+r.class(arm), mid)
 	}
 	return d.Done()
 }
@@ -265,8 +287,8 @@ func hostsChart(r *Report, m stats.Metric) page.Picture {
 	for i, p := range dots {
 		y := top + row*(float64(i)+0.5)
 		name := p.name
-		if rs := []rune(name); len(rs) > 24 {
-			name = string(rs[:23]) + "…"
+		if rs := []rune(name); len(rs) > 24 { // the end tells more than the middle
+			name = string(rs[:8]) + "…" + string(rs[len(rs)-15:])
 		}
 		d.Text("small", "end", names-8, y+4, name)
 		d.Line("mark "+r.class(p.arm), ax.Clamped(100*float64(p.Low)), y, ax.Clamped(100*float64(p.High)), y)

@@ -269,3 +269,22 @@ func TestHistorySize(t *testing.T) {
 		t.Errorf("%d points in %d bytes: want 16 or more in half a megabyte", len(h.Points), len(b))
 	}
 }
+
+// TestGap: where nobody looked for long, nothing is drawn.
+func TestGap(t *testing.T) {
+	r := told(t, trial.Trial{Requests: 2000, Steps: ramp(2000), Hosts: [2]int{2, 0}}, 1)
+	count := func() (curves int) {
+		var b bytes.Buffer
+		if err := report.WriteHTML(&b, r); err != nil {
+			t.Fatal(err)
+		}
+		return strings.Count(b.String(), `<polyline class="curve arm1"`)
+	}
+	whole := count()
+	for i := len(r.History) / 2; i < len(r.History); i++ {
+		r.History[i].At = r.History[i].At.Add(3 * time.Hour)
+	}
+	if parted := count(); whole == 0 || parted <= whole {
+		t.Errorf("%d curves, %d with a gap: want each in two", whole, parted)
+	}
+}

@@ -76,3 +76,14 @@ func TestBlockOf(t *testing.T) {
 		t.Error("alike ones are in different blocks")
 	}
 }
+
+func TestSigned(t *testing.T) {
+	for want, got := range map[string]string{
+		"+3.12 %": TTFT.Signed(0.0312), "-12 %": TPS.Signed(-0.12), "×12": USD.Signed(11), "more than ×100": USD.Signed(1e6), "less than -99 %": USD.Signed(-0.999),
+		"-0.2 points": Failed.Signed(-0.002), "+0.25": Score.Signed(0.25), "–": TTFT.Signed(math.NaN()),
+	} {
+		if got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}

@@ -535,11 +535,17 @@ func (m Metric) Amount(v float64) string {
 	return fmt.Sprintf("%.3g points", 100*v)
 }
 
-// Signed is a difference as it is told, with its sign: +3.1 %, -0.2 points.
+// Signed is a difference as it is told, with its sign: +3.1 %, -0.2 points; of ratios beyond ten the ratio.
 func (m Metric) Signed(v float64) string {
 	switch {
 	case math.IsNaN(v):
 		return "–"
+	case m.Relative() && v > 99:
+		return "more than ×100"
+	case m.Relative() && v > 9:
+		return fmt.Sprintf("×%.3g", 1+v)
+	case m.Relative() && v < -0.99:
+		return "less than -99 %"
 	case m.Relative():
 		return fmt.Sprintf("%+.3g %%", 100*v)
 	case m == Score:
