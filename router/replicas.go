@@ -42,16 +42,17 @@ func (r *Router) Heard(t Transition) (known, changed bool) {
 }
 
 // Missing adds to dst the endpoints where nobody is thought to be, as transitions, and returns it: others may have come since those were
-// told.
+// told. What only another replica's control plane has said, that one says again.
 func (r *Router) Missing(dst []Transition) []Transition {
 	now := r.now()
 	for _, c := range r.snap.Load().list {
-		if missing, told := c.host.breaker.Missing(); missing {
+		b := c.host.breaker
+		if missing, told := b.Missing(); missing && (told || b.State(now) != "preempted") {
 			t := Transition{Endpoint: c.ep.ID, Change: health.Lost, Told: told}
 			if told {
 				t.Change = health.Preempted
 			}
-			t.For, _ = c.host.breaker.Wait(now)
+			t.For, _ = b.Wait(now)
 			dst = append(dst, t)
 		}
 	}

@@ -111,6 +111,9 @@ func TestHeard(t *testing.T) {
 	if got := due(r, c); len(got) > 0 {
 		t.Errorf("%v are due for a test at once", got)
 	}
+	if got := r.Missing(nil); len(got) > 0 {
+		t.Errorf("it says %+v, of which it knows by others only", got)
+	}
 	c.seconds(61) // and this one's own control plane has not said so
 	if got := due(r, c); len(got) != 2 {
 		t.Errorf("%v are due for a test after a minute", got)
