@@ -372,3 +372,31 @@ func TestPromptTokensAreLearned(t *testing.T) {
 	}
 	l.Done(Result{Class: outcome.Success, Cached: -1})
 }
+
+// Of a plain answer that broke off nobody saw a token: what it had by then follows from the time, or from what answers have.
+func TestUnseenTokens(t *testing.T) {
+	c := newClock()
+	r := brain(c, 1, hourly("host", 1, 64, "m"))
+	for range 50 {
+		l := mustPick(t, r)
+		c.seconds(1)
+		l.Done(Result{Class: outcome.Success, OutputTokens: 100, Cached: -1})
+	}
+	l := mustPick(t, r)
+	c.seconds(0.001)
+	if n := l.UnseenTokens(c.now(), false); n != 0 {
+		t.Errorf("%d tokens after a millisecond", n)
+	}
+	c.seconds(l.Decision.TTFT + 20/l.Decision.TPS)
+	if n := l.UnseenTokens(c.now(), false); n < 19 || n > 21 {
+		t.Errorf("%d tokens in the time of 20", n)
+	}
+	if n := l.UnseenTokens(c.now(), true); n != 100 {
+		t.Errorf("%d tokens of an answer that was under way, others have 100", n)
+	}
+	c.seconds(1000)
+	if n := l.UnseenTokens(c.now(), false); n != 100 {
+		t.Errorf("%d tokens after ever so long, answers have 100", n)
+	}
+	l.Done(Result{Class: outcome.UpstreamFault, Cached: -1})
+}

@@ -57,19 +57,25 @@ type view struct {
 }
 
 type attemptView struct {
-	Endpoint string  `json:"endpoint"`
-	Class    string  `json:"class"`
-	Status   int     `json:"status,omitempty"`
-	Duration float64 `json:"duration_ms"`
-	Output   int64   `json:"output_tokens,omitempty"`
-	Worker   string  `json:"worker,omitempty"`
-	Executed float64 `json:"worker_seconds,omitempty"`
-	Delayed  float64 `json:"delay_ms,omitempty"`
-	Redone   int     `json:"redispatches,omitempty"`
-	Note     string  `json:"note,omitempty"`
-	Hedge    bool    `json:"hedge,omitempty"`
-	GoesOn   string  `json:"goes_on_by,omitempty"` // "text" or "token_ids", with the answer of those before
-	Behind   int64   `json:"behind_tokens,omitempty"`
+	Endpoint string   `json:"endpoint"`
+	Class    string   `json:"class"`
+	Status   int      `json:"status,omitempty"`
+	Duration float64  `json:"duration_ms"`
+	After    float64  `json:"after_ms"`
+	Prompt   int64    `json:"prompt_tokens,omitempty"` // estimated unless counted
+	Cached   int64    `json:"cached_tokens,omitempty"`
+	Output   int64    `json:"output_tokens,omitempty"`
+	Counted  bool     `json:"tokens_counted"`
+	USD      *float64 `json:"usd"`
+	Share    float64  `json:"host_seconds,omitempty"`
+	Worker   string   `json:"worker,omitempty"`
+	Executed float64  `json:"worker_seconds,omitempty"`
+	Delayed  float64  `json:"delay_ms,omitempty"`
+	Redone   int      `json:"redispatches,omitempty"`
+	Note     string   `json:"note,omitempty"`
+	Hedge    bool     `json:"hedge,omitempty"`
+	GoesOn   string   `json:"goes_on_by,omitempty"` // "text" or "token_ids", with the answer of those before
+	Behind   int64    `json:"behind_tokens,omitempty"`
 }
 
 func millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1e3 }
@@ -103,7 +109,12 @@ func (r *Record) MarshalJSON() ([]byte, error) {
 	if r.Trace.On() {
 		v.Trace, v.Sampled = hex.EncodeToString(r.Trace.ID[:]), r.Trace.Sampled
 	}
-	for _, a := range r.Attempts {
+	for i := range r.Attempts {
+		a := &r.Attempts[i]
+		var usd *float64
+		if a.USDKnown {
+			usd = &a.USD
+		}
 		by := ""
 		switch {
 		case a.Exact:
@@ -112,7 +123,7 @@ func (r *Record) MarshalJSON() ([]byte, error) {
 			by = "text"
 		}
 		v.Attempts = append(v.Attempts, attemptView{
-			GoesOn: by, Behind: a.Offset,
+			GoesOn: by, Behind: a.Offset, After: millis(a.After), Prompt: a.Prompt, Cached: a.Cached, Counted: a.Counted, USD: usd, Share: a.Share.Seconds(),
 			Endpoint: string(a.Endpoint), Class: a.Class.String(), Status: a.Status, Duration: millis(a.Duration), Output: a.Output, Worker: a.Told().Worker,
 			Executed: a.Told().Executed.Seconds(), Delayed: millis(a.Told().Delayed), Redone: a.Told().Redone, Note: a.Told().Note, Hedge: a.Hedge,
 		})

@@ -21,6 +21,8 @@ const (
 	flagEstimated
 	flagUSD
 	flagTrace
+	flagOutOfArm
+	flagForced
 )
 
 const (
@@ -31,17 +33,19 @@ const (
 	flagGuessed
 	flagCold
 	flagWorker
+	flagExact
 )
 
 // encode appends what a record has beside what its block says of each; cells are the places of its attempts' cells. It allocates nothing
 // but room in dst.
 func encode(dst []byte, r *ledger.Record, cells *[ledger.MaxAttempts]int64) []byte {
-	dst = append(dst, bits(r.Stream, flagStream)|bits(r.Known, flagKnown)|bits(r.Estimated, flagEstimated)|bits(r.USDKnown, flagUSD)|bits(r.Trace.On(), flagTrace))
+	dst = append(dst, bits(r.Stream, flagStream)|bits(r.Known, flagKnown)|bits(r.Estimated, flagEstimated)|bits(r.USDKnown, flagUSD)|bits(r.Trace.On(), flagTrace)|
+		bits(r.OutOfArm, flagOutOfArm)|bits(r.Forced, flagForced))
 	for _, s := range [...]*string{&r.Method, &r.Route, &r.Code, &r.Finish, &r.Lost, &r.Hedge} {
 		dst = appendText(dst, *s)
 	}
 	for _, n := range [...]int64{
-		int64(r.Tries), int64(r.Resumes), int64(r.Offered), micro(r.SeamGap), micro(r.TTFT), micro(r.UpstreamTTFT), micro(r.Duration), micro(r.Overhead),
+		int64(r.Tries), int64(r.Resumes), int64(r.Offered), micro(r.Queued), micro(r.SeamGap), micro(r.TTFT), micro(r.UpstreamTTFT), micro(r.Duration), micro(r.Overhead),
 		micro(r.ITLp50), micro(r.ITLp99), int64(r.Left), r.Prompt, r.Cached, r.Output, r.Reasoning, r.BytesIn, r.BytesOut,
 	} {
 		dst = binary.AppendVarint(dst, n)
@@ -56,7 +60,7 @@ func encode(dst []byte, r *ledger.Record, cells *[ledger.MaxAttempts]int64) []by
 	for i := range r.Attempts {
 		a := &r.Attempts[i]
 		dst = append(dst, bits(a.USDKnown, flagUSDKnown)|bits(a.Resumed, flagResumed)|bits(a.Hedge, flagHedge)|bits(a.Counted, flagCounted)|
-			bits(a.Guessed, flagGuessed)|bits(a.Decision.Cold, flagCold)|bits(a.Worker != nil, flagWorker), byte(a.Class), byte(a.Basis))
+			bits(a.Guessed, flagGuessed)|bits(a.Decision.Cold, flagCold)|bits(a.Worker != nil, flagWorker)|bits(a.Exact, flagExact), byte(a.Class), byte(a.Basis))
 		for _, n := range [...]int64{
 			cells[i], int64(a.Status), micro(a.After), micro(a.First), micro(a.Duration), a.Output, a.Offset, a.Prompt, a.Cached, a.Reasoning, micro(a.Share),
 		} {
@@ -101,11 +105,12 @@ var errBody = errors.New("a request's line cannot be read: it is cut, or of a ne
 func (d *reader) decode(r *ledger.Record, cell func(int64) Cell) {
 	f := d.byte()
 	r.Stream, r.Known, r.Estimated, r.USDKnown = f&flagStream != 0, f&flagKnown != 0, f&flagEstimated != 0, f&flagUSD != 0
+	r.OutOfArm, r.Forced = f&flagOutOfArm != 0, f&flagForced != 0
 	for _, s := range [...]*string{&r.Method, &r.Route, &r.Code, &r.Finish, &r.Lost, &r.Hedge} {
 		*s = d.text()
 	}
 	r.Tries, r.Resumes, r.Offered = int(d.varint()), int(d.varint()), int(d.varint())
-	for _, t := range [...]*time.Duration{&r.SeamGap, &r.TTFT, &r.UpstreamTTFT, &r.Duration, &r.Overhead, &r.ITLp50, &r.ITLp99} {
+	for _, t := range [...]*time.Duration{&r.Queued, &r.SeamGap, &r.TTFT, &r.UpstreamTTFT, &r.Duration, &r.Overhead, &r.ITLp50, &r.ITLp99} {
 		*t = d.span()
 	}
 	r.Left = ledger.Phase(d.varint()) //nolint:gosec // a handful
@@ -128,7 +133,7 @@ func (d *reader) decode(r *ledger.Record, cell func(int64) Cell) {
 		a := &r.Attempts[i]
 		f := d.byte()
 		a.USDKnown, a.Resumed, a.Hedge, a.Counted = f&flagUSDKnown != 0, f&flagResumed != 0, f&flagHedge != 0, f&flagCounted != 0
-		a.Guessed, a.Decision.Cold = f&flagGuessed != 0, f&flagCold != 0
+		a.Guessed, a.Decision.Cold, a.Exact = f&flagGuessed != 0, f&flagCold != 0, f&flagExact != 0
 		a.Class, a.Basis = outcome.Class(d.byte()), endpoint.Basis(d.byte())
 		c := cell(d.varint())
 		a.Served, a.Provider, a.Endpoint = c.Served, c.Provider, endpoint.ID(c.Host)

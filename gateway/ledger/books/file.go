@@ -544,6 +544,10 @@ func Each(path string, each func(*ledger.Record) bool) error {
 
 // reading calls fn with a file that is not written.
 func reading(path string, fn func(*sqlite3.Conn) error) error {
+	path, err := filepath.Abs(path) // a URI has no relative ones
+	if err != nil {
+		return err
+	}
 	name, flags := path, sqlite3.OPEN_READONLY
 	if _, err := os.Stat(path + "-wal"); errors.Is(err, os.ErrNotExist) { // nobody writes: leave nothing behind
 		name, flags = (&url.URL{Scheme: "file", Path: path, RawQuery: "immutable=1"}).String(), flags|sqlite3.OPEN_URI

@@ -197,7 +197,7 @@ func TestEncode(t *testing.T) {
 	for range 500 {
 		r := ledger.Record{
 			Method: text(), Route: text(), Code: text(), Finish: text(), Lost: text(), Hedge: text(), Stream: yes(), Known: yes(), Estimated: yes(), USDKnown: yes(),
-			Tries: rng.IntN(20), Resumes: rng.IntN(3), Offered: rng.IntN(3), SeamGap: span(), TTFT: span(), UpstreamTTFT: span(), Duration: span(), Overhead: span(),
+			Tries: rng.IntN(20), Resumes: rng.IntN(3), Offered: rng.IntN(3), Queued: span(), OutOfArm: yes(), Forced: yes(), SeamGap: span(), TTFT: span(), UpstreamTTFT: span(), Duration: span(), Overhead: span(),
 			ITLp50: span(), ITLp99: span(), Left: ledger.Phase(rng.IntN(3)), Prompt: rng.Int64N(1e6) - 1, Cached: -1, Output: rng.Int64N(1e6), Reasoning: 3,
 			BytesIn: rng.Int64N(1e9), BytesOut: rng.Int64N(1e9), TPS: f32(), HedgeUSD: f32(),
 		}
@@ -214,7 +214,7 @@ func TestEncode(t *testing.T) {
 			c := names[cells[i]]
 			a := ledger.Attempt{
 				Served: c.Served, Provider: c.Provider, Endpoint: endpoint.ID(c.Host), Class: outcome.Class(rng.IntN(16)), Status: rng.IntN(600), After: span(),
-				First: span(), Duration: span(), Output: rng.Int64N(1e6), USD: rng.NormFloat64(), USDKnown: yes(), Resumed: yes(), Offset: rng.Int64N(100), Hedge: yes(),
+				First: span(), Duration: span(), Output: rng.Int64N(1e6), USD: rng.NormFloat64(), USDKnown: yes(), Resumed: yes(), Exact: yes(), Offset: rng.Int64N(100), Hedge: yes(),
 				Usage: ledger.Usage{Counted: yes(), Prompt: rng.Int64N(1e6), Cached: 4, Reasoning: 5, Basis: endpoint.Basis(rng.IntN(4)), Share: span(), PromptUSD: f32(), Guessed: yes()},
 			}
 			a.Decision.Cold, a.Decision.MarginalUSD, a.Decision.TTFT, a.Decision.TPS = yes(), f32(), f32(), f32()
