@@ -108,7 +108,7 @@ func errBusy() *openai.Error {
 func errCrowded(e *openai.Error, why queue.Why, waited time.Duration) *openai.Error {
 	switch why {
 	case queue.Full:
-		e.Message += " The waiting room is full (queue.size)."
+		e.Message += " The waiting room is full (queue.size, queue.max_bytes)."
 	case queue.Late:
 		e.Message += " Its turn would come too late for it to wait."
 	case queue.Expired:

@@ -172,7 +172,7 @@ func (s *Server) Configure(set Settings) {
 }
 
 func (s *Server) chairs(set *Settings) {
-	s.room.Configure(queue.Limits{Size: set.Queue.Size, BatchShare: set.Queue.BatchShare})
+	s.room.Configure(queue.Limits{Size: set.Queue.Size, Bytes: set.Queue.MaxBytes, BatchShare: set.Queue.BatchShare})
 }
 
 func (s *Server) server(h fasthttp.RequestHandler, set *Settings) *fasthttp.Server {

@@ -17,6 +17,7 @@ import (
 // Queue says who waits where hosts, or the gateway, have no room.
 type Queue struct {
 	Size            int           // requests that wait at once; 0 lets none wait
+	MaxBytes        int64         // of bodies that those who wait hold; 0 is no such limit
 	MaxWait         time.Duration // from acceptance on, whoever it is
 	InteractiveWait float64       // share of what is left of the promised time to the first token, where somebody watches; in [0,1]
 	BatchShare      float64       // of what is served to those who wait while both kinds do, for batch work; in (0,1)
@@ -157,7 +158,7 @@ func (x *exchange) turn(until time.Time) bool {
 // stand takes a place in the room, for the end of what is full; false when there is none for the request, who has failed then.
 func (x *exchange) stand(pool string, full *router.UnavailableError) bool {
 	slo, tokens := x.s.router.Outlook(&x.ask)
-	a := queue.Ask{Pool: pool, Priority: x.priority, Key: x.rec.Key, Weight: x.grant.Weight(), Tokens: tokens, By: x.waitsUntil(time.Now(), slo.TTFT)}
+	a := queue.Ask{Pool: pool, Priority: x.priority, Key: x.rec.Key, Weight: x.grant.Weight(), Tokens: tokens, Bytes: x.ask.BodyBytes, By: x.waitsUntil(time.Now(), slo.TTFT)}
 	if full != nil {
 		a.Soon = full.Soon
 	}

@@ -211,7 +211,7 @@ func settings(c *config.Config) gateway.Settings {
 		s.OnPreemption[name], _ = gateway.ParsePreemption(c.Models[name].OnPreemption) // the config knows its words
 	}
 	s.Queue = gateway.Queue{
-		Size: c.Queue.Size, MaxWait: c.Queue.MaxWait, InteractiveWait: c.Queue.InteractiveWait, BatchShare: c.Queue.BatchShare, BatchSpare: c.Queue.BatchSpare,
+		Size: c.Queue.Size, MaxBytes: c.Queue.MaxBytes, MaxWait: c.Queue.MaxWait, InteractiveWait: c.Queue.InteractiveWait, BatchShare: c.Queue.BatchShare, BatchSpare: c.Queue.BatchSpare,
 	}
 	s.Tracing, s.Propagate = tracing(&c.Telemetry)
 	if c.Passthrough != "" {

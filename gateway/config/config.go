@@ -156,6 +156,7 @@ type Limits struct {
 // Queue says who waits where there is no room, and for how long. Shares are in [0,1].
 type Queue struct {
 	Size            int           `yaml:"size" min:"0" max:"1000000" default:"1000" doc:"Requests that wait at once; 0 lets none wait." aka:"max_size|length|depth|max_queue"`
+	MaxBytes        int64         `yaml:"max_bytes" unit:"bytes" above:"0" default:"256MiB" doc:"Bodies of requests that wait, all together." aka:"bytes|memory|max_memory"`
 	MaxWait         time.Duration `yaml:"max_wait" above:"0" default:"2m" doc:"Longest wait, from the request's arrival on; a request may ask for less by x-headrace-max-wait." aka:"timeout|wait|max_time"`
 	InteractiveWait float64       `yaml:"interactive_wait" min:"0" max:"1" default:"0.5" doc:"Longest wait of interactive requests that name none, as a share of what is left of the promised time to the first token (models.*.slo.ttft)." aka:"interactive"`
 	BatchShare      float64       `yaml:"batch_share" min:"0.01" max:"0.99" default:"0.1" doc:"Share of tokens served to waiting batch requests while interactive ones wait as well." aka:"batch"`

@@ -43,6 +43,7 @@ type flow struct {
 	weight      float64
 	finish      float64
 	n           int
+	bytes       int64
 	first, last *Waiter
 }
 
@@ -66,6 +67,7 @@ func (p *pool) add(w *Waiter) {
 	p.n++
 	c.n++
 	f.n++
+	f.bytes += w.ask.Bytes
 	c.there[w.ask.Line]++
 }
 
@@ -103,6 +105,7 @@ func (p *pool) remove(w *Waiter) {
 	p.n--
 	c.n--
 	f.n--
+	f.bytes -= w.ask.Bytes
 	if p.n == 0 { // nobody is left to be fair to
 		p.virtual = 0
 		for i := range p.classes {
@@ -228,15 +231,27 @@ func (w *Waiter) place() int {
 	return n
 }
 
-// longest is the flow that has the most waiting for its weight, and has anybody who was not called; nil for none.
-func (c *class) longest() *flow {
+// takes is what the flow has of the room, by requests or by bytes.
+func (f *flow) takes(bytes bool) float64 {
+	if bytes {
+		return float64(f.bytes)
+	}
+	return float64(f.n)
+}
+
+// longest is the flow that has the most of the room for its weight, and has anybody who was not called; nil for none.
+func (c *class) longest(bytes bool) *flow {
 	var longest *flow
 	for _, f := range c.list {
-		if f.n > 0 && f.spare() != nil && (longest == nil || float64(f.n)*longest.weight > float64(longest.n)*f.weight) {
+		if f.n > 0 && f.spare() != nil && f.longer(longest, bytes) {
 			longest = f
 		}
 	}
 	return longest
+}
+
+func (f *flow) longer(than *flow, bytes bool) bool {
+	return than == nil || f.takes(bytes)*than.weight > than.takes(bytes)*f.weight
 }
 
 // spare is the newest of the flow who was not called; nil for nobody.

@@ -60,6 +60,7 @@ type Ask struct {
 	Key      string    // whose request it is, "" where callers have none
 	Weight   float64   // of the key; 0 is 1
 	Tokens   float64   // that it takes, about, prompt and answer together; 0 is 1
+	Bytes    int64     // of memory that it holds meanwhile
 	By       time.Time // it leaves then
 	// Soon is when room is expected for one that stands first, as far as hosts tell; 0 where nobody knows.
 	Soon time.Duration
@@ -72,7 +73,7 @@ type Why uint8
 const (
 	Waits   Why = iota // it does
 	Off                // nobody waits: the room's size is 0
-	Full               // the room is, and it is not this request's turn to take another's place
+	Full               // the room is, by number or by bytes, and it is not this request's turn to take another's place
 	Late               // it could not be served in time
 	Expired            // it was not served in time
 	Gone               // its caller has left
@@ -106,6 +107,7 @@ type Options struct {
 // Limits may change while requests wait.
 type Limits struct {
 	Size       int     // that wait at once, in all pools; 0 lets nobody wait
+	Bytes      int64   // that those who wait hold; 0 is no such limit
 	BatchShare float64 // of the tokens that are served while both wait, for Batch; in (0,1)
 }
 

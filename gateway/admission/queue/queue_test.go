@@ -386,6 +386,43 @@ func TestRoomIsShared(t *testing.T) {
 	})
 }
 
+// TestRoomIsBoundedInBytes has large requests give way to small ones, as far as that makes room.
+func TestRoomIsBoundedInBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := New(Options{Now: time.Now})
+		r.Configure(Limits{Size: 100, Bytes: 1000})
+		enter := func(key string, bytes int64) Why {
+			_, why, _ := r.Enter(&Ask{Pool: "m", Key: key, Bytes: bytes, By: later(time.Hour)})
+			return why
+		}
+		for range 10 {
+			if why := enter("A", 100); why != Waits {
+				t.Fatal(why)
+			}
+		}
+		for _, c := range []struct {
+			key   string
+			bytes int64
+			why   Why
+			n     int // that wait then
+		}{
+			{"A", 1, Full, 10},    // its own are there
+			{"B", 1001, Full, 10}, // nobody gives way in vain
+			{"B", 250, Waits, 8},
+			{"B", 150, Waits, 8}, // 50 are left of what was freed
+			{"C", 0, Waits, 9},
+		} {
+			if why := enter(c.key, c.bytes); why != c.why || r.Waiting() != c.n {
+				t.Errorf("%s with %d bytes: %v, and %d wait, want %v and %d", c.key, c.bytes, why, r.Waiting(), c.why, c.n)
+			}
+		}
+		r.Drain()
+		if r.bytes != 0 {
+			t.Errorf("%d bytes are left", r.bytes)
+		}
+	})
+}
+
 // TestOneIsWoken counts how often somebody tries in vain: once, not once for each who waits.
 func TestOneIsWoken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

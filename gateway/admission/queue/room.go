@@ -14,6 +14,7 @@ type Room struct {
 
 	mu     sync.Mutex // guards all below, and pools and waiters
 	limits Limits
+	bytes  int64 // that those who wait hold
 	pools  map[string]*pool
 	closed bool
 }
@@ -148,10 +149,11 @@ func (r *Room) Enter(a *Ask) (w *Waiter, why Why, retry time.Duration) {
 	switch {
 	case !now.Add(retry / c.drain.doubt()).Before(a.By):
 		return nil, Late, retry
-	case r.waiting.Load() >= int64(r.limits.Size) && !r.makeRoom(w, p):
+	case !r.fits(w, p):
 		return nil, Full, retry
 	}
 	w.pool = p
+	r.bytes += w.ask.Bytes
 	p.add(w)
 	r.waiting.Add(1) // before it tries: what is given back from now on is seen
 	w.atOnce = true
@@ -177,28 +179,47 @@ func (c *class) expect(a *Ask, w *Waiter) time.Duration {
 	return time.Duration(c.ahead(f, a.Weight, mine)+1) * each
 }
 
-// makeRoom turns somebody away for w: the newest of whoever has most waiting for his weight, of those whose work waits longest.
+// fits tells whether there is room for w, if need be after others were turned away for it. The caller holds mu.
+func (r *Room) fits(w *Waiter, in *pool) bool {
+	l := &r.limits
+	if l.Bytes > 0 && w.ask.Bytes > l.Bytes {
+		return false
+	}
+	for {
+		bytes := l.Bytes > 0 && r.bytes+w.ask.Bytes > l.Bytes
+		switch {
+		case !bytes && r.waiting.Load() < int64(l.Size):
+			return true
+		case !r.makeRoom(w, in, bytes):
+			return false
+		}
+	}
+}
+
+// makeRoom turns somebody away for w: the newest of whoever has most of the room for his weight, of those whose work waits longest.
 // false where that is w's own key. The caller holds mu.
-func (r *Room) makeRoom(w *Waiter, in *pool) bool {
+func (r *Room) makeRoom(w *Waiter, in *pool, bytes bool) bool {
 	for pr := NumPriorities; pr > w.ask.Priority; {
 		pr--
 		var from *pool
 		var longest *flow
 		for _, p := range r.pools {
-			f := p.classes[pr].longest()
-			if f != nil && (longest == nil || float64(f.n)*longest.weight > float64(longest.n)*f.weight) {
+			if f := p.classes[pr].longest(bytes); f != nil && f.longer(longest, bytes) {
 				from, longest = p, f
 			}
 		}
-		if longest == nil {
+		if longest == nil || longest.takes(bytes) == 0 {
 			continue
 		}
 		if pr == w.ask.Priority {
-			own := 0
-			if f := in.classes[pr].flows[w.ask.Key]; f != nil {
-				own = f.n
+			own := 1.0
+			if bytes {
+				own = float64(w.ask.Bytes)
 			}
-			if float64(own+1)*longest.weight >= float64(longest.n)*w.ask.Weight {
+			if f := in.classes[pr].flows[w.ask.Key]; f != nil {
+				own += f.takes(bytes)
+			}
+			if own*longest.weight >= longest.takes(bytes)*w.ask.Weight {
 				return false
 			}
 		}
@@ -292,6 +313,7 @@ func (r *Room) dismiss(w *Waiter, why Why) {
 	c := &p.classes[w.ask.Priority]
 	c.drain.pass(r.opt.Now(), true)
 	p.remove(w)
+	r.bytes -= w.ask.Bytes
 	w.state, w.why = out, why
 	r.waiting.Add(-1)
 	if p.turn == w {
@@ -349,6 +371,7 @@ func (r *Room) serve(w *Waiter) {
 	}
 	p.charge(w, &r.limits)
 	p.remove(w)
+	r.bytes -= w.ask.Bytes
 	r.waiting.Add(-1)
 	r.sweep(c)
 	r.quiet(p)
