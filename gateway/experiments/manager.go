@@ -219,8 +219,9 @@ func (m *Manager) follow(t *trial) {
 	}
 }
 
-// capacity is how many units a replica remembers of a sticky experiment: as many as fit into a document.
-const capacity = 8192
+// capacity is how many units a replica remembers of a sticky experiment: more would make a look at what several of them saw too slow
+// for ten a second. They fit into a document.
+const capacity = 1 << 14
 
 func (t *trial) design(d *experiment.Doc) stats.Design {
 	return stats.Design{
