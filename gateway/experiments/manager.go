@@ -79,6 +79,7 @@ type trial struct {
 	told             int       // weights of the run that stats knows
 	since            time.Time // requests that were accepted earlier found their arm by other shares
 	recorded, stored uint64    // what stats took in here, and how much of it the store has
+	speakAt          time.Time // not stored before
 	fresh            bool      // something was recorded since it was last judged
 	judged           stats.Verdict
 	late             int64 // requests from before the shares in force, which are not counted
@@ -131,12 +132,34 @@ func (m *Manager) Configure(trials []Trial) {
 				t = &trial{Trial: c, doc: t.doc, version: t.version}
 			}
 			t.Trial = c
+			m.regard(t)
 		}
 		t.adopt = true
 		m.trials = append(m.trials, t)
 	}
 	m.publish()
 	m.soon()
+}
+
+// regard has what was seen judged by the margins that hold now. The caller holds mu.
+func (m *Manager) regard(t *trial) {
+	if t.stats == nil || len(t.doc.Weights) == 0 {
+		return
+	}
+	was, want := t.stats.Design(), t.design(&t.doc)
+	if was.Alpha == want.Alpha && slices.Equal(was.Guardrails, want.Guardrails) && was.MinUnits == want.MinUnits {
+		return
+	}
+	e, err := stats.New(want)
+	if err == nil {
+		err = e.Restore(t.stats.Snapshot())
+	}
+	if err != nil {
+		t.failed = err.Error()
+		m.opt.Log.Error("an experiment is judged by the margins that it had before", "experiment", t.Spec.Name, "error", err)
+		return
+	}
+	t.stats, t.judged, t.fresh, t.failed = e, stats.Verdict{}, true, ""
 }
 
 // soon has Run look at once.
@@ -492,7 +515,7 @@ func (m *Manager) round(ctx context.Context) {
 	m.sync(c)
 	m.drain()
 	m.hold(c)
-	m.speak(c)
+	m.speak(c, false)
 	if m.silent != nil || !m.slot.leads {
 		return
 	}

@@ -427,6 +427,31 @@ func TestOtherConfig(t *testing.T) {
 	})
 }
 
+// TestOtherMargins judges what was seen by other margins once the config has them, and counts on.
+func TestOtherMargins(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := startReplica(t, state.NewMemory(), trialOf(func(s *experiment.Spec) { s.Steps = []float64{0.5, 1} }))
+		w := newWorld(t)
+		w.slow = 1.5
+		for range 1500 {
+			w.request(a)
+		}
+		pass(time.Second)
+		before, _ := a.Show(t.Context(), "e")
+		if a.state() != experiment.RolledBack {
+			t.Fatalf("half as slow again, with a margin of a fifth: %s", before.State)
+		}
+		wide := trialOf(func(s *experiment.Spec) { s.Steps = []float64{0.5, 1} })
+		wide.Guardrails = []stats.Guardrail{{Metric: stats.TTFT, Margin: 0.9, Tolerate: 0.9}}
+		a.Configure([]Trial{wide})
+		pass(time.Second)
+		after, _ := a.Show(t.Context(), "e")
+		if after.Run != before.Run || after.Verdict.Seq != before.Verdict.Seq || after.Verdict.Arms[1].Action != stats.Promote || len(after.Guardrails) != 1 {
+			t.Errorf("with a wide one: run %d, %d seen of %d, %s: %s", after.Run, after.Verdict.Seq, before.Verdict.Seq, after.Verdict.Arms[1].Action, after.Verdict.Arms[1].Reason)
+		}
+	})
+}
+
 // TestFeedback joins a score with its request or unit, and says what is wrong with one that cannot be.
 func TestFeedback(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

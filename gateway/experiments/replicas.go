@@ -143,14 +143,18 @@ type heading struct {
 	Told   int    `json:"weights"` // of the run that the statistics know
 }
 
-// speak stores what was seen here. The caller holds mu.
-func (m *Manager) speak(ctx context.Context) {
+// oftenBelow is the size in bytes of what may be stored at every round; larger ones are at fewer of them.
+const oftenBelow = 64 << 10
+
+// speak stores what was seen here, whatever its size if it is for the last time. The caller holds mu.
+func (m *Manager) speak(ctx context.Context, last bool) {
 	if m.slot.number < 0 || m.silent != nil {
 		return
 	}
 	var docs map[string]state.Doc
 	for _, t := range m.trials {
-		if t.stats == nil || t.foreign || t.recorded == t.stored {
+		now := m.opt.Now()
+		if t.stats == nil || t.foreign || t.recorded == t.stored || !last && now.Before(t.speakAt) {
 			continue
 		}
 		if docs == nil {
@@ -160,13 +164,14 @@ func (m *Manager) speak(ctx context.Context) {
 			}
 		}
 		head, _ := json.Marshal(heading{t.doc.Digest, t.run, t.told}) // always encodes
-		name := statsName(m.slot.number, t.Spec.Name)
-		_, err := m.opt.Store.Put(ctx, kindStats, name, docs[name].Version, append(append(head, '\n'), t.stats.Snapshot()...))
+		name, snapshot := statsName(m.slot.number, t.Spec.Name), t.stats.Snapshot()
+		_, err := m.opt.Store.Put(ctx, kindStats, name, docs[name].Version, append(append(head, '\n'), snapshot...))
 		if !m.answered(ctx, err) {
 			return
 		}
 		if err == nil {
 			t.stored = t.recorded
+			t.speakAt = now.Add(m.opt.Tell * time.Duration(len(snapshot)/oftenBelow))
 		}
 	}
 }
@@ -236,7 +241,7 @@ func (m *Manager) leave(ctx context.Context) {
 		return
 	}
 	m.drain()
-	m.speak(ctx)
+	m.speak(ctx, true)
 	b, _ := json.Marshal(held{At: m.opt.Now()})                                          // always encodes
 	_, _ = m.opt.Store.Put(ctx, kindReplica, slotName(m.slot.number), m.slot.version, b) // else it is free after a while
 }
