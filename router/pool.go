@@ -29,13 +29,12 @@ func (s *Snapshot) pool(name string) *Model {
 	return s.pools[name]
 }
 
-// Pools tells how many hosts each pool has.
-func (s *Snapshot) Pools() map[string]int {
-	sizes := make(map[string]int, len(s.pools))
-	for name, m := range s.pools {
-		sizes[name] = len(m.cands)
+// Pool tells how many hosts a pool has; ok is false when there is none, because nobody serves its model.
+func (s *Snapshot) Pool(name string) (hosts int, ok bool) {
+	if m := s.pools[name]; m != nil {
+		return len(m.cands), true
 	}
-	return sizes
+	return 0, false
 }
 
 // divide makes the pools out of the models, which are complete.

@@ -26,8 +26,10 @@ func TestPool(t *testing.T) {
 	if _, ok := s.Intern([]byte("p/awq")); ok || s.Has("p/awq") {
 		t.Error("a caller can name a pool")
 	}
-	if got := s.Pools(); got["p/awq"] != 1 || got["p/none"] != 0 || len(got) != 3 {
-		t.Errorf("pools %v", got)
+	for name, want := range map[string]int{"p/awq": 1, "p/other": 1, "p/none": 0, "p/lost": -1} {
+		if n, ok := s.Pool(name); ok != (want >= 0) || n != max(want, 0) {
+			t.Errorf("pool %s has %d hosts, %v", name, n, ok)
+		}
 	}
 	for pool, want := range map[string]struct {
 		id     endpoint.ID

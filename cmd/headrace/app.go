@@ -123,6 +123,7 @@ func newApp(cfg *config.Config, logTo io.Writer, given ...net.Listener) (*app, e
 	}
 	a.trying = experiments.New(experiments.Options{
 		Store: a.store, Log: a.log, Host: func(id endpoint.ID) *endpoint.Endpoint { return a.router.Snapshot().Endpoint(id) },
+		Pool: func(name string) (int, bool) { return a.router.Snapshot().Pool(name) },
 	})
 	a.trying.Configure(a.trials)
 	a.engines = scrape.New(scrape.Options{Log: a.log, Deliver: a.router.Observe})

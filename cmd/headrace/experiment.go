@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -138,7 +139,7 @@ func (o *experimentOptions) list(cmd *cobra.Command) error {
 		return err
 	}
 	t := plainTable()
-	t.AppendHeader(table.Row{"experiment", "model", "state", "step", "arm", "share", "units", "requests", "failed", "elsewhere"})
+	t.AppendHeader(table.Row{"experiment", "model", "state", "step", "arm", "hosts", "share", "units", "requests", "failed", "elsewhere"})
 	for i := range answer.Experiments {
 		v := &answer.Experiments[i]
 		for k := range v.Arms {
@@ -182,7 +183,11 @@ func armRow(v *experiments.View, k int) table.Row {
 	case a.Dropped:
 		name += " (ended)"
 	}
-	row := table.Row{name, shareText(a.Share)}
+	hosts := unknownText
+	if a.Hosts != nil {
+		hosts = strconv.Itoa(*a.Hosts)
+	}
+	row := table.Row{name, hosts, shareText(a.Share)}
 	if v.Verdict == nil || k >= len(v.Verdict.Arms) {
 		return append(row, unknownText, unknownText, unknownText, unknownText)
 	}
@@ -252,7 +257,7 @@ func experimentText(v *experiments.View, now time.Time) string {
 	}
 	b.WriteString("\n\n")
 	t := plainTable()
-	t.AppendHeader(table.Row{"arm", "share", "units", "requests", "failed", "elsewhere"})
+	t.AppendHeader(table.Row{"arm", "hosts", "share", "units", "requests", "failed", "elsewhere"})
 	for k := range v.Arms {
 		t.AppendRow(armRow(v, k))
 	}

@@ -168,7 +168,7 @@ func TestExperimentLive(t *testing.T) {
 	dirA, dirB := t.TempDir(), t.TempDir()
 	a, b := startApp(t, dirA, good, nil), startApp(t, dirB, good, nil)
 	eventuallyLong(t, "the canary's hosts are known to both", func() bool {
-		return a.app.router.Snapshot().Pools()["\x00experiment/good/canary"] == 1 && b.app.router.Snapshot().Pools()["\x00experiment/good/canary"] == 1
+		return standing(t, a, "good").Problem == "" && standing(t, b, "good").Problem == ""
 	})
 	c := &crowd{t: t, users: 1500, arm: map[string]string{}, n: map[string]int{}}
 	c.ask(a.base, b.base)

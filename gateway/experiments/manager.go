@@ -34,6 +34,8 @@ type Options struct {
 	Store state.Store
 	// Host returns a host as discovery has it now, nil when it has it no more. It is asked for each request that is counted.
 	Host func(endpoint.ID) *endpoint.Endpoint
+	// Pool tells how many hosts an arm's pool has now; false when nobody serves its model. Nil cannot tell.
+	Pool func(name string) (hosts int, ok bool)
 	Log  *slog.Logger
 	Now  func() time.Time // default time.Now
 	// Look is how often new requests are looked at, 100 ms by default; Tell how often replicas tell each other what they saw, 2 s; Lease

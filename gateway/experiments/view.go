@@ -1,11 +1,13 @@
 package experiments
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
+	"strconv"
 	"time"
 
 	"headrace/router/affinity"
@@ -49,6 +51,7 @@ type ArmView struct {
 	Control bool    `json:"control,omitempty"`
 	Share   float64 `json:"share"` // of the units, in force
 	Dropped bool    `json:"dropped,omitempty"`
+	Hosts   *int    `json:"hosts"` // that could serve it, by what they are; null where nobody can tell
 }
 
 // Uncounted are requests of this replica that are in no figure.
@@ -82,6 +85,9 @@ func (m *Manager) view(t *trial) View {
 		v.Problem = "replicas try something else under this name: here the control serves its requests"
 		return v
 	}
+	if v.Problem == "" {
+		v.Problem = m.missing(t)
+	}
 	if t.stats == nil {
 		return v
 	}
@@ -105,6 +111,24 @@ func (m *Manager) view(t *trial) View {
 	return v
 }
 
+// missing says which hosts a trial lacks, "" when it has what it needs. The caller holds mu.
+func (m *Manager) missing(t *trial) string {
+	if m.opt.Pool == nil {
+		return ""
+	}
+	for i := range t.Spec.Arms {
+		a := &t.Spec.Arms[i]
+		n, ok := m.opt.Pool(a.Pool())
+		switch model := cmp.Or(a.Model, t.Spec.Model); {
+		case !ok:
+			return "no host serves the model " + strconv.Quote(model) + " now"
+		case n == 0:
+			return a.Name + " has no host now: none is what its selector says (" + a.Hosts.String() + ")"
+		}
+	}
+	return ""
+}
+
 // arms shows a trial's arms with the shares in force here. The caller holds mu.
 func (m *Manager) arms(t *trial) []ArmView {
 	vs := make([]ArmView, 0, len(t.Spec.Arms))
@@ -114,6 +138,10 @@ func (m *Manager) arms(t *trial) []ArmView {
 			a.Share, a.Dropped = t.doc.Shares[i], t.doc.Dropped[i]
 		} else if i == 0 {
 			a.Share = 1
+		}
+		if m.opt.Pool != nil {
+			n, _ := m.opt.Pool(t.Spec.Arms[i].Pool())
+			a.Hosts = &n
 		}
 		vs = append(vs, a)
 	}
