@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"math/rand/v2"
+	"sync"
 	"testing"
 
 	"headrace/router/experiment/stats"
@@ -252,5 +253,45 @@ func TestSnapshotSize(t *testing.T) {
 	}
 	if a, b := told(t, e), told(t, f); a != b {
 		t.Errorf("restored\n%s\nwant\n%s", b, a)
+	}
+}
+
+// TestConcurrentUse has everything done at once; what was recorded is there afterwards.
+func TestConcurrentUse(t *testing.T) {
+	e, other := design(t, stats.Design{Sticky: true, Capacity: 1024}), design(t, stats.Design{Sticky: true, Capacity: 1024})
+	fill(other, rand.New(rand.NewPCG(10, 10)), 500, 1)
+	snapshot := other.Snapshot()
+	var wg sync.WaitGroup
+	const workers, each = 4, 3000
+	for w := range workers {
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(11, uint64(w)))
+			for i := range each {
+				unit := r.Uint64() >> 52
+				o := answer(r, unit, int(unit&1), 1)
+				e.Record(&o)
+				switch i % 100 {
+				case 10 * w:
+					e.Verdict()
+				case 10*w + 1:
+					e.Peek()
+				case 10*w + 2:
+					if err := e.Merge("other", snapshot); err != nil {
+						t.Error(err)
+					}
+				case 10*w + 3:
+					e.Snapshot()
+				case 10*w + 4:
+					e.Feedback(unit, int(unit&1), 0.5)
+				case 10*w + 5:
+					e.Forget("other")
+				}
+			}
+		})
+	}
+	wg.Wait()
+	e.Forget("other")
+	if v := e.Verdict(); v.Arms[0].Requests+v.Arms[1].Requests != workers*each {
+		t.Errorf("%d and %d requests: want %d together", v.Arms[0].Requests, v.Arms[1].Requests, workers*each)
 	}
 }
