@@ -1,14 +1,19 @@
 package main
 
 import (
+	"context"
 	"log/slog"
 	"math"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"headrace/gateway/ledger/books"
 	"headrace/providers/api"
+	"headrace/providers/fakecloud/fakevast"
+	"headrace/providers/vast"
 	"headrace/router/endpoint"
 )
 
@@ -51,5 +56,95 @@ func TestReconcile(t *testing.T) {
 	a.look()
 	if list := a.lately(); len(noted) != 2 || len(list) != 1 || !list[0].AsOf.Equal(next.AsOf) {
 		t.Errorf("noted %+v, lately %+v", noted, list)
+	}
+}
+
+// TestLedgerAgainstVastBill has Vast.ai's billing API compared with hours that the ledger booked of the same instances: one that runs, and one
+// that is stopped amid it. The clock goes in steps of two minutes, so that the stop is seen that late.
+func TestLedgerAgainstVastBill(t *testing.T) {
+	for name, tc := range map[string]struct{ factor, low, high float64 }{
+		"as it says":   {1, -4, 4},
+		"30 % is more": {1.3, -26, -20},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var at atomic.Int64
+			at.Store(time.Date(2026, 11, 28, 9, 30, 0, 0, time.UTC).UnixNano())
+			now := func() time.Time { return time.Unix(0, at.Load()) }
+			cloud := startVast(t, fakevast.Config{Now: now})
+			for id := range int64(2) {
+				cloud.AddInstance(fakevast.InstanceConfig{ID: 11 + id, DPHBase: 2, DiskGB: 720})
+			}
+			cloud.SetBilling(tc.factor)
+			p := vast.New(vast.Options{Key: "vast-key", ConsoleURL: cloud.ConsoleURL(), Poll: 30 * time.Millisecond, ProbeTimeout: 2 * time.Second, Pace: 0.001, Now: now, Log: slog.New(slog.DiscardHandler)})
+			b := books.New(books.Options{Flush: time.Hour, Now: now})
+			ctx, cancel := context.WithCancel(t.Context())
+			var wg sync.WaitGroup
+			defer wg.Wait()
+			defer cancel()
+			out := make(chan []endpoint.Endpoint)
+			wg.Go(func() { _ = p.Run(ctx, out) })
+			wg.Go(func() { _ = b.Run(ctx, nil) })
+			wg.Go(func() {
+				for {
+					select {
+					case eps := <-out:
+						b.Follow(eps)
+					case <-ctx.Done():
+						return
+					}
+				}
+			})
+			// until waits for the provider, and for the books to have heard of it.
+			until := func(what string, ok func() bool) {
+				t.Helper()
+				tick := time.NewTicker(time.Millisecond)
+				defer tick.Stop()
+				late := time.After(20 * time.Second)
+				for !ok() {
+					select {
+					case <-tick.C:
+					case <-late:
+						t.Fatalf("%s: not within 20 s", what)
+					}
+				}
+			}
+			until("both are booked", func() bool {
+				_, one := b.Between("vast:11", now(), now())
+				_, two := b.Between("vast:12", now(), now())
+				return one && two
+			})
+			for i := range 120 { // four hours
+				if i == 40 {
+					cloud.Instances()[1].Stop()
+				}
+				polls := p.Status().Polls
+				at.Add(int64(2 * time.Minute))
+				until("a poll", func() bool { return p.Status().Polls > polls })
+				if err := b.Flush(ctx); err != nil {
+					t.Fatal(err)
+				}
+			}
+			a := &auditor{
+				bills: func() map[string]*api.Bill { return map[string]*api.Bill{"vast": p.Status().Bill} }, between: b.Between, billed: b.Billed, log: slog.New(slog.DiscardHandler),
+			}
+			a.look()
+			period, err := b.Period(ctx, now().Add(-6*time.Hour), now())
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := period.Report(nil, nil)
+			if len(r.Bills) != 1 {
+				t.Fatalf("bills %+v, the provider has %+v", r.Bills, p.Status().Bill)
+			}
+			bill := r.Bills[0]
+			t.Logf("billed $%.3f, ledger $%.3f, %+.2f %%, %v", bill.Billed, bill.Ledger, bill.ErrorPercent(), bill.To.Sub(bill.From))
+			if e := bill.ErrorPercent(); bill.Hosts != 2 || bill.Billed < 2 || bill.To.Sub(bill.From) < time.Hour || e < tc.low || e > tc.high {
+				t.Errorf("%+v, off by %v%%", bill, e)
+			}
+			if text := reportText(&r); !strings.Contains(text, "Bills against the ledger:") || !strings.Contains(text, "2 hosts") {
+				t.Errorf("the report does not tell:\n%s", text)
+			}
+		})
 	}
 }

@@ -79,6 +79,17 @@ func TestBill(t *testing.T) {
 			if b.ErrorPercent < tc.low || b.ErrorPercent > tc.high {
 				t.Errorf("%+v", b)
 			}
+			parts, hosts := 0.0, map[endpoint.ID]bool{}
+			for _, p := range b.Parts {
+				parts += p.USD
+				hosts[p.Endpoint] = true
+				if p.To.Sub(p.From) != time.Hour || p.From.Before(b.From) || p.To.After(b.To) {
+					t.Errorf("part %+v of a bill from %v to %v", p, b.From, b.To)
+				}
+			}
+			if math.Abs(parts-b.BilledUSD) > 1e-9 || len(hosts) != b.Compared {
+				t.Errorf("parts of $%v for %v, the bill is $%v for %d", parts, hosts, b.BilledUSD, b.Compared)
+			}
 			if want := b.To.Sub(b.From).Hours() * 1.908; b.ExpectedUSD < want || b.ExpectedUSD > want+3 || math.Abs(b.BilledUSD/b.ExpectedUSD-tc.factor) > 0.04 {
 				t.Errorf("billed %g, expected %g; the endpoint alone has cost %g", b.BilledUSD, b.ExpectedUSD, want)
 			}
