@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/valyala/fasthttp"
+
 	"headrace/gateway/admission"
 	"headrace/gateway/ledger"
 	"headrace/router/endpoint"
@@ -423,4 +425,46 @@ func TestStrangersLeaveNoRecord(t *testing.T) {
 	if bad != 50 {
 		t.Errorf("%d refusals were counted", bad)
 	}
+}
+
+// What every request pays for keys: to find the one it carries, and what it allows, among a thousand.
+func TestEnterAllocatesNothing(t *testing.T) {
+	s, ctx := entering()
+	now := time.Now()
+	n := testing.AllocsPerRun(1000, func() {
+		if gr, e := s.enter(ctx, now); e != nil || gr.Name() != "team" {
+			t.Fatal(e)
+		}
+	})
+	if n != 0 && !raceEnabled {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func BenchmarkEnter(b *testing.B) {
+	s, ctx := entering()
+	now := time.Now()
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, e := s.enter(ctx, now); e != nil {
+			b.Fatal(e)
+		}
+	}
+}
+
+func entering() (*Server, *fasthttp.RequestCtx) {
+	keys := []admission.Key{{Name: "team", Hash: admission.HashOf(teamKey)}}
+	for i := range 1000 {
+		keys = append(keys, admission.Key{Name: fmt.Sprint("k", i), Hash: admission.HashOf(fmt.Sprint(i))})
+	}
+	g := admission.New(admission.Options{})
+	g.Configure(keys, false)
+	ctx := &fasthttp.RequestCtx{}
+	h := &ctx.Request.Header
+	h.SetRequestURI(chatPath)
+	for _, f := range []string{"Content-Type: application/json", "Accept: application/json", "User-Agent: OpenAI/Python 2.8.1", "X-Stainless-Lang: python", "X-Stainless-Retry-Count: 0", bearer(teamKey)} {
+		k, v, _ := strings.Cut(f, ": ")
+		h.Set(k, v)
+	}
+	return &Server{opt: Options{Keys: g}}, ctx
 }

@@ -27,6 +27,20 @@ type Sources struct {
 	Ledger      func() Ledger
 	Shared      func() Shared // nil without a Redis
 	Experiments func() []Experiment
+	Keys        func() Keys
+}
+
+// Keys is what became of requests by their callers' keys.
+type Keys struct {
+	Refused         []KeyRefusals
+	Warned          int64 // budgets whose soft share was passed
+	Answered, Alone int64 // requests that waited for Redis, and those that waited in vain
+}
+
+// KeyRefusals are those for one reason, of a closed set.
+type KeyRefusals struct {
+	Reason string
+	N      int64
 }
 
 // Shared is how the sharing with other replicas fares.
@@ -386,6 +400,15 @@ func (m *Metrics) collectGateway(to sink) {
 		to.number(reloads, float64(r.OK), "ok")
 		to.number(reloads, float64(r.Failed), "failed")
 		to.number(reloadOK, flag(r.Current))
+	}
+	if s.Keys != nil {
+		k := s.Keys()
+		for _, r := range k.Refused {
+			to.number(keyRefusals, float64(r.N), r.Reason)
+		}
+		to.number(keyBudgets, float64(k.Warned))
+		to.number(keyCalls, float64(k.Answered), "answered")
+		to.number(keyCalls, float64(k.Alone), "alone")
 	}
 	if s.Shared != nil {
 		x := s.Shared()

@@ -231,6 +231,9 @@ const (
 	ledgerBill
 	ledgerBillError
 
+	keyRefusals
+	keyBudgets
+	keyCalls
 	redisUp
 	redisErrors
 	redisFallbacks
@@ -649,6 +652,22 @@ var table = [instruments]Instrument{
 		"How much more the ledger has than was billed, as a share of the bill; below 0 for less.",
 	},
 
+	keyRefusals: {
+		"headrace.keys.refusals", Counter, "{request}", Always,
+		[]string{keyReason},
+		nil,
+		"Requests refused for want of a key or of a right, or by a key's limits, whosever it was. Reasons: `no_key`, `bad_key`, `key_in_query`, `disabled`, `expired`, `not_allowed`, `requests`, `tokens`, `concurrency`, `budget`, `budget_unknown` (docs/keys.md).",
+	},
+	keyBudgets: {
+		"headrace.keys.budget.warnings", Counter, "{key}", Always, nil, nil,
+		"Times that a key has used more than the soft share of its budget of a day, a month or in all. The log names it.",
+	},
+	keyCalls: {
+		"headrace.keys.shared.waits", Counter, "{request}", Always,
+		[]string{keyResult},
+		nil,
+		"Requests that waited for Redis to say whether their key's limits have room. Results: `answered`, `alone` (there was no answer in time, and this replica decided by itself).",
+	},
 	redisUp: {
 		"headrace.redis.up", Gauge, "{redis}", Always, nil, nil,
 		"1 while the Redis that replicas share answers, 0 while it does not: each goes on by itself then. Absent without `state.redis`.",

@@ -83,6 +83,9 @@ func sources() telemetry.Sources {
 				}},
 			}}}
 		},
+		Keys: func() telemetry.Keys {
+			return telemetry.Keys{Refused: []telemetry.KeyRefusals{{Reason: "no_key", N: 3}, {Reason: "budget", N: 1}}, Warned: 2, Answered: 7, Alone: 1}
+		},
 		Shared: func() telemetry.Shared {
 			return telemetry.Shared{Up: true, Errors: 1, Fallbacks: 2, Replicas: 3, Told: 4, Heard: 5, Lost: 6}
 		},

@@ -17,6 +17,7 @@ import (
 
 	"headrace/gateway/admission"
 	"headrace/gateway/config"
+	"headrace/telemetry"
 )
 
 // keysOf returns the keys of the config as the gate knows them.
@@ -45,6 +46,17 @@ func (a *app) keyOptions(c *config.Config) admission.Options {
 		o.Shared = a.redis
 	}
 	return o
+}
+
+// keyFigures tells what became of requests by their keys.
+func (a *app) keyFigures() telemetry.Keys {
+	var k telemetry.Keys
+	a.keys.Refusals(func(reason string, n int64) {
+		k.Refused = append(k.Refused, telemetry.KeyRefusals{Reason: reason, N: n})
+	})
+	k.Warned = a.keys.Warned()
+	k.Answered, k.Alone = a.keys.Waits()
+	return k
 }
 
 // keysKnown is how long a start waits for the store's keys at most.

@@ -38,6 +38,7 @@ func (a *app) newMetrics(cfg *config.Config) *telemetry.Metrics {
 			Hosts: a.router.Hosts, Calibration: a.router.Calibration, Accounts: a.discoveries, Probes: a.probed,
 			Waiting:  func() []queue.Length { return a.server.Waiting() },
 			InFlight: func() int64 { return a.server.InFlight() }, Draining: func() bool { return a.server.Draining() }, Reloads: a.reloaded, Ledger: a.ledgerFigures, Shared: a.shared(cfg), Experiments: a.experimentFigures,
+			Keys: a.keyFigures,
 		},
 	})
 }

@@ -257,6 +257,13 @@ func gateway() Dashboard {
 				query{`sum by (instance) (rate(headrace_redis_fallbacks_total{` + of + `}[$__rate_interval]))`, "{{instance}} from memory"}),
 			stacked("Hosts lost or back, told and heard", "reqps", "", query{rate("headrace_replicas_hosts_total", of, "headrace_result"), "{{headrace_result}}"}),
 		}},
+		section{"Keys", []Panel{
+			stacked("Refused by their keys", "reqps", "For want of a key or a right, or by a key's limits and budgets. The log names the key.",
+				query{rate("headrace_keys_refusals_total", of, "headrace_reason"), "{{headrace_reason}}"}),
+			lines("Budgets nearly used", "none", "Times in an hour that a key has passed the soft share of one.", query{`sum by (instance) (increase(headrace_keys_budget_warnings_total{` + of + `}[1h]))`, "{{instance}}"}),
+			stacked("Waited for Redis to know their limits", "reqps", "Alone: there was no answer within 5 ms, and the replica decided by itself.",
+				query{rate("headrace_keys_shared_waits_total", of, "headrace_result"), "{{headrace_result}}"}),
+		}},
 		section{"Config and telemetry", []Panel{
 			lines("Reloads", "none", "In an hour.", query{`sum by (headrace_result) (increase(headrace_config_reloads_total{` + of + `}[1h]))`, "{{headrace_result}}"}),
 			lines("Telemetry lost", "none", "Items in five minutes.", query{`sum by (headrace_signal, headrace_reason) (increase(headrace_telemetry_dropped_total{` + of + `}[5m]))`, "{{headrace_signal}} {{headrace_reason}}"}),

@@ -38,6 +38,15 @@ func (g *Gate) Refusals(each func(reason string, n int64)) {
 // Warned returns how many times a soft limit of a budget was passed.
 func (g *Gate) Warned() int64 { return g.counts.warned.Load() }
 
+// Waits returns how many requests waited for Redis and were told, and how many were not in time.
+func (g *Gate) Waits() (answered, alone int64) {
+	if g.share == nil {
+		return 0, 0
+	}
+	alone = g.share.fellOut.Load()
+	return max(0, g.share.waited.Load()-alone), alone
+}
+
 // refuse counts.
 func (g *Gate) refuse(r reason, e *openai.Error) *openai.Error {
 	if g != nil {
