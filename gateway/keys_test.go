@@ -347,6 +347,7 @@ func TestLimitsOfAKey(t *testing.T) {
 		t.Errorf("another key: %d %s %v", r.StatusCode, b, r.Header)
 	}
 	n := 0
+	g.mu.Lock()
 	for _, rec := range g.records {
 		if rec.Status == 429 {
 			n++
@@ -355,6 +356,7 @@ func TestLimitsOfAKey(t *testing.T) {
 			}
 		}
 	}
+	g.mu.Unlock()
 	if n != 3 {
 		t.Errorf("%d refusals have a record, want 3", n)
 	}

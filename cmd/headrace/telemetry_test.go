@@ -123,7 +123,7 @@ type played struct {
 }
 
 // play has a gateway that reports to otlp serve one request of each kind.
-func play(t *testing.T, otlp string) *played {
+func play(t *testing.T, otlp string, more ...string) *played {
 	t.Helper()
 	p := &played{ids: map[string]string{}}
 	p.own = startHost(t, fakecloud.HostConfig{Name: "own", Models: []string{"good", "saved"}})
@@ -147,7 +147,7 @@ func play(t *testing.T, otlp string) *played {
 listen: "127.0.0.1:0"
 admin: "127.0.0.1:0"
 continuation: {self_test: false}
-telemetry: {otlp: %q, sample: 1}
+telemetry: {otlp: %q, sample: 1%s}
 models:
   good: {serves: [good]}
   saved: {serves: [saved]}
@@ -164,7 +164,7 @@ providers:
     - {name: cut, base_url: "%s/v1", models: [cut], price: {usd_per_hour: 1}}
     - {name: slow, base_url: "%s/v1", models: [slow], price: {usd_per_hour: 1}}
     - {name: foreign, base_url: "%s/v1", models: [bought], price: {usd_per_mtok: {in: 1, out: 2}}}
-`, otlp, p.own.URL(), dead, first.URL(), second.URL(), cut.URL(), slow.URL(), p.foreign.URL()), nil)
+`, otlp, strings.Join(more, ""), p.own.URL(), dead, first.URL(), second.URL(), cut.URL(), slow.URL(), p.foreign.URL()), nil)
 	for i, r := range []struct {
 		what, model string
 		tokens      int
@@ -476,8 +476,15 @@ func needed(name string) bool {
 	return slices.Contains(strings.Split(os.Getenv("HEADRACE_E2E_REQUIRE"), ","), name)
 }
 
-// TestCollector is TestTelemetry with a real OpenTelemetry Collector between.
+// TestCollector is TestTelemetry with a real OpenTelemetry Collector between, over HTTP and over gRPC, which gets the log as well.
 func TestCollector(t *testing.T) {
+	for _, protocol := range []string{"http", "grpc"} {
+		t.Run(protocol, func(t *testing.T) { testCollector(t, protocol) })
+	}
+}
+
+func testCollector(t *testing.T, protocol string) {
+	t.Helper()
 	cache := os.Getenv("HEADRACE_CACHE")
 	if home, err := os.UserCacheDir(); cache == "" && err == nil {
 		cache = filepath.Join(home, "headrace")
@@ -492,26 +499,28 @@ func TestCollector(t *testing.T) {
 	dir, otlp, health := t.TempDir(), freeAddress(t), freeAddress(t)
 	file, out := filepath.Join(dir, "collector.yaml"), filepath.Join(dir, "out")
 	if err := os.WriteFile(file, fmt.Appendf(nil, `
-receivers: {otlp: {protocols: {http: {endpoint: "%[1]s"}}}}
+receivers: {otlp: {protocols: {%[4]s: {endpoint: "%[1]s"}}}}
 exporters:
   file/traces: {path: "%[2]s.traces"}
   file/metrics: {path: "%[2]s.metrics"}
+  file/logs: {path: "%[2]s.logs"}
 service:
   telemetry: {metrics: {readers: [{pull: {exporter: {prometheus: {host: 127.0.0.1, port: %[3]s}}}}]}}
   pipelines:
     traces: {receivers: [otlp], exporters: [file/traces]}
     metrics: {receivers: [otlp], exporters: [file/metrics]}
-`, otlp, out, health[strings.LastIndexByte(health, ':')+1:]), 0o600); err != nil {
+    logs: {receivers: [otlp], exporters: [file/logs]}
+`, otlp, out, health[strings.LastIndexByte(health, ':')+1:], protocol), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	stop := daemon(t, "http://"+health+"/metrics", program, "--config", file)
-	p := play(t, "http://"+otlp)
+	p := play(t, "http://"+otlp, ", otlp_logs: true, protocol: ", protocol)
 	if err := p.stop(); err != nil {
 		t.Fatal(err)
 	}
 	stop() // it writes all that it has
 	var b []byte
-	for _, kind := range []string{".traces", ".metrics"} {
+	for _, kind := range []string{".traces", ".metrics", ".logs"} {
 		one, err := os.ReadFile(out + kind)
 		if err != nil {
 			t.Fatal(err)
@@ -519,11 +528,12 @@ service:
 		b = append(b, one...)
 	}
 	c := &told{}
+	lines := map[string]string{} // the trace of each request that has a line
 	var err error
 	for line := range bytes.Lines(b) {
-
 		var traces coltrace.ExportTraceServiceRequest
 		var metrics colmetrics.ExportMetricsServiceRequest
+		var written collogs.ExportLogsServiceRequest
 		switch {
 		case bytes.HasPrefix(line, []byte(`{"resourceSpans"`)):
 			err = protojson.Unmarshal(hexIDs(t, line), &traces)
@@ -531,12 +541,30 @@ service:
 		case bytes.HasPrefix(line, []byte(`{"resourceMetrics"`)):
 			err = (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(hexIDs(t, line), &metrics)
 			c.metrics(&metrics)
+		case bytes.HasPrefix(line, []byte(`{"resourceLogs"`)):
+			err = (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(hexIDs(t, line), &written)
+			for _, rl := range written.ResourceLogs {
+				for _, sl := range rl.ScopeLogs {
+					for _, r := range sl.LogRecords {
+						for _, a := range r.Attributes {
+							if r.Body.GetStringValue() == "request" && a.Key == "request_id" {
+								lines[a.Value.GetStringValue()] = hex.EncodeToString(r.TraceId)
+							}
+						}
+					}
+				}
+			}
 		}
 		if err != nil {
 			t.Fatalf("%v in %s", err, line)
 		}
 	}
 	p.check(t, c)
+	for what, id := range p.ids {
+		if trace := lines[id]; len(trace) != 32 {
+			t.Errorf("%s: its line says that it is of trace %q", what, trace)
+		}
+	}
 }
 
 // hexIDs turns OTLP's hexadecimal ids into the base64 that protojson wants.
