@@ -397,7 +397,7 @@ func (a *app) hosts() []endpoint.Endpoint {
 func (a *app) reconfigure(r reading) bool {
 	err := r.err
 	if err == nil {
-		err = a.forward.Check(r.cfg.StaticEndpoints(time.Now()))
+		err = errors.Join(a.forward.Check(r.cfg.StaticEndpoints(time.Now())), a.checkBound(r.cfg))
 	}
 	if err == nil {
 		for _, c := range a.certs {
@@ -435,6 +435,19 @@ func (a *app) reconfigure(r reading) bool {
 	a.prober.Configure(probing(r.cfg))
 	a.log.Info("config reloaded")
 	return true
+}
+
+// checkBound finds what a config may not say while the listeners of an earlier one are open.
+func (a *app) checkBound(cfg *config.Config) error {
+	var public []net.Addr
+	for _, l := range a.listeners {
+		public = append(public, l.Addr())
+	}
+	var admin net.Addr
+	if a.admin != nil {
+		admin = a.admin.Addr()
+	}
+	return cfg.CheckBound(public, admin)
 }
 
 // needRestart names the keys that differ and cannot change while the process runs.

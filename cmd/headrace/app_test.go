@@ -229,6 +229,41 @@ func TestReload(t *testing.T) {
 	}
 }
 
+// A file that moves to loopback and names no keys any more is fine for the next start: until then the addresses that everybody can reach
+// stay in use, and so do the keys.
+func TestReloadOpensNothing(t *testing.T) {
+	h := startHost(t, fakecloud.HostConfig{Name: "a", Models: []string{"m"}})
+	const keys = "keys: [{name: k, key: 0123456789-0123456789, admin: true}]\n"
+	hosts := fmt.Sprintf("providers: {static: [{name: a, base_url: %q}]}\n", h.URL()+"/v1")
+	r := startApp(t, t.TempDir(), "listen: 0.0.0.0:0\nadmin: 0.0.0.0:0\n"+keys+hosts, nil)
+	closed := func(when string) {
+		t.Helper()
+		for _, url := range []string{
+			"http://" + reachable(r.app.listeners[0].Addr()) + "/v1/models", "http://" + reachable(r.app.admin.Addr()) + "/admin/v1/status",
+		} {
+			if status, body := get(t, url); status != 401 {
+				t.Errorf("%s: %s without a key: %d %s", when, url, status, body)
+			}
+		}
+	}
+	closed("before")
+	failed := 0
+	for _, tc := range []struct{ yaml, want string }{
+		{"listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\n", "listen: leaves"},
+		{"listen: 127.0.0.1:0\nadmin: \"off\"\nrequire_key: true\n", "admin: leaves"},
+	} {
+		r.write(t, tc.yaml+hosts)
+		failed++
+		r.log.await(t, "config not reloaded", failed)
+		closed("after")
+		if s := r.app.reloadStatus(); s.OK || !strings.Contains(s.Error, tc.want) || !strings.Contains(s.Error, "headrace.yaml:") {
+			t.Errorf("want %q, got %q", tc.want, s.Error)
+		}
+	}
+	r.write(t, "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nallow_unauthenticated: true\n"+hosts)
+	r.log.await(t, "config reloaded", 1)
+}
+
 func TestAdmin(t *testing.T) {
 	h := startHost(t, fakecloud.HostConfig{Name: "a", Models: []string{"m"}, APIKey: "sk-upstream-secret"})
 	yaml := strings.Replace(fmt.Sprintf(appYAML, h.URL()+"/v1"), "name: a,", `name: a, api_key: "sk-upstream-secret",`, 1)

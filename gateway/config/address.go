@@ -29,19 +29,10 @@ func (c *Config) checkAddresses() []Problem {
 		return true, isLoopback(host)
 	}
 	open := func(path, key string, loopback bool) {
-		if loopback || c.AllowUnauthenticated || c.origin["allow_unauthenticated"].bad {
+		if loopback || c.closed(key) || c.origin["allow_unauthenticated"].bad {
 			return
 		}
-		asked := c.RequireKey || len(c.Keys) > 0
-		hint := `listen on 127.0.0.1, name "keys", write "require_key: true" to make them later, or "allow_unauthenticated: true" if that is meant`
-		if key == "admin" {
-			asked = slices.ContainsFunc(c.Keys, func(k Key) bool { return k.Admin && !k.Disabled })
-			hint = `listen on 127.0.0.1, give a key under "keys" the right "admin: true", or write "allow_unauthenticated: true" if that is meant; "admin: off" switches it off`
-		}
-		if asked {
-			return
-		}
-		problems = append(problems, c.problem(path, "can be reached from other machines, and nobody is asked for a key", hint))
+		problems = append(problems, c.problem(path, "can be reached from other machines, and nobody is asked for a key", "listen on 127.0.0.1, "+howToClose(key)))
 	}
 	for i := range c.Listen {
 		path := c.listenerPath(i)
@@ -69,6 +60,51 @@ func (c *Config) checkAddresses() []Problem {
 		}
 	}
 	return problems
+}
+
+// howToClose says what else than loopback it takes for the addresses of "listen" or of "admin".
+func howToClose(key string) string {
+	if key == "admin" {
+		return `give a key under "keys" the right "admin: true", or write "allow_unauthenticated: true" if that is meant; "admin: off" switches it off`
+	}
+	return `name "keys", write "require_key: true" to make them later, or "allow_unauthenticated: true" if that is meant`
+}
+
+// closed tells whether the addresses of "listen" or of "admin" may be reached from other machines.
+func (c *Config) closed(key string) bool {
+	if key == "admin" {
+		return c.AllowUnauthenticated || slices.ContainsFunc(c.Keys, func(k Key) bool { return k.Admin && !k.Disabled })
+	}
+	return c.AllowUnauthenticated || c.RequireKey || len(c.Keys) > 0
+}
+
+// CheckBound finds what is wrong with c for a process that listens already, and goes on doing so wherever c says that it should: public are the
+// addresses of "listen", admin that of "admin", nil for none. The error is a *Problems.
+func (c *Config) CheckBound(public []net.Addr, admin net.Addr) error {
+	var problems []Problem
+	open := func(key string, addr net.Addr) {
+		if c.closed(key) || loopbackOnly(addr) {
+			return
+		}
+		problems = append(problems, c.problem(key, "leaves "+addr.String()+" open to other machines, which is in use until the next start, and nobody would be asked for a key",
+			howToClose(key)+"; a new address takes a restart"))
+	}
+	for _, addr := range public {
+		open("listen", addr)
+	}
+	if admin != nil {
+		open("admin", admin)
+	}
+	return asError(problems)
+}
+
+// loopbackOnly tells whether nobody but this machine can reach an address that is listened on.
+func loopbackOnly(addr net.Addr) bool {
+	if addr.Network() == "unix" {
+		return true
+	}
+	host, _, err := net.SplitHostPort(addr.String())
+	return err == nil && isLoopback(host)
 }
 
 // splitAddress takes "host:port" apart; the host is in lower case and may be empty.
