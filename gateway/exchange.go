@@ -441,6 +441,10 @@ func (x *exchange) mayRestart(class outcome.Class) bool {
 // failAttempt tells the caller how the last attempt failed.
 func (x *exchange) failAttempt(oe *outcome.Error) {
 	x.retryWait = oe.RetryAfter
+	if fe, ok := errors.AsType[*formError](oe); ok {
+		x.fail(x.errForm(fe))
+		return
+	}
 	if errors.Is(oe, errUploadTooLarge) {
 		x.fail(errTooLarge(x.set.MaxUpload, "limits.max_upload"))
 		return

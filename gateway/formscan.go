@@ -3,12 +3,16 @@ package gateway
 import (
 	"bytes"
 	"mime"
+	"strconv"
 	"strings"
+
+	"headrace/gateway/openai"
 )
 
 // formScanner finds the value of the "model" field in a multipart body (RFC 2046 section 5.1,
 // RFC 7578) that is fed to it in pieces, and where it stands. It keeps the current line only. It
-// reads forms with CRLF line ends as mime/multipart does, since hosts must find the same model.
+// reads forms with CRLF line ends as mime/multipart does, since hosts must find the same model. It goes on
+// behind that field, to find what a host's reader could take for another one.
 type formScanner struct {
 	delimiter []byte // CRLF, "--" and the boundary
 	state     formState
@@ -20,6 +24,13 @@ type formScanner struct {
 	match     int    // bytes of delimiter that the content's end matches so far
 	implied   bool   // the first two of them are the head's last CRLF
 	dash      bool   // a dash stands behind the delimiter
+	confined  bool   // the key may not name every model
+	cut       bool   // the line is longer than what was kept of it
+
+	wrong      *formError // what hosts may read otherwise than we do; nil for nothing
+	seen       int        // delimiters without their CRLF, wherever they stand
+	delimiters int        // of these, those that are some
+	tail       []byte     // the last bytes, in which the next one may have begun
 
 	found    bool
 	ended    bool // the closing delimiter was seen
@@ -44,13 +55,69 @@ const (
 	maxFormModel = 512
 )
 
+// formError says what is wrong with a form. Its message is for callers.
+type formError struct {
+	param, message string
+	denied         bool // to this key
+}
+
+func (e *formError) Error() string { return e.message }
+
+func errFormModel(name string) *formError {
+	return &formError{param: "model", message: "The form has a field " + strconv.Quote(clip(name, 64)) + " that some servers take for the model, and others do not. Send \"model\" once, in lower case, and no file under that name."}
+}
+
+func errFormHead(what string) *formError {
+	return &formError{message: "The multipart body has " + what + ", which servers read differently. Let a library write it."}
+}
+
 func newFormScanner(boundary string) *formScanner {
 	return &formScanner{delimiter: append([]byte("\r\n--"), boundary...)}
 }
 
 // feed takes the next bytes.
 func (s *formScanner) feed(p []byte) {
-	for len(p) > 0 && !s.found && s.state != formDone {
+	s.count(p)
+	s.scan(p)
+	if begun := s.state == formPreamble && bytes.HasPrefix(s.line, s.delimiter[2:]); s.seen > s.delimiters && !begun {
+		s.refuse(errFormHead("its boundary where it delimits nothing"))
+	}
+}
+
+func (s *formScanner) refuse(e *formError) {
+	if s.wrong == nil {
+		s.wrong = e
+	}
+}
+
+// count counts what may be a delimiter to readers that want no CRLF in front of it.
+func (s *formScanner) count(p []byte) {
+	want := s.delimiter[2:]
+	if join := append(s.tail, p[:min(len(p), len(want)-1)]...); len(s.tail) > 0 {
+		if i := bytes.Index(join, want); i >= 0 {
+			s.seen++
+			p = p[i+len(want)-len(s.tail):]
+			s.tail = s.tail[:0]
+		}
+	}
+	for {
+		i := bytes.Index(p, want)
+		if i < 0 {
+			break
+		}
+		s.seen++
+		p, s.tail = p[i+len(want):], s.tail[:0]
+	}
+	if n := len(want) - 1; len(p) >= n {
+		s.tail = append(s.tail[:0], p[len(p)-n:]...)
+	} else {
+		s.tail = append(s.tail, p...)
+		s.tail = append(s.tail[:0], s.tail[max(0, len(s.tail)-n):]...)
+	}
+}
+
+func (s *formScanner) scan(p []byte) {
+	for len(p) > 0 && s.state != formDone {
 		if s.state == formContent && !s.isModel && s.match == 0 {
 			i := bytes.IndexByte(p, '\r') // a file's bytes are skipped at memory speed
 			if i < 0 {
@@ -73,8 +140,10 @@ func (s *formScanner) step(b byte) {
 			rest, ok := bytes.CutPrefix(line, s.delimiter[2:])
 			switch rest = bytes.TrimRight(rest, " \t"); {
 			case ok && len(rest) == 0:
+				s.delimiters++
 				s.beginPart()
 			case ok && string(rest) == "--":
+				s.delimiters++
 				s.finish()
 			}
 		})
@@ -90,6 +159,7 @@ func (s *formScanner) step(b byte) {
 				s.beginPart()
 			} else {
 				s.state = formDone // malformed
+				s.refuse(errFormHead("text behind a boundary"))
 			}
 		})
 	case formDone:
@@ -101,11 +171,16 @@ func (s *formScanner) lineByte(b byte, whole func([]byte)) {
 	if b != '\n' {
 		if len(s.line) < maxFormLine {
 			s.line = append(s.line, b)
+		} else {
+			s.cut = true
 		}
 		return
 	}
-	line := bytes.TrimSuffix(s.line, []byte("\r"))
-	s.line = s.line[:0]
+	line, ok := bytes.CutSuffix(s.line, []byte("\r"))
+	if ok = ok && !s.cut && bytes.IndexByte(line, '\r') < 0; !ok && (s.state != formPreamble || bytes.HasPrefix(line, s.delimiter[2:])) {
+		s.refuse(errFormHead("a line in a part's head that does not end in CRLF, or is longer than " + strconv.Itoa(maxFormLine) + " bytes"))
+	}
+	s.line, s.cut = s.line[:0], false
 	whole(line)
 }
 
@@ -121,19 +196,52 @@ func (s *formScanner) headerLine(line []byte) {
 			if s.inHead {
 				s.head = append(append(s.head, ' '), bytes.TrimSpace(line)...)
 			}
+			if len(s.head) > maxFormLine {
+				s.refuse(errFormHead("a Content-Disposition longer than " + strconv.Itoa(maxFormLine) + " bytes"))
+				s.inHead = false
+			}
 			return
 		}
 		name, value, _ := bytes.Cut(line, []byte(":"))
-		if s.inHead = s.head == nil && strings.EqualFold(string(name), "content-disposition"); s.inHead {
+		if s.inHead = strings.EqualFold(string(bytes.TrimSpace(name)), "content-disposition"); s.inHead {
+			if s.head != nil || len(bytes.TrimSpace(name)) != len(name) {
+				s.refuse(errFormHead("a part with more than one Content-Disposition, or one that is misspelt"))
+			}
 			s.head = append([]byte{}, bytes.TrimSpace(value)...)
 		}
 		return
 	}
+	s.isModel = s.names() && !s.found
+	s.state = formContent
+	if s.match, s.implied = 2, true; !s.found { // an empty part may have no CRLF of its own
+		s.value, s.from = s.value[:0], s.at+1
+	}
+}
+
+// names tells whether the part whose head was read is the model field, and refuses what another reader may take for it.
+func (s *formScanner) names() bool {
+	if s.head == nil {
+		return false
+	}
 	kind, params, err := mime.ParseMediaType(string(s.head))
+	if lower := strings.ReplaceAll(strings.ToLower(string(s.head)), "filename*", ""); err != nil || strings.Contains(lower, "name*") {
+		s.refuse(errFormHead("a Content-Disposition that is malformed"))
+		return false
+	}
+	name := params["name"]
+	plain, _, _ := strings.Cut(strings.TrimSpace(strings.ReplaceAll(name, "\\", "")), "[")
 	_, isFile := params["filename"]
-	s.isModel = err == nil && kind == "form-data" && params["name"] == "model" && !isFile
-	s.state, s.value, s.from = formContent, s.value[:0], s.at+1
-	s.match, s.implied = 2, true // an empty part may have no CRLF of its own
+	switch {
+	case name == "model" && kind == "form-data" && !isFile && !s.found && !s.isModel:
+		return true
+	case strings.EqualFold(plain, "model"):
+		s.refuse(errFormModel(name))
+	case s.confined && openai.IsStray([]byte(plain)):
+		e := errFormModel(name)
+		e.denied = true
+		s.refuse(e)
+	}
+	return false
 }
 
 // contentByte looks for the delimiter behind a part's content. CR occurs in a delimiter at its
@@ -148,6 +256,7 @@ func (s *formScanner) contentByte(b byte) {
 	}
 	if s.match++; s.match == len(s.delimiter) {
 		s.state, s.dash = formDelimiter, false
+		s.delimiters++
 	}
 }
 
@@ -165,11 +274,11 @@ func (s *formScanner) noDelimiter() {
 func (s *formScanner) delimiterByte(b byte) {
 	switch {
 	case s.dash && b == '-':
-		if s.partEnds(1); !s.found {
-			s.finish()
-		}
+		s.partEnds(1)
+		s.finish()
 	case s.dash:
 		s.state = formContent
+		s.delimiters--
 		s.noDelimiter()
 		s.keep([]byte{'-'})
 		s.contentByte(b)
@@ -177,11 +286,11 @@ func (s *formScanner) delimiterByte(b byte) {
 		s.dash = true
 	case b == ' ', b == '\t', b == '\r', b == '\n':
 		s.state, s.line = formDelimiterTail, s.line[:0]
-		if s.partEnds(0); !s.found {
-			s.step(b)
-		}
+		s.partEnds(0)
+		s.step(b)
 	default:
 		s.state = formContent
+		s.delimiters--
 		s.noDelimiter()
 		s.contentByte(b)
 	}
@@ -189,7 +298,8 @@ func (s *formScanner) delimiterByte(b byte) {
 
 // partEnds takes note that the part ended with a delimiter that stands the given number of bytes back.
 func (s *formScanner) partEnds(back int64) {
-	if s.isModel {
+	defer func() { s.isModel = false }()
+	if s.isModel && !s.found {
 		s.found = true
 		if s.to = s.at - back - int64(len(s.delimiter)); s.implied {
 			s.to = s.from

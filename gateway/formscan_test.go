@@ -15,6 +15,7 @@ type scanned struct {
 	found, ended bool
 	value        string
 	from, to     int64
+	wrong        string
 }
 
 func scanForm(body []byte, bound string, cuts func(n int) int) scanned {
@@ -25,6 +26,9 @@ func scanForm(body []byte, bound string, cuts func(n int) int) scanned {
 		body = body[n:]
 	}
 	out := scanned{found: sc.found, ended: sc.ended}
+	if sc.wrong != nil {
+		out.wrong = sc.wrong.message
+	}
 	if sc.found {
 		out.value, out.from, out.to = string(sc.value), sc.from, sc.to
 	}
@@ -58,20 +62,20 @@ func TestFormScanner(t *testing.T) {
 		found bool
 		ended bool
 	}{
-		"first":                           {part("model", "", "m") + formEnd, "m", true, false},
-		"last":                            {part("a", "", "b") + part("model", "", "m") + formEnd, "m", true, false},
+		"first":                           {part("model", "", "m") + formEnd, "m", true, true},
+		"last":                            {part("a", "", "b") + part("model", "", "m") + formEnd, "m", true, true},
 		"none":                            {part("a", "", "b") + formEnd, "", false, true},
 		"a file":                          {part("model", "x", "m") + formEnd, "", false, true},
-		"empty value":                     {part("model", "", "") + formEnd, "", true, false},
-		"empty part in front":             {"--" + boundary + "\r\nContent-Disposition: form-data; name=\"a\"\r\n\r\n--" + boundary + "\r\n" + strings.SplitN(part("model", "", "m"), "\r\n", 2)[1] + formEnd, "m", true, false},
-		"delimiter's likeness in a value": {part("a", "", "x\r\n--"+boundary+"y\r\n\r\r\n--"+boundary[:5]) + part("model", "", "m") + formEnd, "m", true, false},
-		"likeness in the model":           {part("model", "", "x\r\n--"+boundary+"y") + formEnd, "x\r\n--" + boundary + "y", true, false},
-		"bytes of a likeness are kept":    {part("model", "", "a\r\n--"+boundary[:4]+"b\r\r\nc") + formEnd, "a\r\n--" + boundary[:4] + "b\r\r\nc", true, false},
+		"empty value":                     {part("model", "", "") + formEnd, "", true, true},
+		"empty part in front":             {"--" + boundary + "\r\nContent-Disposition: form-data; name=\"a\"\r\n\r\n--" + boundary + "\r\n" + strings.SplitN(part("model", "", "m"), "\r\n", 2)[1] + formEnd, "m", true, true},
+		"delimiter's likeness in a value": {part("a", "", "x\r\n--"+boundary+"y\r\n\r\r\n--"+boundary[:5]) + part("model", "", "m") + formEnd, "m", true, true},
+		"likeness in the model":           {part("model", "", "x\r\n--"+boundary+"y") + formEnd, "x\r\n--" + boundary + "y", true, true},
+		"bytes of a likeness are kept":    {part("model", "", "a\r\n--"+boundary[:4]+"b\r\r\nc") + formEnd, "a\r\n--" + boundary[:4] + "b\r\r\nc", true, true},
 		"other disposition":               {strings.Replace(part("model", "", "m"), "form-data", "attachment", 1) + formEnd, "", false, true},
 		"no end":                          {part("model", "", "m"), "", false, false},
-		"white space behind a delimiter":  {strings.Replace(part("model", "", "m"), boundary, boundary+" \t", 1) + formEnd, "m", true, false},
-		"header in capitals":              {strings.Replace(part("model", "", "m"), "Content-Disposition", "CONTENT-DISPOSITION", 1) + formEnd, "m", true, false},
-		"two models":                      {part("model", "", "m") + part("model", "", "n") + formEnd, "m", true, false},
+		"white space behind a delimiter":  {strings.Replace(part("model", "", "m"), boundary, boundary+" \t", 1) + formEnd, "m", true, true},
+		"header in capitals":              {strings.Replace(part("model", "", "m"), "Content-Disposition", "CONTENT-DISPOSITION", 1) + formEnd, "m", true, true},
+		"two models":                      {part("model", "", "m") + part("model", "", "n") + formEnd, "m", true, true},
 		"nothing":                         {"", "", false, false},
 		"only an end":                     {formEnd, "", false, true},
 	} {
@@ -84,6 +88,66 @@ func TestFormScanner(t *testing.T) {
 				t.Errorf("it stands at %d to %d, where %q is", got.from, got.to, tc.body[got.from:got.to])
 			}
 		})
+	}
+}
+
+// What hosts' readers take for a model and ours does not, or the other way round, is refused, wherever it stands.
+func TestFormScannerRefuses(t *testing.T) {
+	m, end := part("model", "", "m"), formEnd
+	head := func(h string) string { return "--" + boundary + "\r\n" + h + "\r\n\r\nn\r\n" }
+	for name, body := range map[string]string{
+		"twice":                        m + part("file", "a", "x") + part("model", "", "n") + end,
+		"another case":                 part("Model", "", "n") + m + end,
+		"another case behind":          m + part("MODEL", "", "n") + end,
+		"as a list":                    m + part("model[]", "", "n") + end,
+		"with a blank":                 m + part(" model", "", "n") + end,
+		"with a backslash":             m + part(`mod\el`, "", "n") + end,
+		"as a file":                    m + part("model", "a", "n") + end,
+		"no form-data":                 m + head(`Content-Disposition: attachment; name="model"`) + end,
+		"malformed":                    head(`Content-Disposition: form-data; name="model"; x`) + m + end,
+		"two names":                    m + head(`Content-Disposition: form-data; name="a"; name="model"`) + end,
+		"another character set":        m + head(`Content-Disposition: form-data; name="a"; name*=utf-8''model`) + end,
+		"in pieces":                    m + head(`Content-Disposition: form-data; name*0="mod"; name*1="el"`) + end,
+		"two dispositions":             m + head("Content-Disposition: form-data; name=\"a\"\r\nContent-Disposition: form-data; name=\"model\"") + end,
+		"blank before the colon":       m + head(`Content-Disposition : form-data; name="model"`) + end,
+		"line feed in a head":          m + head("A: b\nContent-Disposition: form-data; name=\"model\"") + end,
+		"carriage return in a head":    m + head("A: b\rContent-Disposition: form-data; name=\"model\"") + end,
+		"line feed only":               strings.ReplaceAll(m+end, "\r\n", "\n"),
+		"line feed at a boundary":      part("a", "", "x\n--"+boundary+"\nContent-Disposition: form-data; name=\"model\"\n\nn") + m + end,
+		"boundary in a value":          part("a", "", "x--"+boundary) + m + end,
+		"boundary in the preamble":     "x--" + boundary + "\r\n" + m + end,
+		"boundary behind the end":      m + end + part("model", "", "n") + end,
+		"text behind a boundary":       m + "--" + boundary + "  x\r\n" + end,
+		"disposition of many lines":    m + head(`Content-Disposition: form-data; name="a";`+strings.Repeat("\r\n "+strings.Repeat("b", 1000), 6)) + end,
+		"disposition of a long line":   m + head(`Content-Disposition: form-data; a="`+strings.Repeat("b", 5000)+`"; name="model"`) + end,
+		"models, where a key is bound": m + part("models", "", "n") + end,
+	} {
+		for _, cuts := range []func(int) int{allAtOnce, func(int) int { return 1 }, func(n int) int { return min(n, 7) }} {
+			sc := newFormScanner(boundary)
+			sc.confined = true
+			for rest := body; rest != ""; {
+				n := cuts(len(rest))
+				sc.feed([]byte(rest[:n]))
+				rest = rest[n:]
+			}
+			if sc.wrong == nil {
+				t.Errorf("%s: nothing is wrong with %q", name, body)
+			}
+		}
+	}
+	for name, body := range map[string]string{
+		"plain":                     m + part("file", "model.wav", "RIFF\r\n--x") + end,
+		"preamble and epilogue":     "hello\n" + m + end + "bye\n",
+		"foreign file name":         m + head(`Content-Disposition: form-data; name="file"; filename="a"; filename*=utf-8''%e2%82%ac`) + end,
+		"models of an unbound key":  m + part("models", "", "n") + end,
+		"dashes":                    m + part("prompt", "", "-----") + end,
+		"a part without a name":     m + "--" + boundary + "\r\n\r\nx\r\n" + end,
+		"blanks behind a boundary":  strings.Replace(m, boundary, boundary+" \t", 1) + end,
+		"value that begins with it": part("a", "", "\r\n--") + m + end,
+	} {
+		if got := scanForm([]byte(body), boundary, func(int) int { return 1 }); got.wrong != "" || !got.found {
+			t.Errorf("%s: %+v", name, got)
+		}
 	}
 }
 

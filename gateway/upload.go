@@ -129,9 +129,12 @@ func (x *exchange) admitUpload() *openai.Error {
 	if err != nil || params["boundary"] == "" || len(params["boundary"]) > 70 {
 		return &openai.Error{Status: 400, Type: "invalid_request_error", Code: "invalid_multipart", Message: "The Content-Type names no valid multipart boundary."}
 	}
-	f, err := readForm(body, size, params["boundary"], s.opt.TempDir)
+	f, err := readForm(body, size, params["boundary"], s.opt.TempDir, x.grant.Limited())
 	if f != nil {
 		x.form = f
+	}
+	if fe, ok := errors.AsType[*formError](err); ok {
+		return x.errForm(fe)
 	}
 	switch {
 	case errors.Is(err, errUploadTooLarge):
@@ -164,6 +167,14 @@ func (x *exchange) admitUpload() *openai.Error {
 	}
 	x.prepare(forwarded)
 	return nil
+}
+
+// errForm is what a caller is told of his form.
+func (x *exchange) errForm(fe *formError) *openai.Error {
+	if fe.denied {
+		return x.s.opt.Keys.NotAllowed(fe.param, "unsupported_parameter", fe.message)
+	}
+	return &openai.Error{Status: 400, Type: openai.TypeInvalidRequest, Param: fe.param, Code: "invalid_multipart", Message: fe.message}
 }
 
 var errUploadTooLarge = errors.New("upload too large")
@@ -212,14 +223,19 @@ type form struct {
 	file     *os.File
 }
 
+// countingReader passes the rest of a form on as far as hosts read nothing in it but what we do.
 type countingReader struct {
 	io.Reader
-	n int64
+	scanner *formScanner
+	n       int64
 }
 
 func (c *countingReader) Read(p []byte) (int, error) {
 	n, err := c.Reader.Read(p)
 	c.n += int64(n)
+	if c.scanner.feed(p[:n]); c.scanner.wrong != nil {
+		return 0, c.scanner.wrong
+	}
 	return n, err
 }
 
@@ -233,14 +249,17 @@ var (
 
 // readForm reads r until the model field is known. Clients that send the file first cost a
 // temporary file; none costs memory.
-func readForm(r io.Reader, size int, boundary, tempDir string) (*form, error) {
+func readForm(r io.Reader, size int, boundary, tempDir string, confined bool) (*form, error) {
 	f := &form{size: size}
 	sc := newFormScanner(boundary)
+	sc.confined = confined
 	buf := make([]byte, formPrefix)
 	for len(f.prefix) < formPrefix && !sc.found && !sc.ended {
 		n, err := r.Read(buf[:formPrefix-len(f.prefix)])
 		f.prefix = append(f.prefix, buf[:n]...)
-		sc.feed(buf[:n])
+		if sc.feed(buf[:n]); sc.wrong != nil {
+			return f, sc.wrong
+		}
 		if errors.Is(err, io.EOF) {
 			sc.eof = true
 			break
@@ -251,7 +270,7 @@ func readForm(r io.Reader, size int, boundary, tempDir string) (*form, error) {
 	}
 	if sc.found {
 		f.model, f.from, f.to = sc.value, sc.from, sc.to
-		f.rest = &countingReader{Reader: r}
+		f.rest = &countingReader{Reader: r, scanner: sc}
 		return f, nil
 	}
 	if !sc.eof && !sc.ended {
@@ -281,7 +300,9 @@ func (f *form) spool(r io.Reader, sc *formScanner, buf []byte, dir string) error
 	for err == nil {
 		var n int
 		n, err = r.Read(buf)
-		sc.feed(buf[:n])
+		if sc.feed(buf[:n]); sc.wrong != nil {
+			return sc.wrong
+		}
 		if _, werr := file.Write(buf[:n]); werr != nil {
 			return errors.Join(errSpool, werr)
 		}

@@ -99,6 +99,25 @@ func aliased(o *rigOptions) {
 	o.rules = []router.ModelRule{{Name: "whisper", Serves: []string{model}}}
 }
 
+// A second model behind what has gone to the host already: the host never sees its value, nor an end of the form.
+func TestUploadSecondModelLate(t *testing.T) {
+	up := newWatched(t)
+	g := newRig(t, []string{up.url()}, func(o *rigOptions) { o.noTLS = true })
+	long := part("file", "a.wav", strings.Repeat("RIFF", 100_000))
+	for name, body := range map[string]string{
+		"announced": upload(part("model", "", model) + long + part("Model", "", "secret-70b") + formEnd),
+		"two":       upload(part("model", "", model) + long + part("model", "", "secret-70b") + long + formEnd),
+	} {
+		r, b, err := g.do(body)
+		if err != nil || r.StatusCode != 400 || parseError(t, b).Code != "invalid_multipart" {
+			t.Errorf("%s: %v %s %v", name, r, b, err)
+		}
+	}
+	if got := up.all(); strings.Contains(got, "secret-70b") || strings.Contains(got, formEnd) {
+		t.Error("the host got the other model, or all of the form")
+	}
+}
+
 // TestUpload sends forms in every order and framing; hosts get them whole, with their own name of the model.
 func TestUpload(t *testing.T) {
 	file := strings.Repeat("RIFF\r\n--xYz\x00\xff", 30_000)
@@ -193,7 +212,9 @@ func TestUploadRefused(t *testing.T) {
 		"boundary too long":             {strings.Replace(upload(part("model", "", model)+formEnd), "boundary="+boundary, "boundary="+strings.Repeat("b", 71), 1), "invalid_multipart", 400},
 		"no model":                      {upload(file + formEnd), "missing_required_parameter", 400},
 		"no model, small":               {upload(part("language", "", "en") + formEnd), "missing_required_parameter", 400},
-		"the model is a file":           {upload(part("model", "m1.bin", model) + formEnd), "missing_required_parameter", 400},
+		"the model is a file":           {upload(part("model", "m1.bin", model) + formEnd), "invalid_multipart", 400},
+		"two models":                    {upload(part("model", "", model) + file + part("model", "", "other") + formEnd), "invalid_multipart", 400},
+		"two models, the file first":    {upload(file + part("Model", "", "other") + part("model", "", model) + formEnd), "invalid_multipart", 400},
 		"unknown model":                 {upload(part("model", "", "nope") + file + formEnd), "model_not_found", 404},
 		"no end":                        {upload(part("file", "a.wav", "x")), "invalid_multipart", 400},
 		"announced too large":           {upload(part("model", "", model) + tooBig + formEnd), "request_too_large", 413},

@@ -235,7 +235,7 @@ func (r *Request) Scan(body []byte) error {
 			switch {
 			case bytes.HasPrefix(name, []byte("guided_")):
 				r.ResponseFormat = filled(v) || r.ResponseFormat
-			case r.Stray == nil && isStray(name):
+			case r.Stray == nil && IsStray(name):
 				r.Stray = name
 			}
 		}
@@ -269,8 +269,8 @@ func (r *Request) Scan(body []byte) error {
 	return nil
 }
 
-// isStray tells whether some server may read a model out of a member of that name.
-func isStray(name []byte) bool {
+// IsStray tells whether some server may read a model out of a member, or a form's field, of that name.
+func IsStray(name []byte) bool {
 	switch len(name) {
 	case len("model"), len("models"):
 		return bytes.EqualFold(name, []byte("model")) || bytes.EqualFold(name, []byte("models"))
