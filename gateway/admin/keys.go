@@ -105,11 +105,11 @@ func (o *Options) revokeKey(w http.ResponseWriter, r *http.Request) {
 
 // answerKey answers with the key as it is now. The secret is shown this once.
 func (o *Options) answerKey(w http.ResponseWriter, r *http.Request, status int, k admission.Key, secret string, err error) {
-	if err != nil && secret == "" || errors.As(err, new(*admission.FieldError)) {
+	if err != nil {
 		keyFailed(w, r, err)
 		return
 	}
-	v, verr := o.Keys.View(r.Context(), k.Name) // err: it is written, and not read back yet
+	v, verr := o.Keys.View(r.Context(), k.Name)
 	if verr != nil {
 		v = admission.View{Key: k}
 	}

@@ -51,6 +51,7 @@ type Gate struct {
 	config   []Key
 	kept     map[string]kept // of the store, by name
 	damaged  bool            // the store has keys that cannot be read
+	sealed   bool            // the store has had keys: should they be gone, nobody is let in for it
 	accounts map[string]*account
 	books    books
 
@@ -133,7 +134,8 @@ const (
 
 // rebuild makes the book of what is known. mu is held.
 func (g *Gate) rebuild() {
-	b := &book{entries: map[uint64]*entry{}, closed: g.required || g.damaged}
+	g.sealed = g.sealed || len(g.kept) > 0
+	b := &book{entries: map[uint64]*entry{}, closed: g.required || g.damaged || g.sealed}
 	used := map[string]bool{}
 	add := func(k Key) {
 		if used[k.Name] || used[k.ID] {

@@ -83,6 +83,9 @@ func (g *Gate) Load(ctx context.Context) error {
 		return fmt.Errorf("read the keys: %w", err)
 	}
 	known, damaged := map[string]kept{}, false
+	if s, ok := g.opt.Store.(interface{ Damaged(kind string) bool }); ok {
+		damaged = s.Damaged(keyKind)
+	}
 	for name, d := range docs {
 		k, err := keyOf(name, d.Body)
 		if err != nil {
@@ -123,13 +126,25 @@ func (g *Gate) Create(ctx context.Context, k Key) (Key, string, error) {
 	case old.key.Revoked.IsZero():
 		return k, "", ErrTaken
 	}
-	if _, err := g.opt.Store.Put(ctx, keyKind, k.Name, old.version, k.document()); errors.Is(err, state.ErrConflict) {
+	v, err := g.opt.Store.Put(ctx, keyKind, k.Name, old.version, k.document())
+	if errors.Is(err, state.ErrConflict) {
 		return k, "", ErrTaken
 	} else if err != nil {
 		return k, "", fmt.Errorf("write the key: %w", err)
 	}
 	g.log.Info("key created", "key", k.Name, "id", k.ID)
-	return k, secret, g.Load(ctx)
+	g.written(k, v)
+	return k, secret, nil
+}
+
+// written takes note of what was written just now.
+func (g *Gate) written(k Key, v state.Version) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.kept[k.Name].version < v {
+		g.kept[k.Name] = kept{k, v}
+		g.rebuild()
+	}
 }
 
 // stored reads a key of the store by its name.
@@ -172,7 +187,7 @@ func (g *Gate) change(ctx context.Context, what, which string, alter func(*Key) 
 		if err := cmp.Or(alter(&k), k.Check()); err != nil {
 			return k, err
 		}
-		_, err = g.opt.Store.Put(ctx, keyKind, k.Name, old.version, k.document())
+		v, err := g.opt.Store.Put(ctx, keyKind, k.Name, old.version, k.document())
 		switch {
 		case errors.Is(err, state.ErrConflict) && tries < 5: // another replica was first
 			continue
@@ -180,7 +195,8 @@ func (g *Gate) change(ctx context.Context, what, which string, alter func(*Key) 
 			return k, fmt.Errorf("write the key: %w", err)
 		}
 		g.log.Info("key changed", "how", what, "key", k.Name, "id", k.ID)
-		return k, g.Load(ctx)
+		g.written(k, v)
+		return k, nil
 	}
 }
 
@@ -212,7 +228,10 @@ func (g *Gate) Rotate(ctx context.Context, which string, grace time.Duration) (K
 		k.Hash, k.Rotated = HashOf(secret), now.Truncate(time.Second)
 		return nil
 	})
-	return k, secret, err
+	if err != nil {
+		return k, "", err // it opens nothing
+	}
+	return k, secret, nil
 }
 
 // Revoke ends a key for good: its secret and the one before. Its name may be given to another one.

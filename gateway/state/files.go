@@ -11,7 +11,9 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -27,6 +29,7 @@ type Files struct {
 	memory   atomic.Pointer[Memory] // instead of the directory, nil while that may do
 	wrote    atomic.Bool            // the directory is good
 	warned   atomic.Bool            // of a document that cannot be read
+	damaged  sync.Map               // kinds of which the last Load has left out such a one
 }
 
 // NewFiles returns a Store below dir, in its folder docs. It touches nothing yet. log may be nil.
@@ -35,6 +38,12 @@ func NewFiles(dir string, log *slog.Logger) *Files {
 		log = slog.New(slog.DiscardHandler)
 	}
 	return &Files{dir: filepath.Join(dir, "docs"), log: log, busy: make(chan struct{}, 1)}
+}
+
+// Damaged tells whether the last Load of a kind has left out a document that was damaged.
+func (f *Files) Damaged(kind string) bool {
+	_, ok := f.damaged.Load(kind)
+	return ok
 }
 
 // InMemory tells whether memory stands for the directory, since that could not be written.
@@ -66,6 +75,7 @@ func (f *Files) Load(ctx context.Context, kind string) (map[string]Doc, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read documents: %w", err)
 	}
+	damaged := false
 	for _, e := range entries {
 		name, ok := docName(e.Name())
 		if !ok || e.IsDir() {
@@ -78,6 +88,7 @@ func (f *Files) Load(ctx context.Context, kind string) (map[string]Doc, error) {
 		switch {
 		case errors.Is(err, fs.ErrNotExist): // deleted this moment
 		case errors.Is(err, errDamaged):
+			damaged = true
 			if !f.warned.Swap(true) {
 				f.log.Error("a document in the state directory is damaged, and left out", "file", filepath.Join(dir, e.Name()))
 			}
@@ -86,6 +97,11 @@ func (f *Files) Load(ctx context.Context, kind string) (map[string]Doc, error) {
 		default:
 			docs[name] = d
 		}
+	}
+	if damaged {
+		f.damaged.Store(kind, true)
+	} else {
+		f.damaged.Delete(kind)
 	}
 	return docs, nil
 }
@@ -169,30 +185,50 @@ func (f *Files) change(ctx context.Context, kind string, do func(dir string) err
 		if ctx.Err() != nil || f.wrote.Load() {
 			return fmt.Errorf("lock the state directory: %w", err)
 		}
-		return instead(f.giveUp(ctx, kind, err))
+		m, err := f.giveUp(ctx, err)
+		if err != nil {
+			return fmt.Errorf("lock the state directory: %w", err)
+		}
+		return instead(m)
 	}
 	defer func() { _ = lock.Close() }() // and with it the lock
 	if err := do(dir); err != nil {
 		if errors.Is(err, ErrConflict) || f.wrote.Load() {
 			return err
 		}
-		return instead(f.giveUp(ctx, kind, err))
+		m, err := f.giveUp(ctx, err)
+		if err != nil {
+			return err
+		}
+		return instead(m)
 	}
 	f.wrote.Store(true)
 	f.watchers.tell(kind)
 	return nil
 }
 
-// giveUp has memory stand for a directory that cannot be written, with what could be read of one kind. The caller is the only writer.
-func (f *Files) giveUp(ctx context.Context, kind string, why error) *Memory {
+// giveUp has memory stand for a directory that cannot be written, with all that can be read there: where some of it cannot, that would be
+// forgotten, and the error why says that nothing was written. The caller is the only writer.
+func (f *Files) giveUp(ctx context.Context, why error) (*Memory, error) {
+	entries, err := os.ReadDir(f.dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) && !errors.Is(err, syscall.ENOTDIR) {
+		return nil, why
+	}
 	m := NewMemory()
-	if docs, err := f.Load(ctx, kind); err == nil {
-		m.docs[kind] = docs
+	for _, e := range entries {
+		if !e.IsDir() || checkKind(e.Name()) != nil {
+			continue
+		}
+		docs, err := f.Load(ctx, e.Name())
+		if err != nil {
+			return nil, why
+		}
+		m.docs[e.Name()] = docs
 	}
 	f.log.Warn("the state directory cannot be written: what is created or learned ends with this process",
 		"dir", filepath.Dir(f.dir), "error", why, "hint", `set state.dir to a directory that can be, or to "off"`)
 	f.memory.Store(m)
-	return m
+	return m, nil
 }
 
 // lock makes the directory and takes its lock. Closing the file gives it back.
