@@ -25,7 +25,7 @@ func TestMemoryBehindASeam(t *testing.T) {
 	)
 	words := strings.Repeat("word ", piece/5)
 	// Each host sends so much and then falls silent, or is lost, when it is told to.
-	perStream := func(continued bool) uint64 {
+	perStream := func(continued bool) int64 {
 		quiet, lose, done := make(chan struct{}, 2*streams), make(chan struct{}), make(chan struct{})
 		defer close(done)
 		send := func(c *upConn, n int) {
@@ -111,26 +111,39 @@ func TestMemoryBehindASeam(t *testing.T) {
 		}
 		return used - idle
 	}
-	perStream(true) // what is taken once
-	plain, continued := perStream(false), perStream(true)
-	each := (int64(continued) - int64(plain)) / streams
-	t.Logf("%d bytes of text, %d bytes kept of it", before+after, each)
-	if each > 2*(before+after)+slack {
-		t.Errorf("%d bytes are kept of %d bytes of text, more than twice that", each, before+after)
-	}
-	if each < before {
-		t.Errorf("%d bytes are kept of %d bytes of text: this measures something else", each, before+after)
+	perStream(true)             // what is taken once
+	for tries := 1; ; tries++ { // what other tests have left may go meanwhile
+		plain, continued := perStream(false), perStream(true)
+		each := (continued - plain) / streams
+		t.Logf("%d bytes of text, %d bytes kept of it", before+after, each)
+		switch {
+		case each >= before && each <= 2*(before+after)+slack:
+			return
+		case tries < 3:
+		case each < before:
+			t.Fatalf("%d bytes are kept of %d bytes of text: this measures something else", each, before+after)
+		default:
+			t.Fatalf("%d bytes are kept of %d bytes of text, more than twice that", each, before+after)
+		}
 	}
 }
 
-// heap is what is in use when nothing is garbage.
-func heap() uint64 {
-	for range 3 { // what pools hold goes with the second
-		runtime.GC()
+// heap is what is in use when nothing is garbage, once it is the same twice.
+func heap() int64 {
+	was := int64(0)
+	for range 50 {
+		for range 3 { // what pools hold goes with the second
+			runtime.GC()
+		}
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		is := int64(m.HeapAlloc) //nolint:gosec // less than there is memory
+		if d := is - was; -4<<10 < d && d < 4<<10 {
+			return is
+		}
+		was = is
 	}
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return m.HeapAlloc
+	return was
 }
 
 // await reads until so many bytes of text have come.
