@@ -1,0 +1,113 @@
+package health
+
+import (
+	"math"
+	"time"
+)
+
+// Preempt tells that the control plane says it was taken away: until Returned nothing is sent there.
+func (b *Breaker) Preempt() Change {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := b.status.Load()
+	if s == taken {
+		return Unchanged
+	}
+	if s < gone {
+		b.opens.Add(1)
+	}
+	if b.downAt.IsZero() {
+		b.downAt = b.now()
+	}
+	b.shut(taken, time.Unix(0, math.MaxInt64))
+	if s == preempted {
+		return Unchanged // known before it was told
+	}
+	return Preempted
+}
+
+// Returned tells that the control plane has it running again: it may be tested at once, if it was open, and what was sent to it
+// before says nothing of it as it is now.
+func (b *Breaker) Returned() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.again.Store(0)
+	b.late, b.lateAt = 0, time.Time{}
+	b.testFrom = time.Time{}
+	b.cool.Store(0)
+	b.epoch.Add(1) // what it was sent before was sent to another engine
+	if b.status.Load() != closed {
+		b.pause = 0
+		b.shut(gone, b.now())
+	}
+}
+
+// Suspect opens a closed one because others of its failure domain are down: it may be tested at once, and nothing is held
+// against it.
+func (b *Breaker) Suspect() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.status.Load() != closed {
+		return false
+	}
+	b.pause = 0
+	b.shut(suspected, b.now())
+	return true
+}
+
+// Heard takes in what another replica has found. What a control plane told that one holds here as well, for as long as this one's may
+// take to say so. What its own attempts showed may be a fault of its network: a closed breaker opens as a suspected one, which is tested at
+// once, or after wait where the host was only found to answer badly, and which an answer that comes here closes. Word that the host is well
+// has one that is open tested at once. changed is false when that is nothing new.
+func (b *Breaker) Heard(what Change, told bool, wait time.Duration) (changed bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now, s := b.now(), b.status.Load()
+	switch {
+	case what == Preempted && told && b.kind.Told:
+		if s >= preempted {
+			return false
+		}
+		if s < gone {
+			b.opens.Add(1)
+		}
+		if b.downAt.IsZero() {
+			b.downAt = now
+		}
+		b.shut(preempted, now.Add(takenWord))
+		return true
+	case what == Opened || what == Lost || what == Preempted:
+		if s != closed {
+			return false
+		}
+		if what != Opened {
+			wait = 0
+		}
+		b.pause = 0
+		b.shut(suspected, now.Add(max(0, min(wait, maxOpen))))
+		return true
+	case what == Recovered || what == Revived || what == Cleared:
+		if s == closed || s == taken || b.until.Load() <= now.UnixNano() {
+			return false
+		}
+		b.until.Store(now.UnixNano())
+		return true
+	}
+	return false
+}
+
+// Down tells whether it went down since a time and has not come back.
+func (b *Breaker) Down(since time.Time) bool {
+	if b.status.Load() < gone {
+		return false
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return !b.downAt.IsZero() && !b.downAt.Before(since)
+}
+
+// Missing tells whether nobody is thought to be there, and whether the control plane says so.
+func (b *Breaker) Missing() (missing, told bool) {
+	s := b.status.Load()
+	return s >= gone, s == taken
+}
