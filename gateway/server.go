@@ -2,21 +2,19 @@
 // answer as it comes and settles what it took.
 //
 // A request's way: Server.handle (server.go) -> routes (routes.go) -> exchange.advance
-// (exchange.go: pick, attempt, first event) -> exchange.answer and WriteTo (reply.go: relay) ->
-// exchange.settle.
+// (exchange.go: pick, attempt; judge.go: what came of it; events.go: first event) -> exchange.answer and
+// WriteTo (reply.go: relay) -> exchange.settle (settle.go).
 package gateway
 
 import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"crypto/tls"
 	"encoding/base32"
 	"errors"
 	"fmt"
 	"hash/maphash"
 	"log/slog"
-	"math"
 	"net"
 	"runtime/debug"
 	"strings"
@@ -30,7 +28,6 @@ import (
 	"headrace/gateway/admission/queue"
 	"headrace/gateway/forward"
 	"headrace/gateway/ledger"
-	"headrace/gateway/listen"
 	"headrace/gateway/openai"
 	"headrace/gateway/trace"
 	"headrace/router"
@@ -217,118 +214,6 @@ func (s *Server) InFlight() int64 { return s.inFlight.Load() }
 // Draining tells whether the server has stopped taking requests.
 func (s *Server) Draining() bool { return s.draining.Load() }
 
-// Listener is an address to serve on.
-type Listener struct {
-	net.Listener             // TCP
-	TLS          *tls.Config // nil for plain HTTP
-}
-
-// Serve serves on lns until ctx is done, then drains: it takes no new connections and no new
-// requests, lets running ones finish for Settings.Drain and ends the rest with an error event. It
-// returns nil after a drain, whatever was cut, and owns lns.
-func (s *Server) Serve(ctx context.Context, lns ...Listener) error {
-	watched := make([]*listen.Listener, 0, len(lns))
-	failed := make(chan error, len(lns))
-	for _, ln := range lns {
-		wl, err := listen.Watch(ln.Listener)
-		if err != nil {
-			for _, l := range watched {
-				l.StopWatching()
-			}
-			for _, l := range lns {
-				_ = l.Close()
-			}
-			return err
-		}
-		watched = append(watched, wl)
-	}
-	for i, ln := range lns {
-		var l net.Listener = watched[i]
-		if ln.TLS != nil {
-			l = tls.NewListener(l, ln.TLS)
-		}
-		go func() { failed <- s.http.Serve(l) }()
-	}
-	var first error
-	running := len(lns)
-	select {
-	case <-ctx.Done():
-	case first = <-failed:
-		running--
-	}
-	s.drain(watched)
-	for _, l := range watched {
-		_ = l.Close() // fasthttp closes those it had come to know by then
-	}
-	for range running {
-		<-failed
-	}
-	for _, l := range watched {
-		l.CloseAll()
-		l.StopWatching()
-	}
-	if ctx.Err() != nil {
-		return nil //nolint:nilerr // that ctx ended is how a server is stopped
-	}
-	if first == nil { // fasthttp takes every failed Accept for a wanted end
-		first = errListener
-	}
-	return first
-}
-
-var errListener = errors.New("a listener stopped accepting connections")
-
-func (s *Server) drain(ls []*listen.Listener) {
-	s.draining.Store(true)
-	s.room.Drain()
-	ctx, cancel := context.WithTimeout(context.Background(), s.set.Load().Drain)
-	defer cancel()
-	s.shutdown(ctx)
-	if s.inFlight.Load() > 0 {
-		s.log.Warn("drain limit reached: ending requests", "in_flight", s.inFlight.Load())
-		for _, l := range ls {
-			l.AbortAll()
-		}
-		last, cancelLast := context.WithTimeout(context.Background(), 2*time.Second)
-		defer cancelLast()
-		s.shutdown(last)
-	}
-	for _, l := range ls {
-		l.CloseAll()
-	}
-}
-
-// lastAnswers is how long a drain waits for answers that are settled but not wholly written.
-const lastAnswers = 5 * time.Second
-
-// shutdown closes the listeners and idle connections, and waits until no request runs or ctx is done.
-func (s *Server) shutdown(ctx context.Context) {
-	ctx, cancel := context.WithCancel(ctx)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_ = s.http.ShutdownWithContext(ctx) // fails when ctx ends, which inFlight tells better
-	}()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for s.inFlight.Load()+s.hedges.Load() > 0 && ctx.Err() == nil {
-		select {
-		case <-ctx.Done():
-		case <-tick.C:
-		}
-	}
-	// What is open now is writing its last answer, or a connection without a request yet.
-	grace := time.NewTimer(lastAnswers)
-	defer grace.Stop()
-	select {
-	case <-done:
-	case <-grace.C:
-	case <-ctx.Done():
-	}
-	cancel()
-	<-done
-}
-
 // guarded keeps a panic from ending the process.
 func (s *Server) guarded(h fasthttp.RequestHandler) fasthttp.RequestHandler {
 	return func(ctx *fasthttp.RequestCtx) {
@@ -475,166 +360,6 @@ func (x *exchange) beat() {
 	h.Set("Cache-Control", "no-cache")
 	x.setHeaders(x.rec.At)
 	x.stream()
-}
-
-func (s *Server) begin(ctx *fasthttp.RequestCtx, rt *route, grant *admission.Grant, now time.Time) *exchange {
-	x := exchanges.Get().(*exchange)
-	x.s, x.set, x.ctx, x.route, x.grant, x.began = s, s.set.Load(), ctx, rt, grant, now
-	x.totalBy = now.Add(x.set.Total)
-	x.rec.At, x.rec.Route, x.rec.Method, x.rec.ID = now, rt.path, fasthttp.MethodPost, s.newID()
-	x.rec.Key = grant.Name()
-	if x.set.Tracing.On {
-		h := &ctx.Request.Header
-		x.rec.Trace = x.set.Tracing.Begin(h.PeekBytes(nameParent), h.PeekBytes(nameState))
-	}
-	x.watch = &watch{}
-	x.watch.self = x.watch
-	s.inFlight.Add(1)
-	if x.conn = listen.Of(ctx.Conn()); x.conn != nil {
-		if ctx.Request.IsBodyStream() {
-			x.conn.ArmReading(&x.watch.self)
-		} else {
-			x.conn.Arm(&x.watch.self)
-		}
-	}
-	return x
-}
-
-// admit checks the request and readies it for the first attempt.
-func (x *exchange) admit() *openai.Error {
-	ctx := x.ctx
-	if e := x.enter(); e != nil {
-		return e
-	}
-	body := ctx.Request.Body()
-	x.ask.BodyBytes = int64(len(body))
-	x.rec.BytesIn = x.ask.BodyBytes
-	if enc := ctx.Request.Header.ContentEncoding(); len(enc) > 0 && string(enc) != "identity" {
-		return errEncoding(string(enc))
-	}
-	if ct := ctx.Request.Header.ContentType(); len(ct) > 0 && !isJSON(ct) {
-		return errMediaType(x.route.path, "application/json")
-	}
-	if err := x.scan.Scan(body); err != nil {
-		return errScan(err)
-	}
-	if len(x.scan.Model) == 0 {
-		return errModelMissing()
-	}
-	if e := x.setModel(x.scan.Model); e != nil {
-		return e
-	}
-	if e := x.confined(); e != nil {
-		return e
-	}
-	x.wantStream = x.scan.Stream
-	x.ask.Whole = !x.wantStream
-	x.rec.Stream = x.wantStream
-	snap := x.s.router.Snapshot()
-	if snap.TextOnly(x.model) {
-		x.ask.Media = holdsMedia(body)
-	}
-	if snap.Plain(x.model) {
-		x.ask.Beyond = beyondPlain(body)
-	}
-	x.ask.PromptTokens = promptTokens(body, x.scan.PromptBytes)
-	if !x.ask.Tokenless {
-		x.recognise(body)
-	}
-	if x.scan.MaxTokens > 0 {
-		x.ask.MaxTokens = int(min(x.scan.MaxTokens, math.MaxInt32))
-	}
-	x.onLoss = x.set.OnPreemption[x.model]
-	if e := x.demands(); e != nil {
-		return e
-	}
-	if e := x.assign(); e != nil {
-		return e
-	}
-	if e := x.spend(); e != nil {
-		return e
-	}
-	x.prepare(forwarded)
-	x.follow()
-	return nil
-}
-
-// bytesPerToken is about what a token of a prompt takes in JSON, where nobody has counted.
-const bytesPerToken = 4
-
-// promptTokens estimates the tokens of a prompt. Images and files in base64 are far fewer tokens than bytes.
-func promptTokens(body []byte, promptBytes int) int {
-	n := promptBytes / bytesPerToken
-	if n > mediaTokens && bytes.Contains(body, base64Mark) {
-		return mediaTokens
-	}
-	return n
-}
-
-// mediaTokens is about what a few images come to.
-const mediaTokens = 4000
-
-var base64Mark = []byte(";base64,")
-
-// setModel interns the model's name: what the caller sent dies with the request.
-func (x *exchange) setModel(name []byte) *openai.Error {
-	snap := x.s.router.Snapshot()
-	known, ok := snap.Intern(name)
-	if !ok || !x.grant.Model(known) { // what a key may not name does not exist, as far as its holder is told
-		x.rec.Model = clip(string(name), 128)
-		return errModelUnknown(string(name), visible(snap.Models(), x.grant))
-	}
-	x.model, x.rec.Model, x.rec.Known = known, known, true
-	x.ask.ID, x.ask.Model, x.ask.Route, x.ask.Came = x.rec.ID, known, x.route.below(), x.rec.At
-	x.ask.Tokenless, x.ask.Also = x.route.proto == protoOpaque, x.grant.Demand()
-	return nil
-}
-
-// prepare fills in what every attempt sends.
-func (x *exchange) prepare(take func([]byte) bool) {
-	x.s.router.Budget.Earn()
-	if x.hedges() {
-		x.s.router.Hedges.Earn()
-	}
-	h := &x.ctx.Request.Header
-	x.head = appendHeader(x.head[:0], h, take, x.rec.ID)
-	x.req.Method = "POST"
-	if uri := target(h.RequestURI()); string(uri) == x.route.path {
-		x.req.Path = x.route.path[len("/v1"):] // the usual case allocates nothing
-	} else {
-		x.req.Path = strings.TrimPrefix(string(uri), "/v1")
-	}
-	x.req.Header, x.headLen = x.head, len(x.head)
-}
-
-// Names of W3C Trace Context's header fields.
-var (
-	nameParent = []byte("Traceparent")
-	nameState  = []byte("Tracestate")
-)
-
-// follows draws the attempt's span and lets the host know of it, if it is to.
-func (x *exchange) follows(ep *endpoint.Endpoint) {
-	if !x.rec.Trace.On() {
-		return
-	}
-	x.span = x.set.Tracing.NewSpan()
-	x.head = x.parent(x.head[:x.headLen], ep, x.span)
-	x.req.Header = x.head
-}
-
-// parent adds to a head of x what lets ep know of span, if it is to.
-func (x *exchange) parent(head []byte, ep *endpoint.Endpoint, span trace.SpanID) []byte {
-	if ep != nil && x.set.Propagate != nil && x.set.Propagate(ep) {
-		return x.rec.Trace.AppendParent(head, span)
-	}
-	return head
-}
-
-func isJSON(ct []byte) bool {
-	t, _, _ := strings.Cut(string(ct), ";")
-	t = strings.ToLower(strings.TrimSpace(t))
-	return t == "application/json" || strings.HasSuffix(t, "+json") || t == "application/x-www-form-urlencoded" || t == "text/plain"
 }
 
 // classify asks the provider's adapter what an answer of ep means that says class by itself.

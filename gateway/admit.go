@@ -1,0 +1,176 @@
+package gateway
+
+import (
+	"bytes"
+	"math"
+	"strings"
+	"time"
+
+	"github.com/valyala/fasthttp"
+
+	"headrace/gateway/admission"
+	"headrace/gateway/listen"
+	"headrace/gateway/openai"
+	"headrace/gateway/trace"
+	"headrace/router/endpoint"
+)
+
+func (s *Server) begin(ctx *fasthttp.RequestCtx, rt *route, grant *admission.Grant, now time.Time) *exchange {
+	x := exchanges.Get().(*exchange)
+	x.s, x.set, x.ctx, x.route, x.grant, x.began = s, s.set.Load(), ctx, rt, grant, now
+	x.totalBy = now.Add(x.set.Total)
+	x.rec.At, x.rec.Route, x.rec.Method, x.rec.ID = now, rt.path, fasthttp.MethodPost, s.newID()
+	x.rec.Key = grant.Name()
+	if x.set.Tracing.On {
+		h := &ctx.Request.Header
+		x.rec.Trace = x.set.Tracing.Begin(h.PeekBytes(nameParent), h.PeekBytes(nameState))
+	}
+	x.watch = &watch{}
+	x.watch.self = x.watch
+	s.inFlight.Add(1)
+	if x.conn = listen.Of(ctx.Conn()); x.conn != nil {
+		if ctx.Request.IsBodyStream() {
+			x.conn.ArmReading(&x.watch.self)
+		} else {
+			x.conn.Arm(&x.watch.self)
+		}
+	}
+	return x
+}
+
+// admit checks the request and readies it for the first attempt.
+func (x *exchange) admit() *openai.Error {
+	ctx := x.ctx
+	if e := x.enter(); e != nil {
+		return e
+	}
+	body := ctx.Request.Body()
+	x.ask.BodyBytes = int64(len(body))
+	x.rec.BytesIn = x.ask.BodyBytes
+	if enc := ctx.Request.Header.ContentEncoding(); len(enc) > 0 && string(enc) != "identity" {
+		return errEncoding(string(enc))
+	}
+	if ct := ctx.Request.Header.ContentType(); len(ct) > 0 && !isJSON(ct) {
+		return errMediaType(x.route.path, "application/json")
+	}
+	if err := x.scan.Scan(body); err != nil {
+		return errScan(err)
+	}
+	if len(x.scan.Model) == 0 {
+		return errModelMissing()
+	}
+	if e := x.setModel(x.scan.Model); e != nil {
+		return e
+	}
+	if e := x.confined(); e != nil {
+		return e
+	}
+	x.wantStream = x.scan.Stream
+	x.ask.Whole = !x.wantStream
+	x.rec.Stream = x.wantStream
+	snap := x.s.router.Snapshot()
+	if snap.TextOnly(x.model) {
+		x.ask.Media = holdsMedia(body)
+	}
+	if snap.Plain(x.model) {
+		x.ask.Beyond = beyondPlain(body)
+	}
+	x.ask.PromptTokens = promptTokens(body, x.scan.PromptBytes)
+	if !x.ask.Tokenless {
+		x.recognise(body)
+	}
+	if x.scan.MaxTokens > 0 {
+		x.ask.MaxTokens = int(min(x.scan.MaxTokens, math.MaxInt32))
+	}
+	x.onLoss = x.set.OnPreemption[x.model]
+	if e := x.demands(); e != nil {
+		return e
+	}
+	if e := x.assign(); e != nil {
+		return e
+	}
+	if e := x.spend(); e != nil {
+		return e
+	}
+	x.prepare(forwarded)
+	x.follow()
+	return nil
+}
+
+// bytesPerToken is about what a token of a prompt takes in JSON, where nobody has counted.
+const bytesPerToken = 4
+
+// promptTokens estimates the tokens of a prompt. Images and files in base64 are far fewer tokens than bytes.
+func promptTokens(body []byte, promptBytes int) int {
+	n := promptBytes / bytesPerToken
+	if n > mediaTokens && bytes.Contains(body, base64Mark) {
+		return mediaTokens
+	}
+	return n
+}
+
+// mediaTokens is about what a few images come to.
+const mediaTokens = 4000
+
+var base64Mark = []byte(";base64,")
+
+// setModel interns the model's name: what the caller sent dies with the request.
+func (x *exchange) setModel(name []byte) *openai.Error {
+	snap := x.s.router.Snapshot()
+	known, ok := snap.Intern(name)
+	if !ok || !x.grant.Model(known) { // what a key may not name does not exist, as far as its holder is told
+		x.rec.Model = clip(string(name), 128)
+		return errModelUnknown(string(name), visible(snap.Models(), x.grant))
+	}
+	x.model, x.rec.Model, x.rec.Known = known, known, true
+	x.ask.ID, x.ask.Model, x.ask.Route, x.ask.Came = x.rec.ID, known, x.route.below(), x.rec.At
+	x.ask.Tokenless, x.ask.Also = x.route.proto == protoOpaque, x.grant.Demand()
+	return nil
+}
+
+// prepare fills in what every attempt sends.
+func (x *exchange) prepare(take func([]byte) bool) {
+	x.s.router.Budget.Earn()
+	if x.hedges() {
+		x.s.router.Hedges.Earn()
+	}
+	h := &x.ctx.Request.Header
+	x.head = appendHeader(x.head[:0], h, take, x.rec.ID)
+	x.req.Method = "POST"
+	if uri := target(h.RequestURI()); string(uri) == x.route.path {
+		x.req.Path = x.route.path[len("/v1"):] // the usual case allocates nothing
+	} else {
+		x.req.Path = strings.TrimPrefix(string(uri), "/v1")
+	}
+	x.req.Header, x.headLen = x.head, len(x.head)
+}
+
+// Names of W3C Trace Context's header fields.
+var (
+	nameParent = []byte("Traceparent")
+	nameState  = []byte("Tracestate")
+)
+
+// follows draws the attempt's span and lets the host know of it, if it is to.
+func (x *exchange) follows(ep *endpoint.Endpoint) {
+	if !x.rec.Trace.On() {
+		return
+	}
+	x.span = x.set.Tracing.NewSpan()
+	x.head = x.parent(x.head[:x.headLen], ep, x.span)
+	x.req.Header = x.head
+}
+
+// parent adds to a head of x what lets ep know of span, if it is to.
+func (x *exchange) parent(head []byte, ep *endpoint.Endpoint, span trace.SpanID) []byte {
+	if ep != nil && x.set.Propagate != nil && x.set.Propagate(ep) {
+		return x.rec.Trace.AppendParent(head, span)
+	}
+	return head
+}
+
+func isJSON(ct []byte) bool {
+	t, _, _ := strings.Cut(string(ct), ";")
+	t = strings.ToLower(strings.TrimSpace(t))
+	return t == "application/json" || strings.HasSuffix(t, "+json") || t == "application/x-www-form-urlencoded" || t == "text/plain"
+}

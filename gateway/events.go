@@ -1,0 +1,182 @@
+package gateway
+
+import (
+	"errors"
+	"io"
+	"os"
+	"time"
+
+	"headrace/gateway/forward"
+	"headrace/gateway/openai"
+	"headrace/gateway/sse"
+	"headrace/router/outcome"
+)
+
+// awaitContent reads events until the first that carries content. false means that until has come.
+func (x *exchange) awaitContent(until time.Time) bool {
+	a := x.attempt
+	if x.phase != awaitingContent {
+		return true
+	}
+	err := a.More(x.wakeBy(until), x.set.FirstEvent/8)
+	switch {
+	case err == nil:
+		x.scanEvents(time.Now())
+	case errors.Is(err, os.ErrDeadlineExceeded) && !x.watch.Aborted():
+		return x.overdue() || time.Now().Before(until)
+	case errors.Is(err, forward.ErrInterrupted):
+		x.calledAway()
+	case a.Full(err) && (x.gathers() || x.resumed()): // has to be read
+		x.attemptFailed(x.upstreamFault(err))
+	case a.Full(err):
+		x.opaque = true
+		x.phase, x.began = ready, time.Now()
+	case errors.Is(err, io.EOF) && len(a.Unread()) == 0:
+		x.attemptFailed(x.upstreamFault(errNoEvents))
+	case errors.Is(err, io.EOF) && x.plainError():
+		x.judgeBody()
+	case errors.Is(err, io.EOF):
+		x.takeLast(time.Now())
+		if x.phase == awaitingContent {
+			x.phase, x.began = ready, time.Now()
+		}
+		if x.phase == ready && x.route.proto != protoOpaque && !x.m.done && x.m.finishes == 0 && x.m.outputs == 0 {
+			x.phase = awaitingContent
+			x.attemptFailed(x.upstreamFault(errNoEvents))
+		}
+	default:
+		x.attemptFailed(x.upstreamFault(err))
+	}
+	return true
+}
+
+func (x *exchange) upstreamFault(err error) *outcome.Error {
+	class := faultOf(err, x.isStream)
+	if x.watch.Aborted() {
+		class = outcome.ClientGone
+	}
+	return &outcome.Error{Class: class, Endpoint: x.endpointID(), Status: x.attempt.Status, Err: err}
+}
+
+// heldLimit is how much may come before the first content token before it goes out anyway.
+const heldLimit = 64 << 10
+
+// scanEvents looks at the whole events that have come, takes out those the caller must not see and
+// counts the rest into held. While no content has come it also decides whether it is time to commit.
+func (x *exchange) scanEvents(now time.Time) {
+	for {
+		ev, ok := x.events.Next(x.attempt.Unread()[x.held:])
+		if !ok {
+			break
+		}
+		x.take(ev, now)
+		if x.phase == failed || x.phase == picking || x.phase == awaitingSecond || x.errand != nil {
+			return
+		}
+	}
+	if x.phase == awaitingContent && x.held > heldLimit {
+		x.phase, x.began = ready, now
+	}
+}
+
+// takeLast takes what stands behind the last blank line when the body has ended; yes says that it is a whole event but for that line.
+func (x *exchange) takeLast(now time.Time) (yes bool) {
+	if rest := x.attempt.Unread()[x.held:]; len(rest) > 0 {
+		if ev, ok := x.events.Last(rest); ok {
+			ev.Size = len(rest)
+			if x.chunk.Parse(ev.Name, ev.Data); !x.chunk.Malformed { // else it was cut off, and says nothing
+				x.take(ev, now)
+				x.unended = true
+				return true
+			}
+		}
+		if x.gathers() || x.resumed() {
+			x.attempt.Cut(x.held, len(rest))
+			return false
+		}
+		x.held += len(rest)
+	}
+	return false
+}
+
+func (x *exchange) take(ev sse.Event, now time.Time) {
+	if !ev.HasData { // comments and the like mean nothing to us
+		if x.gathers() || x.resumed() {
+			x.attempt.Cut(x.held, ev.Size)
+			return
+		}
+		x.held += ev.Size
+		return
+	}
+	c := &x.chunk
+	c.Parse(ev.Name, ev.Data)
+	if x.phase == awaitingContent && c.Error {
+		x.errorEvent(ev, c)
+		return
+	}
+	if x.phase == awaitingContent && x.tale != nil && c.Aborted() && !c.Content {
+		x.attemptFailed(x.upstreamFault(errAborted))
+		return
+	}
+	if x.route.proto == protoChat && x.leased && x.of.another(c, !x.chats() || x.exact) && x.phase != awaitingContent {
+		x.errand = errAnew // and what came is nobody's
+		x.attempt.Cut(x.held, ev.Size)
+		return
+	}
+	if x.numbered {
+		x.number(&ev)
+	}
+	x.m.see(c, now)
+	if x.phase == awaitingContent && x.leased && x.lease.Unnamed {
+		x.learn(ev.Data)
+	}
+	begins := x.phase == awaitingContent && (c.Content || c.Finish || c.Done || (x.route.proto == protoOpaque))
+	switch {
+	case x.tale != nil && x.tell(c, &ev, now), x.dropUsage && c.UsageOnly:
+		x.attempt.Cut(x.held, ev.Size)
+	default:
+		x.held += ev.Size
+	}
+	if x.errand != nil && x.phase == awaitingContent {
+		err := x.errand
+		x.errand = nil
+		x.attemptFailed(x.upstreamFault(err))
+		return
+	}
+	if begins {
+		x.phase, x.began = ready, now
+		if x.gathers() {
+			x.phase = gathering
+		}
+		if x.resumed() {
+			x.asked()
+		}
+	}
+}
+
+// answerID notices that a host, or what stands in front of it, begins anew in the middle of a stream: RunPod gives the work of a worker
+// that is lost to another. The caller would get the answer, or its beginning, twice.
+type answerID struct {
+	id   [44]byte // the front of it
+	n    uint8
+	same uint8 // chunks in a row that had it, as far as matters
+}
+
+// another tells whether the chunk belongs to another answer than those before: it has another id than several that shared one, and says
+// who speaks, as only first chunks do, where any do. Hosts that give every chunk an id of its own are left alone.
+func (a *answerID) another(c *openai.Chunk, roleless bool) bool {
+	if len(c.ID) == 0 {
+		return false
+	}
+	n := min(len(c.ID), len(a.id))
+	if n == int(a.n) && string(c.ID[:n]) == string(a.id[:n]) {
+		a.same |= a.same + 1 // 0, 1, 3 and so on, and never back to 0
+		return false
+	}
+	was := a.same
+	a.n, a.same = uint8(copy(a.id[:], c.ID)), 1
+	return was > 1 && (c.Role || roleless)
+}
+
+// chats tells whether answers are messages, which somebody says.
+func (x *exchange) chats() bool { return x.route.path == chatRoute }
