@@ -91,6 +91,10 @@ func fleet() Dashboard {
 			lines("Rent and what is charged", "currencyUSD", "US dollars an hour. The gap is what hosts cost while they have nothing to do.",
 				query{`sum(headrace:rent_usd_per_hour{headrace_provider=~"$provider"})`, "rent"},
 				query{`sum(headrace:spend_usd_per_hour:rate1h{headrace_model=~"$model"})`, "charged to requests"}),
+			lines("Bills and the ledger", "currencyUSD", "The newest bill of each account, and what the ledger has of the same hosts and time (docs/costs.md).",
+				query{`max by (headrace_account, headrace_figure) (headrace_ledger_bill_usd)`, "{{headrace_account}} {{headrace_figure}}"}),
+			lines("The ledger off the bill", "percentunit", "Above 0 the ledger has more than was billed.",
+				query{`max by (headrace_account) (headrace_ledger_bill_error_ratio)`, "{{headrace_account}}"}),
 		}},
 	)
 }
@@ -263,6 +267,14 @@ func gateway() Dashboard {
 			lines("Budgets nearly used", "none", "Times in an hour that a key has passed the soft share of one.", query{`sum by (instance) (increase(headrace_keys_budget_warnings_total{` + of + `}[1h]))`, "{{instance}}"}),
 			stacked("Waited for Redis to know their limits", "reqps", "Alone: there was no answer within 5 ms, and the replica decided by itself.",
 				query{rate("headrace_keys_shared_waits_total", of, "headrace_result"), "{{headrace_result}}"}),
+		}},
+		section{"Ledger", []Panel{
+			lines("Requests taken", "reqps", "", query{`sum by (instance) (rate(headrace_ledger_records_total{` + of + `}[$__rate_interval]))`, "{{instance}}"}),
+			lines("Written", "none", "1 or 0. While it cannot be, sums are in memory only.", query{`headrace_ledger_written{` + of + `}`, "{{instance}}"}),
+			lines("Lost", "none", "In five minutes: requests of which the sums were kept and nothing else, and writes that failed.",
+				query{`sum by (instance) (increase(headrace_ledger_dropped_total{` + of + `}[5m]))`, "{{instance}} requests"},
+				query{`sum by (instance) (increase(headrace_ledger_write_failures_total{` + of + `}[5m]))`, "{{instance}} writes"}),
+			lines("Size", "bytes", "Of the file, as far as it is in use.", query{`headrace_ledger_size_bytes{` + of + `}`, "{{instance}}"}),
 		}},
 		section{"Config and telemetry", []Panel{
 			lines("Reloads", "none", "In an hour.", query{`sum by (headrace_result) (increase(headrace_config_reloads_total{` + of + `}[1h]))`, "{{headrace_result}}"}),
