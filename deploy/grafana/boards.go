@@ -227,6 +227,10 @@ func gateway() Dashboard {
 			stacked("Requests by route", "reqps", "", query{rate("http_server_request_duration_seconds_count", of, "http_route"), "{{http_route}}"}),
 			stacked("Requests by status", "reqps", "", query{rate("http_server_request_duration_seconds_count", of, "http_response_status_code"), "{{http_response_status_code}}"}),
 			stacked("Refused at the door", "reqps", "Unreadable heads, unknown paths, wrong methods, by the error's code.", query{rate("headrace_refusals_total", of, "headrace_reason"), "{{headrace_reason}}"}),
+			stacked("Waiting for room", "none", "Requests, by model and priority; without a model, at the gateway's own door.",
+				query{`sum by (headrace_model, headrace_priority) (headrace_queue_length{` + of + `})`, "{{headrace_model}} {{headrace_priority}}"}),
+			lines("Waited for room, p95", "s", "Of requests that waited.", query{quantile(0.95, "headrace_queue_wait_seconds", of, "headrace_model, headrace_priority"), "{{headrace_model}} {{headrace_priority}}"}),
+			stacked("Refused for want of room", "reqps", "By model and reason.", query{rate("headrace_queue_refusals_total", of, "headrace_model, headrace_reason"), "{{headrace_model}} {{headrace_reason}}"}),
 			lines("Duration by route, p95", "s", "", query{quantile(0.95, "http_server_request_duration_seconds", of, "http_route"), "{{http_route}}"}),
 		}},
 		section{"Process", []Panel{
