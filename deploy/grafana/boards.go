@@ -233,6 +233,13 @@ func gateway() Dashboard {
 			stacked("Refused for want of room", "reqps", "By model and reason.", query{rate("headrace_queue_refusals_total", of, "headrace_model, headrace_reason"), "{{headrace_model}} {{headrace_reason}}"}),
 			lines("Duration by route, p95", "s", "", query{quantile(0.95, "http_server_request_duration_seconds", of, "http_route"), "{{http_route}}"}),
 		}},
+		section{"Waiting for room", []Panel{
+			lines("Wait", "s", "Of requests that waited, whatever came of it.",
+				query{quantile(0.5, "headrace_queue_wait_seconds", of, ""), "median"},
+				query{quantile(0.95, "headrace_queue_wait_seconds", of, ""), "p95"}),
+			stacked("Waiting", "none", "", query{`sum by (headrace_model, headrace_priority) (headrace_queue_length{` + of + `})`, "{{headrace_model}} {{headrace_priority}}"}),
+			stacked("Waited in vain", "reqps", "", query{rate("headrace_queue_refusals_total", of, "headrace_reason"), "{{headrace_reason}}"}),
+		}},
 		section{"Process", []Panel{
 			lines("Processors in use", "none", "", query{`rate(process_cpu_seconds_total{` + of + `, job="headrace"}[$__rate_interval])`, "{{instance}}"}),
 			lines("Memory", "bytes", "Resident, and the heap in it.",
@@ -243,6 +250,16 @@ func gateway() Dashboard {
 				query{`process_open_fds{` + of + `, job="headrace"} / process_max_fds{` + of + `, job="headrace"}`, "{{instance}}"}),
 			lines("Stopped by the collector of garbage", "percentunit", "Share of time.", query{`rate(go_gc_duration_seconds_sum{` + of + `, job="headrace"}[$__rate_interval])`, "{{instance}}"}),
 			lines("Up for", "s", "", query{`time() - process_start_time_seconds{` + of + `, job="headrace"}`, "{{instance}}"}),
+		}},
+		section{"Experiments", []Panel{
+			lines("Share of units", "percentunit", "", query{`max by (headrace_experiment, headrace_arm) (headrace_experiment_share_ratio{` + of + `})`, "{{headrace_experiment}} {{headrace_arm}}"}),
+			lines("States", "none", "", query{`max by (headrace_experiment, headrace_state) (headrace_experiment_state{` + of + `}) == 1`, "{{headrace_experiment}} {{headrace_state}}"}),
+			lines("Units", "none", "", query{`max by (headrace_experiment, headrace_arm) (headrace_experiment_units{` + of + `})`, "{{headrace_experiment}} {{headrace_arm}}"}),
+			lines("Requests", "none", "Counted in this run; of them those where a host failed, and those that others than the arm's hosts answered.",
+				query{`max by (headrace_experiment, headrace_arm, headrace_result) (headrace_experiment_requests{` + of + `})`, "{{headrace_experiment}} {{headrace_arm}} {{headrace_result}}"}),
+			lines("Against the control", "percentunit", "Each figure's estimate, and the ends of its always-valid interval.",
+				query{`max by (headrace_experiment, headrace_arm, headrace_figure, headrace_bound) (headrace_experiment_effect_ratio{` + of + `})`, "{{headrace_experiment}} {{headrace_arm}} {{headrace_figure}} {{headrace_bound}}"}),
+			lines("Decisions", "none", "In an hour: steps, commands, roll-backs.", query{`max by (headrace_experiment) (increase(headrace_experiment_decisions_total{` + of + `}[1h]))`, "{{headrace_experiment}}"}),
 		}},
 		section{"Accounts", []Panel{
 			lines("Hosts last read", "s", "Time since then. Meanwhile the last good list is in use.",
