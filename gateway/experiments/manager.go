@@ -308,7 +308,10 @@ func (m *Manager) take(ctx context.Context, t *trial, d state.Doc, exists bool) 
 	if !exists {
 		t.version = 0
 		t.adopt = false
-		first := experiment.NewDoc(t.Spec, now)
+		first := t.doc // the store has lost it: what was rolled back is not to begin anew for that
+		if !t.known || t.foreign {
+			first = experiment.NewDoc(t.Spec, now)
+		}
 		if adopted, changed := first.Adopt(t.Spec, now); changed {
 			first = adopted
 		}

@@ -302,6 +302,40 @@ func TestStoreGone(t *testing.T) {
 	})
 }
 
+// TestStoreLost goes on where it was when the store has lost everything.
+func TestStoreLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := state.NewMemory()
+		a, b := startReplica(t, store, trialOf()), startReplica(t, store, trialOf())
+		if _, err := a.Apply(t.Context(), "e", experiment.Abort, ""); err != nil {
+			t.Fatal(err)
+		}
+		pass(time.Second)
+		for _, kind := range []string{kindDocs, kindStats, kindReplica, kindPast} {
+			docs, err := store.Load(t.Context(), kind)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for name, d := range docs {
+				if err := store.Delete(t.Context(), kind, name, d.Version); err != nil && !errors.Is(err, state.ErrConflict) {
+					t.Fatal(err)
+				}
+			}
+		}
+		pass(20 * time.Second)
+		if a.state() != experiment.Aborted || b.state() != experiment.Aborted {
+			t.Errorf("after the store was emptied: %s and %s", a.state(), b.state())
+		}
+		a.mu.Lock()
+		b.mu.Lock()
+		defer a.mu.Unlock()
+		defer b.mu.Unlock()
+		if a.slot.number == b.slot.number || a.slot.number < 0 || b.slot.number < 0 || a.slot.leads == b.slot.leads {
+			t.Errorf("places %+v and %+v", a.slot, b.slot)
+		}
+	})
+}
+
 // TestAbortWithoutStore is possible at once, and the others follow when they can be told.
 func TestAbortWithoutStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -96,6 +97,9 @@ func (m *Manager) hold(ctx context.Context) {
 		return
 	}
 	v, err := m.opt.Store.Put(ctx, kindReplica, slotName(s.number), s.version, m.claimed())
+	if errors.Is(err, state.ErrConflict) { // the store may have lost it, which is nobody's doing
+		v, err = m.opt.Store.Put(ctx, kindReplica, slotName(s.number), 0, m.claimed())
+	}
 	if !m.answered(ctx, err) {
 		return
 	}
