@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -278,5 +280,80 @@ func eventuallyLong(t *testing.T, what string, ok func() bool) {
 		case <-deadline:
 			t.Fatalf("%s: not so after 90 s", what)
 		}
+	}
+}
+
+// TestExperimentWithoutRedis keeps shares as they are while the Redis is gone, has a gateway end by itself what harms its own callers, and the
+// other follow when the Redis is back, without what it knew. No caller gets an error.
+func TestExperimentWithoutRedis(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes a quarter of a minute")
+	}
+	path, err := exec.LookPath("redis-server")
+	if err != nil {
+		t.Skip("no redis-server in PATH (Debian: apt-get install redis-server)")
+	}
+	dir, err := os.MkdirTemp("", "redis") //nolint:usetesting // a socket's path must be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	sock := filepath.Join(dir, "s")
+	start := func() *exec.Cmd {
+		c := exec.Command(path, "--port", "0", "--unixsocket", sock, "--save", "", "--appendonly", "no", "--dir", dir)
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "redis-server", func() bool {
+			conn, err := net.Dial("unix", sock)
+			if err == nil {
+				_ = conn.Close()
+			}
+			return err == nil
+		})
+		return c
+	}
+	redis := start()
+	stopRedis := func() { _ = redis.Process.Kill(); _ = redis.Wait() }
+	defer func() { stopRedis() }()
+
+	base := startHost(t, fakecloud.HostConfig{Name: "base", Models: []string{"m-base"}, TPS: 40, TTFT: 200 * time.Millisecond, TimeScale: 10, MaxNumSeqs: 256})
+	awq := startHost(t, fakecloud.HostConfig{Name: "awq", Models: []string{"m-awq"}, TPS: 40, TTFT: 200 * time.Millisecond, TimeScale: 10, MaxNumSeqs: 256})
+	yaml := fmt.Sprintf(experimentYAML, "unix://"+sock, base.URL(), awq.URL()) + fmt.Sprintf(strings.NewReplacer("[10%%, 50%%, 100%%]", "[30%%, 50%%, 100%%]", "error_rate: +5%%", "error_rate: +1%%").Replace(eightLines), "e")
+	a, b := startApp(t, t.TempDir(), yaml, nil), startApp(t, t.TempDir(), yaml, nil)
+	c := &crowd{t: t, users: 1500, arm: map[string]string{}, n: map[string]int{}}
+	c.ask(a.base, b.base)
+	stop := make(chan struct{})
+	load := c.run(8, stop)
+	halt := sync.OnceFunc(func() { close(stop); load.Wait() })
+	defer halt()
+	seen := func(arm string) int {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.n[arm]
+	}
+	eventuallyLong(t, "the canary is tried", func() bool { return seen("e/canary") > 20 })
+	stopRedis()
+	share := standing(t, a, "e").Arms[1].Share
+	had := seen("e/control")
+	eventuallyLong(t, "many more requests, which would do for a step", func() bool { return seen("e/control") > had+600 })
+	for _, r := range []*running{a, b} {
+		if v := standing(t, r, "e"); v.State != experiment.Running || v.Arms[1].Share != share {
+			t.Errorf("without the Redis it is %s with a share of %v, before it was %v", v.State, v.Arms[1].Share, share)
+		}
+	}
+	c.ask(a.base) // the other sees no harm
+	if err := awq.SetFaults(fakecloud.Fault{Kind: fakecloud.Error500, P: 0.2}); err != nil {
+		t.Fatal(err)
+	}
+	eventuallyLong(t, "harm ends it where it is found", func() bool { return standing(t, a, "e").State == experiment.RolledBack })
+	if v := standing(t, b, "e"); v.State != experiment.Running {
+		t.Errorf("the other gateway, which cannot know, has it %s", v.State)
+	}
+	redis = start()
+	eventuallyLong(t, "the other follows", func() bool { return standing(t, b, "e").State == experiment.RolledBack })
+	halt()
+	if len(c.failed) > 0 {
+		t.Errorf("%d requests failed: %v", len(c.failed), c.failed[:min(len(c.failed), 5)])
 	}
 }

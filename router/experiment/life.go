@@ -109,8 +109,8 @@ type Readings struct {
 	Broken string
 }
 
-// mostOutOfArm is the share of an arm's requests that others may have served before it is no longer promoted: what was seen of it says
-// little then.
+// mostOutOfArm is the share of an arm's requests that others may have served before it goes no further: what was seen of it says little
+// then.
 const mostOutOfArm = 0.1
 
 // NewDoc is an experiment's first document.
@@ -403,7 +403,7 @@ func (d *Doc) Waits(s *Spec, r Readings, now time.Time) string {
 			return fmt.Sprintf("%d of %d units of %s", a.Units, s.MinUnits, name)
 		case a.Requests-d.StepBase[i] < int64(s.MinUnits):
 			return fmt.Sprintf("%d of %d requests of %s in this step", a.Requests-d.StepBase[i], s.MinUnits, name)
-		case last && float64(a.OutOfArm) > mostOutOfArm*float64(a.Requests):
+		case float64(a.OutOfArm) > mostOutOfArm*float64(a.Requests):
 			return fmt.Sprintf("hosts of %s: %s of its requests went elsewhere", name, percent(float64(a.OutOfArm)/float64(max(1, a.Requests))))
 		case last && a.Judgement != Pass, !last && a.Judgement < Advance:
 			if a.Why != "" {
