@@ -20,8 +20,9 @@ type teacher struct {
 	tokens int // of a whole answer
 	at     int // events with tokens after which it is lost, 0 for never
 	times  int
-	mute   bool // tells no numbers
-	deaf   bool // refuses them
+	mute   bool          // tells no numbers
+	deaf   bool          // refuses them
+	until  chan struct{} // it is not lost before; nil for at once
 
 	mu    sync.Mutex // guards all below
 	asked []teacherAsk
@@ -150,6 +151,9 @@ func (h *teacher) serve(c *upConn, r *upRequest) bool {
 		c.sendChunk(fmt.Sprintf("data: {\"id\":%q,\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"m1\",\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null}],\"prompt_token_ids\":%s}\n\n", id, list(all)))
 	}
 	for i := from; i < from+n; i++ {
+		if strikes && i == h.at && h.until != nil {
+			<-h.until
+		}
 		if strikes && i == h.at { // by FIN: a reset would take some of what was sent with it
 			return false
 		}
@@ -368,5 +372,52 @@ func TestNumbersStayInside(t *testing.T) {
 	}
 	if bodies[0] != bodies[1] {
 		t.Errorf("with numbers taken out:\n%s\nwithout any:\n%s", bodies[0], bodies[1])
+	}
+}
+
+// TestHedgedNumbers: a hedge that wins was asked for numbers as well; they stay inside, and when it is lost another host goes on by them.
+func TestHedgedNumbers(t *testing.T) {
+	const n = 41
+	for _, stream := range []bool{true, false} {
+		t.Run(fmt.Sprintf("stream %t", stream), func(t *testing.T) {
+			a, b, c := newSleeper(beginning), &teacher{tokens: n, at: 17, times: 1, until: make(chan struct{})}, &teacher{tokens: n}
+			g := newHedger(t, []serving{a.serve, b.serve, c.serve}, func(o *rigOptions) { o.set.TokenIDs, o.set.Resume = true, patience })
+			for i := range 3 {
+				id := endpoint.ID(fmt.Sprintf("static:h%d", i))
+				g.router.SetPrefill(id, model, numbersToo)
+				g.router.Drain(id, i > 0) // the late one is asked first
+			}
+			members := `,"max_tokens":100`
+			if stream {
+				members += streamed
+			}
+			got := make(chan string, 1)
+			go func() {
+				_, body, _ := g.do(ask(chatPath, members))
+				got <- body
+			}()
+			wait(t, a.asked, "the first host to be asked")
+			g.router.Drain("static:h1", false)
+			eventually(t, "the second host is asked", func() bool { return len(b.requests()) == 1 })
+			g.router.Drain("static:h2", false)
+			close(b.until)
+			body := wait(t, got, "the answer")
+			text := ""
+			if stream {
+				text = readTold(t, body).text
+			} else {
+				text = plainText(t, body)
+			}
+			if text != teacherText(n) || strings.Contains(body, `_ids":[`) {
+				t.Errorf("%s", body)
+			}
+			if !b.requests()[0].Numbers || len(c.requests()) != 1 || c.requests()[0].path != "/v1/completions" {
+				t.Errorf("the hedge was asked %s, the next one %+v", b.requests()[0].body, c.requests())
+			}
+			r := g.hedged(0, wordWon, outcome.Outrun, outcome.Truncated, outcome.Success)
+			if !r.Attempts[2].Exact || r.Attempts[2].Offset != 17 || r.Resumes != 1 {
+				t.Errorf("%d resumes, attempts %+v", r.Resumes, r.Attempts)
+			}
+		})
 	}
 }
