@@ -194,7 +194,7 @@ func newTeachers(t *testing.T, p router.Prefill, hosts ...*teacher) *rig {
 	return g
 }
 
-// first asks the first host, and lets the others in when it has been asked.
+// first asks the first host, which is lost only when the others are let in.
 func (g *rig) first(h *teacher, req string) (body string, err error) {
 	g.t.Helper()
 	type answer struct {
@@ -203,8 +203,9 @@ func (g *rig) first(h *teacher, req string) (body string, err error) {
 	}
 	got := make(chan answer, 1)
 	set := *g.srv.set.Load()
-	set.Resume = patience // the others may be let in late
+	set.Resume = patience
 	g.srv.Configure(set)
+	h.until = make(chan struct{})
 	go func() {
 		_, body, err := g.do(req)
 		got <- answer{body, err}
@@ -213,6 +214,7 @@ func (g *rig) first(h *teacher, req string) (body string, err error) {
 	for i := range g.router.Hosts() {
 		g.router.Drain(endpoint.ID(fmt.Sprintf("static:h%d", i)), false)
 	}
+	close(h.until)
 	a := wait(g.t, got, "the answer")
 	return a.body, a.err
 }
