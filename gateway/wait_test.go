@@ -559,3 +559,43 @@ func TestRetryAfterIsHonest(t *testing.T) {
 		t.Errorf("told %d s, and the last of those before it was served after %.2f s", told, really)
 	}
 }
+
+// enterAndLeave is what a request that waits for nothing does because of the waiting room: it passes the door, asks whether others wait,
+// and what it gives back wakes nobody.
+func enterAndLeave(t testing.TB, x *exchange) {
+	if e := x.enter(); e != nil || !x.inside {
+		t.Fatal(e)
+	}
+	if x.queues() {
+		t.Fatal("it waits, and nobody else does")
+	}
+	x.leavesFree(x.rec.At)
+	x.found()
+	x.s.freed("static:h0") // its first token
+	x.s.freed("static:h0") // and its end
+	x.goOut()
+}
+
+// TestNobodyWaitsCostsNothing guards what every request pays.
+func TestNobodyWaitsCostsNothing(t *testing.T) {
+	g := newRig(t, []string{refusing(t)}, waiting(1, roomy()))
+	x := &exchange{s: g.srv, set: g.srv.set.Load(), model: model}
+	if n := testing.AllocsPerRun(100, func() { enterAndLeave(t, x) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+	if raceEnabled {
+		return
+	}
+	least := int64(1 << 60)
+	for i := 0; i < 5 && least > 100; i++ { // others may run meanwhile
+		least = min(least, testing.Benchmark(func(b *testing.B) {
+			for b.Loop() {
+				enterAndLeave(b, x)
+			}
+		}).NsPerOp())
+	}
+	t.Logf("%d ns", least)
+	if least > 100 {
+		t.Errorf("%d ns a request, want 100 at most", least)
+	}
+}
