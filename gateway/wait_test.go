@@ -562,12 +562,13 @@ func TestRetryAfterIsHonest(t *testing.T) {
 
 // enterAndLeave is what a request that waits for nothing does because of the waiting room: it passes the door, asks whether others wait,
 // and what it gives back wakes nobody.
-func enterAndLeave(t testing.TB, x *exchange) {
+func enterAndLeave(tb testing.TB, x *exchange) {
+	tb.Helper()
 	if e := x.enter(); e != nil || !x.inside {
-		t.Fatal(e)
+		tb.Fatal(e)
 	}
 	if x.queues() {
-		t.Fatal("it waits, and nobody else does")
+		tb.Fatal("it waits, and nobody else does")
 	}
 	x.leavesFree(x.rec.At)
 	x.found()
