@@ -404,13 +404,11 @@ func TestHedgedNumbers(t *testing.T) {
 			g.router.Drain("static:h2", false)
 			close(b.until)
 			body := wait(t, got, "the answer")
-			text := ""
+			text := plainText
 			if stream {
-				text = readTold(t, body).text
-			} else {
-				text = plainText(t, body)
+				text = func(t *testing.T, body string) string { t.Helper(); return readTold(t, body).text }
 			}
-			if text != teacherText(n) || strings.Contains(body, `_ids":[`) {
+			if text(t, body) != teacherText(n) || strings.Contains(body, `_ids":[`) {
 				t.Errorf("%s", body)
 			}
 			if !b.requests()[0].Numbers || len(c.requests()) != 1 || c.requests()[0].path != "/v1/completions" {
