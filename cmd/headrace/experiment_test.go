@@ -262,10 +262,16 @@ func TestExperimentLive(t *testing.T) {
 	if _, err = runs(t, "experiment", "abort", "bad", "--admin", admin); err != nil {
 		t.Errorf("experiment abort: %v", err)
 	}
+	aborted := time.Now()
+	eventually(t, "the other gateway knows that it was aborted", func() bool { return standing(t, b, "bad").State == experiment.Aborted })
+	if d := time.Since(aborted); d > time.Second {
+		t.Errorf("the other gateway has aborted it %s later", d)
+	} else {
+		t.Logf("the other gateway has aborted it %s later", d.Round(time.Millisecond))
+	}
 	if _, err = runs(t, "experiment", "pause", "bad", "--admin", admin); err == nil || !strings.Contains(err.Error(), "only a running one can") {
 		t.Errorf("pause of an aborted one: %v", err)
 	}
-	eventually(t, "the other gateway knows that it was aborted", func() bool { return standing(t, b, "bad").State == experiment.Aborted })
 }
 
 // eventuallyLong is eventually for what takes steps of seconds.
