@@ -1,11 +1,14 @@
 package main
 
 import (
+	"bytes"
+	"compress/gzip"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -257,8 +260,14 @@ func TestReplicasShareKeys(t *testing.T) {
 	}
 	load.Wait()
 	want := rpm * (1 + time.Since(begin).Minutes())
-	t.Logf("%d of %.1f were let in, %d refused", in.Load(), want, limited.Load())
-	if got := float64(in.Load()); got > 1.02*want || got < 0.98*want-1 || other.Load() != 0 {
+	alone := int64(0)
+	for _, r := range rs {
+		_, n := r.app.keys.Waits()
+		alone += n
+	}
+	t.Logf("%d of %.1f were let in, %d refused; %d waited for Redis in vain", in.Load(), want, limited.Load(), alone)
+	most := want + 2*float64(alone) // on a busy machine Redis may take too long to answer; then a replica lets in a little by itself
+	if got := float64(in.Load()); got > 1.02*most || got < 0.98*want-1-2*float64(alone) || other.Load() != 0 {
 		t.Errorf("%.0f requests were let in by three replicas, want %.1f within 2 %%; %d failed", got, want, other.Load())
 	}
 	eventually(t, "all tell the same of what was spent", func() bool {
@@ -277,6 +286,81 @@ func TestReplicasShareKeys(t *testing.T) {
 	eventually(t, "nobody lets the key in", opens(401))
 	if took := time.Since(begin); took > time.Second {
 		t.Errorf("nobody lets the key in after %s", took)
+	}
+}
+
+// TestKeysAreNowhereShown sends a good and a bad key in every way there is, and looks for them wherever the gateway tells of requests.
+func TestKeysAreNowhereShown(t *testing.T) {
+	h := startHost(t, fakecloud.HostConfig{Name: "a", Models: []string{"m"}})
+	const good, bad = "good-key-0123456789abcdef", "some-bad-key-0123456789"
+	traces := make(chan []byte, 1000)
+	collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		b, _ := io.ReadAll(r.Body)
+		if z, err := gzip.NewReader(bytes.NewReader(b)); err == nil {
+			b, _ = io.ReadAll(z)
+		}
+		traces <- b
+	}))
+	defer collector.Close()
+	r := startApp(t, t.TempDir(), fmt.Sprintf(appYAML, h.URL()+"/v1")+"log: {level: debug}\ntelemetry: {otlp: \""+collector.URL+"\", otlp_logs: true, sample: 1}\nkeys: [{name: team, key: "+good+"}]\n", nil)
+	body := `{"model":"m","max_tokens":3,"user":"u","messages":[{"role":"user","content":"hello"}]}`
+	for _, key := range []string{good, bad} {
+		for _, send := range []func(*http.Request){
+			func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+key) },
+			func(r *http.Request) { r.Header.Set("Authorization", "Basic "+key) },
+			func(r *http.Request) { r.Header.Set("X-Api-Key", key) },
+			func(r *http.Request) { r.Header.Set("Api-Key", key) },
+			func(r *http.Request) { r.URL.RawQuery = "api_key=" + key },
+			func(r *http.Request) { r.URL.RawQuery = "x=1&access_token=" + key },
+			func(r *http.Request) { r.URL.Path = "/v1/" + key },
+			func(r *http.Request) {
+				r.Header.Set("Cookie", "key="+key)
+				r.Header.Set("Referer", "http://x/?key="+key)
+			},
+			func(r *http.Request) {
+				r.Header.Set("Authorization", "Bearer "+key)
+				r.Header.Set("X-Headrace-Trust", key)
+			},
+			func(r *http.Request) { r.SetBasicAuth("user", key) },
+		} {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, r.base+"/v1/chat/completions", strings.NewReader(body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("Content-Type", "application/json")
+			send(req)
+			res, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _ = io.Copy(io.Discard, res.Body)
+			_ = res.Body.Close()
+		}
+	}
+	admin := "http://" + r.app.admin.Addr().String()
+	for _, path := range []string{"/admin/v1/keys", "/admin/v1/keys/team", "/admin/v1/requests", "/admin/v1/decisions", "/admin/v1/status", "/metrics"} {
+		if status, text := get(t, admin+path); status != 200 || strings.Contains(text, good) || strings.Contains(text, bad) {
+			t.Errorf("%s: %d\n%s", path, status, text)
+		}
+	}
+	r.log.await(t, `"key":"team"`, 3)
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if logs := r.log.String(); strings.Contains(logs, good) || strings.Contains(logs, bad) {
+		t.Errorf("the log:\n%s", logs)
+	}
+	collector.Close()
+	close(traces)
+	n := 0
+	for b := range traces {
+		n++
+		if bytes.Contains(b, []byte(good)) || bytes.Contains(b, []byte(bad)) {
+			t.Errorf("a collector was sent a key:\n%q", b)
+		}
+	}
+	if n == 0 {
+		t.Error("a collector was sent nothing")
 	}
 }
 

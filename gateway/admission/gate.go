@@ -11,6 +11,7 @@ import (
 	"crypto/subtle"
 	"hash/maphash"
 	"log/slog"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -136,6 +137,10 @@ const (
 func (g *Gate) rebuild() {
 	g.sealed = g.sealed || len(g.kept) > 0
 	b := &book{entries: map[uint64]*entry{}, closed: g.required || g.damaged || g.sealed}
+	before := map[string]*Grant{}
+	for _, gr := range g.book.Load().grants {
+		before[gr.Key.ID] = gr
+	}
 	used := map[string]bool{}
 	add := func(k Key) {
 		if used[k.Name] || used[k.ID] {
@@ -143,7 +148,10 @@ func (g *Gate) rebuild() {
 			return
 		}
 		used[k.Name], used[k.ID] = true, true
-		gr := g.grant(k)
+		gr := before[k.ID]
+		if gr == nil || !reflect.DeepEqual(gr.Key, k) { // else replicas need not be asked anew
+			gr = g.grant(k)
+		}
 		b.grants = append(b.grants, gr)
 		b.closed = true // for a revoked one too: to revoke the last key lets nobody in
 		if !k.Revoked.IsZero() {

@@ -107,7 +107,7 @@ func (p *Pass) admit(ask *Ask) *openai.Error {
 // decide takes what the request needs, or tells what has no room for it: numReasons for nothing. The account's mu is held.
 func (p *Pass) decide(now int64, at time.Time) (r reason, wait time.Duration, w window) {
 	gr, a := p.grant, p.grant.acct
-	s := gr.gate.share
+	s, k := gr.gate.share, &gr.Key
 	if s == nil {
 		if r, wait, w = a.room(gr, p, now, at, 1); r == numReasons {
 			a.take(gr, p, now, 1)
@@ -136,6 +136,14 @@ func (p *Pass) decide(now int64, at time.Time) (r reason, wait time.Duration, w 
 		if r, wait, w = a.room(gr, p, now, at, s.weight()); r != numReasons { // others have come meanwhile
 			return r, wait, w
 		}
+	}
+	if weight := s.weight(); weight > 1 {
+		if r, wait = a.onItsOwn(gr, p, now, weight, s.gone.Load()); r != numReasons {
+			return r, wait, noWindow
+		}
+		a.share.anything = true
+		a.share.alone[0].take(now, weight, k.RPM)
+		a.share.alone[1].take(now, p.tokens*weight, k.TPM)
 	}
 	if gr.gate.opt.Strict && gr.limited() && s.away.Load() && now-a.share.asked > int64(strictAfter) {
 		return unknownBudget, 0, noWindow

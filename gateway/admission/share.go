@@ -30,6 +30,7 @@ const (
 	tellEvery   = 100 * time.Millisecond // what was let in here without asking
 	tellWithin  = 250 * time.Millisecond
 	awayAgain   = 250 * time.Millisecond // Redis gone, until it is asked again
+	aloneHas    = 2 * time.Second        // what may be let in at once by a replica that has lost Redis: its part of that time's worth
 	strictAfter = time.Second            // that what is left of a budget is not known: Options.Strict
 	sayEvery    = time.Second            // that requests are still running
 	trustFor    = 3 * time.Second        // how long what is borrowed is ours: less than Redis thinks
@@ -63,6 +64,10 @@ type share struct {
 	taking int64      // the clock when a request was last let in
 	others int64      // running at other replicas
 	theirs int64      // billionths of a US dollar that these are expected to cost
+
+	alone    [2]bucket // requests and tokens while Redis is away, beside those of the account
+	aloneAt  int64     // since when: it is that of the sharer, or they are of another time
+	anything bool      // was let in since
 }
 
 // taken is what was taken from limits.
@@ -84,7 +89,8 @@ type claim struct {
 // sharer tells Redis and asks it.
 type sharer struct {
 	with    Shared
-	away    atomic.Bool // Redis did not answer the last time
+	away    atomic.Bool  // Redis did not answer the last time
+	gone    atomic.Int64 // the clock since when
 	waited  atomic.Int64
 	fellOut atomic.Int64 // requests that were decided alone
 
@@ -116,6 +122,39 @@ func (s *sharer) owes(a *account) {
 	s.due = append(s.due, a)
 	s.mu.Unlock()
 	nudge(s.rouse)
+}
+
+// lose notes that Redis is away.
+func (s *sharer) lose(g *Gate) {
+	if !s.away.Load() {
+		s.gone.Store(g.clock(g.opt.Now()))
+		s.away.Store(true)
+	}
+}
+
+// onItsOwn tells whether a request may be let in while Redis is away. What the account knows of is what was left for all: of that no more is given
+// out at once than belongs to a few seconds, for Redis may be back in a moment, and others may not have lost it at all. The first request is let
+// in. mu is held.
+func (a *account) onItsOwn(gr *Grant, p *Pass, now, weight, since int64) (reason, time.Duration) {
+	s, k := &a.share, &gr.Key
+	if s.aloneAt != since {
+		little := bucket{now + minute - int64(aloneHas)}
+		s.alone, s.aloneAt, s.anything = [2]bucket{little, little}, since, false
+	}
+	if !s.anything {
+		return numReasons, 0
+	}
+	if k.RPM > 0 {
+		if w := s.alone[0].wait(now, min(weight, k.RPM), k.RPM); w > 0 {
+			return overRequests, time.Duration(w)
+		}
+	}
+	if k.TPM > 0 {
+		if w := s.alone[1].wait(now, min(p.tokens*weight, k.TPM), k.TPM); w > 0 {
+			return overTokens, time.Duration(w)
+		}
+	}
+	return numReasons, 0
 }
 
 // weight is what each request counts here while Redis is away: as if every replica had let one in.
@@ -185,7 +224,7 @@ func (s *sharer) ask(gr *Grant, p *Pass) *claim {
 	a.mu.Lock()
 	if !c.decided {
 		c.left = true
-		s.away.Store(true) // nobody else waits, until it is known to be back
+		s.lose(gr.gate) // nobody else waits, until it is known to be back
 		s.fellOut.Add(1)
 	}
 	return c
@@ -347,7 +386,7 @@ func (s *sharer) call(ctx context.Context, g *Gate, batch []*account, within tim
 	err := s.with.Limits(ctx, within, us)
 	switch {
 	case err != nil && ctx.Err() == nil:
-		s.away.Store(true)
+		s.lose(g)
 	case err == nil && time.Since(from) <= state.Within: // else it is too slow for a request to wait
 		s.away.Store(false)
 	}

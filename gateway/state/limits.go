@@ -230,8 +230,8 @@ if tpm > 0 then
 end
 if conc > 0 then lent[3] = part(conc - others - mine) - num(27) end
 local least
-for b, s in pairs({[ever] = total, [monthly] = inmon, [daily] = inday}) do
-  if b > 0 then least = math.min(least or b, b - s) end
+for _, b in ipairs({{ever, total}, {monthly, inmon}, {daily, inday}}) do
+  if b[1] > 0 then least = math.min(least or b[1], b[1] - b[2]) end
 end
 if least then lent[4] = part(least - reserved - minenano) - num(28) end
 

@@ -146,6 +146,16 @@ func TestSpentOfMany(t *testing.T) {
 	}
 }
 
+// What is lent of budgets is of the one that is nearest to its end, also where two are alike.
+func TestLentOfBudgets(t *testing.T) {
+	s := startRedis(t)
+	a := s.open(nil)
+	u := Usage{Key: "k", Day: 1000, Month: 1000, Total: 1000, Part: 1, Spent: Spent{Day: 50, Month: 7, InDay: 100, InMon: 300, Total: 700}}
+	if got := usage(t, a, u); got.Change.Nano != 150 {
+		t.Errorf("%d of 300 are lent", got.Change.Nano)
+	}
+}
+
 // What a replica has spent that is long gone is kept with that of others.
 func TestSpentOfTheGone(t *testing.T) {
 	s := startRedis(t)
