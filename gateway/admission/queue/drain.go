@@ -11,6 +11,7 @@ type drain struct {
 	served float64       // requests
 	busy   float64       // seconds in which they were
 	at     time.Time     // up to then
+	last   time.Time     // when somebody was last seen to wait
 	soon   time.Duration // until the first is, as was said last; 0 where nobody knows
 }
 
@@ -20,6 +21,8 @@ const (
 	mostMemory  = 600.0 // seconds, all the same
 	drainStale  = time.Minute
 	drainKeep   = 2.0 // seconds' worth of what is stale
+	drainForget = 10 * time.Minute
+	drainProbe  = 5 * time.Second // after which one waits, whatever was measured, where hosts tell nothing
 )
 
 // pass lets time pass; somebody has waited in it, or nobody.
@@ -28,6 +31,7 @@ func (d *drain) pass(now time.Time, waited bool) {
 	d.at = now
 	switch {
 	case waited:
+		d.last = now
 		memory := leastMemory
 		if d.served > 0 {
 			memory = min(max(memory, fewRequests*d.busy/d.served), mostMemory)
@@ -35,7 +39,9 @@ func (d *drain) pass(now time.Time, waited bool) {
 		keep := math.Exp(-dt.Seconds() / memory)
 		d.served *= keep
 		d.busy = d.busy*keep + memory*(1-keep)
-	case dt > drainStale && d.busy > drainKeep:
+	case now.Sub(d.last) > drainForget:
+		d.served, d.busy = 0, 0
+	case now.Sub(d.last) > drainStale && d.busy > drainKeep: // whoever was turned away meanwhile has measured nothing
 		d.served *= drainKeep / d.busy
 		d.busy = drainKeep
 	}

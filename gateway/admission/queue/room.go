@@ -146,6 +146,14 @@ func (r *Room) Enter(a *Ask) (w *Waiter, why Why, retry time.Duration) {
 		c.drain.soon = a.Soon
 	}
 	retry = c.expect(&w.ask, nil)
+	if c.n == 0 { // it would be the first: hosts know of now, and what was measured is of before
+		switch {
+		case a.Soon > 0:
+			retry = min(retry, a.Soon)
+		case now.Sub(c.drain.last) > drainProbe:
+			retry = 0 // nobody knows any more, and nobody will if none waits
+		}
+	}
 	switch {
 	case !now.Add(retry / c.drain.doubt()).Before(a.By):
 		return nil, Late, retry

@@ -1,0 +1,46 @@
+package queue
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// TestSlowHourIsForgotten: what was measured of a slow time is not held against those who come in a better one, though all of them come
+// before it is stale, and those who are turned away measure nothing.
+func TestSlowHourIsForgotten(t *testing.T) {
+	for name, tc := range map[string]struct {
+		soon time.Duration
+		most int // refused
+	}{
+		"hosts tell":   {100 * time.Millisecond, 10},
+		"nobody tells": {0, 500}, // one in five seconds shows it
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				soon := tc.soon
+				s := newShop(t, 1, 1000)
+				for range 20 { // one slot, ten seconds each
+					a := Ask{Key: "A", By: later(time.Hour)}
+					if soon > 0 {
+						a.Soon = 10 * time.Second
+					}
+					s.send(a, 10*time.Second)
+				}
+				s.wg.Wait()
+				s.served = nil
+				for range 7200 {
+					for range 2 {
+						s.send(Ask{Key: "B", By: later(3 * time.Second), Soon: soon}, 100*time.Millisecond)
+					}
+					<-time.After(500 * time.Millisecond)
+				}
+				s.wg.Wait()
+				t.Logf("%d served, %d refused, all of whom would have waited 100 ms of their 3 s", len(s.served), len(s.turned))
+				if len(s.turned) > tc.most {
+					t.Errorf("%d of %d refused for what was an hour ago", len(s.turned), len(s.turned)+len(s.served))
+				}
+			})
+		})
+	}
+}
