@@ -120,7 +120,7 @@ type Server struct {
 	inFlight atomic.Int64
 	inside   atomic.Int64 // of these, those that have a place of Settings.MaxInFlight
 	room     *queue.Room
-	lines    maphash.Seed // of exchange.line
+	kinds    maphash.Seed // of exchange.kind
 	hedges   atomic.Int64 // goroutines of hedges
 	shadows  *shadows
 	draining atomic.Bool
@@ -148,7 +148,7 @@ func New(o Options, set Settings) *Server {
 	s.idUsed = len(s.idPool)
 	s.set.Store(&set)
 	s.first = set
-	s.lines = maphash.MakeSeed()
+	s.kinds = maphash.MakeSeed()
 	s.room = queue.New(queue.Options{Now: time.Now, Look: looks})
 	s.room.Gate(queue.Door, s.takePlace)
 	s.chairs(&set)

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"hash/maphash"
+	"math"
+	"math/bits"
 	"strconv"
 	"time"
 
@@ -51,7 +53,7 @@ func (x *exchange) enter() *openai.Error {
 	switch {
 	case s.draining.Load():
 		return errDraining()
-	case !s.room.Behind(queue.Door, 0, queue.Interactive) && s.takePlace():
+	case !s.room.Behind(queue.Door, 0, x.priority) && s.takePlace():
 		x.inside = true
 	case x.set.Queue.Size <= 0:
 		return errBusy()
@@ -113,7 +115,7 @@ func (x *exchange) queues() bool {
 	case x.s.room.Waiting() == 0, x.set.Queue.Size <= 0, x.pinned != "", x.last != nil, x.ahead != nil, x.resumed():
 		return false
 	}
-	return x.s.room.Behind(x.model, x.line(), x.priority)
+	return x.s.room.Behind(x.model, x.kind(), x.priority)
 }
 
 // turn waits until it is the request's turn to ask for a host. false when that has not come by until, and when it never will.
@@ -163,7 +165,7 @@ func (x *exchange) stand(pool string, full *router.UnavailableError) bool {
 		a.Soon = full.Soon
 	}
 	if pool != queue.Door {
-		a.Line = x.line()
+		a.Kind = x.kind()
 	}
 	w, why, retry := x.s.room.Enter(&a)
 	if w == nil {
@@ -283,25 +285,50 @@ func (x *exchange) turnAway(why queue.Why, retry time.Duration, full *router.Una
 	}
 }
 
-// line sorts requests of a model by what keeps hosts from taking them.
-func (x *exchange) line() uint8 {
+// kind sorts requests of a model by what keeps hosts from taking them. How long a prompt is, and what is promised, are told apart by
+// powers of two.
+func (x *exchange) kind() uint64 {
 	var h maphash.Hash
-	h.SetSeed(x.s.lines)
+	h.SetSeed(x.s.kinds)
 	q := &x.ask
 	_, _ = h.WriteString(q.Model) // or a part of its hosts
+	_ = h.WriteByte(0)
 	_, _ = h.WriteString(q.Route)
+	_ = h.WriteByte(0)
 	demands(&h, &q.Demand)
 	if q.Also != nil {
+		_ = h.WriteByte(1)
 		demands(&h, q.Also)
 	}
+	b := [...]byte{
+		byte(q.Policy), 0, 0,
+		byte(bits.Len64(uint64(max(0, q.BodyBytes)) / manyBytes)), //nolint:gosec // below 64
+		byte(bits.Len(uint(max(0, q.PromptTokens)) / manyTokens)), //nolint:gosec // likewise
+		0, 0, 0,
+	}
 	if q.Media {
-		_ = h.WriteByte('m')
+		b[1] = 1
 	}
 	if q.Beyond != "" {
-		_ = h.WriteByte('b')
+		b[2] = 1
 	}
-	return uint8(h.Sum64() % queue.Lines)
+	if q.SLO.TTFT > 0 {
+		b[5] = byte(1 + bits.Len64(uint64(q.SLO.TTFT.Milliseconds()))) //nolint:gosec // likewise
+	}
+	if q.SLO.TPS > 0 {
+		b[6] = byte(1 + bits.Len64(uint64(min(q.SLO.TPS, math.MaxInt32)))) //nolint:gosec // likewise
+	}
+	if q.SLO.Confidence > 0 {
+		b[7] = byte(1 + 10*min(q.SLO.Confidence, 1))
+	}
+	_, _ = h.Write(b[:])
+	return h.Sum64()
 }
+
+const (
+	manyTokens = 8192    // of a prompt, above which not every host may have the context for it
+	manyBytes  = 1 << 20 // of a body, above which not every host may take it
+)
 
 func demands(h *maphash.Hash, d *router.Demand) {
 	_ = h.WriteByte(byte(d.Trust))

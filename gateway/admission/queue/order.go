@@ -20,7 +20,9 @@ type pool struct {
 	n       int     // that wait
 	turn    *Waiter // who was called and has not said how it went; nil for nobody
 	stirred uint64  // times that something was given back
-	blocked uint32  // a bit for each line of each class of which one tried in vain since
+	blocked uint64  // a bit for each line of each class of which enough tried in vain since
+	lines   lines
+	probes  probes
 	timer   *time.Timer
 	armed   bool // timer
 }
@@ -32,10 +34,20 @@ type class struct {
 	virtual float64 // start tag of the last that was served, of flows
 	finish  float64 // tag at the pool's level
 	n       int
-	there   [Lines]int // that could be called, by line
-	drain   drain
+	apart   int // of n: see probe.go
+	lines   [Lines]line
 	swept   time.Time // see Room.sweep
 }
+
+// line is those of a class who are of a kind, but for those apart.
+type line struct {
+	n     int // that wait
+	there int // of n: that could be called
+	drain drain
+}
+
+// pass lets time pass for what is measured.
+func (l *line) pass(now time.Time) { l.drain.pass(now, l.n > 0) }
 
 // flow is a key's requests of one priority in one pool.
 type flow struct {
@@ -43,17 +55,62 @@ type flow struct {
 	weight      float64
 	finish      float64
 	n           int
+	apart       int        // of n
+	lines       [Lines]int // of n, but for those apart
+	probed      uint64     // pool.stirred when one was called out of turn last
+	tries       int        // in vain, of those apart, in round
+	round       uint64     // pool.stirred
 	bytes       int64
 	first, last *Waiter
 }
 
-func (w *Waiter) bit() uint32 { return 1 << (uint(w.ask.Priority)*Lines + uint(w.ask.Line)) }
+func (w *Waiter) bit() uint64 { return 1 << (uint(w.ask.Priority)*Lines + uint(w.line)) }
+
+// lines are the kinds that wait in a pool, or did. The last one is for all for whom there was none.
+type lines struct {
+	kind  [Lines]uint64
+	known [Lines]bool
+	users [Lines]int
+	next  int // to be given away
+}
+
+// find returns the line of the kind; ok is false where it has none, and would get one.
+func (l *lines) find(kind uint64) (line uint8, ok bool) {
+	full := true
+	for i := range uint8(Lines - 1) {
+		if l.known[i] && l.kind[i] == kind {
+			return i, true
+		}
+		full = full && l.users[i] > 0
+	}
+	return Lines - 1, full
+}
+
+// line returns the kind's, for which that of another may be forgotten of whom nobody waits.
+func (p *pool) line(kind uint64) uint8 {
+	l := &p.lines
+	line, ok := l.find(kind)
+	if ok {
+		return line
+	}
+	for l.users[l.next] > 0 {
+		l.next = (l.next + 1) % (Lines - 1)
+	}
+	line = uint8(l.next) //nolint:gosec // below Lines
+	l.next = (l.next + 1) % (Lines - 1)
+	l.kind[line], l.known[line] = kind, true
+	for i := range p.classes {
+		p.classes[i].lines[line].drain = drain{}
+	}
+	return line
+}
 
 // add puts w at the end of its key's.
 func (p *pool) add(w *Waiter) {
 	c := &p.classes[w.ask.Priority]
 	if p.n == 0 {
 		p.blocked = 0 // nobody heard what was given back
+		p.probes.begin(false)
 	}
 	f := c.flow(w.ask.Key)
 	f.weight = w.ask.Weight
@@ -68,7 +125,10 @@ func (p *pool) add(w *Waiter) {
 	c.n++
 	f.n++
 	f.bytes += w.ask.Bytes
-	c.there[w.ask.Line]++
+	f.lines[w.line]++
+	c.lines[w.line].n++
+	c.lines[w.line].there++
+	p.lines.users[w.line]++
 }
 
 // flow returns the key's.
@@ -99,9 +159,17 @@ func (p *pool) remove(w *Waiter) {
 		f.last = w.prev
 	}
 	w.prev, w.next, w.flow = nil, nil, nil
-	if !w.away {
-		c.there[w.ask.Line]--
+	if w.apart {
+		c.apart--
+		f.apart--
+	} else {
+		f.lines[w.line]--
+		c.lines[w.line].n--
+		if !w.away {
+			c.lines[w.line].there--
+		}
 	}
+	p.lines.users[w.line]--
 	p.n--
 	c.n--
 	f.n--
@@ -158,9 +226,12 @@ func (p *pool) best() *Waiter {
 		if c.n == 0 || start >= least {
 			continue
 		}
-		if w := c.best(p.blocked >> (uint(i) * Lines)); w != nil {
+		if w := c.best(p.stirred, uint32((p.blocked|p.probes.lines)>>(uint(i)*Lines))); w != nil { //nolint:gosec // the class's bits
 			best, least = w, start
 		}
+	}
+	if best == nil {
+		best = p.probe()
 	}
 	return best
 }
@@ -168,7 +239,7 @@ func (p *pool) best() *Waiter {
 // before tells whether somebody of a lower priority number than w could be called.
 func (p *pool) before(w *Waiter) bool {
 	for i := range p.classes[:w.ask.Priority] {
-		if c := &p.classes[i]; c.open(p.blocked >> (uint(i) * Lines)) {
+		if c := &p.classes[i]; c.open(uint32(p.blocked >> (uint(i) * Lines))) { //nolint:gosec // the class's bits
 			return true
 		}
 	}
@@ -177,8 +248,8 @@ func (p *pool) before(w *Waiter) bool {
 
 // open tells whether somebody could be called, of lines that are not blocked.
 func (c *class) open(blocked uint32) bool {
-	for i, n := range c.there {
-		if n > 0 && blocked&(1<<uint(i)) == 0 {
+	for i := range c.lines {
+		if c.lines[i].there > 0 && blocked&(1<<uint(i)) == 0 {
 			return true
 		}
 	}
@@ -186,8 +257,8 @@ func (c *class) open(blocked uint32) bool {
 }
 
 // best is the first of the flow that is furthest behind, of lines that are not blocked.
-func (c *class) best(blocked uint32) *Waiter {
-	if !c.open(blocked) {
+func (c *class) best(round uint64, blocked uint32) *Waiter {
+	if c.apart == 0 && !c.open(blocked) {
 		return nil
 	}
 	var best *Waiter
@@ -198,7 +269,7 @@ func (c *class) best(blocked uint32) *Waiter {
 			continue
 		}
 		for w := f.first; w != nil; w = w.next {
-			if w.away || blocked&(1<<uint(w.ask.Line)) != 0 {
+			if w.away || w.again > round || !w.apart && blocked&(1<<uint(w.line)) != 0 || w.apart && f.spent(round) {
 				continue
 			}
 			if start < least || w.came.Before(best.came) {
@@ -210,23 +281,25 @@ func (c *class) best(blocked uint32) *Waiter {
 	return best
 }
 
-// ahead is about how many of its priority are served before one of the flow before whom mine of its own are; f is nil where the
-// key has none.
-func (c *class) ahead(f *flow, weight float64, mine int) int {
+// ahead is about how many of its priority and line are served before one of the flow before whom mine of its own are; f is nil where
+// the key has none.
+func (c *class) ahead(line uint8, f *flow, weight float64, mine int) int {
 	n := mine
 	for _, o := range c.list {
-		if o != f && o.n > 0 {
-			n += min(o.n, int(math.Ceil(float64(mine+1)*o.weight/weight)))
+		if o != f && o.lines[line] > 0 {
+			n += min(o.lines[line], int(math.Ceil(float64(mine+1)*o.weight/weight)))
 		}
 	}
 	return n
 }
 
-// place is how many of its own key's stand before w.
+// place is how many of its own key's and line stand before w.
 func (w *Waiter) place() int {
 	n := 0
 	for o := w.prev; o != nil; o = o.prev {
-		n++
+		if o.line == w.line && !o.apart {
+			n++
+		}
 	}
 	return n
 }

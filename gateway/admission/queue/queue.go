@@ -46,8 +46,8 @@ func ParsePriority(word string) (p Priority, ok bool) {
 	return Interactive, false
 }
 
-// Lines is how many kinds of request a pool tells apart: where the first of a line finds no room, none of that line would.
-const Lines = 8
+// Lines is how many kinds of request that wait in a pool are told apart, as long as they do; those above share the last line.
+const Lines = 32
 
 // Door is the pool of those who wait to be let into the gateway at all.
 const Door = ""
@@ -55,7 +55,7 @@ const Door = ""
 // Ask is what a request says of itself.
 type Ask struct {
 	Pool     string // what it waits for: a model's name, or Door
-	Line     uint8  // below Lines: requests of one line can be served by the same hosts
+	Kind     uint64 // requests of one kind can be served by the same hosts, as far as can be told; any number
 	Priority Priority
 	Key      string    // whose request it is, "" where callers have none
 	Weight   float64   // of the key; 0 is 1

@@ -81,7 +81,7 @@ func (s *shop) visit(a Ask) (v visit) {
 	a.Pool = s.pool
 	v = visit{ask: a, came: time.Now()}
 	defer func() { v.at = time.Now() }()
-	if !s.room.Behind(s.pool, a.Line, a.Priority) && s.try() {
+	if !s.room.Behind(s.pool, a.Kind, a.Priority) && s.try() {
 		return v
 	}
 	w, why, retry := s.room.Enter(&a)
@@ -443,8 +443,8 @@ func TestLinesDoNotBlockEachOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := New(Options{Now: time.Now})
 		r.Configure(Limits{Size: 10})
-		enter := func(line uint8) *Waiter {
-			w, _, _ := r.Enter(&Ask{Pool: "m", Line: line, By: later(time.Hour)})
+		enter := func(line uint64) *Waiter {
+			w, _, _ := r.Enter(&Ask{Pool: "m", Kind: line, By: later(time.Hour)})
 			return w
 		}
 		first, second, other := enter(1), enter(1), enter(2)
@@ -560,9 +560,9 @@ type hosts struct {
 }
 
 // suits tells whether host h takes requests of the line.
-func (*hosts) suits(h int, line uint8) bool { return (h+int(line))%3 != 0 }
+func (*hosts) suits(h int, line uint64) bool { return (h+int(line))%3 != 0 }
 
-func (hs *hosts) take(line uint8) int {
+func (hs *hosts) take(line uint64) int {
 	hs.mu.Lock()
 	defer hs.mu.Unlock()
 	for h := range hs.free {
@@ -574,7 +574,7 @@ func (hs *hosts) take(line uint8) int {
 	return -1
 }
 
-func (hs *hosts) room(line uint8) bool {
+func (hs *hosts) room(line uint64) bool {
 	h := hs.take(line)
 	if h >= 0 {
 		hs.give(h)
@@ -608,7 +608,7 @@ func randomHistory(t *testing.T, rng *rand.Rand) {
 	var mu sync.Mutex // guards all below
 	var wg sync.WaitGroup
 	away, ended := map[*Waiter]bool{}, map[Why]int{}
-	waiting := map[*Waiter]uint8{}
+	waiting := map[*Waiter]uint64{}
 	request := func(a Ask, work, pause, leaves, dawdle time.Duration) { // dawdle is between two steps, when anything may happen
 		defer wg.Done()
 		end := func(why Why) {
@@ -622,8 +622,8 @@ func randomHistory(t *testing.T, rng *rand.Rand) {
 			hs.give(h)
 			r.Freed(a.Pool)
 		}
-		if !r.Behind(a.Pool, a.Line, a.Priority) {
-			if h := hs.take(a.Line); h >= 0 {
+		if !r.Behind(a.Pool, a.Kind, a.Priority) {
+			if h := hs.take(a.Kind); h >= 0 {
 				serve(h)
 				return
 			}
@@ -635,7 +635,7 @@ func randomHistory(t *testing.T, rng *rand.Rand) {
 			return
 		}
 		mu.Lock()
-		waiting[w] = a.Line
+		waiting[w] = a.Kind
 		mu.Unlock()
 		if leaves > 0 {
 			timer := time.AfterFunc(leaves, w.Cancel)
@@ -649,7 +649,7 @@ func randomHistory(t *testing.T, rng *rand.Rand) {
 		for {
 			switch r.Wait(w, time.Now().Add(pause)) {
 			case Turn:
-				h := hs.take(a.Line)
+				h := hs.take(a.Kind)
 				<-time.After(dawdle)
 				if h < 0 {
 					r.Stay(w, 0)
@@ -695,7 +695,7 @@ func randomHistory(t *testing.T, rng *rand.Rand) {
 			r.Freed()
 		}
 		a := Ask{
-			Pool: "m", Line: uint8(rng.IntN(3)), Priority: Priority(rng.IntN(2)), Key: fmt.Sprint(rng.IntN(5)), Tokens: float64(1 + rng.IntN(1000)),
+			Pool: "m", Kind: uint64(rng.IntN(3)), Priority: Priority(rng.IntN(2)), Key: fmt.Sprint(rng.IntN(5)), Tokens: float64(1 + rng.IntN(1000)),
 			By: time.Now().Add(time.Duration(rng.Int64N(int64(time.Second) << rng.IntN(5)))), Soon: time.Duration(rng.Int64N(int64(50 * time.Millisecond))),
 		}
 		leaves := time.Duration(0)

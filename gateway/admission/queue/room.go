@@ -29,6 +29,11 @@ type Waiter struct {
 	// Guarded by Room.mu.
 	state      state
 	away       bool   // not in Wait
+	line       uint8  // in pool.lines
+	probe      bool   // it was called out of turn: see probe.go
+	apart      bool   // likewise
+	again      uint64 // pool.stirred from which on it may be called again
+	probed     uint64 // pool.stirred when it was called out of turn last
 	called     uint64 // pool.stirred when it was called
 	atOnce     bool   // it was called when it came
 	due        bool   // it was called before others whose work does not wait so long
@@ -81,19 +86,23 @@ func (r *Room) Gate(name string, take func() bool) {
 func (r *Room) Waiting() int { return int(r.waiting.Load()) }
 
 // Behind tells whether a request has to queue because others of its kind wait already, who came first.
-func (r *Room) Behind(name string, line uint8, pr Priority) bool {
-	return r.waiting.Load() > 0 && r.behind(name, line, pr)
+func (r *Room) Behind(name string, kind uint64, pr Priority) bool {
+	return r.waiting.Load() > 0 && r.behind(name, kind, pr)
 }
 
-func (r *Room) behind(name string, line uint8, pr Priority) bool {
+func (r *Room) behind(name string, kind uint64, pr Priority) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	p := r.pools[name]
 	if p == nil || p.n == 0 {
 		return false
 	}
+	line, ok := p.lines.find(kind)
+	if !ok {
+		return false
+	}
 	for i := range pr + 1 {
-		if p.classes[i].there[line%Lines] > 0 {
+		if p.classes[i].lines[line].there > 0 {
 			return true
 		}
 	}
@@ -138,24 +147,25 @@ func (r *Room) Enter(a *Ask) (w *Waiter, why Why, retry time.Duration) {
 	if !(w.ask.Tokens > 1) { //nolint:staticcheck // likewise
 		w.ask.Tokens = 1
 	}
-	w.ask.Line %= Lines
 	p := r.pool(a.Pool)
 	c := &p.classes[a.Priority]
-	c.drain.pass(now, c.n > 0)
-	if a.Soon > 0 || c.n == 0 {
-		c.drain.soon = a.Soon
+	w.line = p.line(a.Kind)
+	l := &c.lines[w.line]
+	l.pass(now)
+	if a.Soon > 0 || l.n == 0 {
+		l.drain.soon = a.Soon
 	}
-	retry = c.expect(&w.ask, nil)
-	if c.n == 0 { // it would be the first: hosts know of now, and what was measured is of before
+	retry = c.expect(w)
+	if l.n == 0 { // it would be the first: hosts know of now, and what was measured is of before
 		switch {
 		case a.Soon > 0:
 			retry = min(retry, a.Soon)
-		case now.Sub(c.drain.last) > drainProbe:
+		case now.Sub(l.drain.last) > drainProbe:
 			retry = 0 // nobody knows any more, and nobody will if none waits
 		}
 	}
 	switch {
-	case !now.Add(retry / c.drain.doubt()).Before(a.By):
+	case !now.Add(retry / l.drain.doubt()).Before(a.By):
 		return nil, Late, retry
 	case !r.fits(w, p):
 		return nil, Full, retry
@@ -171,20 +181,19 @@ func (r *Room) Enter(a *Ask) (w *Waiter, why Why, retry time.Duration) {
 	return w, Waits, 0
 }
 
-// expect is when a request of the class is served, about, that stands behind all of its key's, or where w does; 0 where nobody knows.
-func (c *class) expect(a *Ask, w *Waiter) time.Duration {
-	each, ok := c.drain.each()
+// expect is when w is served, about, where it stands, or behind all of its key's where it does not yet; 0 where nobody knows.
+func (c *class) expect(w *Waiter) time.Duration {
+	each, ok := c.lines[w.line].drain.each()
 	if !ok {
 		return 0
 	}
-	if w != nil {
-		return time.Duration(c.ahead(w.flow, w.flow.weight, w.place())+1) * each
-	}
-	f, mine := c.flows[a.Key], 0
+	f, mine := w.flow, 0
 	if f != nil {
-		mine = f.n
+		mine = w.place()
+	} else if f = c.flows[w.ask.Key]; f != nil {
+		mine = f.lines[w.line]
 	}
-	return time.Duration(c.ahead(f, a.Weight, mine)+1) * each
+	return time.Duration(c.ahead(w.line, f, w.ask.Weight, mine)+1) * each
 }
 
 // fits tells whether there is room for w, if need be after others were turned away for it. The caller holds mu.
@@ -232,7 +241,7 @@ func (r *Room) makeRoom(w *Waiter, in *pool, bytes bool) bool {
 			}
 		}
 		v := longest.spare()
-		v.retry = from.classes[pr].expect(&v.ask, v)
+		v.retry = from.classes[pr].expect(v)
 		r.dismiss(v, Full)
 		v.signal()
 		return true
@@ -282,8 +291,8 @@ func (r *Room) look(w *Waiter, until time.Time) (c Call, next time.Time) {
 		return Turn, time.Time{}
 	case !now.Before(w.ask.By):
 		cl := &w.pool.classes[w.ask.Priority]
-		cl.drain.pass(now, true)
-		w.retry = cl.expect(&w.ask, w)
+		cl.lines[w.line].pass(now)
+		w.retry = cl.expect(w)
 		r.dismiss(w, Expired)
 		return Refused, time.Time{}
 	case !now.Before(until):
@@ -308,7 +317,10 @@ func (w *Waiter) step(away bool) {
 		return
 	}
 	w.away = away
-	if there := &w.pool.classes[w.ask.Priority].there[w.ask.Line]; away {
+	if w.apart {
+		return
+	}
+	if there := &w.pool.classes[w.ask.Priority].lines[w.line].there; away {
 		*there--
 	} else {
 		*there++
@@ -319,7 +331,7 @@ func (w *Waiter) step(away bool) {
 func (r *Room) dismiss(w *Waiter, why Why) {
 	p := w.pool
 	c := &p.classes[w.ask.Priority]
-	c.drain.pass(r.opt.Now(), true)
+	c.lines[w.line].pass(r.opt.Now())
 	p.remove(w)
 	r.bytes -= w.ask.Bytes
 	w.state, w.why = out, why
@@ -353,7 +365,7 @@ func (r *Room) call(p *pool) {
 			return
 		}
 		if !p.gate() {
-			p.blocked = ^uint32(0)
+			p.blocked = ^uint64(0)
 			return
 		}
 		r.serve(w)
@@ -373,9 +385,12 @@ func (w *Waiter) signal() {
 func (r *Room) serve(w *Waiter) {
 	p := w.pool
 	c := &p.classes[w.ask.Priority]
-	c.drain.pass(r.opt.Now(), true)
-	if !w.atOnce { // else there was room when it came, which says nothing of how fast there will be
-		c.drain.served++
+	c.lines[w.line].pass(r.opt.Now())
+	if w.probe {
+		p.found(w)
+	}
+	if !w.atOnce && !w.apart { // else there was room when it came, which says nothing of how fast there will be
+		c.lines[w.line].drain.served++
 	}
 	p.charge(w, &r.limits)
 	p.remove(w)
@@ -388,14 +403,14 @@ func (r *Room) serve(w *Waiter) {
 // sweep turns those away who stand last of their keys' and would have their turn too late, by what is known now. The caller holds mu.
 func (r *Room) sweep(c *class) {
 	now := r.opt.Now()
-	if now.Sub(c.swept) < sweepEvery || c.drain.doubt() > 1 {
+	if now.Sub(c.swept) < sweepEvery {
 		return
 	}
 	c.swept = now
 	for _, f := range slices.Clone(c.list) {
 		for w := f.spare(); w != nil; w = f.spare() {
-			late := c.expect(&w.ask, w)
-			if !now.Add(late / hopeless).After(w.ask.By) {
+			late := c.expect(w)
+			if c.lines[w.line].drain.doubt() > 1 || !now.Add(late/hopeless).After(w.ask.By) {
 				break
 			}
 			w.retry = late
@@ -435,12 +450,12 @@ func (r *Room) Stay(w *Waiter, soon time.Duration) {
 		return
 	}
 	p := w.pool
-	w.state, p.turn, w.atOnce = standing, nil, false
-	if soon > 0 {
-		p.classes[w.ask.Priority].drain.soon = soon
+	w.state, p.turn, w.atOnce, w.probe = standing, nil, false, false
+	if soon > 0 && !w.apart {
+		p.classes[w.ask.Priority].lines[w.line].drain.soon = soon
 	}
 	if w.called == p.stirred { // else something was given back meanwhile: once more
-		p.blocked |= w.bit()
+		p.missed(w)
 	}
 	r.call(p)
 	r.arm(p)
@@ -464,15 +479,16 @@ func (r *Room) tick(p *pool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if p.armed = false; p.n > 0 {
-		r.stir(p)
+		r.stir(p, true)
 		r.arm(p)
 	}
 }
 
-// stir has the pool's lines try again. The caller holds mu.
-func (r *Room) stir(p *pool) {
+// stir has the pool's lines try again, and probes them. The caller holds mu.
+func (r *Room) stir(p *pool, probes bool) {
 	p.stirred++
 	p.blocked = 0
+	p.probes.begin(probes)
 	r.call(p)
 }
 
@@ -486,14 +502,14 @@ func (r *Room) Freed(names ...string) {
 	if len(names) == 0 {
 		for _, p := range r.pools {
 			if p.n > 0 {
-				r.stir(p)
+				r.stir(p, false)
 			}
 		}
 		return
 	}
 	for _, name := range names {
 		if p := r.pools[name]; p != nil && p.n > 0 {
-			r.stir(p)
+			r.stir(p, false)
 		}
 	}
 }
