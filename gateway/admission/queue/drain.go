@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// drain measures how fast requests of one priority leave a pool served, while any wait: what others take meanwhile is in it.
+// drain measures how fast requests of one kind and priority leave a pool served, while any wait: what others take meanwhile is in it.
 // It forgets by the time that somebody waits: what was seen of yesterday's rush is better than nothing today, and gives way soon.
 type drain struct {
 	served float64       // requests

@@ -96,7 +96,7 @@ func (p *pool) found(w *Waiter) {
 	c := &p.classes[w.ask.Priority]
 	c.setApart(func(o *Waiter) bool { return o != w && o.line == w.line && o.again == p.stirred+1 })
 	w.probe, w.flow.probed = false, 0 // the key's next is asked first
-	p.probes.lines &^= w.bit() // whoever is next in turn tries
+	p.probes.lines &^= w.bit()        // whoever is next in turn tries
 	p.probes.misses[w.ask.Priority][w.line] = 0
 }
 
