@@ -137,6 +137,10 @@ func (x *exchange) turn(until time.Time) bool {
 		}
 		switch x.s.room.Wait(x.seat.Waiter, until) {
 		case queue.Turn:
+			if e := x.lockedOut(); e != nil {
+				x.leaveFor(e)
+				return false
+			}
 			if !x.atDoor {
 				return true
 			}
@@ -155,6 +159,26 @@ func (x *exchange) turn(until time.Time) bool {
 			return false
 		}
 	}
+}
+
+// lockedOut tells whether the request's key would not let it in any more: one that was revoked, has expired or was switched off while it
+// waited ends its waiting too.
+func (x *exchange) lockedOut() *openai.Error {
+	if x.grant == nil {
+		return nil
+	}
+	_, e := x.s.enter(x.ctx, time.Now())
+	return e
+}
+
+// leaveFor gives up the request's turn, and answers e.
+func (x *exchange) leaveFor(e *openai.Error) {
+	if x.s.room.Leave(x.seat.Waiter, queue.Gone) {
+		x.inside = true
+	}
+	x.atDoor = false
+	x.sit()
+	x.fail(e)
 }
 
 // stand takes a place in the room, for the end of what is full; false when there is none for the request, who has failed then.
