@@ -143,15 +143,22 @@ func (x *exchange) confined() *openai.Error {
 	return nil
 }
 
+// mostChoices is how many answers are charged in advance; no host gives more.
+const mostChoices = 128
+
 // spend takes what the request is going to use from the key's limits and budgets.
 func (x *exchange) spend() *openai.Error {
 	if x.grant == nil {
 		return nil
 	}
 	var left admission.Left
-	p, e := x.grant.Admit(&admission.Ask{
-		Now: x.rec.At, Prompt: x.ask.PromptTokens, Output: x.ask.MaxTokens, Silent: x.ask.Tokenless || x.pinned != "",
-	}, &left)
+	ask := admission.Ask{
+		Now: x.rec.At, Prompt: x.ask.PromptTokens, Output: x.ask.MaxTokens, N: int(min(x.scan.N, mostChoices)), Silent: x.ask.Tokenless || x.pinned != "",
+	}
+	if x.grant.Key.Budget.Any() {
+		ask.Price = x.s.router.Ceiling(x.ask.Model)
+	}
+	p, e := x.grant.Admit(&ask, &left)
 	if e != nil {
 		setLimits(&x.ctx.Response.Header, &left)
 		if e.Code == openai.CodeInsufficientQuota {

@@ -381,14 +381,17 @@ func TestBudgetOfAKey(t *testing.T) {
 		}
 		o.settled = func(r *ledger.Record) { mu.Lock(); spent += r.USD; mu.Unlock() }
 	})
+	ask := func(stream bool) string {
+		return post(chatPath, fmt.Sprintf(`{"model":%q,"stream":%t,"max_tokens":3,"messages":[{"role":"user","content":"hi"}]}`, model, stream), bearer(teamKey))
+	}
 	for i := range 4 {
-		r, b, _ := g.do(chat(i%2 == 0, bearer(teamKey)))
+		r, b, _ := g.do(ask(i%2 == 0))
 		if want := fmt.Sprintf("%.6f", 0.15-0.037*float64(i)); r.StatusCode != 200 || r.Header.Get("X-Headrace-Budget-Remaining-Usd") != want {
 			t.Fatalf("request %d: %d, %q of the budget is left, want %s: %s", i, r.StatusCode, r.Header.Get("X-Headrace-Budget-Remaining-Usd"), want, b)
 		}
 		g.recordN(i)
 	}
-	r, b, _ := g.do(chat(false, bearer(teamKey)))
+	r, b, _ := g.do(ask(false))
 	if r.StatusCode != 429 || !strings.Contains(b, `"code":"insufficient_quota"`) || !strings.Contains(b, `"type":"insufficient_quota"`) || r.Header.Get("X-Should-Retry") != "false" {
 		t.Errorf("%d %s %v", r.StatusCode, b, r.Header)
 	}

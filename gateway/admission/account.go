@@ -18,7 +18,9 @@ type account struct {
 	unsaved  spending // what came here since, and is not in spent
 	reserved int64    // billionths of a US dollar that the running requests are expected to cost
 	output   mean     // tokens of an answer
+	longest  float64  // tokens of the longest answer, fading
 	cost     mean     // billionths of a US dollar of a request
+	price    ratio    // billionths of a US dollar of a token, of prompts and answers
 	warned   window   // of the soft limit that the log has told of
 	share    share
 }
@@ -74,6 +76,25 @@ func (m *mean) add(v float64) {
 	m.v += (v - m.v) / m.n
 }
 
+// ratio is of two sums that forget: the newest few dozen count, each by its size.
+type ratio struct{ over, under, n float64 }
+
+// of returns the ratio, 0 where nothing is known.
+func (r *ratio) of() float64 {
+	if !(r.under > 0) { //nolint:staticcheck // NaN is not above 0 either
+		return 0
+	}
+	return r.over / r.under
+}
+
+func (r *ratio) add(over, under float64) {
+	if under <= 0 {
+		return
+	}
+	const keep = 1 - 1./meanOf
+	r.over, r.under, r.n = r.over*keep+over, r.under*keep+under, min(r.n+1, meanOf)
+}
+
 // window is a stretch of time that a budget is for.
 type window uint8
 
@@ -91,6 +112,8 @@ type spending struct {
 	InDay int64 `json:"nano_usd_today"`
 	InMon int64 `json:"nano_usd_month"`
 	Total int64 `json:"nano_usd_total"`
+	// PerToken is what a token has cost lately, in billionths of a US dollar, 0 for unknown. It is kept in the store, and of no use in between.
+	PerToken float64 `json:"nano_usd_per_token,omitempty"`
 }
 
 // on says what day and month it is.
@@ -107,6 +130,16 @@ func (s *spending) roll(day, month int32) {
 	}
 	if month > s.Month {
 		s.Month, s.InMon = month, 0
+	}
+}
+
+// unwind ends a day or month that only a clock which was ahead has begun. What was spent counts as today's.
+func (s *spending) unwind(day, month int32) {
+	if s.Day > day+1 {
+		s.Day = day
+	}
+	if s.Month > month+1 {
+		s.Month = month
 	}
 }
 

@@ -269,9 +269,9 @@ func spend(t testing.TB, g *Gate, key string, usd float64, now time.Time) {
 
 func trySpend(t testing.TB, g *Gate, key string, usd float64, now time.Time) *openai.Error {
 	t.Helper()
-	p, e := enter(t, g, key, now).Admit(&Ask{Now: now, Prompt: 1}, nil)
+	p, e := enter(t, g, key, now).Admit(&Ask{Now: now, Prompt: 1, Output: 1}, nil)
 	if e == nil {
-		p.Settle(&Used{Now: now, Began: true, USD: usd})
+		p.Settle(&Used{Now: now, Prompt: 1, Output: 1, Began: true, USD: usd})
 	}
 	return e
 }

@@ -3,6 +3,7 @@ package admission
 import (
 	"context"
 	"log/slog"
+	"math"
 	"sync"
 	"time"
 
@@ -15,8 +16,11 @@ import (
 type Ask struct {
 	Now    time.Time
 	Prompt int  // tokens, estimated
-	Output int  // most tokens that the caller takes; 0 for no such limit
+	Output int  // most tokens that the caller takes of each answer; 0 for no such limit
+	N      int  // answers; 0 for one
 	Silent bool // no tokens come of it: embeddings, scores, images
+	// Price is what the dearest host of the model may take, all 0 where none takes anything. It is read for keys with a budget only.
+	Price router.Ceiling
 }
 
 // Pass is a request that was let in, from Admit to Settle. A nil Pass is one for which no key was needed. It is not safe for use by
@@ -46,8 +50,10 @@ var passes = sync.Pool{New: func() any { return new(Pass) }}
 
 const (
 	priorOutput = 256 // tokens of an answer, before any was seen
-	// priorCost is 0: a key whose first request is refused for what it might cost would never learn better.
-	priorCost = 0
+	// mostOutput is how long an answer is thought to become, for a budget, where the caller sets no limit and none longer was seen.
+	mostOutput = 4096
+	// knownOf is after how many requests a key's own figures are believed.
+	knownOf = 4
 )
 
 // Admit takes from the key's limits and budgets what the request is going to use, or says why it cannot. Whoever gets a Pass settles it
@@ -82,17 +88,22 @@ func (p *Pass) admit(ask *Ask) *openai.Error {
 		if ask.Output > 0 {
 			out = min(out, int64(ask.Output))
 		}
-		p.tokens += out
+		p.tokens += out * int64(max(1, ask.N))
 	}
 	p.tokens = max(p.tokens, 1)
-	p.nano = int64(a.cost.of(priorCost))
+	if int64(ask.Prompt) <= k.TPM { // what answers are expected to be keeps nobody out for good: it waits for all of the minute
+		p.tokens = min(p.tokens, k.TPM)
+	}
+	if gr.limited() {
+		p.nano = a.alone(gr, a.atMost(ask), ask.Now)
+	}
 	r, wait, w := p.decide(now, ask.Now)
 	p.look(now)
 	switch r {
 	case numReasons:
 		return nil
 	case overBudget:
-		return g.refuse(r, errBudget(w, gr.limit(w), ask.Now))
+		return g.refuse(r, errBudget(w, gr.limit(w), a.spentIn(w), p.nano, ask.Now))
 	case unknownBudget:
 		return g.refuse(r, errBudgetUnknown())
 	case overTokens:
@@ -102,6 +113,66 @@ func (p *Pass) admit(ask *Ask) *openai.Error {
 	default:
 		return g.refuse(r, errRate(r, k.RPM, 1, wait))
 	}
+}
+
+// atMost is what a request may cost, in billionths of a US dollar: the tokens that it may use at what one of this key has cost lately, or at the
+// prices of the dearest host, where that is less or too little was seen. mu is held.
+func (a *account) atMost(ask *Ask) int64 {
+	out := 0.0
+	if !ask.Silent {
+		switch {
+		case ask.Output > 0:
+			out = float64(ask.Output)
+		case a.output.n < knownOf:
+			out = mostOutput
+		default: // twice the longest, unless that is more than we believe
+			out = max(min(2*a.longest, mostOutput), a.longest)
+		}
+		out *= float64(max(1, ask.N))
+	}
+	most := float64(nanos(ask.Price.USD(float64(ask.Prompt), out)))
+	seen := a.price.of() * (float64(ask.Prompt) + out)
+	if ask.Silent {
+		seen = max(seen, a.cost.of(0))
+	}
+	switch {
+	case a.price.n < knownOf && most > 0:
+		return int64(most)
+	case a.price.n < knownOf:
+		return int64(a.cost.of(0))
+	case most > 0:
+		return int64(min(seen, most))
+	}
+	return int64(min(seen, math.MaxInt64/4))
+}
+
+// alone has a request that seems to cost more than a whole budget fit into it while nothing of that is spent and nothing runs: what is only an
+// estimate keeps nobody out for good. mu is held.
+func (a *account) alone(gr *Grant, nano int64, now time.Time) int64 {
+	if a.roll(now); a.running > 0 || a.share.others > 0 || a.share.theirs > 0 {
+		return nano
+	}
+	weight := gr.gate.share.weight()
+	for _, w := range [...]window{perDay, perMonth, inTotal} {
+		if limit := gr.limit(w); limit > 0 && a.spentIn(w) == 0 {
+			nano = min(nano, limit/weight)
+		}
+	}
+	return nano
+}
+
+// spentIn is what was spent in the window of now, as of the last roll. mu is held.
+func (a *account) spentIn(w window) int64 {
+	switch w {
+	case perDay:
+		return a.spent.InDay + a.unsaved.InDay
+	case perMonth:
+		return a.spent.InMon + a.unsaved.InMon
+	case inTotal:
+		return a.spent.Total + a.unsaved.Total
+	case noWindow:
+	}
+	return 0
 }
 
 // decide takes what the request needs, or tells what has no room for it: numReasons for nothing. The account's mu is held.
@@ -247,6 +318,8 @@ func (a *account) roll(now time.Time) {
 		if month > a.spent.Month {
 			a.warned &^= perMonth
 		}
+		a.spent.unwind(day, month)
+		a.unsaved.unwind(day, month)
 		a.spent.roll(day, month)
 		a.unsaved.roll(day, month)
 	}
@@ -341,8 +414,15 @@ func (p *Pass) Settle(u *Used) {
 	if u.Began {
 		if u.Output >= 0 {
 			a.output.add(float64(u.Output))
+			a.longest = max(float64(u.Output), a.longest*(1-1./meanOf))
 		}
 		a.cost.add(float64(nano))
+		if priced := tokens; nano > 0 || tokens > 0 {
+			if priced <= 0 { // nobody has counted them
+				priced = p.tokens
+			}
+			a.price.add(float64(nano), float64(priced))
+		}
 	}
 	warn, left := noWindow, int64(0)
 	if nano > 0 {

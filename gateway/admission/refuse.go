@@ -122,15 +122,27 @@ func errRate(r reason, limit, want int64, wait time.Duration) *openai.Error {
 	return e
 }
 
-func errBudget(w window, limit int64, now time.Time) *openai.Error {
-	e := &openai.Error{Status: 429, Type: openai.TypeInsufficientQuota, Code: openai.CodeInsufficientQuota}
+// errBudget says why a budget of which so much is spent has no room for a request that may cost nano.
+func errBudget(w window, limit, spent, nano int64, now time.Time) *openai.Error {
 	of, again := "of its life", "Ask whoever runs this gateway for more."
-	if end := w.ends(now); !end.IsZero() {
-		of = "of this " + w.String()
+	end := w.ends(now)
+	if !end.IsZero() {
+		of, again = "of this "+w.String(), "It begins anew at "+end.Format(time.RFC3339)+"."
+	}
+	if spent < limit && nano <= limit-spent {
+		return &openai.Error{
+			Status: 429, Type: openai.TypeRequests, Code: openai.CodeRateLimitExceeded, RetryAfter: time.Second,
+			Message: fmt.Sprintf("What is left of this API key's budget %s, $%s of $%s, may be needed by its running requests. Wait for one of them to end.", of, dollars(limit-spent), dollars(limit)),
+		}
+	}
+	e := &openai.Error{Status: 429, Type: openai.TypeInsufficientQuota, Code: openai.CodeInsufficientQuota}
+	if !end.IsZero() {
 		e.RetryAfter = end.Sub(now)
-		again = "It begins anew at " + end.Format(time.RFC3339) + "."
 	}
 	e.Message = fmt.Sprintf("This API key has spent its budget %s, $%s. %s", of, dollars(limit), again)
+	if spent < limit {
+		e.Message = fmt.Sprintf("This request alone may cost $%s, and $%s of this API key's budget %s, $%s, are left. Send less, or lower max_tokens. %s", dollars(nano), dollars(limit-spent), of, dollars(limit), again)
+	}
 	return e
 }
 

@@ -1,6 +1,7 @@
 package admission
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -62,7 +63,9 @@ func (b *books) of(id string) spending { return b.shards[shard(id)].accounts[id]
 func (a *account) adopt(s spending) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.spent = s
+	if a.spent = s; a.price.n == 0 && s.PerToken > 0 {
+		a.price = ratio{s.PerToken, 1, knownOf} // the next request weighs more
+	}
 }
 
 // flush writes what was spent since the last time.
@@ -94,6 +97,7 @@ func (g *Gate) flushOnce(ctx context.Context) (again bool, err error) {
 			if due[shard(id)] == nil {
 				due[shard(id)] = map[string]spending{}
 			}
+			d.PerToken = a.price.of()
 			due[shard(id)][id] = d
 		}
 		a.mu.Unlock()
@@ -131,7 +135,7 @@ func (g *Gate) nextPage(name string, deltas map[string]spending) ([]byte, page) 
 	if next.accounts == nil {
 		next.accounts = map[string]spending{}
 	}
-	today, _ := on(g.opt.Now())
+	today, month := on(g.opt.Now())
 	for id, s := range next.accounts {
 		if g.accounts[id] == nil && s.Day < today-forgetDays {
 			delete(next.accounts, id)
@@ -139,6 +143,7 @@ func (g *Gate) nextPage(name string, deltas map[string]spending) ([]byte, page) 
 	}
 	for id, d := range deltas {
 		s := next.accounts[id]
+		s.unwind(today, month)
 		s.add(&d)
 		next.accounts[id] = s
 	}
@@ -169,6 +174,7 @@ func (s *spending) add(t *spending) {
 		s.InMon += t.InMon
 	}
 	s.Total += t.Total
+	s.PerToken = cmp.Or(t.PerToken, s.PerToken)
 }
 
 // take takes off what was added elsewhere.
