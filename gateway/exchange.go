@@ -243,6 +243,10 @@ func (x *exchange) pick(until time.Time) {
 		return
 	}
 	now := time.Now()
+	if x.rec.Queued > 0 && !x.grant.Live(now) { // it was revoked while it waited
+		x.fail(x.s.opt.Keys.Gone())
+		return
+	}
 	if x.pinned == "" {
 		x.ask.Now, x.ask.Tried = now, x.tried[:min(x.rec.Tries, len(x.tried))]
 		x.leavesFree(now)

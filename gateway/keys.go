@@ -170,13 +170,13 @@ func (x *exchange) spend() *openai.Error {
 	return nil
 }
 
-// leave gives back what was taken in advance, and notes what was used. The record is complete.
-func (x *exchange) leave(now time.Time) {
+// leave gives back what was taken in advance, and notes what was used, once. The record is complete.
+func (x *exchange) leave() {
 	if x.pass == nil {
 		return
 	}
 	r := &x.rec
-	u := admission.Used{Now: now, Prompt: r.Prompt, Output: r.Output, Began: r.Tries > 0, USD: r.USD}
+	u := admission.Used{Now: time.Now(), Prompt: r.Prompt, Output: r.Output, Began: r.Tries > 0, USD: r.USD}
 	if x.route.proto == protoOpaque && u.Prompt >= 0 {
 		u.Output = max(u.Output, 0)
 	}

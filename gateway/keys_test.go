@@ -476,3 +476,22 @@ func entering() (*Server, *fasthttp.RequestCtx) {
 	}
 	return &Server{opt: Options{Keys: g}}, ctx
 }
+
+// A key that ends while its request waits gets no host any more.
+func TestRevokedWhileWaiting(t *testing.T) {
+	up := newCounter(t)
+	g := newRig(t, []string{up.url()}, waiting(1, roomy()), func(o *rigOptions) {
+		o.noTLS = true
+		o.keys = gateOf(nil)
+	})
+	body := fmt.Sprintf(`{"model":%q,"stream":true,"messages":[]}`, model)
+	g.goDo(post(chatPath, body, bearer(otherKey)))
+	at := wait(t, up.came, "the first")
+	answer := g.goDo(post(chatPath, body, bearer(teamKey)))
+	g.standing(1)
+	g.srv.opt.Keys.Configure([]admission.Key{{Name: "other", Hash: admission.HashOf(otherKey)}}, true)
+	close(at.serve)
+	if a := wait(t, answer, "a refusal"); a.StatusCode != 401 {
+		t.Errorf("%d with a key that is gone", a.StatusCode)
+	}
+}

@@ -42,6 +42,7 @@ func (x *exchange) settle() {
 	x.settled = true
 	defer x.s.inFlight.Add(-1) // last: a drain waits for it
 	defer x.goOut()
+	defer x.leave() // were anything below to panic, the key's places and money would be gone for good
 	if x.conn != nil {
 		x.conn.Disarm()
 	}
@@ -63,7 +64,7 @@ func (x *exchange) settle() {
 	}
 	x.giveBack()
 	x.fillRecord(now)
-	x.leave(now)
+	x.leave()
 	x.endTale()
 	x.shows()
 	x.s.settled(&x.rec)

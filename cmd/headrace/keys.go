@@ -89,7 +89,7 @@ type keyFlags struct {
 func (k *keyFlags) add(f *pflag.FlagSet) {
 	f.StringVar(&k.note, "note", "", "your own words")
 	f.StringVar(&k.expires, "expires", "", "when it stops to work: 2027-06-30, 2027-06-30T18:00:00Z, or a time from now such as 90d or 12h; \"never\"")
-	f.StringSliceVar(&k.models, "models", nil, "models it may name, parted by commas, exact or with * at the end (default: all)")
+	f.StringSliceVar(&k.models, "models", nil, "models it may name, parted by commas, exact or with * at the end (default, and *: all)")
 	f.StringSliceVar(&k.policies, "policies", nil, "policies it may ask for (default: all)")
 	f.StringSliceVar(&k.experiments, "experiments", nil, "experiments whose arm it may choose (default: none)")
 	f.StringVar(&k.trust, "trust", "", "community, verified, datacenter or secure: least trust of its hosts (default: any)")

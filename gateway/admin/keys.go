@@ -133,6 +133,8 @@ func keyFailed(w http.ResponseWriter, r *http.Request, err error) {
 		fail(w, http.StatusConflict, "key_exists", "There is a key of this name already. Choose another name, or rotate that key.")
 	case errors.Is(err, admission.ErrInConfig):
 		fail(w, http.StatusConflict, "key_in_config", "This key stands in the config. Change it there: the gateway reads it again at once.")
+	case errors.Is(err, admission.ErrLastAdmin):
+		fail(w, http.StatusConflict, "last_admin_key", "No other key opens the admin API, which would be open to all without this one. Create another one with \"admin\" first, or rotate this one.")
 	case errors.Is(err, admission.ErrRevoked):
 		fail(w, http.StatusConflict, "key_revoked", "This key is revoked, which is final. Create another one, under the same name if you like.")
 	default:

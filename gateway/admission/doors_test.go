@@ -107,3 +107,137 @@ func TestRotationThatFails(t *testing.T) {
 		t.Error("the old secret still opens the door")
 	}
 }
+
+// An answer that is lost behind a write that was done counts nothing twice.
+func TestLostAnswer(t *testing.T) {
+	s := &fails{Store: state.NewMemory(), kind: spendKind, done: true}
+	g := New(Options{Store: s, Now: func() time.Time { return start }})
+	g.Configure([]Key{{Name: "k", Hash: HashOf(goodKey)}}, false)
+	g.Start(t.Context())
+	for range 3 {
+		s.times.Store(2)
+		spend(t, g, goodKey, 0.25, start)
+		_ = g.flush(t.Context()) // the answer is lost
+		spend(t, g, goodKey, 0.5, start)
+		_ = g.flush(t.Context()) // likewise
+		if err := g.flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if v, _ := g.View(t.Context(), "k"); v.SpentTotal != 2.25 || v.SpentToday != 2.25 {
+		t.Errorf("$%.2f are booked, $2.25 were spent", v.SpentTotal)
+	}
+	other := New(Options{Store: s, Now: func() time.Time { return start }})
+	other.Configure([]Key{{Name: "k", Hash: HashOf(goodKey)}}, false)
+	other.Start(t.Context())
+	if v, _ := other.View(t.Context(), "k"); v.SpentTotal != 2.25 {
+		t.Errorf("$%.2f are kept, $2.25 were spent", v.SpentTotal)
+	}
+}
+
+// The last key that opens the admin API stays: without it the API would ask nobody.
+func TestLastAdminKey(t *testing.T) {
+	g := New(Options{Store: state.NewMemory()})
+	for _, k := range []Key{{Name: "root", Admin: true}, {Name: "old", Admin: true, Expires: time.Unix(1, 0)}, {Name: "off", Admin: true, Off: true}} {
+		if _, _, err := g.Create(t.Context(), k); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err := g.Revoke(t.Context(), "root")
+	_, err1 := g.Update(t.Context(), "root", &Spec{Admin: new(false)})
+	_, err2 := g.Update(t.Context(), "root", &Spec{Disabled: new(true)})
+	_, err3 := g.Update(t.Context(), "root", &Spec{Expires: new("2020-01-01")})
+	for _, err := range []error{err, err1, err2, err3} {
+		if !errors.Is(err, ErrLastAdmin) {
+			t.Errorf("the last one: %v", err)
+		}
+	}
+	if _, _, err := g.Rotate(t.Context(), "root", 0); err != nil {
+		t.Error(err)
+	}
+	if _, _, err := g.Create(t.Context(), Key{Name: "second", Admin: true}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.Revoke(t.Context(), "root"); err != nil || !g.AdminKeys() {
+		t.Errorf("with another one: %v, asked for: %t", err, g.AdminKeys())
+	}
+}
+
+// A key may not be called like another one's ID; where that happened all the same both work, and a name goes before an ID.
+func TestNameLikeID(t *testing.T) {
+	s := state.NewMemory()
+	g := New(Options{Store: s})
+	a, secret, err := g.Create(t.Context(), Key{Name: "team"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := g.Create(t.Context(), Key{Name: a.ID}); !errors.As(err, new(*FieldError)) {
+		t.Errorf("%v", err)
+	}
+	id, other := mint("")
+	twin := Key{Name: a.ID, ID: id, Hash: HashOf(other)}
+	if _, err := s.Put(t.Context(), keyKind, twin.Name, 0, twin.document()); err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		if err := g.Load(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for _, key := range []string{secret, other} {
+			if _, e := g.Enter([]byte(key), time.Now()); e != nil {
+				t.Fatal(e)
+			}
+		}
+		if v, err := g.View(t.Context(), a.ID); err != nil || v.ID != id {
+			t.Fatalf("%s is %+v, %v", a.ID, v, err)
+		}
+	}
+}
+
+// An empty list may be meant to allow nothing, and would allow all.
+func TestEmptyLists(t *testing.T) {
+	for _, s := range []Spec{{Models: new([]string{})}, {Policies: new([]string{})}, {Regions: new([]string{})}} {
+		k := Key{Name: "k", Models: []string{"m"}, Policies: []string{"cost"}, Regions: []string{"EU"}}
+		if err := s.Apply(&k); !errors.As(err, new(*FieldError)) || len(k.Models) != 1 || len(k.Policies) != 1 || len(k.Regions) != 1 {
+			t.Errorf("%v, %+v", err, k)
+		}
+	}
+	k := Key{Name: "k", Models: []string{"m"}, Policies: []string{"cost"}, Regions: []string{"EU"}}
+	all := []string{"*"}
+	if err := (&Spec{Models: &all, Policies: &all, Regions: &all}).Apply(&k); err != nil || k.Models != nil || k.Policies != nil || k.Regions != nil {
+		t.Errorf("%v, %+v", err, k)
+	}
+}
+
+// Two keys of one secret: it is the first one's.
+func TestSameSecret(t *testing.T) {
+	g := gateWith(Key{Name: "a", Models: []string{"m1"}}, Key{Name: "b"})
+	if gr := enter(t, g, goodKey, start); gr.Name() != "a" || gr.Model("m2") {
+		t.Errorf("it is %s's", gr.Name())
+	}
+}
+
+// A grant ends with its key, however that ends.
+func TestLive(t *testing.T) {
+	g := New(Options{Store: state.NewMemory()})
+	for name, end := range map[string]func() error{
+		"revoked":  func() error { _, err := g.Revoke(t.Context(), "revoked"); return err },
+		"disabled": func() error { _, err := g.Update(t.Context(), "disabled", &Spec{Disabled: new(true)}); return err },
+		"expired": func() error {
+			_, err := g.Update(t.Context(), "expired", &Spec{Expires: new("2020-01-01")})
+			return err
+		},
+	} {
+		_, secret, err := g.Create(t.Context(), Key{Name: name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		gr := enter(t, g, secret, time.Now())
+		if !gr.Live(time.Now()) {
+			t.Errorf("%s: not live before", name)
+		}
+		if err := end(); err != nil || gr.Live(time.Now()) {
+			t.Errorf("%s: still live, %v", name, err)
+		}
+	}
+}

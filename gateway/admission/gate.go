@@ -11,6 +11,7 @@ import (
 	"crypto/subtle"
 	"hash/maphash"
 	"log/slog"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -55,6 +56,7 @@ type Gate struct {
 	sealed   bool            // the store has had keys: should they be gone, nobody is let in for it
 	accounts map[string]*account
 	books    books
+	tried    map[string]attempt // writes of spending that have failed, by shard
 
 	loading  sync.Mutex // held while keys are read, so that none put older ones in the place of newer ones; taken before mu
 	flushing sync.Mutex // held while spending is written; taken before mu
@@ -103,7 +105,7 @@ func New(o Options) *Gate {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	g := &Gate{opt: o, log: o.Log, origin: o.Now().Add(-time.Hour), seed: maphash.MakeSeed(), kept: map[string]kept{}, books: books{map[string]page{}}, accounts: map[string]*account{}}
+	g := &Gate{opt: o, log: o.Log, origin: o.Now().Add(-time.Hour), seed: maphash.MakeSeed(), kept: map[string]kept{}, books: books{map[string]page{}}, tried: map[string]attempt{}, accounts: map[string]*account{}}
 	_, _ = rand.Read(g.decoy.hash[:]) // never fails
 	if o.Shared != nil {
 		g.share = newSharer(o.Shared)
@@ -141,13 +143,20 @@ func (g *Gate) rebuild() {
 	for _, gr := range g.book.Load().grants {
 		before[gr.Key.ID] = gr
 	}
-	used := map[string]bool{}
-	add := func(k Key) {
-		if used[k.Name] || used[k.ID] {
-			g.log.Warn("key left out: the config has another one of its name", "key", k.Name)
+	names, ids := map[string]bool{}, map[string]bool{}
+	opens := func(h *Hash, e *entry) {
+		if other := b.entries[g.index(h)]; other != nil && other.hash == *h {
+			g.log.Error("two keys have the same secret: it is the first one's", "key", other.grant.Key.Name, "other", e.grant.Key.Name)
 			return
 		}
-		used[k.Name], used[k.ID] = true, true
+		b.entries[g.index(h)] = e
+	}
+	add := func(k Key) {
+		if names[k.Name] || ids[k.ID] {
+			g.log.Warn("key left out: there is another one of its name", "key", k.Name)
+			return
+		}
+		names[k.Name], ids[k.ID] = true, true
 		gr := before[k.ID]
 		if gr == nil || !reflect.DeepEqual(gr.Key, k) { // else replicas need not be asked anew
 			gr = g.grant(k)
@@ -158,16 +167,16 @@ func (g *Gate) rebuild() {
 			return
 		}
 		b.admins = b.admins || k.Admin
-		b.entries[g.index(&k.Hash)] = &entry{hash: k.Hash, grant: gr}
+		opens(&k.Hash, &entry{hash: k.Hash, grant: gr})
 		if !k.Old.IsZero() {
-			b.entries[g.index(&k.Old)] = &entry{hash: k.Old, grant: gr, ends: k.OldEnds}
+			opens(&k.Old, &entry{hash: k.Old, grant: gr, ends: k.OldEnds})
 		}
 	}
 	for _, k := range g.config {
 		add(k)
 	}
-	for _, k := range g.kept {
-		add(k.key)
+	for _, name := range slices.Sorted(maps.Keys(g.kept)) { // in the same order everywhere
+		add(g.kept[name].key)
 	}
 	slices.SortFunc(b.grants, func(a, b *Grant) int { return strings.Compare(a.Key.Name, b.Key.Name) })
 	g.book.Store(b)
@@ -280,6 +289,24 @@ func (g *Gate) QueryKey(name string) *openai.Error { return g.refuse(queryKey, e
 func (g *Gate) NotAllowed(param, code, message string) *openai.Error {
 	return g.refuse(notAllowed, errNotAllowed(param, code, message))
 }
+
+// Live tells whether the key that was let in once would still be: whether it is there, and neither revoked, disabled nor expired.
+func (gr *Grant) Live(now time.Time) bool {
+	if gr == nil {
+		return true
+	}
+	grants := gr.gate.book.Load().grants
+	i, ok := slices.BinarySearchFunc(grants, gr.Key.Name, func(g *Grant, name string) int { return strings.Compare(g.Key.Name, name) })
+	return ok && grants[i].Key.ID == gr.Key.ID && grants[i].Key.usable(now)
+}
+
+// usable tells whether k opens anything.
+func (k *Key) usable(now time.Time) bool {
+	return k.Revoked.IsZero() && !k.Off && (k.Expires.IsZero() || now.Before(k.Expires))
+}
+
+// Gone refuses the rest of a request whose key has ended meanwhile.
+func (g *Gate) Gone() *openai.Error { return g.refuse(badKey, errBadKey()) }
 
 // AdminKeys tells whether the admin API asks for a key, since there is one that opens it.
 func (g *Gate) AdminKeys() bool { return g != nil && g.book.Load().admins }

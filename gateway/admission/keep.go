@@ -72,6 +72,7 @@ var (
 	ErrTaken      = errors.New("there is a key of this name already")
 	ErrInConfig   = errors.New("the key stands in the config, where it has to be changed")
 	ErrRevoked    = errors.New("the key is revoked, which is final")
+	ErrLastAdmin  = errors.New("no other key opens the admin API, which would be open to all")
 )
 
 // Load reads the store's keys.
@@ -113,6 +114,9 @@ type kept struct {
 func (g *Gate) Create(ctx context.Context, k Key) (Key, string, error) {
 	if err := k.Check(); err != nil {
 		return k, "", err
+	}
+	if _, err := g.byID(k.Name); err == nil {
+		return k, "", &FieldError{"name", "is the ID of another key: choose another one"}
 	}
 	var secret string
 	k.ID, secret = mint("")
@@ -187,6 +191,9 @@ func (g *Gate) change(ctx context.Context, what, which string, alter func(*Key) 
 		if err := cmp.Or(alter(&k), k.Check()); err != nil {
 			return k, err
 		}
+		if old.key.Admin && !(k.Admin && k.usable(g.opt.Now())) && !g.otherAdmin(k.ID) {
+			return k, ErrLastAdmin
+		}
 		v, err := g.opt.Store.Put(ctx, keyKind, k.Name, old.version, k.document())
 		switch {
 		case errors.Is(err, state.ErrConflict) && tries < 5: // another replica was first
@@ -207,12 +214,38 @@ func (g *Gate) nameOf(ctx context.Context, which string) (string, error) {
 			return "", err
 		}
 	}
+	gr, err := g.called(which)
+	if err != nil {
+		return "", err
+	}
+	return gr.Key.Name, nil
+}
+
+// called returns the key of that name, or else of that ID. The error is ErrUnknownKey.
+func (g *Gate) called(which string) (*Grant, error) {
 	for _, gr := range g.book.Load().grants {
-		if k := &gr.Key; k.Name == which || k.ID == strings.TrimPrefix(which, Prefix) {
-			return k.Name, nil
+		if gr.Key.Name == which {
+			return gr, nil
 		}
 	}
-	return "", ErrUnknownKey
+	return g.byID(strings.TrimPrefix(which, Prefix))
+}
+
+func (g *Gate) byID(id string) (*Grant, error) {
+	for _, gr := range g.book.Load().grants {
+		if gr.Key.ID == id {
+			return gr, nil
+		}
+	}
+	return nil, ErrUnknownKey
+}
+
+// otherAdmin tells whether a key other than that of the ID opens the admin API now.
+func (g *Gate) otherAdmin(id string) bool {
+	now := g.opt.Now()
+	return slices.ContainsFunc(g.book.Load().grants, func(gr *Grant) bool {
+		return gr.Key.Admin && gr.Key.ID != id && gr.Key.usable(now)
+	})
 }
 
 // Rotate gives a key another secret and returns that. The one before is good for grace.
@@ -281,12 +314,24 @@ type Spec struct {
 
 // Apply makes k what s says. The error is a *FieldError; limits and the like are Check's business.
 func (s *Spec) Apply(k *Key) error {
+	for _, l := range []struct {
+		field string
+		list  *[]string
+		to    *[]string
+	}{{"models", s.Models, &k.Models}, {"policies", s.Policies, &k.Policies}, {"regions", s.Regions, &k.Regions}} {
+		switch {
+		case l.list == nil:
+		case len(*l.list) == 0: // which may be meant to allow nothing
+			return &FieldError{l.field, `is an empty list: name what is allowed, or give ["*"] for all`}
+		case len(*l.list) == 1 && (*l.list)[0] == "*":
+			*l.to = nil
+		default:
+			*l.to = *l.list
+		}
+	}
 	set(&k.Note, s.Note)
 	set(&k.Off, s.Disabled)
-	set(&k.Models, s.Models)
-	set(&k.Policies, s.Policies)
 	set(&k.Experiments, s.Experiments)
-	set(&k.Regions, s.Regions)
 	set(&k.Passthrough, s.Passthrough)
 	set(&k.RPM, s.RPM)
 	set(&k.TPM, s.TPM)
@@ -367,14 +412,11 @@ func (g *Gate) Views(ctx context.Context) []View {
 // View returns the key that is known by a name or an ID, as Views does. The error is ErrUnknownKey.
 func (g *Gate) View(ctx context.Context, which string) (View, error) {
 	g.refresh(ctx)
-	grants := g.book.Load().grants
-	i := slices.IndexFunc(grants, func(gr *Grant) bool {
-		return gr.Key.Name == which || gr.Key.ID == strings.TrimPrefix(which, Prefix)
-	})
-	if i < 0 {
-		return View{}, ErrUnknownKey
+	gr, err := g.called(which)
+	if err != nil {
+		return View{}, err
 	}
-	return grants[i].view(g.opt.Now()), nil
+	return gr.view(g.opt.Now()), nil
 }
 
 func (gr *Grant) view(now time.Time) View {

@@ -1,6 +1,7 @@
 package admission
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -29,6 +30,12 @@ type books struct {
 	shards map[string]page
 }
 
+// attempt is a write of which is not known whether it was done.
+type attempt struct {
+	body   []byte
+	deltas map[string]spending
+}
+
 type page struct {
 	version  state.Version
 	accounts map[string]spending
@@ -51,6 +58,18 @@ func (g *Gate) LoadSpent(ctx context.Context) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.books = b
+	for name, t := range g.tried {
+		if bytes.Equal(docs[name].Body, t.body) { // it was done
+			for id, d := range t.deltas {
+				if a := g.accounts[id]; a != nil {
+					a.mu.Lock()
+					a.unsaved.take(&d)
+					a.mu.Unlock()
+				}
+			}
+		}
+	}
+	clear(g.tried)
 	for id, a := range g.accounts {
 		a.adopt(g.books.of(id))
 	}
@@ -74,6 +93,14 @@ func (g *Gate) flush(ctx context.Context) error {
 	defer g.flushing.Unlock()
 	if !g.known.Load() {
 		return nil // it would be taken for all there is
+	}
+	g.mu.Lock()
+	doubt := len(g.tried) > 0
+	g.mu.Unlock()
+	if doubt {
+		if err := g.LoadSpent(ctx); err != nil {
+			return err
+		}
 	}
 	for range 5 {
 		again, err := g.flushOnce(ctx)
@@ -111,6 +138,9 @@ func (g *Gate) flushOnce(ctx context.Context) (again bool, err error) {
 			continue
 		}
 		if err != nil {
+			g.mu.Lock()
+			g.tried[name] = attempt{body, deltas}
+			g.mu.Unlock()
 			return false, fmt.Errorf("write what keys have spent: %w", err)
 		}
 		next.version = v
