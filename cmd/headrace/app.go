@@ -287,7 +287,7 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 			return admin.Serve(backCtx, a.admin, admin.Options{
 				Router: a.router, Requests: a.ring, InFlight: a.server.InFlight, Draining: a.server.Draining,
 				Reload: a.reloadStatus, Version: versionText(), Providers: func() any { return a.statuses() },
-				Keys: a.keys, Experiments: a.trying, Shadow: a.shadow, Metrics: a.page(), Spend: a.books.Handler(listPrice(a.cfg)), Advice: advice.lately, Drain: a.drain, Undrain: a.undrain, Probe: a.prober.Status,
+				Host: hostOf(a.cfg.Admin), Keys: a.keys, Experiments: a.trying, Shadow: a.shadow, Metrics: a.page(), Spend: a.books.Handler(listPrice(a.cfg)), Advice: advice.lately, Drain: a.drain, Undrain: a.undrain, Probe: a.prober.Status,
 				State: a.stateStatus,
 			})
 		})
@@ -435,6 +435,15 @@ func (a *app) reconfigure(r reading) bool {
 	a.prober.Configure(probing(r.cfg))
 	a.log.Info("config reloaded")
 	return true
+}
+
+// hostOf is the host of an address.
+func hostOf(addr string) string {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return ""
+	}
+	return host
 }
 
 // checkBound finds what a config may not say while the listeners of an earlier one are open.

@@ -186,6 +186,7 @@ func TestExplainCompletion(t *testing.T) {
 func TestAdminDecisions(t *testing.T) {
 	r := router.New(router.Options{Now: time.Now})
 	h := admin.Handler(admin.Options{
+		Host:   "example.com",
 		Router: r, Requests: ledger.NewRing(1), InFlight: func() int64 { return 0 }, Draining: func() bool { return false },
 		Reload: func() *admin.ReloadStatus { return nil },
 	})

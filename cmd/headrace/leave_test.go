@@ -435,7 +435,7 @@ func TestAdminDrain(t *testing.T) {
 			t.Errorf("after hosts %s a request gets %d", step.args, status)
 		}
 	}
-	bare := admin.Handler(admin.Options{Router: router.New(router.Options{Now: time.Now})})
+	bare := admin.Handler(admin.Options{Host: "example.com", Router: router.New(router.Options{Now: time.Now})})
 	w := httptest.NewRecorder()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "/admin/v1/hosts/static:a/drain", http.NoBody)
 	if err != nil {

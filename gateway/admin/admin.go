@@ -35,6 +35,9 @@ type Options struct {
 	// false when there is no such host. Nil: it cannot be done.
 	Drain   func(id endpoint.ID, move bool) bool
 	Undrain func(id endpoint.ID) bool
+	// Host is the name under which the admin API is asked, beside its addresses, short names and those within a cluster; "" for none. Others are
+	// refused while no key is asked for: some page may have bound its name to our address.
+	Host string
 	// Keys tells who may use /admin and /debug, once a key has that right; nil lets everybody.
 	Keys *admission.Gate
 	// Experiments are those of the config.
@@ -110,7 +113,7 @@ func Handler(o Options) http.Handler {
 			"/admin/v1/calibration, /admin/v1/providers, /admin/v1/advice, /admin/v1/spend and /admin/v1/status, all by GET, "+
 			"/admin/v1/hosts/{id}/drain by POST and DELETE, /admin/v1/keys (docs/keys.md) and /admin/v1/experiments (docs/experiments.md).")
 	})
-	return http.NewCrossOriginProtection().Handler(o.guarded(mux)) // no page in an operator's browser may change anything
+	return http.NewCrossOriginProtection().Handler(o.named(o.guarded(mux))) // no page in an operator's browser may change anything
 }
 
 // Serve serves the admin API on ln until ctx is done. It owns ln.

@@ -1,7 +1,10 @@
 package admin
 
 import (
+	"net"
 	"net/http"
+	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -35,6 +38,40 @@ func (o *Options) admitted(w http.ResponseWriter, r *http.Request) bool {
 		fail(w, http.StatusForbidden, "admin_not_allowed", "This API key does not open the admin API. It needs the right \"admin\".")
 	default:
 		return true
+	}
+	return false
+}
+
+// named refuses requests for names that anybody can give our address, as long as nobody needs a key: a page under such a name is of the same
+// origin to the operator's browser as we are.
+func (o *Options) named(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/livez", "/readyz", "/metrics":
+		default:
+			if !o.Keys.AdminKeys() && !o.ours(r.Host) {
+				fail(w, http.StatusMisdirectedRequest, "unknown_host", "The admin API is not known as "+strconv.Quote(r.Host)+
+					". Ask it by its IP address, as localhost or under the name in \"admin\", or give a key the right \"admin\": then every name will do.")
+				return
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// ours tells whether no stranger can give that name an address: one without a dot, one that is kept for private use, an address itself.
+func (o *Options) ours(host string) bool {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	host = strings.ToLower(strings.TrimSuffix(host, "."))
+	if _, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil || !strings.Contains(host, ".") || o.Host != "" && host == strings.ToLower(o.Host) {
+		return true
+	}
+	for _, private := range []string{".localhost", ".internal", ".svc", ".cluster.local"} {
+		if strings.HasSuffix(host, private) {
+			return true
+		}
 	}
 	return false
 }
