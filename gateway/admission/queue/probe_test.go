@@ -2,6 +2,7 @@ package queue
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -200,4 +201,103 @@ func TestOthersAreMeasuredApart(t *testing.T) {
 			t.Errorf("%d of 1200 refused for how long another one waits", len(s.turned))
 		}
 	})
+}
+
+// recount compares what a room counts with who stands in it.
+func (r *Room) recount(t *testing.T) {
+	t.Helper()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, p := range r.pools {
+		users := [Lines]int{}
+		for i := range p.classes {
+			c := &p.classes[i]
+			apart := 0
+			var n, there [Lines]int
+			for _, f := range c.list {
+				fApart, lines := 0, [Lines]int{}
+				for w := f.first; w != nil; w = w.next {
+					users[w.line]++
+					if w.apart {
+						fApart++
+						continue
+					}
+					n[w.line]++
+					lines[w.line]++
+					if !w.away {
+						there[w.line]++
+					}
+				}
+				if f.apart != fApart || f.lines != lines {
+					t.Fatalf("key %s: %d apart and %v by line, of %d and %v", f.key, f.apart, f.lines, fApart, lines)
+				}
+				apart += fApart
+			}
+			if c.apart != apart {
+				t.Fatalf("%d apart, of %d", c.apart, apart)
+			}
+			for l := range c.lines {
+				if c.lines[l].n != n[l] || c.lines[l].there != there[l] {
+					t.Fatalf("line %d: %d wait and %d are there, of %d and %d", l, c.lines[l].n, c.lines[l].there, n[l], there[l])
+				}
+			}
+		}
+		if p.lines.users != users {
+			t.Fatalf("lines of %v, of %v", p.lines.users, users)
+		}
+	}
+}
+
+// TestRandomlyOdd mixes requests that cannot be pleased with others, of the same kinds and keys, who come and leave at random: the
+// others are all served, and what is counted is right at every step.
+func TestRandomlyOdd(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 7))
+	for range 20 {
+		synctest.Test(t, func(t *testing.T) {
+			c := newCounter(t, 100*time.Millisecond, func(a *Ask) bool { return a.Tokens == 99 })
+			free := 1 + rng.IntN(4) // under c.mu
+			kinds := uint64(1 + rng.IntN(50))
+			ended := map[Why]int{} // of the others
+			others := 0
+			for range 200 {
+				a := Ask{Pool: "m", Kind: rng.Uint64N(kinds), Key: fmt.Sprint(rng.IntN(4)), Priority: Priority(rng.IntN(2)), Tokens: float64(1 + rng.IntN(90)), By: later(time.Hour)}
+				work := time.Duration(1 + rng.Int64N(int64(50*time.Millisecond)))
+				if odd := rng.IntN(4) == 0; odd {
+					a.Tokens, a.By = 99, later(time.Duration(rng.Int64N(int64(5*time.Second))))
+					c.stand(a, nil, func(Why) {})
+				} else {
+					others++
+					c.stand(a, func() bool {
+						c.mu.Lock()
+						defer c.mu.Unlock()
+						if free == 0 {
+							return false
+						}
+						free--
+						return true
+					}, func(why Why) {
+						if ended[why]++; why == Waits {
+							time.AfterFunc(work, func() {
+								c.mu.Lock()
+								free++
+								c.mu.Unlock()
+								c.room.Freed("m")
+							})
+						}
+					})
+				}
+				synctest.Wait()
+				c.room.recount(t)
+				<-time.After(time.Duration(rng.Int64N(int64(30 * time.Millisecond))))
+			}
+			<-time.After(time.Minute)
+			synctest.Wait()
+			c.room.recount(t)
+			if ended[Waits] != others || c.room.Waiting() != 0 {
+				t.Errorf("of %d others %v, and %d wait", others, ended, c.room.Waiting())
+			}
+		})
+	}
 }
