@@ -129,6 +129,10 @@ func (x *exchange) admitUpload() *openai.Error {
 	if err != nil || params["boundary"] == "" || len(params["boundary"]) > 70 {
 		return &openai.Error{Status: 400, Type: "invalid_request_error", Code: "invalid_multipart", Message: "The Content-Type names no valid multipart boundary."}
 	}
+	x.ask.PromptTokens = 1        // sound and images are no text
+	if e := x.spend(); e != nil { // before anything is read, which may be kept on disk; the model is not known yet
+		return e
+	}
 	f, err := readForm(body, size, params["boundary"], s.opt.TempDir, x.grant.Limited())
 	if f != nil {
 		x.form = f
@@ -158,11 +162,8 @@ func (x *exchange) admitUpload() *openai.Error {
 	if e := x.assign(); e != nil {
 		return e
 	}
-	x.ask.BodyBytes, x.ask.Media, x.ask.PromptTokens = int64(max(0, size)), true, 1 // sound and images are no text
+	x.ask.BodyBytes, x.ask.Media = int64(max(0, size)), true
 	if e := x.confined(); e != nil {
-		return e
-	}
-	if e := x.spend(); e != nil {
 		return e
 	}
 	x.prepare(forwarded)

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"headrace/gateway/admission"
 	"headrace/router"
 	"headrace/router/outcome"
 )
@@ -116,6 +117,23 @@ func TestUploadSecondModelLate(t *testing.T) {
 	if got := up.all(); strings.Contains(got, "secret-70b") || strings.Contains(got, formEnd) {
 		t.Error("the host got the other model, or all of the form")
 	}
+}
+
+// A key's limits are asked for before anything of an upload is read: what comes beyond them is not kept on disk.
+func TestUploadBeyondLimits(t *testing.T) {
+	up := newCounter(t)
+	g := newRig(t, []string{up.url()}, func(o *rigOptions) {
+		o.noTLS = true
+		o.keys = gateOf(func(k *admission.Key) { k.Concurrency = 1 })
+	})
+	g.goDo(post(chatPath, fmt.Sprintf(`{"model":%q,"stream":true,"messages":[]}`, model), bearer(teamKey)))
+	at := wait(t, up.came, "the one")
+	head := part("file", "a.wav", strings.Repeat("x", 1<<20))
+	answer := g.goDo(uploadHead(4<<20, bearer(teamKey)) + head) // the rest never comes
+	if a := wait(t, answer, "a refusal"); a.StatusCode != 429 {
+		t.Errorf("%d", a.StatusCode)
+	}
+	close(at.serve)
 }
 
 // TestUpload sends forms in every order and framing; hosts get them whole, with their own name of the model.

@@ -21,12 +21,20 @@ func (c *Ceiling) USD(prompt, output float64) float64 {
 	return c.Once + c.Prompt*prompt + c.Output*output
 }
 
-// Ceiling returns the prices of the dearest hosts of a model or of a part of its hosts, all 0 where none takes anything.
+// Ceiling returns the prices of the dearest hosts of a model or of a part of its hosts, of all models for "", all 0 where none takes anything.
 func (r *Router) Ceiling(model string) (c Ceiling) {
-	m := r.snap.Load().pool(model)
-	if m == nil {
-		return c
+	snap := r.snap.Load()
+	if model == "" {
+		for _, m := range snap.models {
+			c.raise(m)
+		}
+	} else if m := snap.pool(model); m != nil {
+		c.raise(m)
 	}
+	return c
+}
+
+func (c *Ceiling) raise(m *Model) {
 	for i := range m.cands {
 		p := &m.cands[i].ep.Price
 		second := 0.0
@@ -42,5 +50,4 @@ func (r *Router) Ceiling(model string) (c Ceiling) {
 		}
 		c.Prompt, c.Output = max(c.Prompt, second/leastPrefill), max(c.Output, second/leastTPS)
 	}
-	return c
 }
