@@ -334,15 +334,23 @@ func chosenPolicies(names []string) (list []sim.Policy, err error) {
 // run simulates and tells.
 func (s *simulation) run(ctx context.Context) error {
 	bar := newBar(s.errs)
-	ran, all := 0, 0
-	s.options.Progress = func(done, total int) {
+	ran, all, besides := 0, 0, 0
+	if s.plan != nil {
+		besides = len(s.options.Seeds) // the experiments of each
+	}
+	progress := func(done, total int) {
 		ran, all = done, total
 		bar.show(done, total)
 		if s.told != nil {
 			s.told(done, total)
 		}
 	}
+	s.options.Progress = func(done, total int) { progress(done, total+besides) }
 	rep, err := sim.Suite(ctx, s.options)
+	var measured report.Measured
+	if err == nil && s.plan != nil {
+		measured.Alarms, err = s.plan.Alarms(ctx, s.options.Seeds, s.options.Parallel, func() { progress(ran+1, all) })
+	}
 	bar.stop()
 	switch {
 	case errors.Is(err, context.Canceled):
@@ -352,7 +360,8 @@ func (s *simulation) run(ctx context.Context) error {
 	}
 	var claims []report.Claim
 	if s.plan != nil {
-		claims = s.plan.Judge(&rep, s.decision())
+		measured.Decision = s.decision()
+		claims = s.plan.Judge(&rep, measured)
 	}
 	if s.reportFile != "" {
 		if err := s.writeReport(&rep, claims); err != nil {

@@ -261,7 +261,7 @@ func TestSuiteMisses(t *testing.T) {
 	if code != 1 || !strings.Contains(errs, "targets missed: ") || !strings.Contains(errs, "slo-S1") {
 		t.Errorf("exit code %d: %s", code, errs)
 	}
-	for _, want := range []string{"│ slo-S1 ", "≥ 92 %", "0.00 %", "missed", "not tested", "Suite short, 1 seed", "│ kinked "} {
+	for _, want := range []string{"│ slo-S1 ", "≥ 92 %", "0.00 %", "missed", "│ canary ", "of 67 experiments whose arms are alike", "0 not tested", "Suite short, 1 seed", "│ kinked "} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in\n%s", want, out)
 		}
@@ -278,7 +278,7 @@ func TestSuiteMisses(t *testing.T) {
 	for _, c := range got.Claims {
 		verdicts[c.Verdict]++
 	}
-	if verdicts[report.Missed] == 0 || verdicts[report.NotTested] != 1 || len(got.Cells) == 0 || got.Cells[0].Runs[0].Hosts != nil {
+	if verdicts[report.Missed] == 0 || verdicts[report.NotTested] != 0 || len(got.Cells) == 0 || got.Cells[0].Runs[0].Hosts != nil {
 		t.Errorf("%v in JSON", verdicts)
 	}
 }
@@ -306,6 +306,33 @@ func TestSimulateInterrupted(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 	if !strings.Contains(out.String(), "S3: quiet") || strings.Contains(out.String(), "S1:") {
+		t.Errorf("printed\n%s", out.String())
+	}
+}
+
+// TestSimulateInterruptedExperiments ends a suite among its experiments, when all hosts are simulated: nothing is judged.
+func TestSimulateInterruptedExperiments(t *testing.T) {
+	c := simulateCommand()
+	var out bytes.Buffer
+	c.SetOut(&out)
+	o := simulateOptions{output: "table", suite: "short", fleet: filepath.Join("testdata", "simulate", "slow.yaml"), seeds: 2, seed: 1, hours: 0.01}
+	s, err := o.simulation(c, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	all := 0
+	s.told = func(done, total int) {
+		if all = total; done == total-1 { // those of the first seed
+			cancel()
+		}
+	}
+	err = s.run(ctx)
+	ee, ok := errors.AsType[*exitError](err)
+	if want := fmt.Sprintf("interrupted after %d of %d runs; finished: S1 under", all-1, all); !ok || ee.code != 130 || !strings.Contains(err.Error(), want) {
+		t.Errorf("error %v, want %q", err, want)
+	}
+	if !strings.Contains(out.String(), "│ headrace ") || strings.Contains(out.String(), "Suite short") {
 		t.Errorf("printed\n%s", out.String())
 	}
 }

@@ -168,7 +168,8 @@ func claimsText(claims []report.Claim, suite string, seeds, width int) string {
 	}
 	met := tally[report.Met] + tally[report.Barely]
 	return s + wrapped(fmt.Sprintf("\nSuite %s, %s: %d of %d targets met, %d of them not surely; %d missed; %d not tested. Measured is the mean over seeds ± half its 95 %% "+
-		"confidence interval (Student's t over the seeds; ratios and differences are taken seed by seed, where both policies meet the same fleet, traffic and faults). "+
+		"confidence interval (Student's t over the seeds; ratios and differences are taken seed by seed, where both policies meet the same fleet, traffic and faults; "+
+		"of the canary, the share of the experiments of all seeds with Wilson's interval). "+
 		"The mean decides; \"not surely\" says that the interval reaches over the target.\n",
 		suite, count(int64(seeds), "seed"), met, met+tally[report.Missed], tally[report.Barely], tally[report.Missed], tally[report.NotTested]), width)
 }

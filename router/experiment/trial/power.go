@@ -82,7 +82,7 @@ func Power(ctx context.Context, effects []Effect, byUsers []bool, weights []floa
 					t.Users = t.Requests / 8
 				}
 				f.apply(&t)
-				results, err := Many(ctx, &t, runs, seed, false)
+				results, err := Many(ctx, &t, runs, seed, false, 0)
 				if err != nil {
 					return nil, err
 				}
@@ -93,12 +93,15 @@ func Power(ctx context.Context, effects []Effect, byUsers []bool, weights []floa
 	return rows, nil
 }
 
-// Many runs a trial with the seeds from seed on. The error is ctx's.
-func Many(ctx context.Context, t *Trial, runs int, seed uint64, promote bool) ([]Result, error) {
+// Many runs a trial with the seeds from seed on, jobs at once; 0 means one for each processor. The error is ctx's.
+func Many(ctx context.Context, t *Trial, runs int, seed uint64, promote bool, jobs int) ([]Result, error) {
+	if jobs <= 0 {
+		jobs = runtime.GOMAXPROCS(0)
+	}
 	out := make([]Result, runs)
 	var wg sync.WaitGroup
 	next := make(chan int)
-	for range runtime.GOMAXPROCS(0) {
+	for range jobs {
 		wg.Go(func() {
 			for i := range next {
 				if ctx.Err() != nil {

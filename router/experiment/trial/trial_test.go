@@ -22,7 +22,7 @@ var (
 // many runs trials from the seed on.
 func many(t *testing.T, tc *trial.Trial, runs int, promote bool) []trial.Result {
 	t.Helper()
-	results, err := trial.Many(t.Context(), tc, runs, *seed, promote)
+	results, err := trial.Many(t.Context(), tc, runs, *seed, promote, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +50,7 @@ func stopped(results []trial.Result) (n int, first string) {
 // that rise on the way. Not more than alpha of them may be stopped.
 func TestNoDifference(t *testing.T) {
 	for name, tc := range map[string]trial.Trial{
-		"users":        {Requests: 3000, Users: 700, Steps: ramp(3000), Hosts: [2]int{6, 0}, HostSD: 0.12},
+		"users":        trial.NoDifference(),
 		"heavy users":  {Requests: 3000, Users: 300, Activity: 1.05, Steps: []trial.Step{{0, 0.1}}, Hosts: [2]int{6, 0}, HostSD: 0.12},
 		"careful":      {Requests: 3000, Users: 700, Steps: ramp(3000), Careful: true, Hosts: [2]int{6, 0}, HostSD: 0.12},
 		"replicas":     {Requests: 3000, Users: 700, Steps: ramp(3000), Replicas: 3, Every: 100, Hosts: [2]int{6, 0}, HostSD: 0.12},

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"headrace/router/experiment/trial"
 	"headrace/router/sim"
 )
 
@@ -27,7 +28,7 @@ type Unit string
 // Units.
 const (
 	Ratio  Unit = "ratio"
-	Share  Unit = "share"  // of all requests, in [0,1]
+	Share  Unit = "share"  // of all requests, or of all experiments, in [0,1]
 	Points Unit = "points" // difference of two shares, in [-1,1]
 	Micros Unit = "microseconds"
 )
@@ -40,14 +41,19 @@ type Claim struct {
 	AtMost    bool     `json:"at_most"` // else at least
 	Target    float64  `json:"target"`
 	Prototype string   `json:"prototype,omitempty"` // what the design's prototype measured
-	Value     sim.Mean `json:"value"`               // of the seeds' figures, each against the same seed's of the other policy
+	Value     sim.Mean `json:"value"`               // of the seeds' figures, each against the same seed's of the other policy; of experiments over all seeds
 	Verdict   Verdict  `json:"verdict"`
 	Note      string   `json:"note,omitempty"`
 }
 
-// Judge says of every claim of the plan what the report of its runs shows. decision is the median time of one decision
-// among 64 hosts, as measured elsewhere; 0 where it was not.
-func (p *Plan) Judge(rep *sim.Report, decision time.Duration) []Claim {
+// Measured is what a suite measures besides its runs.
+type Measured struct {
+	Decision time.Duration // median of one among 64 hosts; 0 where it was not measured
+	Alarms   trial.Alarms  // of Plan.Alarms
+}
+
+// Judge says of every claim of the plan what the report of its runs shows, and what was measured besides.
+func (p *Plan) Judge(rep *sim.Report, besides Measured) []Claim {
 	j := judge{rep: rep, plan: p}
 	t := &p.targets
 	most := func(id, what, prototype string, unit Unit, target float64, value sim.Mean, note string) {
@@ -103,16 +109,16 @@ func (p *Plan) Judge(rep *sim.Report, decision time.Duration) []Claim {
 	least("replicas-alone", "SLO attainment of four gateways that share nothing", "94.9", Share, t.replicas, j.mean(noSharing, sim.Brain, kept), "")
 
 	c := Claim{ID: "decision", What: "time of a decision among 64 hosts", Prototype: "17", Unit: Micros, AtMost: true, Target: 50, Value: nothing()}
-	if decision > 0 {
-		c.Value.Mean = sim.Figure(float64(decision) / float64(time.Microsecond))
+	if besides.Decision > 0 {
+		c.Value.Mean = sim.Figure(float64(besides.Decision) / float64(time.Microsecond))
 		c.Note = "median, on this machine; the one figure that differs between runs"
 		j.add(c)
 	} else {
 		j.list = append(j.list, untested(c, "was not measured"))
 	}
-	j.list = append(j.list, untested(Claim{
-		ID: "canary", What: "A/A canary with continuous peeking: false alarms", Prototype: "0.7–2", Unit: Share, AtMost: true, Target: 0.05, Value: nothing(),
-	}, "the simulator does not run experiments yet"))
+	share, low, high := besides.Alarms.Share()
+	most("canary", "A/A canary with continuous peeking: false alarms", "0.7–2", Share, 0.05, sim.Mean{Mean: sim.Figure(share), Low: sim.Figure(low), High: sim.Figure(high)},
+		fmt.Sprintf("%d of %d experiments whose arms are alike were stopped", besides.Alarms.Stopped, besides.Alarms.Runs))
 	return j.list
 }
 
@@ -134,8 +140,13 @@ func (c *Claim) Figures() (value, target string) {
 	value = "–"
 	if v := float64(c.Value.Mean) * times; !math.IsNaN(v) {
 		value = fmt.Sprintf("%"+sign+".*f", digits, v)
-		if half := float64(c.Value.High-c.Value.Mean) * times; !math.IsNaN(half) {
-			value += fmt.Sprintf(" ±%.*f", digits, half)
+		low, high := float64(c.Value.Low)*times, float64(c.Value.High)*times
+		switch {
+		case math.IsNaN(high):
+		case math.Abs((high-v)-(v-low)) > 1e-9*max(1, math.Abs(v)): // Wilson's, around another figure
+			value += fmt.Sprintf(" (%.*f–%.*f)", digits, low, digits, high)
+		default:
+			value += fmt.Sprintf(" ±%.*f", digits, high-v)
 		}
 		value += unit
 	}

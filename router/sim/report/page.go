@@ -84,7 +84,7 @@ func (b *markup) claims(claims []Claim) {
 		}
 	}
 	b.Put("<h2>Acceptance</h2>\n<p>%d targets met, %d missed, %d not tested. The mean decides; “not surely” says that the confidence interval reaches over the target. "+
-		"Ratios and differences are taken seed by seed. “Prototype” is what the design's prototype measured.</p>\n", met, missed, untested)
+		"Ratios and differences are taken seed by seed; the canary's interval is Wilson's, over the experiments of all seeds. “Prototype” is what the design's prototype measured.</p>\n", met, missed, untested)
 	b.Raw(`<div class="wide"><table><tr><th>claim</th><th class="words">what</th><th>target</th><th>prototype</th><th>measured</th><th class="words">verdict</th><th class="words">note</th></tr>` + "\n")
 	for i := range claims {
 		c := &claims[i]

@@ -1,9 +1,11 @@
 package report
 
 import (
+	"context"
 	"slices"
 	"strings"
 
+	"headrace/router/experiment/trial"
 	"headrace/router/sim"
 )
 
@@ -14,6 +16,7 @@ type Plan struct {
 	Policies  []sim.Policy
 	Only      func(scenario, policy string) bool
 	Seeds     int
+	Trials    int // made-up experiments without a difference, for each seed
 	targets   targets
 }
 
@@ -42,7 +45,7 @@ type targets struct {
 // instead: see Variants.
 func Standard(base *sim.Scenario) Plan {
 	p := Plan{
-		Name: "standard", Scenarios: sim.Scenarios(), Policies: sim.Policies(), Seeds: 5,
+		Name: "standard", Scenarios: sim.Scenarios(), Policies: sim.Policies(), Seeds: 5, Trials: 400,
 		targets: targets{
 			oracle: 1.10, spill: 0.80, plain: 0.60, trivial: 1.03, spillSLO: 0, bestSLO: 0, slo: 0.92, surerSLO: 0.94, replicas: 0.93,
 			failed: 0.0002, failedHarsh: 0.001, slowHost: 0.02, calibrated: -0.03,
@@ -81,7 +84,7 @@ const shortFrom, shortHours = 6.0, 2.5
 // targets are looser, for a router that has just started and a few hours are more at the mercy of chance than a day.
 func Short(base *sim.Scenario) Plan {
 	p := Standard(base)
-	p.Name, p.Seeds = "short", 3
+	p.Name, p.Seeds, p.Trials = "short", 3, 67
 	p.targets = targets{
 		oracle: 1.12, spill: 0.85, plain: 0.65, trivial: 1.05, spillSLO: 0, bestSLO: 0, slo: 0.92, surerSLO: 0.94, replicas: 0.92,
 		failed: 0.0005, failedHarsh: 0.0015, slowHost: 0.03, calibrated: -0.03,
@@ -111,6 +114,23 @@ func (p *Plan) Options(first uint64, seeds int) sim.SuiteOptions {
 		o.Seeds = append(o.Seeds, first+uint64(k)) //nolint:gosec // not negative
 	}
 	return o
+}
+
+// Alarms runs the experiments without a difference of every seed, jobs at once (0: one for each processor), and counts those that were stopped. done, if
+// not nil, is called after each seed. The error is ctx's.
+func (p *Plan) Alarms(ctx context.Context, seeds []uint64, jobs int, done func()) (all trial.Alarms, err error) {
+	for _, seed := range seeds {
+		a, err := trial.FalseAlarms(ctx, p.Trials, seed, jobs)
+		if err != nil {
+			return trial.Alarms{}, err
+		}
+		all.Runs += a.Runs
+		all.Stopped += a.Stopped
+		if done != nil {
+			done()
+		}
+	}
+	return all, nil
 }
 
 // Simple tells whether a policy is one that Headrace is compared with: neither its own, nor one that knows everything, nor

@@ -2,10 +2,12 @@ package report
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"encoding/xml"
 	"errors"
 	"flag"
+	"fmt"
 	"io"
 	"math"
 	"os"
@@ -15,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"headrace/router/experiment/trial"
 	"headrace/router/sim"
 )
 
@@ -59,7 +62,8 @@ func TestPageGolden(t *testing.T) {
 	p := &Page{Report: tiny(t), Scenarios: []sim.Scenario{s}, Command: "headrace simulate S2", Version: "v0.0.0", Claims: []Claim{
 		{ID: "slo-S2", What: "SLO attainment", Unit: Share, Target: 0.92, Value: sim.Mean{Mean: 0.95, Low: 0.91, High: 0.99}, Prototype: "92.3", Verdict: Barely},
 		{ID: "spill-S2", What: "$/Mtok over a spill's", Unit: Ratio, AtMost: true, Target: 0.8, Value: sim.Mean{Mean: 0.85, Low: 0.84, High: 0.86}, Verdict: Missed, Note: "it is spill-0.35"},
-		{ID: "canary", What: "alarms", Unit: Share, AtMost: true, Target: 0.05, Value: nothing(), Verdict: NotTested},
+		{ID: "canary", What: "alarms", Unit: Share, AtMost: true, Target: 0.05, Value: sim.Mean{Mean: 0.01, Low: 0.003, High: 0.036}, Verdict: Met},
+		{ID: "decision", What: "time", Unit: Micros, AtMost: true, Target: 50, Value: nothing(), Verdict: NotTested},
 	}}
 	got := written(t, p)
 	if written(t, p) != got {
@@ -206,7 +210,8 @@ func missed(claims []Claim) (ids []string) {
 // TestJudge changes one figure at a time, and expects the claims about it to be missed.
 func TestJudge(t *testing.T) {
 	plan := Standard(nil)
-	claims := plan.Judge(made(good()), 20*time.Microsecond)
+	fine := Measured{20 * time.Microsecond, trial.Alarms{Runs: 2000, Stopped: 8}}
+	claims := plan.Judge(made(good()), fine)
 	if ids := missed(claims); ids != nil {
 		t.Errorf("good figures miss %v", ids)
 	}
@@ -236,21 +241,31 @@ func TestJudge(t *testing.T) {
 	} {
 		cells := good()
 		cells[tc.scenario][tc.policy] = tc.to
-		if ids := missed(plan.Judge(made(cells), 20*time.Microsecond)); !slices.Equal(ids, tc.missed) {
+		if ids := missed(plan.Judge(made(cells), fine)); !slices.Equal(ids, tc.missed) {
 			t.Errorf("%s: missed %v, want %v", name, ids, tc.missed)
 		}
 	}
-	if ids := missed(plan.Judge(made(good()), 51*time.Microsecond)); !slices.Equal(ids, []string{"decision"}) {
+	if ids := missed(plan.Judge(made(good()), Measured{51 * time.Microsecond, fine.Alarms})); !slices.Equal(ids, []string{"decision"}) {
 		t.Errorf("a slow decision: missed %v", ids)
+	}
+	for want, a := range map[Verdict]trial.Alarms{Met: fine.Alarms, Barely: {Runs: 200, Stopped: 9}, Missed: {Runs: 200, Stopped: 11}} {
+		claims := plan.Judge(made(good()), Measured{fine.Decision, a})
+		c := claims[slices.IndexFunc(claims, func(c Claim) bool { return c.ID == "canary" })]
+		if c.Verdict != want || !strings.Contains(c.Note, fmt.Sprintf("%d of %d experiments", a.Stopped, a.Runs)) {
+			t.Errorf("%d of %d experiments stopped: %s, %q, want %s", a.Stopped, a.Runs, c.Verdict, c.Note, want)
+		}
+	}
+	if ids := missed(plan.Judge(made(good()), Measured{Decision: fine.Decision})); !slices.Equal(ids, []string{"canary"}) {
+		t.Errorf("no experiment was run: missed %v", ids)
 	}
 	rep := made(good())
 	for k := range rep.Cells[0].Runs {
 		rep.Cells[0].Runs[k].TPS.Sure.Realised = 0.86
 	}
-	if ids := missed(plan.Judge(rep, 0)); rep.Cells[0].Policy != sim.Brain || !slices.Equal(ids, []string{"calibration-tps-S1"}) {
+	if ids := missed(plan.Judge(rep, Measured{Alarms: fine.Alarms})); rep.Cells[0].Policy != sim.Brain || !slices.Equal(ids, []string{"calibration-tps-S1"}) {
 		t.Errorf("promises that are not kept: missed %v", ids)
 	}
-	if ids := missed(plan.Judge(&sim.Report{}, 0)); len(ids) == 0 {
+	if ids := missed(plan.Judge(&sim.Report{}, Measured{})); len(ids) == 0 {
 		t.Error("a report without runs misses nothing")
 	}
 }
@@ -277,7 +292,7 @@ func TestVerdict(t *testing.T) {
 	}
 }
 
-// TestPlans: every run of a plan can be run, and shows every claim but the canary's.
+// TestPlans: every run of a plan can be run, and shows every claim.
 func TestPlans(t *testing.T) {
 	own := scenario(t, "S4")
 	own.Name, own.Title = "mine", "my fleet"
@@ -299,17 +314,52 @@ func TestPlans(t *testing.T) {
 				}
 			}
 		}
-		for _, c := range p.Judge(rep, time.Microsecond) {
-			if math.IsNaN(float64(c.Value.Mean)) && c.ID != "canary" {
+		for _, c := range p.Judge(rep, Measured{time.Microsecond, trial.Alarms{Runs: 1}}) {
+			if math.IsNaN(float64(c.Value.Mean)) {
 				t.Errorf("%s: no run shows %s", name, c.ID)
 			}
 		}
-		if short := strings.Contains(name, "short"); short && runs > 150 || !short && p.Seeds < 5 {
+		short := strings.Contains(name, "short")
+		if n := p.Seeds * p.Trials; short && (n < 200 || n > 250) || !short && n != 2000 {
+			t.Errorf("%s: %d experiments", name, n)
+		}
+		if short && runs > 150 || !short && p.Seeds < 5 {
 			t.Errorf("%s: %d runs, %d seeds", name, runs, p.Seeds)
 		}
 	}
 	if o := (&Plan{}).Options(4, 3); !slices.Equal(o.Seeds, []uint64{4, 5, 6}) {
 		t.Errorf("seeds %v", o.Seeds)
+	}
+}
+
+// TestAlarms: experiments of different seeds are added up, and an end in between is told.
+func TestAlarms(t *testing.T) {
+	p := Plan{Trials: 5}
+	seeds := 0
+	got, err := p.Alarms(t.Context(), []uint64{1, 2, 3}, 2, func() { seeds++ })
+	want, wantErr := trial.FalseAlarms(t.Context(), 15, 1, 1) // seed by seed they are the same experiments
+	if got != want || got.Runs != 15 || seeds != 3 || err != nil || wantErr != nil {
+		t.Errorf("%+v after %d seeds, errors %v and %v, want %+v", got, seeds, err, wantErr, want)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	if _, err := p.Alarms(ctx, []uint64{1, 2}, 1, cancel); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled after a seed: error %v", err)
+	}
+}
+
+// TestFigures shows an interval by half its width, or by its ends where it is not centred.
+func TestFigures(t *testing.T) {
+	nan := sim.Figure(math.NaN())
+	for want, c := range map[string]Claim{
+		"0.25 (0.11–0.58) %": {Unit: Share, Target: 0.05, Value: sim.Mean{Mean: 0.0025, Low: 0.00107, High: 0.00584}},
+		"95.00 ±4.00 %":      {Unit: Share, Target: 0.92, Value: sim.Mean{Mean: 0.95, Low: 0.91, High: 0.99}},
+		"+1.00 ±0.50 pt":     {Unit: Points, Value: sim.Mean{Mean: 0.01, Low: 0.005, High: 0.015}},
+		"0.850":              {Unit: Ratio, Value: sim.Mean{Mean: 0.85, Low: nan, High: nan}},
+		"–":                  {Unit: Ratio, Value: nothing()},
+	} {
+		if got, _ := c.Figures(); got != want {
+			t.Errorf("%+v: %q, want %q", c.Value, got, want)
+		}
 	}
 }
 
