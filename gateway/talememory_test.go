@@ -1,7 +1,10 @@
 package gateway
 
 import (
+	"bytes"
 	"fmt"
+	"os"
+	"os/exec"
 	"runtime"
 	"strings"
 	"testing"
@@ -10,11 +13,24 @@ import (
 	"headrace/router/endpoint"
 )
 
+// memoryAlone is set in the process in which TestMemoryBehindASeam is alone.
+const memoryAlone = "HEADRACE_TEST_ALONE"
+
 // TestMemoryBehindASeam holds streams open that were gone on with, beside as many that were not followed at all: what is kept of each is
 // at most twice its text, as docs/continuation.md says.
 func TestMemoryBehindASeam(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector has memory of its own")
+	}
+	if os.Getenv(memoryAlone) == "" { // other tests take and give back memory meanwhile
+		c := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=1m") //nolint:gosec // this very test
+		c.Env = append(os.Environ(), memoryAlone+"=1")
+		out, err := c.CombinedOutput()
+		t.Logf("%s", out)
+		if err != nil || !bytes.Contains(out, []byte("--- PASS: "+t.Name())) {
+			t.Fatalf("in a process of its own: %v", err)
+		}
+		return
 	}
 	const (
 		streams = 40
