@@ -192,7 +192,8 @@ func (o *reportOptions) loadConfig() (*config.Config, error) {
 }
 
 func remote(ctx context.Context, api *adminAPI, since, until time.Time) (p books.Period, err error) {
-	q := url.Values{"since": {since.UTC().Format(time.RFC3339)}, "until": {until.UTC().Add(time.Second).Format(time.RFC3339)}}
+	// With fractions: an until that is rounded up to the next second would take the hour that begins at it along.
+	q := url.Values{"since": {since.UTC().Format(time.RFC3339Nano)}, "until": {until.UTC().Format(time.RFC3339Nano)}}
 	if err = api.get(ctx, "/admin/v1/spend/period", q, &p); err != nil {
 		return p, err
 	}

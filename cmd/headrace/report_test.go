@@ -265,3 +265,45 @@ func TestReportReadsManyLedgers(t *testing.T) {
 		}
 	}
 }
+
+// A month's report ends with the month, asked of a gateway and read from its file.
+func TestReportEndsWithTheMonth(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ledger.db")
+	december := time.Date(2026, 12, 1, 0, 0, 0, 0, time.UTC)
+	b := books.New(books.Options{Path: path, Flush: time.Hour, Now: func() time.Time { return december.Add(10 * time.Minute) }})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = b.Run(ctx, nil) }()
+	defer func() { cancel(); <-done }()
+	for i, at := range []time.Time{december.Add(-time.Millisecond), december} {
+		b.Record(&ledger.Record{ID: fmt.Sprint(i), At: at, Model: "m", Class: outcome.Success, Status: 200})
+	}
+	if err := b.Flush(ctx); err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewServer(b.Handler(nil))
+	defer s.Close()
+	for _, c := range []struct {
+		name         string
+		since, until time.Time
+		want         int64
+	}{
+		{"November", december.AddDate(0, -1, 0), december, 1},
+		{"December", december, december.AddDate(0, 1, 0), 1},
+		{"both", december.AddDate(0, -1, 0), december.AddDate(0, 1, 0), 2},
+		{"a moment of December", december.AddDate(0, -1, 0), december.Add(time.Millisecond), 2},
+	} {
+		asked, err := remote(ctx, adminAt(s.URL), c.since, c.until)
+		if err != nil {
+			t.Fatal(err)
+		}
+		file, err := local(path, c.since, c.until)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, l := asked.Report(nil, nil), file.Report(nil, nil)
+		if got, has := r.Total.N[books.Requests], l.Total.N[books.Requests]; got != c.want || has != c.want {
+			t.Errorf("%s: %d requests by the gateway, %d by its file, want %d", c.name, got, has, c.want)
+		}
+	}
+}

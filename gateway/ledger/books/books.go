@@ -462,7 +462,7 @@ func (b *Books) Period(ctx context.Context, since, until time.Time) (Period, err
 
 // waits adds what is in memory only.
 func (b *Books) waits(p *Period) {
-	from, to := hourOf(p.Since), p.Until.Unix()
+	from, to := hourOf(p.Since), secondOf(p.Until)
 	in := func(hour int64) bool { return hour >= from && hour < to }
 	b.mu.Lock()
 	defer b.mu.Unlock()

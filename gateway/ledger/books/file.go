@@ -459,7 +459,7 @@ func (f *file) period(since, until time.Time) (Period, error) {
 // read reads what a file has of some hours.
 func read(db *sqlite3.Conn, since, until time.Time) (p Period, err error) {
 	p.Since, p.Until = since, until
-	from, to := hourOf(since), until.Unix()
+	from, to := hourOf(since), secondOf(until)
 	err = query(db, "SELECT hour,key,model,served,provider,host,arm,"+list(columns(), quoted)+
 		" FROM rollups JOIN cells ON cell=id WHERE hour>=? AND hour<? ORDER BY hour", func(st *sqlite3.Stmt) error {
 		r := Rollup{Cell: Cell{st.ColumnInt64(0), st.ColumnText(1), st.ColumnText(2), st.ColumnText(3), st.ColumnText(4), st.ColumnText(5), st.ColumnText(6)}}

@@ -265,6 +265,9 @@ func (r *Rollup) UnmarshalJSON(b []byte) error {
 // hourOf is the begin of t's hour, in Unix seconds.
 func hourOf(t time.Time) int64 { return t.Unix() / 3600 * 3600 }
 
+// secondOf is the first whole second that is not before t: hours that begin earlier have a moment before it.
+func secondOf(t time.Time) int64 { return t.Add(time.Second - 1).Unix() }
+
 // columns are the names of all figures, as a table has them.
 func columns() []string { return append(append([]string{}, countNames[:]...), amountNames[:]...) }
 
