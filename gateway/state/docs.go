@@ -18,20 +18,47 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Docs is the Store of a Redis. Each kind is one hash, each field of it a document: its version, a colon and its body. Changes reach those
-// who Watch within milliseconds, while Redis.Run runs.
+// Docs is the Store of a Redis. Each kind is one hash, each field of it a document: its version, a colon and its body; behind an x, the
+// version at which it was deleted. Changes reach those who Watch within milliseconds, while Redis.Run runs.
 //
 // What was read last is kept in memory, and in a directory where there is one: a replica that starts while Redis is away knows that, and a
-// Redis that comes back without its data gets it back. The first field of a hash, of no name, says that it is the one that was written to.
+// Redis that comes back without its data, or with older ones, gets it back. Of two versions of a document, or of its end, the greater one
+// holds, whoever has it. The field of no name says that a hash is one that was written to.
 type Docs struct {
 	r    *Redis
 	opt  DocsOptions
 	copy string // directory, "" for none
 
 	mu     sync.Mutex // guards all below
-	read   map[string]map[string]Doc
+	read   map[string]map[string]entry
 	warned bool
 }
+
+// entry is what is known of a document: the last version, or the one at which it was deleted.
+type entry struct {
+	Doc
+	gone bool
+}
+
+// living are those that were not deleted.
+func living(all map[string]entry) map[string]Doc {
+	docs := make(map[string]Doc, len(all))
+	for name, e := range all {
+		if !e.gone {
+			docs[name] = e.Doc
+		}
+	}
+	return docs
+}
+
+const (
+	// goneFor is how long it is known of a document that it was deleted, and passingFor of those of which no copies are kept. A replica that is cut
+	// off for longer has them back.
+	goneFor    = 90 * 24 * time.Hour
+	passingFor = 24 * time.Hour
+	// goneLate is how much later Redis forgets it than replicas give it back.
+	goneLate = time.Hour
+)
 
 // DocsOptions say what becomes of copies.
 type DocsOptions struct {
@@ -43,7 +70,7 @@ type DocsOptions struct {
 
 // Docs returns the Store that all replicas of this Redis share.
 func (r *Redis) Docs(o DocsOptions) *Docs {
-	d := &Docs{r: r, opt: o, read: map[string]map[string]Doc{}}
+	d := &Docs{r: r, opt: o, read: map[string]map[string]entry{}}
 	if o.Dir != "" {
 		d.copy = filepath.Join(o.Dir, "copies", r.place)
 	}
@@ -53,26 +80,40 @@ func (r *Redis) Docs(o DocsOptions) *Docs {
 //nolint:gochecknoglobals // tables
 var (
 	// docScript puts (ARGV[3] is "put") or deletes a document of the version ARGV[2], tells the others by the event ARGV[6] on the channel
-	// ARGV[5], and returns the new version; 0 for a conflict. Versions are microseconds of Redis's clock, and grow.
-	docScript = redis.NewScript(`local is = redis.call("HGET", KEYS[1], ARGV[1])
-local v = is and string.match(is, "^%d+") or "0"
-if v ~= ARGV[2] then return "0" end
+	// ARGV[5], and returns the new version; 0 for a conflict, and "lost" where Redis has less than the caller knows: version ARGV[7] of this one,
+	// and with ARGV[8] some of the kind. Versions are microseconds of Redis's clock, and grow.
+	docScript = redis.NewScript(`if ARGV[8] == "1" and redis.call("EXISTS", KEYS[1]) == 0 then return "lost" end
+local is = redis.call("HGET", KEYS[1], ARGV[1])
+local last = is and string.match(is, "^x?(%d+)") or "0"
+if tonumber(last) < tonumber(ARGV[7]) then return "lost" end
+local lives = is and string.sub(is, 1, 1) ~= "x"
+if (lives and last or "0") ~= ARGV[2] then return "0" end
+local t = redis.call("TIME")
+local v = string.format("%.0f", math.max(tonumber(last) + 1, t[1] * 1000000 + t[2]))
 if ARGV[3] == "put" then
-  local t = redis.call("TIME")
-  v = string.format("%.0f", math.max(tonumber(v) + 1, t[1] * 1000000 + t[2]))
   redis.call("HSET", KEYS[1], "", "", ARGV[1], v .. ":" .. ARGV[4])
 else
-  if not is then return "0" end
-  redis.call("HDEL", KEYS[1], ARGV[1])
-  v = "1"
+  if not lives then return "0" end
+  redis.call("HSET", KEYS[1], ARGV[1], "x" .. v .. ":")
 end
 redis.call("PUBLISH", ARGV[5], ARGV[6])
 return v`)
-	// restoreScript writes a hash that is not there, field by field from ARGV[3] on, and tells the others.
-	restoreScript = redis.NewScript(`if redis.call("EXISTS", KEYS[1]) == 1 then return 0 end
-redis.call("HSET", KEYS[1], "", "")
-for i = 3, #ARGV, 2 do redis.call("HSET", KEYS[1], ARGV[i], ARGV[i + 1]) end
-redis.call("PUBLISH", ARGV[1], ARGV[2])
+	// restoreScript writes those fields, from ARGV[3] on, that are newer than what is there, returns how many, and tells the others.
+	restoreScript = redis.NewScript(`local n = 0
+for i = 3, #ARGV, 2 do
+  local is = redis.call("HGET", KEYS[1], ARGV[i])
+  local last = is and string.match(is, "^x?(%d+)") or "0"
+  if tonumber(last) < tonumber(string.match(ARGV[i + 1], "^x?(%d+)")) then
+    redis.call("HSET", KEYS[1], "", "", ARGV[i], ARGV[i + 1])
+    n = n + 1
+  end
+end
+if n > 0 then redis.call("PUBLISH", ARGV[1], ARGV[2]) end
+return n`)
+	// forgetScript deletes the fields of ARGV that hold no document and have not changed: name, value and so on.
+	forgetScript = redis.NewScript(`for i = 1, #ARGV, 2 do
+  if redis.call("HGET", KEYS[1], ARGV[i]) == ARGV[i + 1] then redis.call("HDEL", KEYS[1], ARGV[i]) end
+end
 return 1`)
 )
 
@@ -87,74 +128,126 @@ func (d *Docs) Load(ctx context.Context, kind string) (map[string]Doc, error) {
 	docs, there, err := d.fetch(ctx, kind)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	was, known := d.read[kind]
-	if !known && (err != nil || !there) {
+	was, here := d.read[kind]
+	known := here
+	if !here {
 		was, known = d.readCopy(kind)
 	}
 	if err != nil {
-		if _, here := d.read[kind]; here || !known || ctx.Err() != nil {
+		if here || !known || ctx.Err() != nil {
 			return nil, err
 		}
-		d.r.opt.Log.Warn("Redis does not answer: documents are as they were read last, by an earlier process", "kind", kind, "documents", len(was))
-		return maps.Clone(was), nil
+		left := living(was)
+		d.r.opt.Log.Warn("Redis does not answer: documents are as they were read last, by an earlier process", "kind", kind, "documents", len(left))
+		return left, nil
 	}
-	if !there && len(was) > 0 {
-		if docs, err = d.restore(ctx, kind, was); err != nil {
+	back := make(map[string]entry)
+	for name, e := range was {
+		is, ok := docs[name]
+		// What a copy has and Redis has not may have been deleted long ago, unless Redis has nothing.
+		if e.Version > is.Version && (ok || here || !there) && !(e.gone && d.age(e) > d.goneFor(kind)) {
+			back[name] = e
+		}
+	}
+	if len(back) > 0 {
+		if docs, err = d.restore(ctx, kind, back); err != nil {
 			return nil, err
 		}
 	}
-	if _, here := d.read[kind]; !here || !maps.EqualFunc(was, docs, func(a, b Doc) bool { return a.Version == b.Version }) {
+	if !here || !maps.EqualFunc(was, docs, func(a, b entry) bool { return a.Version == b.Version }) {
 		d.writeCopy(kind, docs)
 	}
-	d.read[kind] = maps.Clone(docs)
-	return docs, nil
+	d.read[kind] = docs
+	d.forget(ctx, kind, docs)
+	return living(docs), nil
+}
+
+// age is how long ago an entry was written. The clocks of Redis and of this replica may differ.
+func (d *Docs) age(e entry) time.Duration {
+	return d.r.opt.Now().Sub(time.UnixMicro(int64(e.Version))) //nolint:gosec // below 2^53
+}
+
+func (d *Docs) goneFor(kind string) time.Duration {
+	if slices.Contains(d.opt.Passing, kind) {
+		return passingFor
+	}
+	return goneFor
+}
+
+// forget has Redis forget what was deleted so long ago that nobody gives it back. It is tried again at the next Load.
+func (d *Docs) forget(ctx context.Context, kind string, docs map[string]entry) {
+	var args []any
+	for name, e := range docs {
+		if e.gone && d.age(e) > d.goneFor(kind)+goneLate {
+			args = append(args, name, e.field())
+		}
+	}
+	if len(args) == 0 {
+		return
+	}
+	c, cancel := context.WithTimeout(ctx, d.r.opt.Timeout)
+	defer cancel()
+	_ = forgetScript.Run(c, d.r.client, []string{d.key(kind)}, args...).Err()
+}
+
+// field is an entry as Redis has it.
+func (e entry) field() string {
+	s := strconv.FormatUint(uint64(e.Version), 10) + ":"
+	if e.gone {
+		return "x" + s
+	}
+	return s + string(e.Body)
 }
 
 // fetch reads a kind from Redis; there is false when nobody has ever written to it, or its data was lost.
-func (d *Docs) fetch(ctx context.Context, kind string) (docs map[string]Doc, there bool, err error) {
+func (d *Docs) fetch(ctx context.Context, kind string) (docs map[string]entry, there bool, err error) {
 	c, cancel := context.WithTimeout(ctx, d.r.opt.Timeout)
 	defer cancel()
 	all, err := d.r.client.HGetAll(c, d.key(kind)).Result()
 	if err != nil {
 		return nil, false, d.failed(ctx, "read documents from Redis", err)
 	}
-	docs = make(map[string]Doc, len(all))
+	docs = make(map[string]entry, len(all))
 	for name, s := range all {
+		s, gone := strings.CutPrefix(s, "x")
 		version, body, ok := strings.Cut(s, ":")
 		if v, err := strconv.ParseUint(version, 10, 53); ok && err == nil && v > 0 && name != "" {
-			docs[name] = Doc{Version(v), []byte(body)}
+			docs[name] = entry{Doc{Version(v), []byte(body)}, gone}
 		}
 	}
 	return docs, len(all) > 0, nil
 }
 
-// restore gives a Redis that has lost its data back what was read last, unless another replica has. The caller holds mu.
-func (d *Docs) restore(ctx context.Context, kind string, was map[string]Doc) (map[string]Doc, error) {
-	args := make([]any, 0, 2+2*len(was))
+// restore gives a Redis that has lost data what is known to be newer than what it has, and returns what it has then. The caller holds mu.
+func (d *Docs) restore(ctx context.Context, kind string, back map[string]entry) (map[string]entry, error) {
+	args := make([]any, 0, 2+2*len(back))
 	args = append(args, d.r.channel(), d.r.event(docEvent+kind, nil))
-	for name, doc := range was {
-		args = append(args, name, append(strconv.AppendUint(nil, uint64(doc.Version), 10), append([]byte(":"), doc.Body...)...))
+	for name, e := range back {
+		args = append(args, name, e.field())
 	}
 	c, cancel := context.WithTimeout(ctx, d.r.opt.Timeout)
 	defer cancel()
-	done, err := restoreScript.Run(c, d.r.client, []string{d.key(kind)}, args...).Int()
+	n, err := restoreScript.Run(c, d.r.client, []string{d.key(kind)}, args...).Int()
 	if err != nil {
 		return nil, d.failed(ctx, "give Redis its documents back", err)
 	}
-	if done == 1 {
-		d.r.opt.Log.Warn("Redis has lost its data: it got back the documents as they were read last", "kind", kind, "documents", len(was))
+	if n > 0 {
+		d.r.opt.Log.Warn("Redis has lost data: it got back documents as they were read last", "kind", kind, "documents", n)
 	}
 	docs, _, err := d.fetch(ctx, kind)
 	return docs, err
 }
 
 // copied is a kind in a file.
-type copied map[string]struct {
+type copied map[string]copiedDoc
+
+type copiedDoc struct {
 	Version Version `json:"version"`
-	Body    []byte  `json:"body"`
+	Body    []byte  `json:"body,omitempty"`
+	Gone    bool    `json:"gone,omitempty"`
 }
 
-func (d *Docs) readCopy(kind string) (docs map[string]Doc, ok bool) {
+func (d *Docs) readCopy(kind string) (docs map[string]entry, ok bool) {
 	if d.copy == "" {
 		return nil, false
 	}
@@ -163,17 +256,17 @@ func (d *Docs) readCopy(kind string) (docs map[string]Doc, ok bool) {
 	if err != nil || json.Unmarshal(b, &c) != nil {
 		return nil, false
 	}
-	docs = make(map[string]Doc, len(c))
+	docs = make(map[string]entry, len(c))
 	for name, doc := range c {
 		if checkDoc(kind, name, doc.Body) == nil && doc.Version > 0 {
-			docs[name] = Doc{doc.Version, doc.Body}
+			docs[name] = entry{Doc{doc.Version, doc.Body}, doc.Gone}
 		}
 	}
 	return docs, true
 }
 
 // writeCopy keeps what was read. Where it cannot, a restart without Redis knows less: no more.
-func (d *Docs) writeCopy(kind string, docs map[string]Doc) {
+func (d *Docs) writeCopy(kind string, docs map[string]entry) {
 	if d.copy == "" || slices.Contains(d.opt.Passing, kind) {
 		return
 	}
@@ -183,10 +276,7 @@ func (d *Docs) writeCopy(kind string, docs map[string]Doc) {
 	}
 	c := make(copied, len(docs))
 	for name, doc := range docs {
-		c[name] = struct {
-			Version Version `json:"version"`
-			Body    []byte  `json:"body"`
-		}{doc.Version, doc.Body}
+		c[name] = copiedDoc{doc.Version, doc.Body, doc.gone}
 	}
 	b, err := json.Marshal(c)
 	if err == nil {
@@ -226,22 +316,59 @@ func (d *Docs) Delete(ctx context.Context, kind, name string, old Version) error
 }
 
 func (d *Docs) change(ctx context.Context, kind, name string, old Version, what string, body []byte) (Version, error) {
+	d.mu.Lock()
+	_, here := d.read[kind]
+	d.mu.Unlock()
+	for tries := 0; ; tries++ {
+		if !here || tries > 0 { // what this replica knows, a Redis that has lost it is given back first
+			if _, err := d.Load(ctx, kind); err != nil {
+				return 0, err
+			}
+		}
+		v, lost, err := d.ask(ctx, kind, name, old, what, body)
+		if err != nil {
+			return 0, err
+		}
+		if !lost {
+			d.r.docs.tell(kind)
+			return v, nil
+		}
+		if tries == 2 {
+			return 0, fmt.Errorf("%s a document in Redis: it loses what it is given", what)
+		}
+	}
+}
+
+// ask is one try of a change; lost when Redis has less than this replica knows.
+func (d *Docs) ask(ctx context.Context, kind, name string, old Version, what string, body []byte) (v Version, lost bool, err error) {
+	d.mu.Lock()
+	least, some := d.read[kind][name].Version, btoi(len(d.read[kind]) > 0)
+	d.mu.Unlock()
 	c, cancel := context.WithTimeout(ctx, d.r.opt.Timeout)
 	defer cancel()
-	s, err := docScript.Run(c, d.r.client, []string{d.key(kind)},
-		name, strconv.FormatUint(uint64(old), 10), what, body, d.r.channel(), d.r.event(docEvent+kind, nil)).Text()
+	s, err := docScript.Run(c, d.r.client, []string{d.key(kind)}, name, strconv.FormatUint(uint64(old), 10), what, body,
+		d.r.channel(), d.r.event(docEvent+kind, nil), strconv.FormatUint(uint64(least), 10), some).Text()
 	if err != nil {
-		return 0, d.failed(ctx, what+" a document in Redis", err)
+		return 0, false, d.failed(ctx, what+" a document in Redis", err)
 	}
-	v, err := strconv.ParseUint(s, 10, 53)
+	if s == "lost" {
+		return 0, true, nil
+	}
+	n, err := strconv.ParseUint(s, 10, 53)
 	if err != nil {
-		return 0, fmt.Errorf("%s a document in Redis: it returned %q", what, s)
+		return 0, false, fmt.Errorf("%s a document in Redis: it returned %q", what, s)
 	}
-	if v == 0 {
-		return 0, ErrConflict
+	if n == 0 {
+		return 0, false, ErrConflict
 	}
-	d.r.docs.tell(kind)
-	return Version(v), nil
+	v = Version(n)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if known, here := d.read[kind]; here && known[name].Version < v { // nobody else may know it yet
+		known[name] = entry{Doc{v, slices.Clone(body)}, what != "put"}
+		d.writeCopy(kind, known)
+	}
+	return v, false, nil
 }
 
 // docsAgain is when documents are read again though nobody said that they changed: an event may have been lost.
