@@ -37,12 +37,14 @@ var migrations = [...]string{
 		usd_cached REAL NOT NULL, usd_out REAL NOT NULL, gpu TEXT NOT NULL, source TEXT NOT NULL, at INTEGER NOT NULL, PRIMARY KEY (host, served)) WITHOUT ROWID;
 	CREATE TABLE bills (account TEXT NOT NULL, since INTEGER NOT NULL, until INTEGER NOT NULL, billed REAL NOT NULL, ledger REAL NOT NULL, hosts INTEGER NOT NULL,
 		at INTEGER NOT NULL, PRIMARY KEY (account, at)) WITHOUT ROWID;`,
+	`CREATE INDEX requests_until ON requests (until);`,
 }
 
 const (
 	busyFor    = 2 * time.Second // another process has the file
 	priceEvery = 5 * time.Minute
-	tidyBlocks = 200    // that one round of tidying takes away at most
+	tidyBlocks = 200    // that one transaction of tidying takes away at most
+	tidyRounds = 50     // of such transactions, before writing goes on
 	mostCached = 50_000 // numbers of cells
 	freePages  = 2_000  // given back to the file system by one round
 	cacheKiB   = 512    // of SQLite's pages in memory
@@ -412,38 +414,60 @@ func (f *file) wantPrices(at time.Time) bool {
 	return true
 }
 
-// tidy takes away what is older than it may be, and the oldest requests where the file is too large, some at a time. What fails is
-// tried again later.
+// tidy takes away what is older than it may be, all of it unless that is very much, and the oldest requests where the file is too large,
+// some at a time. What fails is tried again later.
 func (f *file) tidy(at time.Time, keep, keepSums time.Duration, maxBytes int64) {
 	if f.db == nil || at.Sub(f.tidiedAt) < tidyEvery && (maxBytes <= 0 || f.size <= maxBytes) {
 		return
 	}
+	due := at.Sub(f.tidiedAt) >= tidyEvery
 	f.tidiedAt = at
-	exec := func(sql string, args ...int64) {
-		_ = query(f.db, sql, func(*sqlite3.Stmt) error { return nil }, args...)
+	exec := func(sql string, args ...int64) int64 {
+		if query(f.db, sql, func(*sqlite3.Stmt) error { return nil }, args...) != nil {
+			return 0
+		}
+		return f.db.Changes()
 	}
+	if maxBytes > 0 && f.size > maxBytes {
+		f.within(func() { exec("DELETE FROM requests WHERE block IN (SELECT block FROM requests ORDER BY block LIMIT ?)", tidyBlocks) })
+	}
+	if keep > 0 && due { // a second of light traffic is a block of its own: what went in since the last time is more than one round
+		n := int64(tidyBlocks)
+		for i := 0; i < tidyRounds && n == tidyBlocks; i++ {
+			n = 0
+			f.within(func() {
+				n = exec("DELETE FROM requests WHERE block IN (SELECT block FROM requests WHERE until < ? ORDER BY until LIMIT ?)", at.Add(-keep).UnixMicro(), tidyBlocks)
+			})
+		}
+		if n == tidyBlocks {
+			f.tidiedAt = time.Time{} // there is more: go on after the next write
+		}
+	}
+	if keepSums > 0 && due {
+		before := hourOf(at.Add(-keepSums))
+		f.within(func() {
+			if exec("DELETE FROM rollups WHERE hour < ?", before) > 0 {
+				exec("DELETE FROM cells WHERE id NOT IN (SELECT cell FROM rollups)")
+				clear(f.cells)
+			}
+			exec("DELETE FROM hours WHERE hour < ?", before)
+			exec("DELETE FROM bills WHERE at < ?", before*1e6)
+			exec("DELETE FROM prices WHERE at < ?", before*1e6)
+			exec("DELETE FROM runs WHERE alive < ?", before*1e6)
+		})
+	}
+	_ = f.db.Exec(fmt.Sprintf("PRAGMA incremental_vacuum(%d)", freePages))
+}
+
+// within calls fn in a transaction; where there is none to be had it does not.
+func (f *file) within(fn func()) {
 	if f.begin() != nil {
 		return
 	}
-	if maxBytes > 0 && f.size > maxBytes {
-		exec("DELETE FROM requests WHERE block IN (SELECT block FROM requests ORDER BY block LIMIT ?)", tidyBlocks)
-	}
-	if keep > 0 {
-		exec("DELETE FROM requests WHERE block IN (SELECT block FROM requests ORDER BY block LIMIT ?) AND until < ?", tidyBlocks, at.Add(-keep).UnixMicro())
-	}
-	if keepSums > 0 {
-		before := hourOf(at.Add(-keepSums))
-		exec("DELETE FROM rollups WHERE hour < ?", before)
-		exec("DELETE FROM hours WHERE hour < ?", before)
-		exec("DELETE FROM bills WHERE at < ?", before*1e6)
-		exec("DELETE FROM prices WHERE at < ?", before*1e6)
-		exec("DELETE FROM runs WHERE alive < ?", before*1e6)
-	}
+	fn()
 	if f.db.Exec("COMMIT") != nil {
 		f.rollback()
-		return
 	}
-	_ = f.db.Exec(fmt.Sprintf("PRAGMA incremental_vacuum(%d)", freePages))
 }
 
 // period reads what there is of some hours.

@@ -1,0 +1,84 @@
+package books
+
+import (
+	"fmt"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/ncruces/go-sqlite3"
+
+	"headrace/gateway/ledger"
+	"headrace/router/outcome"
+)
+
+// Requests that come one a second, each a block of its own, go when their time is over, also behind one whose clock was far ahead. Names
+// that no sum is of any more go with the sums.
+func TestRequestsGoInTime(t *testing.T) {
+	at := time.Date(2026, 11, 28, 10, 0, 0, 0, time.UTC)
+	const keep = 10 * time.Minute
+	b := New(Options{Path: filepath.Join(t.TempDir(), "ledger.db"), Flush: time.Second, Keep: keep, KeepSums: time.Hour, Now: func() time.Time { return at }})
+	record := func(id string, at time.Time) {
+		b.Record(&ledger.Record{ID: id, At: at, Model: id, Class: outcome.Success})
+		if err := b.flush(true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	record("ahead", at.Add(1000*time.Hour))
+	for i := range 2400 {
+		record(fmt.Sprint("r", i), at)
+		at = at.Add(time.Second)
+	}
+	at = at.Add(2 * time.Hour)
+	record("late", at)
+	record("later", at) // after the round
+	cells := 0
+	if err := query(b.f.db, "SELECT count(*) FROM cells", func(st *sqlite3.Stmt) error {
+		cells = st.ColumnInt(0)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if cells != 3 { // of ahead, late and later
+		t.Errorf("%d cells have a name, want 3", cells)
+	}
+	b.f.close()
+	var left []string
+	if err := Each(b.opt.Path, func(r *ledger.Record) bool {
+		left = append(left, r.ID)
+		return true
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if fmt.Sprint(left) != "[ahead late later]" {
+		t.Errorf("%d requests are left: %.100v", len(left), left)
+	}
+}
+
+// While one comes a second nothing stays longer than it may and a round takes.
+func TestRequestsGoMeanwhile(t *testing.T) {
+	at := time.Date(2026, 11, 28, 10, 0, 0, 0, time.UTC)
+	const keep = 10 * time.Minute
+	b := New(Options{Path: filepath.Join(t.TempDir(), "ledger.db"), Flush: time.Second, Keep: keep, Now: func() time.Time { return at }})
+	for i := range 2400 {
+		b.Record(&ledger.Record{ID: fmt.Sprint("r", i), At: at, Class: outcome.Success})
+		if err := b.flush(true); err != nil {
+			t.Fatal(err)
+		}
+		at = at.Add(time.Second)
+	}
+	b.f.close()
+	n, old := 0, 0
+	if err := Each(b.opt.Path, func(r *ledger.Record) bool {
+		n++
+		if at.Sub(r.At) > keep+tidyEvery {
+			old++
+		}
+		return true
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if old > 0 || n < 600 {
+		t.Errorf("%d of %d requests are older than they may be", old, n)
+	}
+}
