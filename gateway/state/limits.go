@@ -91,12 +91,14 @@ const (
 	runningFor = 5 * time.Second      // a replica that is silent for that long has nothing running
 	seqFor     = 24 * time.Hour       // a replica that is silent for that long counts anew
 	aliveFor   = 24 * time.Hour       // what a replica has spent that is silent for that long is put together with that of others
+	backFor    = 60 * 24 * time.Hour  // one that speaks again within that long, for its key was idle here, has its part taken out again
 	spentFor   = 400 * 24 * time.Hour // what a key has spent is forgotten so long after it last did
 )
 
 // limitScript is one Usage. KEYS are the buckets, what runs where, what each replica has spent and this one's last Seq and Call; ARGV are as usageArgs
 // puts them. Buckets are kept as the time, by Redis' clock in microseconds, at which they are full again. What a replica has spent is
-// day:in it:month:in it:ever:when it said so; of two that speak of the same, each part's greater one is true. Numbers have to be below 2^53.
+// day:in it:month:in it:ever:when it said so; of two that speak of the same, each part's greater one is true. "gone" is what those have spent
+// together that are silent, and "was:" and a replica what of it is that one's. Numbers have to be below 2^53.
 //
 //nolint:gochecknoglobals // a table
 var limitScript = redis.NewScript(`
@@ -152,18 +154,37 @@ local function put(book, who, e)
 end
 local book, stored = {}, redis.call("HGETALL", KEYS[3])
 for i = 1, #stored, 2 do book[stored[i]] = read(stored[i + 1]) end
-local lost = num(18) == 1 and not book[me]
+local lost = num(18) == 1 and not book[me] and not book["was:" .. me]
 for who, v in string.gmatch(ARGV[19], "([^=;]+)=([^;]+)") do
   if who ~= me then put(book, who, read(v)) end
+end
+local part = book["was:" .. me]
+if part and num(17) > 0 then -- it was silent, and says it all again
+  local g = book["gone"] or {0, 0, 0, 0, 0, now}
+  for w = 1, 3, 2 do
+    if g[w] == part[w] then g[w + 1] = math.max(0, g[w + 1] - part[w + 1]) end
+  end
+  g[5] = math.max(0, g[5] - part[5])
+  book["gone"], book["was:" .. me] = g, nil
+  redis.call("HSET", KEYS[3], "gone", wrote(g))
+  redis.call("HDEL", KEYS[3], "was:" .. me)
+  put(book, me, part)
 end
 if num(17) > 0 then
   local was = book[me]
   put(book, me, {num(13), num(15), num(14), num(16), num(17), now})
   if not was or was[5] ~= num(17) then redis.call("EXPIRE", KEYS[3], ARGV[22]) end
 end
-local stale = {}
+local function summed(who) return string.sub(who, 1, 4) ~= "was:" end
+local stale, old = {}, {}
 for who, e in pairs(book) do
-  if who ~= "gone" and now - e[6] > num(21) then stale[#stale + 1] = who end
+  if not summed(who) then
+    if now - e[6] > num(31) then old[#old + 1] = who end
+  elseif who ~= "gone" and now - e[6] > num(21) then stale[#stale + 1] = who end
+end
+for _, who in ipairs(old) do
+  book[who] = nil
+  redis.call("HDEL", KEYS[3], who)
 end
 for _, who in ipairs(stale) do
   local g, e = book["gone"] or {0, 0, 0, 0, 0, now}, book[who]
@@ -175,13 +196,16 @@ for _, who in ipairs(stale) do
   book["gone"], book[who] = sum, nil
   redis.call("HSET", KEYS[3], "gone", wrote(sum))
   redis.call("HDEL", KEYS[3], who)
+  if now - e[6] <= num(31) then put(book, "was:" .. who, e) end
 end
 local day, month, inday, inmon, total, list = num(13), num(14), 0, 0, 0, {}
 for _, e in pairs(book) do day, month = math.max(day, e[1]), math.max(month, e[3]) end
 for who, e in pairs(book) do
-  if e[1] == day then inday = inday + e[2] end
-  if e[3] == month then inmon = inmon + e[4] end
-  total = total + e[5]
+  if summed(who) then
+    if e[1] == day then inday = inday + e[2] end
+    if e[3] == month then inmon = inmon + e[4] end
+    total = total + e[5]
+  end
   list[#list + 1] = who .. "=" .. wrote(e)
 end
 
@@ -198,7 +222,7 @@ if fresh then
 end
 local verdicts = {}
 local tookr, tookk = 0, 0
-for i = 31, #ARGV, 2 do
+for i = 32, #ARGV, 2 do
   local tokens, nano = num(i), num(i + 1)
   local running, due = others + mine, reserved + minenano + nano
   local function spends(b, s) return b > 0 and (s >= b or s + due > b) end
@@ -264,7 +288,7 @@ func (r *Redis) usageKeys(u *Usage) []string {
 }
 
 func (r *Redis) usageArgs(u *Usage) []any {
-	args := make([]any, 0, 30+2*len(u.Claims))
+	args := make([]any, 0, 31+2*len(u.Claims))
 	num := func(ns ...int64) {
 		for _, n := range ns {
 			args = append(args, strconv.FormatInt(n, 10))
@@ -275,7 +299,7 @@ func (r *Redis) usageArgs(u *Usage) []any {
 	num(u.Spent.Day, u.Spent.Month, u.Spent.InDay, u.Spent.InMon, u.Spent.Total, int64(btoi(u.Told)))
 	args = append(args, u.Restore)
 	num(int64(seqFor/time.Second), aliveFor.Microseconds(), int64(spentFor/time.Second), runningFor.Microseconds())
-	num(u.Part, u.Have.Requests, u.Have.Tokens, u.Have.Running, u.Have.Nano, int64(u.Answered), int64(u.Call)) //nolint:gosec // counted from 1
+	num(u.Part, u.Have.Requests, u.Have.Tokens, u.Have.Running, u.Have.Nano, int64(u.Answered), int64(u.Call), backFor.Microseconds()) //nolint:gosec // counted from 1
 	for i := range u.Claims {
 		num(u.Claims[i].Tokens, u.Claims[i].Nano)
 	}

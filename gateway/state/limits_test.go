@@ -2,6 +2,8 @@ package state
 
 import (
 	"errors"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -172,6 +174,49 @@ func TestSpentOfTheGone(t *testing.T) {
 	if err != nil || len(all) != 2 || all["gone"][:16] != "50:8:600:19:153:" {
 		t.Errorf("%v, %v", all, err)
 	}
+}
+
+// A replica at which nobody used a key for a day is not counted twice when somebody does again, nor has it anything lost.
+func TestSpentOfTheIdle(t *testing.T) {
+	s := startRedis(t)
+	a, b := s.open(nil), s.open(nil)
+	key := a.tagged("spent", "k")
+	pass := func(d time.Duration) {
+		t.Helper()
+		all, err := a.client.HGetAll(t.Context(), key).Result()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for who, v := range all {
+			i := strings.LastIndexByte(v, ':')
+			at, err := strconv.ParseInt(v[i+1:], 10, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := a.client.HSet(t.Context(), key, who, v[:i+1]+strconv.FormatInt(at-d.Microseconds(), 10)).Err(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	ask := func(r *Redis, spent, want Spent, told bool) Usage {
+		t.Helper()
+		got := usage(t, r, Usage{Key: "k", Month: 1000, Total: 1000, Told: told, Spent: spent})
+		if got.Sum != want || got.Lost {
+			t.Errorf("%+v, want %+v; lost: %v", got.Sum, want, got.Lost)
+		}
+		return got
+	}
+	ask(a, Spent{50, 7, 30, 30, 30}, Spent{50, 7, 30, 30, 30}, false)
+	pass(25 * time.Hour)
+	ask(b, Spent{51, 7, 1, 1, 1}, Spent{51, 7, 1, 31, 31}, false)
+	ask(a, Spent{51, 7, 1, 31, 31}, Spent{51, 7, 2, 32, 32}, true)
+	pass(25 * time.Hour) // and again, both of them
+	got := ask(b, Spent{51, 7, 2, 2, 2}, Spent{51, 7, 3, 33, 33}, true)
+	if err := a.client.FlushAll(t.Context()).Err(); err != nil { // b remembers that a has a part in those that are gone
+		t.Fatal(err)
+	}
+	usage(t, b, Usage{Key: "k", Total: 1000, Told: true, Restore: got.Book, Spent: Spent{51, 7, 2, 2, 2}})
+	ask(a, Spent{51, 7, 2, 32, 32}, Spent{51, 7, 4, 34, 34}, true)
 }
 
 // Many keys go in one round trip, also when Redis has forgotten the script.
