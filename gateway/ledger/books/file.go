@@ -429,7 +429,9 @@ func (f *file) tidy(at time.Time, keep, keepSums time.Duration, maxBytes int64) 
 		return f.db.Changes()
 	}
 	if maxBytes > 0 && f.size > maxBytes {
-		f.within(func() { exec("DELETE FROM requests WHERE block IN (SELECT block FROM requests ORDER BY block LIMIT ?)", tidyBlocks) })
+		f.within(func() {
+			exec("DELETE FROM requests WHERE block IN (SELECT block FROM requests ORDER BY block LIMIT ?)", tidyBlocks)
+		})
 	}
 	if keep > 0 && due { // a second of light traffic is a block of its own: what went in since the last time is more than one round
 		n := int64(tidyBlocks)

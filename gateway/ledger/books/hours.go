@@ -23,6 +23,7 @@ type metered struct {
 	usd      float64             // an hour, of all of them
 	workers  int                 // -1 for hosts that are rented as a whole
 	gone     bool                // from the fleet
+	left     time.Time           // when it went
 	lost     time.Time           // since when nobody is there, as attempts have shown; zero while somebody is
 	slots    map[int64]*HostHour // not taken yet
 	trail    []mark
@@ -39,6 +40,9 @@ const (
 	// unwatched is how long a host may go unbooked while the process lives: where it was stopped for longer, or its machine slept, nobody knows.
 	unwatched = 5 * time.Minute
 	trailKept = 50 * time.Hour // bills are compared within a day or two
+	// stepped is by how much the clock of the wall and that of the process may differ between two bookings: more is a clock that was set,
+	// or a machine that slept, during which the latter stands still.
+	stepped = 2 * time.Second
 )
 
 func (a *accountant) init(now func() time.Time) { a.now, a.hosts = now, map[string]*metered{} }
@@ -107,6 +111,10 @@ func (a *accountant) follow(fleet []endpoint.Endpoint) {
 		m.provider = ep.Provider
 		m.accrue(id, now)
 		if m.gone {
+			// Workers that were up before a poll or two that did not list it have not started anew.
+			if m.workers > 0 && now.Sub(m.left) > max(unwatched, ep.Price.IdleTimeout) {
+				m.workers = 0
+			}
 			m.gone = false
 			m.trail = append(m.trail, mark{now, m.total(), true})
 		}
@@ -116,10 +124,12 @@ func (a *accountant) follow(fleet []endpoint.Endpoint) {
 		if ep.Price.Basis == endpoint.PerWorkerSecond {
 			m.workers = ep.Workers
 		}
-		if up < m.up && !m.lost.IsZero() {
+		if up < m.up {
 			m.refund(id, now, usd)
 		}
-		m.lost = time.Time{}
+		if up != m.up { // while it stays as it was its control plane may not have been asked since
+			m.lost = time.Time{}
+		}
 		if up != m.up || usd != m.usd {
 			m.up, m.usd = up, usd
 			m.mark(now)
@@ -130,11 +140,12 @@ func (a *accountant) follow(fleet []endpoint.Endpoint) {
 			continue
 		}
 		m.accrue(id, now)
-		m.up, m.usd, m.gone = 0, 0, true
-		m.mark(now)
-		if m.workers > 0 {
-			m.workers = 0
+		if !m.gone {
+			m.refund(id, now, 0)
+			m.left = now
 		}
+		m.up, m.usd, m.gone, m.lost = 0, 0, true, time.Time{}
+		m.mark(now)
 		if len(m.slots) == 0 && now.Sub(m.trail[len(m.trail)-1].at) > trailKept {
 			delete(a.hosts, id)
 		}
@@ -165,31 +176,35 @@ func (m *metered) slot(id string, at time.Time) *HostHour {
 
 // accrue books up to now.
 func (m *metered) accrue(id string, now time.Time) {
-	d := now.Sub(m.at)
-	if d <= 0 {
+	d, wall := now.Sub(m.at), now.Round(0).Sub(m.at.Round(0))
+	step := (d - wall).Abs() > stepped
+	if d <= 0 && !step {
 		return // a clock that was set back books nothing twice
 	}
 	if m.gone {
 		m.at = now
 		return
 	}
-	if d > unwatched {
-		m.at = now
-		m.trail = append(m.trail, mark{now, m.total(), true})
+	if step || d > unwatched {
+		usd := m.total()
+		if step && d > 0 && d <= unwatched { // what the process has seen is what counts, not what the wall's clock has skipped
+			s := m.slot(id, now)
+			s.Seconds += d.Seconds()
+			s.Up += m.up * d.Seconds()
+			s.USD += m.usd * d.Hours()
+			usd += m.usd * d.Hours()
+		}
+		m.at, m.lost = now, time.Time{}
+		m.trail = append(m.trail, mark{now, usd, true})
 		return
 	}
-	for m.at.Before(now) {
-		s := m.slot(id, m.at)
-		to := time.Unix(s.Hour+3600, 0)
-		if now.Before(to) {
-			to = now
-		}
-		part := to.Sub(m.at)
+	m.hours(now.Add(-d), now, func(at time.Time, part time.Duration) {
+		s := m.slot(id, at)
 		s.Seconds += part.Seconds()
 		s.Up += m.up * part.Seconds()
 		s.USD += m.usd * part.Hours()
-		m.at = to
-	}
+	})
+	m.at = now
 	// Where nothing has changed the last mark moves on.
 	usd := m.total() + m.usd*d.Hours()
 	if n := len(m.trail); n > 1 && !m.trail[n-1].first && !m.trail[n-1].at.Equal(m.lost) && m.even(n, now, usd) {
@@ -200,6 +215,18 @@ func (m *metered) accrue(id string, now time.Time) {
 	for len(m.trail) > 2 && now.Sub(m.trail[1].at) > trailKept {
 		m.trail = m.trail[1:]
 		m.trail[0].first = true
+	}
+}
+
+// hours calls each for the part of every hour between two times.
+func (*metered) hours(from, to time.Time, each func(at time.Time, part time.Duration)) {
+	for from.Before(to) {
+		end := time.Unix(hourOf(from)+3600, 0)
+		if to.Before(end) {
+			end = to
+		}
+		each(from, end.Sub(from))
+		from = end
 	}
 }
 
@@ -215,16 +242,19 @@ func (m *metered) even(n int, now time.Time, usd float64) bool {
 	return d < 1e-9*(1+y) && d > -1e-9*(1+y)
 }
 
-// refund takes back what was booked since the host was lost, which its control plane tells only now: it has cost usd an hour since.
+// refund takes back what was booked since the host was lost, if it was, which its control plane tells only now: it has cost usd an hour
+// since. Each hour gives back what was booked in it.
 func (m *metered) refund(id string, now time.Time, usd float64) {
 	d := now.Sub(m.lost)
-	if d <= 0 || d > unwatched {
+	if m.lost.IsZero() || d <= 0 || d > unwatched {
 		return
 	}
+	m.hours(m.lost, now, func(at time.Time, part time.Duration) {
+		s := m.slot(id, at)
+		s.USD -= (m.usd - usd) * part.Hours()
+		s.Up -= m.up * part.Seconds()
+	})
 	back := (m.usd - usd) * d.Hours()
-	s := m.slot(id, m.lost)
-	s.USD -= back
-	s.Up -= m.up * d.Seconds()
 	last := m.trail[len(m.trail)-1].usd - back
 	for i := range m.trail { // it stood still from then on
 		if k := &m.trail[i]; k.at.After(m.lost) {
