@@ -41,6 +41,7 @@ const (
 	tidyEvery  = 10 * time.Minute // old lines are looked for
 	retryMost  = 30 * time.Second // between two tries to write to a disk that fails
 	otherName  = "(other)"        // stands for names that there was no room for
+	noModel    = "(unknown)"      // stands in sums for whatever callers name that no host serves: they could name anything
 	seenSize   = 1 << 12          // of the newest requests' hashes
 )
 
@@ -145,15 +146,23 @@ func (b *Books) Record(r *ledger.Record) {
 		}
 	}
 	last := int64(0)
+	model := r.Model
+	if !r.Known && model != "" {
+		model = noModel
+	}
 	split(r, func(i int) *Sums {
-		c := Cell{Hour: hour, Key: r.Key, Model: r.Model, Arm: r.Arm}
+		c := Cell{Hour: hour, Key: r.Key, Model: model, Arm: r.Arm}
 		if i >= 0 {
 			a := &r.Attempts[i]
 			c.Served, c.Provider, c.Host = a.Served, a.Provider, string(a.Endpoint)
 		}
 		e := b.cell(&c)
 		if to != nil {
-			if e.block != to.no {
+			if model != r.Model { // the request itself keeps what it said
+				c.Model = r.Model
+				e.block, e.place = to.no, int64(len(to.cells))
+				to.cells = append(to.cells, c)
+			} else if e.block != to.no {
 				e.block, e.place = to.no, int64(len(to.cells))
 				to.cells = append(to.cells, c)
 			}

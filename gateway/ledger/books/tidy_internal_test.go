@@ -19,7 +19,7 @@ func TestRequestsGoInTime(t *testing.T) {
 	const keep = 10 * time.Minute
 	b := New(Options{Path: filepath.Join(t.TempDir(), "ledger.db"), Flush: time.Second, Keep: keep, KeepSums: time.Hour, Now: func() time.Time { return at }})
 	record := func(id string, at time.Time) {
-		b.Record(&ledger.Record{ID: id, At: at, Model: id, Class: outcome.Success})
+		b.Record(&ledger.Record{ID: id, At: at, Model: id, Known: true, Class: outcome.Success})
 		if err := b.flush(true); err != nil {
 			t.Fatal(err)
 		}
@@ -81,4 +81,36 @@ func TestRequestsGoMeanwhile(t *testing.T) {
 	if old > 0 || n < 600 {
 		t.Errorf("%d of %d requests are older than they may be", old, n)
 	}
+}
+
+// Names of models that nobody serves are one in the sums, however many callers think up, and each request keeps its own.
+func TestUnknownModelsAreOne(t *testing.T) {
+	at := time.Date(2026, 11, 28, 10, 0, 0, 0, time.UTC)
+	b := New(Options{Path: filepath.Join(t.TempDir(), "ledger.db"), Flush: time.Second, Now: func() time.Time { return at }})
+	const n = 1500 // some blocks
+	for i := range n {
+		b.Record(&ledger.Record{ID: fmt.Sprint("r", i), At: at, Model: fmt.Sprint("no-such-", i), Key: "a", Class: outcome.CallerFault})
+	}
+	b.Record(&ledger.Record{ID: "known", At: at, Model: "llama", Known: true, Key: "a", Class: outcome.Success})
+	b.Record(&ledger.Record{ID: "nameless", At: at, Key: "a", Class: outcome.CallerFault})
+	if err := b.flush(true); err != nil {
+		t.Fatal(err)
+	}
+	p, err := b.f.period(at, at.Add(time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]int64{}
+	for _, l := range p.Report([]Dim{ByModel}, nil).Lines {
+		got[l.Group[0]] = l.N[Requests]
+	}
+	if fmt.Sprint(got) != fmt.Sprint(map[string]int64{noModel: n, "llama": 1, none: 1}) || len(p.Rollups) != 3 {
+		t.Errorf("%d sums, by model %v", len(p.Rollups), got)
+	}
+	for id, want := range map[string]string{"r0": "no-such-0", "r700": "no-such-700", "r1499": "no-such-1499", "known": "llama", "nameless": ""} {
+		if r, ok, err := b.f.find(id); err != nil || !ok || r.Model != want || r.Key != "a" {
+			t.Errorf("%s is of model %q, found %v, %v; want %q", id, r.Model, ok, err, want)
+		}
+	}
+	b.f.close()
 }
