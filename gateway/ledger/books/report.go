@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -238,12 +239,12 @@ func (p *Period) Report(by []Dim, listPrice *ListPrice) Report {
 		l.Add(&r.Sums)
 		if u := idle[bucket{r.Host, span(r.Hour)}]; u != nil && u.used > 0 {
 			u.shared = true
-			l.IdleUSD += u.idle() * r.timed() / u.used
+			l.IdleUSD += u.idle * r.timed() / u.used
 		}
 	}
 	// What nobody has used belongs to nobody.
 	for b, u := range idle {
-		if usd := u.idle(); !u.shared && usd > 0 {
+		if usd := u.idle; !u.shared && usd > 0 {
 			line(group(by, &Cell{Hour: u.hour, Provider: u.provider, Host: b.host, Key: Idle, Model: Idle, Served: Idle, Arm: Idle})).IdleUSD += usd
 		}
 	}
@@ -285,31 +286,86 @@ type usage struct {
 	hour       int64
 	provider   string
 	rent, used float64 // USD
+	idle       float64 // USD: paid and used by nobody, in no hour
 	shared     bool
 }
 
-// idle is what was paid and not used. More used than paid happens where an hour was not watched whole.
-func (u *usage) idle() float64 { return max(0, u.rent-u.used) }
-
+// idle is what hosts were paid and not used for, by host and stretch of time. It is the same in all however time is divided.
 func (p *Period) idle(span func(int64) int64) map[bucket]*usage {
-	m := map[bucket]*usage{}
+	hosts := map[string]map[int64]*usage{}
 	for i := range p.Hours {
 		h := &p.Hours[i]
-		b := bucket{h.Host, span(h.Hour)}
-		u := m[b]
+		of := hosts[h.Host]
+		if of == nil {
+			of = map[int64]*usage{}
+			hosts[h.Host] = of
+		}
+		u := of[h.Hour]
 		if u == nil {
 			u = &usage{hour: h.Hour, provider: h.Provider}
-			m[b] = u
+			of[h.Hour] = u
 		}
 		u.rent += h.USD
 	}
 	for i := range p.Rollups {
 		r := &p.Rollups[i]
-		if u := m[bucket{r.Host, span(r.Hour)}]; u != nil {
-			u.used += r.timed()
+		of := hosts[r.Host]
+		if of == nil {
+			continue
+		}
+		u := of[r.Hour]
+		if u == nil { // nobody watched it in that hour
+			u = &usage{hour: r.Hour, provider: r.Provider}
+			of[r.Hour] = u
+		}
+		u.used += r.timed()
+	}
+	m := map[bucket]*usage{}
+	for host, of := range hosts {
+		hours := slices.SortedFunc(maps.Values(of), func(a, b *usage) int { return cmp.Compare(a.hour, b.hour) })
+		unused(hours)
+		for _, h := range hours {
+			b := bucket{host, span(h.hour)}
+			u := m[b]
+			if u == nil {
+				u = &usage{hour: h.hour, provider: h.provider}
+				m[b] = u
+			}
+			u.rent += h.rent
+			u.used += h.used
+			u.idle += h.idle
 		}
 	}
 	return m
+}
+
+// unused finds what of a host's hours, in their order, nobody used. An answer counts in the hour in which it ended, with all it has used:
+// where that is more than the hour cost it was in hours before, the nearest first. What is left began before all of them, or in an hour
+// that was not watched whole, and is taken off those that follow, so that no more is shared out than was paid.
+func unused(hours []*usage) {
+	var before []*usage                 // that have some left
+	over := make([]float64, len(hours)) // used, and not paid in any hour before
+	for i, u := range hours {
+		u.idle = max(0, u.rent-u.used)
+		over[i] = max(0, u.used-u.rent)
+		for len(before) > 0 && over[i] > 0 {
+			b := before[len(before)-1]
+			d := min(over[i], b.idle)
+			b.idle -= d
+			if over[i] -= d; b.idle <= 0 {
+				before = before[:len(before)-1]
+			}
+		}
+		if u.idle > 0 {
+			before = append(before, u)
+		}
+	}
+	more := 0.0
+	for i, u := range hours {
+		d := min(more, u.idle)
+		u.idle -= d
+		more += over[i] - d
+	}
 }
 
 // none stands for what is empty in a line's group.
@@ -405,7 +461,7 @@ func (p *Period) perModel(provider string) map[string]*modelUse {
 		}
 		u.Add(&r.Sums)
 		if h := idle[bucket{r.Host, 0}]; h != nil && h.used > 0 {
-			u.IdleUSD += h.idle() * r.timed() / h.used
+			u.IdleUSD += h.idle * r.timed() / h.used
 		}
 		if r.Served != "" && !slices.Contains(u.served, r.Served) {
 			u.served = append(u.served, r.Served)
