@@ -13,6 +13,7 @@ type Transition struct {
 	Change   health.Change
 	Told     bool          // its control plane says so; else attempts or tests have shown it
 	For      time.Duration // until it is tested again, as far as can be told
+	At       time.Time     // when it was found, by the router's clock; zero for now
 }
 
 // tell tells the others.
@@ -21,7 +22,7 @@ func (r *Router) tell(c *candidate, what health.Change, told bool, now time.Time
 		return
 	}
 	wait, _ := c.host.breaker.Wait(now)
-	r.opt.Changed(Transition{Endpoint: c.ep.ID, Change: what, Told: told, For: wait})
+	r.opt.Changed(Transition{Endpoint: c.ep.ID, Change: what, Told: told, For: wait, At: now})
 }
 
 // Heard takes in what another replica says of an endpoint: see health.Breaker.Heard. known is false when the snapshot does not have it,
@@ -32,7 +33,7 @@ func (r *Router) Heard(t Transition) (known, changed bool) {
 	if c == nil {
 		return false, false
 	}
-	if !c.host.breaker.Heard(t.Change, t.Told, t.For) {
+	if !c.host.breaker.Heard(t.Change, t.Told, t.For, t.At) {
 		return true, false
 	}
 	if t.Told && t.Change == health.Preempted {
@@ -48,7 +49,7 @@ func (r *Router) Missing(dst []Transition) []Transition {
 	for _, c := range r.snap.Load().list {
 		b := c.host.breaker
 		if missing, told := b.Missing(); missing && (told || b.State(now) != "preempted") {
-			t := Transition{Endpoint: c.ep.ID, Change: health.Lost, Told: told}
+			t := Transition{Endpoint: c.ep.ID, Change: health.Lost, Told: told, At: b.ShutAt()}
 			if told {
 				t.Change = health.Preempted
 			}

@@ -23,7 +23,10 @@ func TestChanged(t *testing.T) {
 			if told[i].For < 0 || told[i].For > 2*time.Minute {
 				t.Errorf("%s: tested again in %s", what, told[i].For)
 			}
-			told[i].For = 0
+			if !told[i].At.Equal(c.now()) {
+				t.Errorf("%s: found at %s, want %s", what, told[i].At, c.now())
+			}
+			told[i].For, told[i].At = 0, time.Time{}
 		}
 		if !slices.Equal(told, want) {
 			t.Errorf("%s: told %+v, want %+v", what, told, want)
@@ -46,7 +49,10 @@ func TestChanged(t *testing.T) {
 	r.Update([]endpoint.Endpoint{a, b}, nil)
 	r.Update([]endpoint.Endpoint{a, b}, nil)
 	expect("taken away", Transition{Endpoint: "a", Change: health.Preempted, Told: true})
-	if got := r.Missing(nil); len(got) != 1 || got[0].Endpoint != "a" || !got[0].Told || got[0].Change != health.Preempted {
+	at := c.now()
+	c.seconds(5)
+	r.Update([]endpoint.Endpoint{a, b}, nil) // says it again, not anew
+	if got := r.Missing(nil); len(got) != 1 || got[0].Endpoint != "a" || !got[0].Told || got[0].Change != health.Preempted || !got[0].At.Equal(at) {
 		t.Errorf("missing %+v", got)
 	}
 	if known, changed := r.Heard(Transition{Endpoint: "b", Change: health.Lost}); !known || !changed {

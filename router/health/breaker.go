@@ -101,6 +101,8 @@ type Breaker struct {
 	lateAt   time.Time     // the newest of them
 	cutAt    time.Time     // when a stream broke last
 	downAt   time.Time     // when it went down last, zero while it is up
+	shutAt   time.Time     // when it was last found that it is not to be used
+	backAt   time.Time     // when it was last found that it is to be: closed, or running again by its control plane
 	pause    time.Duration // the last one, before jitter
 	probeAt  time.Time     // when a synthetic request was handed out that nobody has reported of; zero for none
 	probedIn uint32        // the epoch then
@@ -410,6 +412,7 @@ func (b *Breaker) shut(why status, until time.Time) {
 	b.trial.Store(0)
 	b.rows.Store(false)
 	b.cuts = false
+	b.shutAt = b.now()
 	b.until.Store(until.UnixNano()) // before the status: who sees that it is open sees for how long
 	b.status.Store(why)
 }
@@ -420,6 +423,7 @@ func (b *Breaker) reopen(now time.Time) {
 	if b.kind.Free && b.status.Load() >= gone { // while it is away nobody is disturbed, and its return is money
 		most = maxLook
 	}
+	b.shutAt = now
 	b.pause = min(2*max(b.pause, b.openFor), max(most, b.openFor))
 	b.opens.Add(1)
 	b.again.Add(1)
@@ -433,6 +437,7 @@ func (b *Breaker) close() Change {
 	b.fails.reset()
 	b.wins.reset()
 	b.late, b.lateAt, b.cutAt, b.downAt = 0, time.Time{}, time.Time{}, time.Time{}
+	b.backAt = b.now()
 	b.void()
 	b.trial.Store(0)
 	b.testFrom = time.Time{}

@@ -34,6 +34,7 @@ func (b *Breaker) Returned() {
 	b.again.Store(0)
 	b.late, b.lateAt = 0, time.Time{}
 	b.testFrom = time.Time{}
+	b.backAt = b.now()
 	b.cool.Store(0)
 	b.epoch.Add(1) // what it was sent before was sent to another engine
 	if b.status.Load() != closed {
@@ -58,12 +59,22 @@ func (b *Breaker) Suspect() bool {
 // Heard takes in what another replica has found. What a control plane told that one holds here as well, for as long as this one's may
 // take to say so. What its own attempts showed may be a fault of its network: a closed breaker opens as a suspected one, which is tested at
 // once, or after wait where the host was only found to answer badly, and which an answer that comes here closes. Word that the host is well
-// has one that is open tested at once. changed is false when that is nothing new.
-func (b *Breaker) Heard(what Change, told bool, wait time.Duration) (changed bool) {
+// has one that is open tested at once. at is when the other has found it, the zero time for now: what is older than what was found here
+// says nothing. changed is false when that is nothing new.
+func (b *Breaker) Heard(what Change, told bool, wait time.Duration, at time.Time) (changed bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now, s := b.now(), b.status.Load()
+	if at.IsZero() || at.After(now) {
+		at = now
+	}
+	down := what == Opened || what == Lost || what == Preempted
+	if told && now.Sub(at) >= takenWord { // its own control plane has had the time to say so
+		told = false
+	}
 	switch {
+	case down && at.Before(b.backAt):
+		return false
 	case what == Preempted && told && b.kind.Told:
 		if s >= preempted {
 			return false
@@ -74,9 +85,9 @@ func (b *Breaker) Heard(what Change, told bool, wait time.Duration) (changed boo
 		if b.downAt.IsZero() {
 			b.downAt = now
 		}
-		b.shut(preempted, now.Add(takenWord))
+		b.shut(preempted, at.Add(takenWord))
 		return true
-	case what == Opened || what == Lost || what == Preempted:
+	case down:
 		if s != closed {
 			return false
 		}
@@ -104,6 +115,13 @@ func (b *Breaker) Down(since time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return !b.downAt.IsZero() && !b.downAt.Before(since)
+}
+
+// ShutAt is when it was last found that it is not to be used. The control plane's word counts from when it came first.
+func (b *Breaker) ShutAt() time.Time {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.shutAt
 }
 
 // Missing tells whether nobody is thought to be there, and whether the control plane says so.

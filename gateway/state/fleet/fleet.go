@@ -37,7 +37,10 @@ const (
 	noteFor   = 15 * time.Second
 	// toldLately is how long what another has told need not be told again.
 	toldLately = 5 * time.Second
-	queue      = 256 // transitions that wait to be told
+	// toldFor is how long what a control plane has told one replica is more than a suspicion for the others, whose own has told them by then; and a
+	// note that is older than noteFor breaks off nothing.
+	toldFor = time.Minute
+	queue   = 256 // transitions that wait to be told
 )
 
 // Way is how replicas reach each other. *state.Redis is one.
@@ -144,12 +147,16 @@ func (s *Share) Run(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// hostWord is a transition as it is sent.
+// hostWord is a transition as it is sent. It has no time, for clocks differ, but says how long ago that was when it was sent.
 type hostWord struct {
 	Host endpoint.ID   `json:"host"`
 	What string        `json:"what"` // one of words
 	Told bool          `json:"told,omitempty"`
 	For  time.Duration `json:"for,omitempty"` // nanoseconds
+	Age  time.Duration `json:"age,omitempty"` // likewise
+	// From and Keep are of notes: whose it is, and how long it was to be kept.
+	From string        `json:"from,omitempty"`
+	Keep time.Duration `json:"keep,omitempty"`
 }
 
 //nolint:gochecknoglobals // a table
@@ -158,22 +165,24 @@ var words = map[health.Change]string{
 	health.Recovered: "recovered", health.Revived: "revived", health.Cleared: "cleared",
 }
 
-func encode(t router.Transition) []byte {
-	b, err := json.Marshal(hostWord{t.Endpoint, words[t.Change], t.Told, t.For})
+func (s *Share) encode(t router.Transition, keep time.Duration) []byte {
+	w := hostWord{Host: t.Endpoint, What: words[t.Change], Told: t.Told, For: t.For, From: s.opt.Way.ID(), Keep: keep}
+	if !t.At.IsZero() {
+		w.Age = max(0, s.opt.Now().Sub(t.At))
+	}
+	b, err := json.Marshal(w)
 	if err != nil {
 		panic("BUG: a transition that JSON cannot express: " + err.Error())
 	}
 	return b
 }
 
-func decode(b []byte) (t router.Transition, ok bool) {
-	var w hostWord
-	if json.Unmarshal(b, &w) != nil {
-		return t, false
-	}
+// decode returns what a word says; late is how long it was under way.
+func decode(w *hostWord, late time.Duration, now time.Time) (t router.Transition, ok bool) {
+	age := max(0, w.Age, w.Age+late)
 	for c, name := range words {
 		if name == w.What {
-			return router.Transition{Endpoint: w.Host, Change: c, Told: w.Told, For: w.For}, true
+			return router.Transition{Endpoint: w.Host, Change: c, Told: w.Told && age < toldFor, For: w.For, At: now.Add(-age)}, true
 		}
 	}
 	return t, false // a later version's
@@ -200,11 +209,11 @@ func (s *Share) tellHosts(ctx context.Context) {
 				continue // the next beginning reads them
 			}
 			for _, n := range notes {
-				s.hearHost("", n.Body)
+				s.hearNote(n)
 			}
 		case <-t.C:
 			for _, tr := range s.opt.Router.Missing(nil) {
-				if s.opt.Way.Note(ctx, hostKind, string(tr.Endpoint), encode(tr), noteFor, true) != nil {
+				if s.opt.Way.Note(ctx, hostKind, string(tr.Endpoint), s.encode(tr, noteFor), noteFor, true) != nil {
 					break
 				}
 			}
@@ -223,7 +232,7 @@ func (s *Share) tellHost(ctx context.Context, t router.Transition) {
 	if down(t.Change) {
 		keep = max(noteFor, min(t.For, time.Minute))
 	}
-	if err := s.opt.Way.Note(ctx, hostKind, string(t.Endpoint), encode(t), keep, false); err != nil {
+	if err := s.opt.Way.Note(ctx, hostKind, string(t.Endpoint), s.encode(t, keep), keep, false); err != nil {
 		s.lost.Add(1)
 		return
 	}
@@ -232,13 +241,31 @@ func (s *Share) tellHost(ctx context.Context, t router.Transition) {
 
 // hearHost takes in another's transition.
 func (s *Share) hearHost(_ string, payload []byte) {
-	t, ok := decode(payload)
+	var w hostWord
+	if json.Unmarshal(payload, &w) == nil {
+		s.hear(&w, 0)
+	}
+}
+
+// hearNote takes in what another has noted, as old as it is. What this one has noted itself it knows better by now.
+func (s *Share) hearNote(n state.Note) {
+	var w hostWord
+	if json.Unmarshal(n.Body, &w) == nil && w.From != s.opt.Way.ID() {
+		s.hear(&w, max(0, w.Keep-n.Left))
+	}
+}
+
+// hear takes in a word that was under way for so long.
+func (s *Share) hear(w *hostWord, late time.Duration) {
+	now := s.opt.Now()
+	t, ok := decode(w, late, now)
 	if !ok {
 		return
 	}
-	now := s.opt.Now()
 	s.mu.Lock()
-	s.lately[t.Endpoint] = word{t, now.Add(toldLately)}
+	if now.Sub(t.At) < toldLately {
+		s.lately[t.Endpoint] = word{t, now.Add(toldLately)}
+	}
 	delete(s.wait, t.Endpoint)
 	s.mu.Unlock()
 	known, changed := s.opt.Router.Heard(t)
@@ -256,7 +283,7 @@ func (s *Share) hearHost(_ string, payload []byte) {
 func (s *Share) news(t router.Transition) {
 	s.heard.Add(1)
 	s.opt.Log.Info("another replica tells of a host", "endpoint", t.Endpoint, "what", words[t.Change], "told_by_provider", t.Told)
-	if t.Told && t.Change == health.Preempted && s.opt.Taken != nil {
+	if t.Told && t.Change == health.Preempted && s.opt.Taken != nil && s.opt.Now().Sub(t.At) < noteFor {
 		s.opt.Taken(t.Endpoint)
 	}
 }

@@ -225,6 +225,69 @@ func TestLateReplica(t *testing.T) {
 	}
 }
 
+// TestStaleNotes has notes of what was so once, by a replica whose control plane is stuck, change nothing where it is known better: neither of
+// a host that is back, nor is what one has noted oneself news. What nobody knows better is suspected, and nothing broken off for it.
+func TestStaleNotes(t *testing.T) {
+	s := startRedis(t)
+	eps := []endpoint.Endpoint{host("a"), host("b")}
+	a, b := s.join(eps...), s.join(eps...)
+	gone := host("a")
+	gone.State = endpoint.Preempted
+	a.r.Update([]endpoint.Endpoint{gone, host("b")}, nil) // and its polls fail from now on
+	await(t, "heard", func() bool { return len(b.taken) == 1 })
+	<-b.taken
+	b.r.Update([]endpoint.Endpoint{gone, host("b")}, nil)
+	b.r.Update(eps, nil) // b's has told of it too, and that it is back
+	b.r.Probes(time.Now().Add(time.Minute), nil)
+	b.r.Probed("a", outcome.Success)
+	if got := b.view("a").Breaker; got != "closed" {
+		t.Fatalf("a is %s after a test", got)
+	}
+	await(t, "told that it is back", func() bool { return b.share.Status().Told == 1 })
+	note := func(ahead time.Duration) (n state.Note) { // as a renews it when so much time has passed
+		t.Helper()
+		a.ahead.Store(int64(ahead))
+		defer a.ahead.Store(0)
+		missing := a.r.Missing(nil)
+		if len(missing) != 1 || missing[0].Endpoint != "a" {
+			t.Fatalf("%+v", missing)
+		}
+		if err := a.redis.Note(t.Context(), hostKind, "a", a.share.encode(missing[0], noteFor), noteFor, true); err != nil {
+			t.Fatal(err)
+		}
+		notes, err := b.redis.Notes(t.Context(), hostKind)
+		if err != nil || len(notes) != 1 {
+			t.Fatalf("%v, %v", notes, err)
+		}
+		return notes[0]
+	}
+	b.share.hearNote(note(0))
+	if got := b.view("a").Breaker; got != "closed" || len(b.taken) > 0 {
+		t.Errorf("by an old note a is %s, and %d times what runs there was broken off", got, len(b.taken))
+	}
+	if err := a.redis.Note(t.Context(), hostKind, "a", nil, 0, true); err != nil {
+		t.Fatal(err)
+	}
+	c := s.join(eps...)
+	c.share.hearNote(note(2 * toldFor))
+	if got := c.view("a").Breaker; got != "suspected" || len(c.taken) > 0 {
+		t.Errorf("where nobody knows better it is %s, and %d times what runs there was broken off", got, len(c.taken))
+	}
+	a.r.Update(eps, nil)
+	a.r.Probes(time.Now().Add(time.Minute), nil)
+	a.r.Probed("a", outcome.Success)
+	notes, err := a.redis.Notes(t.Context(), hostKind)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range notes {
+		a.share.hearNote(n)
+	}
+	if got := a.view("a").Breaker; got != "closed" || len(a.taken) > 0 {
+		t.Errorf("by its own note a is %s", got)
+	}
+}
+
 // TestBack has a host that one replica has found well again tested by the others at once.
 func TestBack(t *testing.T) {
 	s := startRedis(t)
