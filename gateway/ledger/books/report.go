@@ -140,11 +140,11 @@ type hostHour struct {
 }
 
 // Merge adds up what several ledgers have of the same time. Requests add up; a host's hours are booked by every replica that watched it,
-// so that whoever booked most of one tells what it cost.
+// so that whoever booked most of one tells what it cost, and others add what they booked while that one did not run.
 func Merge(ps ...Period) Period {
 	var out Period
 	cells := map[Cell]*Sums{}
-	hours := map[hostHour]HostHour{}
+	hours := map[hostHour][]watched{}
 	prices := map[[2]string]Price{}
 	for i, p := range ps {
 		if i == 0 || p.Since.Before(out.Since) {
@@ -164,9 +164,7 @@ func Merge(ps ...Period) Period {
 		}
 		for _, h := range p.Hours {
 			k := hostHour{h.Hour, h.Host}
-			if old, there := hours[k]; !there || h.USD > old.USD || h.USD == old.USD && h.Seconds > old.Seconds {
-				hours[k] = h
-			}
+			hours[k] = append(hours[k], watched{h, i})
 		}
 		for _, q := range p.Prices {
 			k := [2]string{q.Host, q.Served}
@@ -187,8 +185,9 @@ func Merge(ps ...Period) Period {
 		out.Rollups = append(out.Rollups, Rollup{c, *s})
 	}
 	slices.SortFunc(out.Rollups, func(a, b Rollup) int { return compareCells(&a.Cell, &b.Cell) })
-	for _, h := range hours {
-		out.Hours = append(out.Hours, h)
+	w := watch{ps: ps, of: map[ledgerHour][]Span{}}
+	for _, l := range hours {
+		out.Hours = append(out.Hours, w.together(l))
 	}
 	slices.SortFunc(out.Hours, func(a, b HostHour) int { return cmp.Or(cmp.Compare(a.Hour, b.Hour), cmp.Compare(a.Host, b.Host)) })
 	for _, q := range prices {
