@@ -189,7 +189,7 @@ func TestFacts(t *testing.T) {
 		"internet_up_cost_per_tb":0.5,"internet_down_cost_per_tb":0.25,"inet_up_cost":0.00049,"inet_down_cost":0.00024,"dph_total":0.2104,"storage_total_cost":0.0104,
 		"search":{"discountTotalHour":0,"discountedTotalPerHour":0.2104},"reliability2":0.993,"verification":"verified","hosting_type":1,"geolocation":"California, US",
 		"end_date":1790000000.0,"template_name":"vLLM","static_ip":true`)
-	want := endpoint.Price{Basis: endpoint.PerHour, USDPerHour: 0.2104, USDPerHourStopped: 0.0104, USDPerGBIn: 0.00025, USDPerGBOut: 0.0005, AsOf: testNow, Source: "vast dph_total"}
+	want := endpoint.Price{Basis: endpoint.PerHour, USDPerHour: 0.2104, USDPerHourStopped: 0.0104, USDPerGBIn: 0.00025, USDPerGBOut: 0.0005, Accrues: endpoint.AccruesRent, AsOf: testNow, Source: "vast dph_total"}
 	if ep.Price != want {
 		t.Errorf("price %+v, want %+v", ep.Price, want)
 	}

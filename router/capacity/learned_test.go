@@ -119,7 +119,7 @@ func TestMerge(t *testing.T) {
 	if got, want := m.A+10*m.B, h.a+10*h.b; math.Abs(got/want-1) > 0.06 {
 		t.Errorf("merged: %.4f s a token at 10, want %.4f", got, want)
 	}
-	if one, ok := capacity.Merge(parts[:1]); !ok || math.Abs(one.A/parts[0].A-1) > 1e-9 || math.Abs(one.SBB/parts[0].SBB-1) > 1e-6 || one.TTFT != parts[0].TTFT {
+	if one, ok := capacity.Merge(parts[:1]); !ok || math.Abs(one.A/parts[0].A-1) > 1e-9 || math.Abs(one.SBB/parts[0].SBB-1) > 1e-6 || math.Abs(one.TTFT/parts[0].TTFT-1) > 1e-9 {
 		t.Errorf("of one: %+v, want %+v", one, parts[0])
 	}
 	if _, ok := capacity.Merge(nil); ok {
