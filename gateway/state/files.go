@@ -20,7 +20,8 @@ import (
 )
 
 // Files is a Store in a directory, for the processes of one machine. A document is there whole or not at all, whatever happens while it
-// is written. The directory is made at the first Put; where that fails, Files keeps documents in memory, and says so in the log once.
+// is written. The directory is made at the first Put; where it cannot be written at all, Files keeps documents in memory, and says so in the
+// log once. What may pass, such as a disk that is full, is the error of the change that it befell.
 type Files struct {
 	dir      string
 	log      *slog.Logger
@@ -182,7 +183,7 @@ func (f *Files) change(ctx context.Context, kind string, do func(dir string) err
 	dir := filepath.Join(f.dir, kind)
 	lock, err := f.lock(ctx, dir)
 	if err != nil {
-		if ctx.Err() != nil || f.wrote.Load() {
+		if ctx.Err() != nil || f.wrote.Load() || !forGood(err) {
 			return fmt.Errorf("lock the state directory: %w", err)
 		}
 		m, err := f.giveUp(ctx, err)
@@ -193,7 +194,7 @@ func (f *Files) change(ctx context.Context, kind string, do func(dir string) err
 	}
 	defer func() { _ = lock.Close() }() // and with it the lock
 	if err := do(dir); err != nil {
-		if errors.Is(err, ErrConflict) || f.wrote.Load() {
+		if errors.Is(err, ErrConflict) || f.wrote.Load() || !forGood(err) {
 			return err
 		}
 		m, err := f.giveUp(ctx, err)
@@ -205,6 +206,17 @@ func (f *Files) change(ctx context.Context, kind string, do func(dir string) err
 	f.wrote.Store(true)
 	f.watchers.tell(kind)
 	return nil
+}
+
+// forGood tells whether an error says that a directory is not to be written: it, or its file system, is read-only, is no directory, or knows
+// no locks.
+func forGood(err error) bool {
+	for _, e := range []error{fs.ErrPermission, errors.ErrUnsupported, syscall.EROFS, syscall.ENOTDIR, syscall.ENOLCK} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // giveUp has memory stand for a directory that cannot be written, with all that can be read there: where some of it cannot, that would be

@@ -313,6 +313,39 @@ func TestFilesUnwritable(t *testing.T) {
 	}
 }
 
+// TestFilesTrouble has one trouble that passes befall the first change of a process: it is told, and the process goes on with the directory,
+// where it sees what others change.
+func TestFilesTrouble(t *testing.T) {
+	dir := t.TempDir()
+	other, f := NewFiles(dir, nil), NewFiles(dir, nil)
+	v, err := other.Put(t.Context(), "key", "k", 0, []byte("valid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lock := filepath.Join(dir, "docs", "key", lockFile)
+	if err := errors.Join(os.Remove(lock), os.Mkdir(lock, 0o700)); err != nil { // fails as a full disk or table of files does
+		t.Fatal(err)
+	}
+	if _, err := f.Put(t.Context(), "key", "l", 0, []byte("x")); err == nil || f.InMemory() {
+		t.Errorf("reported %v; in memory: %t", err, f.InMemory())
+	}
+	if err := os.Remove(lock); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := other.Put(t.Context(), "key", "k", v, []byte("revoked")); err != nil {
+		t.Fatal(err)
+	}
+	if docs, err := f.Load(t.Context(), "key"); err != nil || string(docs["k"].Body) != "revoked" {
+		t.Errorf("read %s, %v", docs["k"].Body, err)
+	}
+	if _, err := f.Put(t.Context(), "key", "l", 0, []byte("x")); err != nil {
+		t.Error(err)
+	}
+	if docs, err := NewFiles(dir, nil).Load(t.Context(), "key"); err != nil || len(docs) != 2 {
+		t.Errorf("after a restart: %v, %v", docs, err)
+	}
+}
+
 // TestFilesDamaged leaves out what is no document, and lets it be written anew.
 func TestFilesDamaged(t *testing.T) {
 	dir := t.TempDir()
