@@ -588,6 +588,9 @@ func (m *Manager) Apply(ctx context.Context, name string, c experiment.Command, 
 			if c != experiment.Abort {
 				return View{}, fmt.Errorf("%w: %w; abort works all the same, here and at once", ErrSilent, m.silent)
 			}
+			if !t.known {
+				return View{}, fmt.Errorf("%w: %w; how experiment %q stands is not known here, so the control serves its requests at this replica: abort it again when the state answers", ErrSilent, m.silent, name)
+			}
 			next, err := t.doc.Apply(t.Spec, c, arm, "operator", m.opt.Now())
 			if err != nil {
 				return View{}, err

@@ -603,3 +603,21 @@ func BenchmarkObserve(b *testing.B) {
 		}
 	}
 }
+
+// An abort before the store has ever answered is refused with what to do; the control serves everything meanwhile.
+func TestAbortBeforeKnown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &flaky{Store: state.NewMemory()}
+		store.down.Store(true)
+		a := startReplica(t, store, trialOf())
+		if _, err := a.Apply(t.Context(), "e", experiment.Abort, ""); !errors.Is(err, ErrSilent) || !strings.Contains(err.Error(), "again when the state answers") {
+			t.Errorf("%v", err)
+		}
+		store.down.Store(false)
+		pass(5 * time.Second)
+		if _, err := a.Apply(t.Context(), "e", experiment.Abort, ""); err != nil || a.canary() != 0 {
+			t.Errorf("%v, canary %v", err, a.canary())
+		}
+		a.stop()
+	})
+}

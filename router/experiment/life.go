@@ -159,7 +159,7 @@ func (s *Spec) shares(step int, dropped []bool) []float64 {
 		switch {
 		case dropped[i]:
 		case len(s.Steps) > 0:
-			shares[i] = s.Steps[step] * s.part(i)
+			shares[i] = s.Steps[min(step, len(s.Steps)-1)] * s.part(i)
 		default:
 			shares[i] = s.Arms[i].Share
 		}
@@ -228,8 +228,11 @@ var (
 )
 
 // Apply carries out an operator's command. arm is Promote's, "" where only one is left. by is whose word it is. The error is an
-// ErrState or ErrArm with its reason.
+// ErrState or ErrArm with its reason; a document that is not known yet refuses every command.
 func (d Doc) Apply(s *Spec, c Command, arm, by string, now time.Time) (Doc, error) {
+	if len(d.Arms) == 0 {
+		return d, fmt.Errorf("%w: how experiment %q stands is not known yet, and the control serves its requests until it is; ask again then", ErrState, s.Name)
+	}
 	refuse := func(hint string) (Doc, error) {
 		return d, fmt.Errorf("%w: experiment %q is %s, so it cannot %s; %s", ErrState, d.Name, d.State, c, hint)
 	}
@@ -371,7 +374,9 @@ func (d Doc) Guard(s *Spec, r Readings, now time.Time) (Doc, bool) {
 			return d.end(RolledBack, now, e), true
 		}
 		e.What = "arm rolled back"
-		d.weigh(s.shares(max(d.Step, 0), d.Dropped), now)
+		shares := slices.Clone(d.Shares) // not the step's: this replica's config may have other steps than whoever took it
+		shares[0], shares[i] = shares[0]+shares[i], 0
+		d.weigh(shares, now)
 		return d.note(now, e), true
 	}
 	return d, false

@@ -290,3 +290,39 @@ func TestAnyLife(t *testing.T) {
 		}
 	}
 }
+
+// armsOnSteps are three, judged by those steps.
+func armsOnSteps(steps ...float64) *Spec {
+	s := &Spec{Name: "e", Model: "m", Units: []Unit{{Kind: ByUser}}, Arms: []Arm{{Name: "control"}, {Name: "a", Share: .5}, {Name: "b", Share: .5}}, Steps: steps, MinUnits: 10}
+	s.Ready()
+	return s
+}
+
+// A replica that has read another config, with fewer steps, finds harm: the others' shares stay as they are.
+func TestGuardWithFewerSteps(t *testing.T) {
+	more, fewer := armsOnSteps(.05, .1, .2, .5), armsOnSteps(.05, .1)
+	read := func(units int64, a Judgement) Readings {
+		return Readings{Arms: []Reading{{Units: units, Requests: units}, {Units: units, Requests: units, Judgement: a}, {Units: units, Requests: units, Judgement: Advance}}}
+	}
+	now := time.Now()
+	d := NewDoc(more, now)
+	for range 3 {
+		d, _ = d.Decide(more, read(int64(1000*(d.Step+2)), Advance), now)
+	}
+	if d.Step != 3 || d.Shares[2] != .25 {
+		t.Fatalf("step %d, shares %v", d.Step, d.Shares)
+	}
+	next, ended := d.Guard(fewer, read(5000, Stop), now)
+	if want := []float64{.75, 0, .25}; !ended || !slices.Equal(next.Shares, want) || d.Shares[1] != .25 {
+		t.Errorf("ended %v with shares %v, want %v; before %v", ended, next.Shares, want, d.Shares)
+	}
+}
+
+// A document that nobody has read yet refuses commands.
+func TestApplyBeforeKnown(t *testing.T) {
+	for _, c := range []Command{Start, Pause, Resume, Promote, Abort} {
+		if d, err := (Doc{}).Apply(armsOnSteps(.05), c, "", "operator", time.Now()); !errors.Is(err, ErrState) || d.State != "" {
+			t.Errorf("%s: %v, state %q", c, err, d.State)
+		}
+	}
+}
