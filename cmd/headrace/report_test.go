@@ -76,7 +76,7 @@ func (e *example) answers(n int, key, host string, basis endpoint.Basis, share t
 			Usage: ledger.Usage{Counted: true, Prompt: 500, Basis: basis, Share: share},
 		}
 		e.b.Record(&ledger.Record{
-			ID: fmt.Sprint("req_", e.n), At: e.now(), Route: "/v1/chat/completions", Model: "llama", Key: key, Class: outcome.Success, Status: 200, Tries: 1,
+			ID: fmt.Sprint("req_", e.n), At: e.now(), Route: "/v1/chat/completions", Model: "llama", Known: true, Key: key, Class: outcome.Success, Status: 200, Tries: 1,
 			Attempts: []ledger.Attempt{a}, Prompt: 500, Output: output, USD: usd, USDKnown: true, Duration: time.Minute,
 		})
 	}
@@ -110,7 +110,7 @@ func (e *example) play() {
 		Decision: router.Decision{MarginalUSD: 0.0304}, Usage: ledger.Usage{Counted: true, Prompt: 1500, Basis: endpoint.PerWorkerSecond, Share: 40 * time.Second, PromptUSD: 0.0050},
 	}
 	e.b.Record(&ledger.Record{
-		ID: "req_lost", At: e.now(), Model: "llama", Key: "team-b", Class: outcome.Success, Status: 200, Tries: 2, Attempts: []ledger.Attempt{lost, on}, Resumes: 1,
+		ID: "req_lost", At: e.now(), Model: "llama", Known: true, Key: "team-b", Class: outcome.Success, Status: 200, Tries: 2, Attempts: []ledger.Attempt{lost, on}, Resumes: 1,
 		Prompt: 500, Output: 2000, USD: 0.0304, USDKnown: true,
 	})
 	fleet(0)

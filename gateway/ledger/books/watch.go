@@ -42,10 +42,11 @@ func (w *watch) together(l []watched) HostHour {
 		own := w.spans(o.ledger, h.Hour)
 		all := joined(append(slices.Clone(seen), own...))
 		ran := length(own)
-		if ran <= 0 {
+		if ran <= 0 || o.Seconds <= 0 {
 			continue
 		}
-		part := float64(length(all)-length(seen)) / float64(ran)
+		// A run's line begins with its first write, and what it watched a moment before: no host is watched for longer than somebody ran.
+		part := min(float64(length(all)-length(seen))/float64(ran), max(0, length(all).Seconds()-h.Seconds)/o.Seconds)
 		h.Seconds += part * o.Seconds
 		h.Up += part * o.Up
 		h.USD += part * o.USD

@@ -26,6 +26,9 @@ func TestMergeOfHours(t *testing.T) {
 	}
 	without := ledger(0, 30)
 	without.Runs = nil
+	late := ledger(0, 60)
+	late.Runs[0].From = begin.Add(30 * time.Second)
+	late.Hours[0].USD += 1e-9 // it is the first to be counted
 	for _, tc := range []struct {
 		name string
 		ps   []Period
@@ -39,6 +42,7 @@ func TestMergeOfHours(t *testing.T) {
 		{"a rolling restart of two", []Period{ledger(-100, 30), ledger(-100, 31), ledger(29, 200), ledger(30, 200)}, 60},
 		{"a short one within a long one", []Period{ledger(10, 50), ledger(20, 30)}, 40},
 		{"one that was restarted, and one beside it", []Period{ledger(0, 20, 30, 60), ledger(20, 30)}, 60},
+		{"one whose run began with its first write", []Period{late, ledger(0, 60)}, 60},
 		{"nobody knows when one ran", []Period{ledger(0, 40), without}, 40},
 	} {
 		p := Merge(tc.ps...)
@@ -46,10 +50,10 @@ func TestMergeOfHours(t *testing.T) {
 			t.Fatalf("%s: %+v", tc.name, p.Hours)
 		}
 		h := p.Hours[0]
-		if math.Abs(h.USD-tc.want/60) > 1e-9 || math.Abs(h.Seconds-60*tc.want) > 1e-6 || math.Abs(h.Up-60*tc.want) > 1e-6 {
+		if math.Abs(h.USD-tc.want/60) > 2e-9 || math.Abs(h.Seconds-60*tc.want) > 1e-6 || math.Abs(h.Up-60*tc.want) > 1e-6 {
 			t.Errorf("%s: $%v for %v s, want %v minutes", tc.name, h.USD, h.Seconds, tc.want)
 		}
-		if r := p.Report(nil, nil); math.Abs(r.Rented-tc.want/60) > 1e-9 {
+		if r := p.Report(nil, nil); math.Abs(r.Rented-tc.want/60) > 2e-9 {
 			t.Errorf("%s: rented for $%v", tc.name, r.Rented)
 		}
 	}
