@@ -98,12 +98,18 @@ func (k *Keeper) load(ctx context.Context) {
 	k.opt.Log.Info("what was learned before is taken up", "hosts", len(m.Hosts), "models", len(m.Models), "documents", len(docs))
 }
 
+// current tells whether what was written then may still be so. Clocks differ by minutes: what says that it comes later is wrong altogether, and
+// would be the newest until then.
+func (k *Keeper) current(at time.Time) bool {
+	return k.opt.Now().Sub(at).Abs() < keepOld
+}
+
 // decode reads the documents that are not too old, the newest first.
 func (k *Keeper) decode(docs map[string]state.Doc) []learned {
 	var all []learned
 	for _, d := range docs {
 		var l learned
-		if json.Unmarshal(d.Body, &l) == nil && k.opt.Now().Sub(l.At) < keepOld {
+		if json.Unmarshal(d.Body, &l) == nil && k.current(l.At) {
 			all = append(all, l)
 		}
 	}
@@ -203,7 +209,7 @@ func (k *Keeper) tidy(ctx context.Context) {
 	}
 	slices.SortFunc(all, func(a, b aged) int { return b.at.Compare(a.at) })
 	for i, a := range all {
-		if a.name != k.opt.ID && (i >= keepMost || k.opt.Now().Sub(a.at) >= keepOld) {
+		if a.name != k.opt.ID && (i >= keepMost || !k.current(a.at)) {
 			_ = k.opt.Store.Delete(ctx, LearnedKind, a.name, docs[a.name].Version) // else another time
 		}
 	}

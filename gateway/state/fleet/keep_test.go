@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -210,5 +211,22 @@ func TestKeeperShares(t *testing.T) {
 	k.tidy(t.Context())
 	if got := two.tps(); got != before {
 		t.Errorf("%.1f tokens a second, %.1f as it had measured itself", got, before)
+	}
+}
+
+// TestKeepCurrent leaves out documents that are too old, and those of a clock that is wrong.
+func TestKeepCurrent(t *testing.T) {
+	now := time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
+	k := NewKeeper(KeeperOptions{Now: func() time.Time { return now }})
+	for at, want := range map[time.Time]int{
+		now.Add(-keepOld): 0, now.Add(1 - keepOld): 1, now: 1, now.Add(5 * time.Minute): 1, now.Add(365 * 24 * time.Hour): 0,
+	} {
+		b, err := json.Marshal(learned{At: at})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := len(k.decode(map[string]state.Doc{"x": {Version: 1, Body: b}})); got != want {
+			t.Errorf("of %s %d are taken, want %d", at, got, want)
+		}
 	}
 }
