@@ -41,6 +41,9 @@ const (
 	// note that is older than noteFor breaks off nothing.
 	toldFor = time.Minute
 	queue   = 256 // transitions that wait to be told
+	// mostLoad and mostPrompt are more than a replica can have at one host: sums of what is said stay numbers.
+	mostLoad   = 1 << 16
+	mostPrompt = 1 << 32
 )
 
 // Way is how replicas reach each other. *state.Redis is one.
@@ -417,7 +420,7 @@ func (s *Share) hearLoad(from string, payload []byte) {
 	}
 	r.at, r.loads = now, make(map[endpoint.ID]load, len(list))
 	for _, l := range list {
-		r.loads[l.Host] = load{max(0, l.N), max(0, l.Prompt)}
+		r.loads[l.Host] = load{min(max(0, l.N), mostLoad), min(max(0, l.Prompt), mostPrompt)}
 		touched[l.Host] = true
 	}
 	if len(list) == 0 {

@@ -375,6 +375,15 @@ func TestOddWords(t *testing.T) {
 	for _, b := range []string{"", "null", "{", `[{"h":7}]`, `[{"h":"a","n":1e99}]`} {
 		a.share.hearLoad("x", []byte(b))
 	}
+	for _, from := range []string{"y", "z", "z2"} { // their sum would be less than nothing
+		a.share.hearLoad(from, []byte(`[{"h":"a","n":9223372036854775807,"p":9223372036854775807}]`))
+	}
+	if v := a.view("a"); v.Elsewhere != 3*mostLoad {
+		t.Errorf("%d elsewhere", v.Elsewhere)
+	}
+	for _, from := range []string{"y", "z", "z2"} {
+		a.share.hearLoad(from, []byte("[]"))
+	}
 	if v := a.view("a"); v.Breaker != "closed" || v.Elsewhere != 0 {
 		t.Errorf("%s, %d elsewhere", v.Breaker, v.Elsewhere)
 	}
