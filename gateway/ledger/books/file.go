@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"math"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -355,7 +356,7 @@ func (f *file) write(at time.Time, p *pending) (err error) {
 			}
 		}
 		for i, v := range s.F {
-			if err := st.BindFloat(3+int(numCounts)+i, v); err != nil {
+			if err := st.BindFloat(3+int(numCounts)+i, finite(v)); err != nil {
 				return err
 			}
 		}
@@ -365,7 +366,7 @@ func (f *file) write(at time.Time, p *pending) (err error) {
 	}
 	for i := range p.hours {
 		h := &p.hours[i]
-		if err := run(f.hour, h.Hour, h.Provider, h.Host, h.Seconds, h.Up, h.USD, h.Starts, h.ColdUSD); err != nil {
+		if err := run(f.hour, h.Hour, h.Provider, h.Host, finite(h.Seconds), finite(h.Up), finite(h.USD), h.Starts, finite(h.ColdUSD)); err != nil {
 			return err
 		}
 	}
@@ -392,6 +393,14 @@ func (f *file) write(at time.Time, p *pending) (err error) {
 		f.size = f.pages.ColumnInt64(0)
 	}
 	return f.pages.Reset()
+}
+
+// finite is v, and 0 where it is no number: SQLite has none, and one sum that cannot be written would keep all others from being so.
+func finite(v float64) float64 {
+	if math.IsNaN(v) || math.IsInf(v, 0) {
+		return 0
+	}
+	return v
 }
 
 // committed tells whether a commit that failed took place all the same: what is written once more would count twice.

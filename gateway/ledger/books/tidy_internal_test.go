@@ -2,6 +2,7 @@ package books
 
 import (
 	"fmt"
+	"math"
 	"path/filepath"
 	"testing"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"github.com/ncruces/go-sqlite3"
 
 	"headrace/gateway/ledger"
+	"headrace/router/endpoint"
 	"headrace/router/outcome"
 )
 
@@ -111,6 +113,28 @@ func TestUnknownModelsAreOne(t *testing.T) {
 		if r, ok, err := b.f.find(id); err != nil || !ok || r.Model != want || r.Key != "a" {
 			t.Errorf("%s is of model %q, found %v, %v; want %q", id, r.Model, ok, err, want)
 		}
+	}
+	b.f.close()
+}
+
+// One figure that is no number keeps no other from being written.
+func TestOddFigures(t *testing.T) {
+	at := time.Date(2026, 11, 28, 10, 0, 0, 0, time.UTC)
+	b := New(Options{Path: filepath.Join(t.TempDir(), "ledger.db"), Flush: time.Second, Now: func() time.Time { return at }})
+	for key, usd := range map[string]float64{"a": math.NaN(), "b": math.Inf(1), "c": 2} {
+		b.Record(&ledger.Record{ID: key, At: at, Key: key, Class: outcome.Success, Attempts: []ledger.Attempt{
+			{Provider: "p", Endpoint: "e", Class: outcome.Success, USD: usd, USDKnown: true, Usage: ledger.Usage{Basis: endpoint.PerHour}},
+		}})
+	}
+	if err := b.flush(true); err != nil {
+		t.Fatal(err)
+	}
+	p, err := b.f.period(at, at.Add(time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := p.Report(nil, nil); r.Total.N[Requests] != 3 || r.Total.Used() != 2 {
+		t.Errorf("%d requests with $%v, want 3 with $2", r.Total.N[Requests], r.Total.Used())
 	}
 	b.f.close()
 }
