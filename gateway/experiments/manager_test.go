@@ -621,3 +621,91 @@ func TestAbortBeforeKnown(t *testing.T) {
 		a.stop()
 	})
 }
+
+// feed settles requests, whose record change makes the arm's, until the experiment is decided or there were most of them. It returns
+// the highest share that the canary had.
+func (w *world) feed(r *replica, most int, change func(*ledger.Record, *ledger.Attempt, string)) (highest float64) {
+	for range most {
+		w.n++
+		arm, key := r.Table().Of("m")[0].Assign(fmt.Append(nil, "user ", w.rng.Uint64()))
+		rec := &ledger.Record{
+			ID: fmt.Sprint("req_", w.n), At: time.Now(), Arm: arm.Label(), Unit: key, Status: 200, Stream: true, Prompt: 100, Output: 200, USD: 0.001, USDKnown: true,
+			TTFT: 300 * time.Millisecond, TPS: 30, SLO: router.DefaultSLO(), Tries: 1,
+		}
+		try := ledger.Attempt{Endpoint: endpoint.ID(fmt.Sprint("static:", w.rng.IntN(4))), Decision: router.Decision{Seq: 1, Use: 0.3}}
+		change(rec, &try, arm.Name)
+		rec.Attempts = []ledger.Attempt{try}
+		r.Observe(rec)
+		pass(20 * time.Millisecond)
+		if w.n%50 == 0 {
+			highest = max(highest, r.canary())
+			if r.state() != experiment.Running {
+				break
+			}
+		}
+	}
+	return highest
+}
+
+// byRequest is a trial with the usual guardrails.
+func byRequest() Trial {
+	tr := trialOf(func(s *experiment.Spec) {
+		s.Steps = []float64{.05, .25, .5, 1}
+		s.Units = []experiment.Unit{{Kind: experiment.ByRequest}}
+	})
+	tr.Guardrails = nil
+	return tr
+}
+
+// TestQuietHarm has a canary hurt its callers in ways that no error and no first token tells of.
+func TestQuietHarm(t *testing.T) {
+	for name, change := range map[string]func(*ledger.Record, *ledger.Attempt, string){
+		"callers leave without a token": func(r *ledger.Record, try *ledger.Attempt, arm string) {
+			if arm == "canary" {
+				r.Status, r.Class, r.TTFT, r.TPS, r.Output, r.Duration = 499, outcome.ClientGone, 0, 0, -1, 30*time.Second
+				try.Class = outcome.ClientGone
+			}
+		},
+		"answers in one piece take a minute": func(r *ledger.Record, _ *ledger.Attempt, arm string) {
+			r.Stream, r.TTFT, r.TPS, r.Duration = false, 0, 0, time.Second
+			if arm == "canary" {
+				r.Duration = time.Minute
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a := startReplica(t, state.NewMemory(), byRequest())
+				high := newWorld(t).feed(a, 20000, change)
+				v, _ := a.Show(t.Context(), "e")
+				if last := v.Decisions[len(v.Decisions)-1]; high > .05 || v.State != experiment.RolledBack {
+					t.Errorf("the canary got up to %v of the units and is %s: %s", high, v.State, last.Why)
+				}
+				a.stop()
+			})
+		})
+	}
+}
+
+func TestMissed(t *testing.T) {
+	slo := router.DefaultSLO()
+	for name, tc := range map[string]struct {
+		r    ledger.Record
+		want bool
+	}{
+		"in time":                     {ledger.Record{Stream: true, TTFT: time.Second, Duration: time.Minute, SLO: slo}, false},
+		"late":                        {ledger.Record{Stream: true, TTFT: 3 * time.Second, Duration: time.Minute, SLO: slo}, true},
+		"left early":                  {ledger.Record{Stream: true, Class: outcome.ClientGone, Output: -1, Duration: time.Second, SLO: slo}, false},
+		"left late":                   {ledger.Record{Stream: true, Class: outcome.ClientGone, Output: -1, Duration: 30 * time.Second, SLO: slo}, true},
+		"left late, in the answer":    {ledger.Record{Stream: true, Class: outcome.ClientGone, TTFT: time.Second, Duration: 30 * time.Second, SLO: slo}, false},
+		"failed late":                 {ledger.Record{Status: 502, Output: -1, Duration: 30 * time.Second, SLO: slo}, true},
+		"whole, as fast as promised":  {ledger.Record{Status: 200, Output: 150, Duration: 11 * time.Second, SLO: slo}, false},
+		"whole, slower than promised": {ledger.Record{Status: 200, Output: 150, Duration: 13 * time.Second, SLO: slo}, true},
+		"the caller's mistake":        {ledger.Record{Status: 400, Class: outcome.CallerFault, Duration: time.Minute, SLO: slo}, false},
+		"nothing promised":            {ledger.Record{Status: 200, Output: 150, Duration: time.Minute}, false},
+	} {
+		if got := missed(&tc.r); got != tc.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}

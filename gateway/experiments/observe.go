@@ -23,6 +23,7 @@ type seen struct {
 	endpoint endpoint.ID // that answered, "" for none
 	prompt   int64       // tokens
 	use      float64     // share of the endpoint's safe concurrency; NaN when unknown
+	whole    bool        // answered in one piece: its time is that of all of it
 	fullLoad float64     // dollars per million output tokens of the endpoint at full load; NaN or 0 when unknown
 }
 
@@ -56,12 +57,18 @@ func (m *Manager) fill(s *seen, r *ledger.Record) {
 	o.Forced, o.OutOfArm, o.Resumes = r.Forced, r.OutOfArm, r.Resumes
 	o.Truncated = r.Lost != "" || r.Class == outcome.Truncated || r.Class == outcome.Stalled
 	o.OutputTokens = max(0, r.Output)
+	o.Missed = missed(r)
 	if r.TTFT > 0 {
 		o.TTFT = r.TTFT.Seconds()
-		o.Missed = r.SLO.TTFT > 0 && r.TTFT > r.SLO.TTFT
 	}
 	if r.TPS > 0 {
 		o.TPS = r.TPS
+	}
+	if s.whole = !r.Stream && r.TTFT <= 0 && r.Status < 300 && r.Duration > 0; s.whole { // its first byte is its last one
+		o.TTFT = r.Duration.Seconds()
+		if r.Output > 0 {
+			o.TPS = float64(r.Output) / o.TTFT
+		}
 	}
 	if r.USDKnown {
 		o.SpentUSD = r.USD
@@ -95,6 +102,22 @@ func (m *Manager) fill(s *seen, r *ledger.Record) {
 	}
 }
 
+// missed tells whether the caller waited for longer than was promised: for the first token, where none came until the end, and where the
+// answer came in one piece for all its tokens at the promised speed. Whoever left earlier than that says nothing of it.
+func missed(r *ledger.Record) bool {
+	if r.SLO.TTFT <= 0 || r.Class == outcome.CallerFault {
+		return false
+	}
+	if r.TTFT > 0 {
+		return r.TTFT > r.SLO.TTFT
+	}
+	promised := r.SLO.TTFT
+	if !r.Stream && r.Output > 0 && r.SLO.TPS > 0 {
+		promised += time.Duration(float64(r.Output) / r.SLO.TPS * float64(time.Second))
+	}
+	return r.Duration > promised
+}
+
 // lostHost tells whether an attempt ended as it does when its host is taken away.
 func lostHost(c outcome.Class) bool {
 	return c == outcome.Severed || c == outcome.Truncated || c == outcome.Stalled || c == outcome.DialFailed
@@ -114,6 +137,9 @@ func (m *Manager) compare(t *trial, s *seen) {
 	}
 	s.Host, s.Metered = m.host(s.endpoint), m.metered(s.endpoint)
 	s.Block, s.Load = stats.BlockOf(m.kind(t.Spec, s.endpoint), s.prompt, s.use), s.use
+	if s.whole {
+		s.Block = stats.Whole(s.Block)
+	}
 	if !s.Metered && s.fullLoad > 0 {
 		s.USDPerMtok = s.fullLoad
 	}

@@ -451,6 +451,22 @@ func TestUnmeasured(t *testing.T) {
 	}
 }
 
+// TestNoAnswers: an arm none of whose answers has a time goes no further while the control's have one.
+func TestNoAnswers(t *testing.T) {
+	e := design(t, stats.Design{Guardrails: []stats.Guardrail{{Metric: stats.TTFT, Margin: 0.2}}})
+	r := rand.New(rand.NewPCG(19, 20))
+	for i := range 2000 {
+		o := answer(r, 0, i&1, 1)
+		if o.Arm == 1 {
+			o.TTFT, o.TPS = math.NaN(), math.NaN()
+		}
+		e.Record(&o)
+	}
+	if v := canary(e); v.Action != stats.Hold {
+		t.Errorf("%s: %s: want hold", v.Action, v.Reason)
+	}
+}
+
 // TestLikeWithLike gives the canary the long prompts and the busy hours. Its answers are slower for that, and nothing else.
 func TestLikeWithLike(t *testing.T) {
 	e := design(t, stats.Design{Guardrails: []stats.Guardrail{{Metric: stats.TTFT, Margin: 0.1}}})

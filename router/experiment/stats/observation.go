@@ -66,6 +66,10 @@ func BlockOf(kind uint32, promptTokens int64, use float64) uint64 {
 	return uint64(kind)<<32 | prompt<<8 | load
 }
 
+// Whole is the block of answers in one piece that are otherwise of the given one: their time is that of the whole answer, which says nothing
+// beside the first token's of a stream.
+func Whole(block uint64) uint64 { return block | 1<<16 }
+
 // kindOf is the kind of a block's hosts.
 func kindOf(block uint64) uint32 { return uint32(block >> 32) } //nolint:gosec // the upper half
 

@@ -256,6 +256,9 @@ func (s *state) judge(v *ArmVerdict, d *Design, k int, words bool) {
 				}
 			case Open, Unmeasured:
 				v.Action = Advance
+				if want == Unmeasured && e.Metric == TTFT && c.raw[TTFT].n > 0 { // nobody has had an answer of the arm's that was timed
+					v.Action = Hold
+				}
 			case Hosts, Suspicion, Few, Within:
 				v.Action = Hold
 			}
