@@ -526,10 +526,14 @@ func TestFeedback(t *testing.T) {
 // TestWhatCounts says of each outcome what it is for an arm.
 func TestWhatCounts(t *testing.T) {
 	m := New(Options{Store: state.NewMemory(), Host: func(id endpoint.ID) *endpoint.Endpoint {
-		if id == "gone" {
+		ep := hosts(id)
+		switch id {
+		case "unlisted":
 			return nil
+		case "gone":
+			ep.State = endpoint.Preempted
 		}
-		return hosts(id)
+		return ep
 	}})
 	tries := func(cs ...outcome.Class) (as []ledger.Attempt) {
 		for _, c := range cs {
@@ -554,7 +558,10 @@ func TestWhatCounts(t *testing.T) {
 		"broke off":                     {ledger.Record{Status: 200, Class: outcome.Truncated, Lost: "no_host", Attempts: tries(outcome.Truncated)}, true, true, false},
 		"broke off and was gone on":     {ledger.Record{Status: 200, Attempts: tries(outcome.Truncated, outcome.Success)}, true, false, false},
 		"its host was taken away":       {ledger.Record{Status: 200, Attempts: append(gone(outcome.Truncated), tries(outcome.Success)...)}, false, false, true},
-		"lost with a host taken away":   {ledger.Record{Status: 502, Class: outcome.Severed, Attempts: gone(outcome.Severed)}, false, false, true},
+		"lost with a host taken away":   {ledger.Record{Status: 502, Class: outcome.Severed, Attempts: gone(outcome.Severed)}, true, false, true},
+		"broke off with one":            {ledger.Record{Status: 200, Class: outcome.Truncated, Lost: "no_host", Attempts: gone(outcome.Truncated)}, true, true, true},
+		"an error event with one":       {ledger.Record{Status: 200, Class: outcome.Severed, Attempts: gone(outcome.Severed)}, true, false, true},
+		"its host is in no list":        {ledger.Record{Status: 200, Attempts: append([]ledger.Attempt{{Endpoint: "unlisted", Class: outcome.Severed}}, tries(outcome.Success)...)}, true, false, false},
 		"moved from a host that leaves": {ledger.Record{Status: 200, Attempts: tries(outcome.Moved, outcome.Success)}, false, false, true},
 		"a hedge was faster":            {ledger.Record{Status: 200, Attempts: tries(outcome.Outrun, outcome.Success)}, false, false, false},
 	} {
@@ -672,10 +679,25 @@ func TestQuietHarm(t *testing.T) {
 				r.Duration = time.Minute
 			}
 		},
+		"hosts are taken away from a tenth": func(r *ledger.Record, try *ledger.Attempt, arm string) {
+			if r.ID[len(r.ID)-1] == '0' && arm == "canary" {
+				r.Status, r.Class, r.TTFT, r.TPS, r.Output = 502, outcome.Severed, 0, 0, -1
+				try.Class, try.Endpoint = outcome.Severed, "gone"
+			}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				a := startReplica(t, state.NewMemory(), byRequest())
+				a.mu.Lock()
+				a.opt.Host = func(id endpoint.ID) *endpoint.Endpoint {
+					ep := hosts(id)
+					if id == "gone" {
+						ep.State = endpoint.Preempted
+					}
+					return ep
+				}
+				a.mu.Unlock()
 				high := newWorld(t).feed(a, 20000, change)
 				v, _ := a.Show(t.Context(), "e")
 				if last := v.Decisions[len(v.Decisions)-1]; high > .05 || v.State != experiment.RolledBack {

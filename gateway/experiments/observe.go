@@ -91,7 +91,8 @@ func (m *Manager) fill(s *seen, r *ledger.Record) {
 	case outcome.Throttled, outcome.Unserved, outcome.NotReady:
 		o.Failed = o.Failed || r.Status >= 400 // too much for its hosts is a fault of the arm's
 	default:
-		o.Failed = o.Failed || r.Status >= 500 && !o.Preempted
+		blame := r.Class.Policy().Verdict // of the last try, which is what the caller saw, whoever took the host away
+		o.Failed = o.Failed || r.Status >= 500 || o.Truncated || blame == outcome.Faulty || blame == outcome.Doubtful
 	}
 	if n := len(r.Attempts); n > 0 {
 		a := &r.Attempts[n-1]
@@ -123,10 +124,11 @@ func lostHost(c outcome.Class) bool {
 	return c == outcome.Severed || c == outcome.Truncated || c == outcome.Stalled || c == outcome.DialFailed
 }
 
-// takenAway tells whether the host is, as far as its provider says: a host that breaks by itself is a failure of the arm's.
+// takenAway tells whether the host is, as far as its provider says: a host that breaks by itself is a failure of the arm's. So is one that
+// is in no list any more, which it may be for any reason.
 func (m *Manager) takenAway(id endpoint.ID) bool {
 	ep := m.opt.Host(id)
-	return ep == nil || ep.State == endpoint.Preempted || ep.State == endpoint.Gone
+	return ep != nil && (ep.State == endpoint.Preempted || ep.State == endpoint.Gone)
 }
 
 // compare says what the request may be compared with, and at what price. A host that is paid by the hour is compared by what it costs at
