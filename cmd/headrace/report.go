@@ -229,6 +229,11 @@ func reportCSV(out io.Writer, r *books.Report) error {
 	for i := range r.Lines {
 		l := &r.Lines[i]
 		rec := slices.Clone(l.Group)
+		for i, g := range rec {
+			if g != "-" && strings.ContainsRune("=+-@\t\r", rune((g + " ")[0])) {
+				rec[i] = "'" + g // else spreadsheets take it for a formula
+			}
+		}
 		for _, n := range []books.Count{
 			books.Requests, books.Errors, books.Left, books.Attempts, books.PromptTokens, books.CachedTokens, books.OutputTokens, books.ReasoningTokens,
 			books.EstimatedTokens,

@@ -307,3 +307,21 @@ func TestReportEndsWithTheMonth(t *testing.T) {
 		}
 	}
 }
+
+// Names that callers chose are neither orders to a terminal nor formulas of a spreadsheet.
+func TestReportOfOddNames(t *testing.T) {
+	p := books.Period{Rollups: []books.Rollup{{Cell: books.Cell{Model: "\x1b[2J"}}, {Cell: books.Cell{Model: "=1+1"}}, {Cell: books.Cell{Model: "ok/model"}}, {}}}
+	r := p.Report([]books.Dim{books.ByModel}, nil)
+	if s := reportText(&r); strings.Contains(s, "\x1b") || !strings.Contains(s, `"\x1b[2J"`) || !strings.Contains(s, "\nok/model ") {
+		t.Errorf("%q", s)
+	}
+	var b bytes.Buffer
+	if err := reportCSV(&b, &r); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"\n'=1+1,", "\nok/model,", "\n-,"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("no %q in\n%s", want, b.String())
+		}
+	}
+}

@@ -2,8 +2,10 @@ package main
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
@@ -84,7 +86,7 @@ func linesText(r *books.Report) string {
 	for i := range r.Lines {
 		row := table.Row{}
 		for _, g := range r.Lines[i].Group {
-			row = append(row, g)
+			row = append(row, shown(g))
 		}
 		t.AppendRow(append(row, figures(&r.Lines[i])...))
 	}
@@ -96,6 +98,14 @@ func linesText(r *books.Report) string {
 		lines[i] = strings.TrimRight(lines[i], " ")
 	}
 	return strings.Join(lines, "\n")
+}
+
+// shown is a name, quoted where it has what a terminal would obey: callers may have chosen it.
+func shown(name string) string {
+	if strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return strconv.Quote(name)
+	}
+	return name
 }
 
 func figures(l *books.Line) table.Row {
