@@ -59,10 +59,11 @@ type Manager struct {
 	spare   []seen
 	slot    slot
 	recent  recent
-	hosts   names     // by number
-	kinds   names     // likewise
-	heardAt time.Time // when other replicas were last heard for somebody's sake
-	silent  error     // why the store did not answer the last time, nil when it did
+	hosts   names                // by number
+	kinds   names                // likewise
+	left    map[string]time.Time // experiments that are out of the config, since when
+	heardAt time.Time            // when other replicas were last heard for somebody's sake
+	silent  error                // why the store did not answer the last time, nil when it did
 }
 
 // trial is an experiment at this replica.
@@ -74,6 +75,7 @@ type trial struct {
 	foreign bool          // they try something else under that name: theirs is another config
 	ahead   bool          // doc was changed here, and the store does not know yet
 	adopt   bool          // the config is to be told of in the document
+	outOf   time.Time     // the config, until adopt is done with; zero for an experiment that never was
 
 	stats            *stats.Experiment
 	past             past
@@ -112,7 +114,7 @@ func New(o Options) *Manager {
 			*d.is = d.usual
 		}
 	}
-	m := &Manager{opt: o, wake: make(chan struct{}, 1)}
+	m := &Manager{opt: o, wake: make(chan struct{}, 1), left: map[string]time.Time{}}
 	m.table.Store(experiment.NewTable(nil))
 	return m
 }
@@ -126,8 +128,13 @@ func (m *Manager) Configure(trials []Trial) {
 	defer m.mu.Unlock()
 	old := m.trials
 	m.trials = nil
+	now := m.opt.Now()
 	for _, c := range trials {
 		t := &trial{Trial: c}
+		if at, was := m.left[c.Spec.Name]; was && now.Sub(at) >= mishap {
+			t.outOf = at
+		}
+		delete(m.left, c.Spec.Name)
 		if i := slices.IndexFunc(old, func(o *trial) bool { return o.Spec.Name == c.Spec.Name }); i >= 0 {
 			t = old[i]
 			if t.Spec.Digest() != c.Spec.Digest() {
@@ -139,9 +146,18 @@ func (m *Manager) Configure(trials []Trial) {
 		t.adopt = true
 		m.trials = append(m.trials, t)
 	}
+	for _, t := range old {
+		if !slices.ContainsFunc(m.trials, func(n *trial) bool { return n.Spec.Name == t.Spec.Name }) {
+			m.left[t.Spec.Name] = now
+		}
+	}
 	m.publish()
 	m.soon()
 }
+
+// mishap is how long an experiment may be out of the config and still be the same one when it comes back: a config that was rolled out by
+// mistake and taken back changes nothing.
+const mishap = 10 * time.Minute
 
 // regard has what was seen judged by the margins that hold now. The caller holds mu.
 func (m *Manager) regard(t *trial) {
@@ -335,14 +351,23 @@ func (m *Manager) take(ctx context.Context, t *trial, d state.Doc, exists bool) 
 		return
 	}
 	if t.adopt {
-		t.adopt = false
-		if next, changed := doc.Adopt(t.Spec, now); changed {
+		next, changed := doc.Adopt(t.Spec, now)
+		if !t.outOf.IsZero() {
+			next, changed = doc.Return(t.Spec, t.outOf, now)
+		}
+		t.adopt, t.outOf = false, time.Time{}
+		if changed {
 			t.version = d.Version
 			m.put(ctx, t, next)
 			return
 		}
 	}
+	first := !t.known
 	m.set(t, doc, d.Version)
+	if first && !t.foreign && doc.State == experiment.Promoted {
+		m.opt.Log.Warn("an experiment was promoted earlier, and its arm serves all requests: write the arm into the config for good, or start it anew with headrace experiment start",
+			"experiment", t.Spec.Name, "since", doc.EndedAt)
+	}
 	if t.foreign {
 		m.opt.Log.Warn("replicas try something else under the name of an experiment: here the control serves its requests", "experiment", t.Spec.Name)
 	}
@@ -478,7 +503,7 @@ func (m *Manager) drain() {
 		t.stats.Record(&s.Observation)
 		t.recorded++
 		t.fresh = true
-		m.recent.add(s.request, told{t.Spec.Name, t.run, s.place.Index, s.Unit})
+		m.recent.add(s.request, told{experiment: t.Spec.Name, run: t.run, arm: s.place.Index, unit: s.Unit, forced: s.Forced})
 	}
 	clear(batch)
 	m.spare = batch

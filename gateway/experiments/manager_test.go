@@ -731,3 +731,38 @@ func TestMissed(t *testing.T) {
 		}
 	}
 }
+
+// TestNameAgain: what was promoted and deleted begins anew when its name is written down again; what was out by mistake goes on.
+func TestNameAgain(t *testing.T) {
+	for name, tc := range map[string]struct {
+		out   time.Duration
+		state experiment.State
+		share float64
+		run   int
+	}{"later": {20 * time.Minute, experiment.Running, 0.1, 2}, "a mistake": {time.Minute, experiment.Promoted, 1, 1}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				store := state.NewMemory()
+				a, b := startReplica(t, store, trialOf()), startReplica(t, store, trialOf())
+				if _, err := a.Apply(t.Context(), "e", experiment.Promote, ""); err != nil {
+					t.Fatal(err)
+				}
+				pass(5 * time.Second)
+				a.Configure(nil)
+				b.Configure(nil)
+				pass(tc.out)
+				a.Configure([]Trial{trialOf()})
+				pass(5 * time.Second)
+				b.Configure([]Trial{trialOf()})
+				pass(5 * time.Second)
+				for _, r := range []*replica{a, b} {
+					if v, _ := r.Show(t.Context(), "e"); v.State != tc.state || v.Arms[1].Share != tc.share || v.Run != tc.run {
+						t.Errorf("run %d is %s with %v of the units, want run %d %s with %v", v.Run, v.State, v.Arms[1].Share, tc.run, tc.state, tc.share)
+					}
+				}
+				a.stop()
+				b.stop()
+			})
+		})
+	}
+}

@@ -204,6 +204,9 @@ type told struct {
 	run        int
 	arm        int
 	unit       uint64
+	forced     bool // it chose its arm, and so says nothing of it
+	scored     bool
+	score      float64
 }
 
 const remembered = 1 << 15 // requests

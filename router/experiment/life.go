@@ -177,14 +177,7 @@ func (d *Doc) Matches(s *Spec) bool { return d.Digest == s.Digest() }
 func (d Doc) Adopt(s *Spec, now time.Time) (Doc, bool) {
 	changed := false
 	if !d.Matches(s) {
-		run := d.Run + 1
-		log, decisions := d.Log, d.Decisions
-		d = Doc{Name: s.Name, Digest: s.Digest(), Run: run, State: Scheduled, Wanted: WantRun, Log: log, Decisions: decisions}
-		d.reset(s)
-		d = d.note(now, Entry{By: "config", What: "changed", Why: "the config tries something else now: what was seen before says nothing of it"})
-		if !now.Before(s.Start) {
-			d = d.begin(s, now, "config", "it is in the config, and its time has come")
-		}
+		d = d.anew(s, now, Entry{By: "config", What: "changed", Why: "the config tries something else now: what was seen before says nothing of it"})
 		changed = true
 	}
 	if len(s.Steps) > 0 && d.Step >= len(s.Steps) { // the config has fewer of them than before
@@ -200,6 +193,28 @@ func (d Doc) Adopt(s *Spec, now time.Time) (Doc, bool) {
 		}
 	}
 	return d, changed
+}
+
+// Return is Adopt of an experiment that was out of the config until now, since the given time: one that had come to its end before
+// then is another one, which begins anew. A name that is written down again gives nothing to the arm that had it once.
+func (d Doc) Return(s *Spec, since, now time.Time) (Doc, bool) {
+	over := d.State != Scheduled && !d.State.Tries() && !d.EndedAt.After(since)
+	if over && d.Matches(s) {
+		d = d.anew(s, now, Entry{By: "config", What: "returned", Why: fmt.Sprintf("it was %s, taken out of the config, and written down again: this is another run", d.State)})
+	}
+	next, changed := d.Adopt(s, now)
+	return next, changed || over
+}
+
+// anew is the document of the next run, which begins if it is time.
+func (d Doc) anew(s *Spec, now time.Time, e Entry) Doc {
+	d = Doc{Name: s.Name, Digest: s.Digest(), Run: d.Run + 1, State: Scheduled, Wanted: WantRun, Log: d.Log, Decisions: d.Decisions}
+	d.reset(s)
+	d = d.note(now, e)
+	if !now.Before(s.Start) {
+		d = d.begin(s, now, "config", "it is in the config, and its time has come")
+	}
+	return d
 }
 
 func (s *Spec) wanted() Wanted {
