@@ -766,3 +766,39 @@ func TestNameAgain(t *testing.T) {
 		})
 	}
 }
+
+// TestFeedbackOnce: a request has one score, by whichever name it is given, and none if it chose its arm.
+func TestFeedbackOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := startReplica(t, state.NewMemory(), byRequest())
+		defer a.stop()
+		settle := func(id string, forced bool) {
+			arm, key := a.Table().Of("m")[0].Assign([]byte(id))
+			a.Observe(&ledger.Record{ID: id, At: time.Now(), Arm: arm.Label(), Unit: key, Status: 200, Forced: forced, Tries: 1, Attempts: []ledger.Attempt{{Endpoint: "static:1"}}})
+		}
+		settle("drawn", false)
+		settle("forced", true)
+		good, bad := 1.0, 0.0
+		for _, tc := range []struct {
+			f  Feedback
+			ok bool
+		}{
+			{Feedback{RequestID: "drawn", Score: &good}, true},
+			{Feedback{RequestID: "drawn", Score: &good}, true}, // sent twice
+			{Feedback{RequestID: "drawn", Score: &bad}, false},
+			{Feedback{Unit: "drawn", Score: &bad}, false},
+			{Feedback{Unit: "elsewhere", Score: &good}, true},
+			{Feedback{Unit: "elsewhere", Score: &bad}, false},
+			{Feedback{RequestID: "forced", Score: &good}, false},
+			{Feedback{Unit: "forced", Score: &good}, false},
+		} {
+			if _, err := a.Feedback("e", tc.f); (err == nil) != tc.ok || err != nil && !errors.Is(err, ErrFeedback) {
+				t.Errorf("%+v with %v: %v", tc.f, *tc.f.Score, err)
+			}
+		}
+		v, _ := a.Show(t.Context(), "e")
+		if n := v.Verdict.Seq; n != 4 {
+			t.Errorf("%d requests and scores were counted, want 2 and 2", n)
+		}
+	})
+}

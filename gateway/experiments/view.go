@@ -239,12 +239,13 @@ func (m *Manager) Feedback(name string, f Feedback) (arm string, err error) {
 		return bad("experiment %q is %s: nothing is counted", name, t.doc.State)
 	}
 	m.drain()
-	said := told{run: t.run}
+	said, judged := told{run: t.run}, "" // judged is the request, "" for all of a unit
 	if f.RequestID != "" {
 		var ok bool
 		if said, ok = m.recent.of[f.RequestID]; !ok || said.experiment != name || said.run != t.run {
 			return bad("request %q is not among the newest %d of this replica that were counted in %q; give its unit instead", f.RequestID, remembered, name)
 		}
+		judged = f.RequestID
 	} else {
 		kind := t.Spec.Units[0]
 		if f.By != "" {
@@ -264,6 +265,27 @@ func (m *Manager) Feedback(name string, f Feedback) (arm string, err error) {
 		is, key := a.Assign(unit)
 		_, said.arm = t.Spec.Arm(is.Name)
 		said.unit = uint64(key)
+		if !t.Spec.Sticky() { // the unit is the request
+			judged = f.Unit
+			if known, ok := m.recent.of[judged]; ok && known.experiment == name && known.run == t.run {
+				said = known
+			} else {
+				said.experiment = name
+				m.recent.add(judged, said)
+			}
+		}
+	}
+	switch {
+	case said.forced:
+		return bad("request %q chose its arm: only those that were drawn are judged", judged)
+	case said.scored && said.score == *f.Score: // sent twice
+		return t.Spec.Arms[said.arm].Name, nil
+	case said.scored:
+		return bad("request %q has a score already, %v", judged, said.score)
+	}
+	if judged != "" {
+		said.scored, said.score = true, *f.Score
+		m.recent.of[judged] = said
 	}
 	t.stats.Feedback(said.unit, said.arm, *f.Score)
 	t.recorded++
