@@ -450,7 +450,7 @@ func (m *Manager) look(ctx context.Context, stale bool) {
 			continue
 		}
 		t.fresh = false
-		v := t.stats.Peek()
+		v := t.stats.PeekOf(m.slot.lookers())
 		if v.Broken != "" || slices.ContainsFunc(v.Arms, func(a stats.ArmVerdict) bool { return a.Action == stats.Stop }) {
 			m.guard(c, t)
 		}
@@ -462,7 +462,7 @@ func (m *Manager) guard(ctx context.Context, t *trial) {
 	if !t.known || t.foreign {
 		return
 	}
-	t.judged = t.stats.Verdict()
+	t.judged = t.stats.VerdictOf(m.slot.lookers())
 	next, ended := t.doc.Guard(t.Spec, readings(t.judged), m.opt.Now())
 	if !ended {
 		return

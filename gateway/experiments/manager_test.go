@@ -802,3 +802,27 @@ func TestFeedbackOnce(t *testing.T) {
 		}
 	})
 }
+
+// TestLookers: who follows judges by its part of alpha, who decides by all of it.
+func TestLookers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := state.NewMemory()
+		var rs []*replica
+		for range 4 {
+			rs = append(rs, startReplica(t, store, trialOf()))
+		}
+		pass(5 * time.Second)
+		got := map[int]int{}
+		for _, r := range rs {
+			r.mu.Lock()
+			got[r.slot.lookers()]++
+			r.mu.Unlock()
+		}
+		if got[1] != 1 || got[4] != 3 {
+			t.Errorf("replicas by how many share alpha: %v, want one for itself and three of four", got)
+		}
+		for _, r := range rs {
+			r.stop()
+		}
+	})
+}

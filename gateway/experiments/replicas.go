@@ -25,6 +25,16 @@ type slot struct {
 	version state.Version
 	leads   bool
 	heard   map[string]holder // by slot
+	others  int               // replicas that were alive when the store was last asked
+}
+
+// lookers is by how many alpha is divided here: who decides has what all have seen, and the others, of whom each may end an experiment,
+// have little more than their own.
+func (s *slot) lookers() int {
+	if s.leads {
+		return 1
+	}
+	return s.others + 1
 }
 
 // holder is a slot as it was last seen.
@@ -119,7 +129,7 @@ func (m *Manager) hold(ctx context.Context) {
 		return
 	}
 	now := m.opt.Now()
-	s.leads = true
+	s.leads, s.others = true, 0
 	for name, d := range slots {
 		h, known := s.heard[name]
 		if !known || h.version != d.Version {
@@ -128,10 +138,11 @@ func (m *Manager) hold(ctx context.Context) {
 		}
 		var by held
 		n, err := strconv.Atoi(strings.TrimPrefix(name, "r"))
-		if err != nil || n >= s.number || json.Unmarshal(d.Body, &by) != nil || by.By == "" {
+		if err != nil || n == s.number || json.Unmarshal(d.Body, &by) != nil || by.By == "" || now.Sub(h.changed) >= m.opt.Lease {
 			continue
 		}
-		if now.Sub(h.changed) < m.opt.Lease {
+		s.others++
+		if n < s.number {
 			s.leads = false
 		}
 	}

@@ -138,19 +138,32 @@ var srmLogE = math.Log(1000) //nolint:gochecknoglobals // a constant, if it coul
 var suspicion = math.Log(10) //nolint:gochecknoglobals // likewise
 
 // Verdict says what is known, with the observations of replicas that were merged.
-func (e *Experiment) Verdict() Verdict { return e.look(true) }
+func (e *Experiment) Verdict() Verdict { return e.look(true, 1) }
 
 // Peek is Verdict without the words and the hosts, for who looks after every request.
-func (e *Experiment) Peek() Verdict { return e.look(false) }
+func (e *Experiment) Peek() Verdict { return e.look(false, 1) }
 
-func (e *Experiment) look(words bool) Verdict {
+// VerdictOf is Verdict by one of several who look at figures of their own, each of whom may end the experiment: by its part of alpha.
+// What the first few units tell is no test with an alpha, and many who look have many first few: it counts for nothing here.
+func (e *Experiment) VerdictOf(lookers int) Verdict { return e.look(true, lookers) }
+
+// PeekOf is Peek by one of several, as VerdictOf.
+func (e *Experiment) PeekOf(lookers int) Verdict { return e.look(false, lookers) }
+
+func (e *Experiment) look(words bool, lookers int) Verdict {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	s := e.own
 	if len(e.peers) > 0 {
 		s = e.combined()
 	}
-	return s.verdict(&e.design, words)
+	if lookers <= 1 {
+		return s.verdict(&e.design, words)
+	}
+	d := e.design
+	d.Alpha /= float64(lookers)
+	d.lateOnly = true
+	return s.verdict(&d, words)
 }
 
 // alpha is that of guardrail g for one arm. Units that are forgotten leave another test behind; all of them share what there is.
@@ -233,7 +246,7 @@ func (s *state) judge(v *ArmVerdict, d *Design, k int, words bool) {
 			d.Arms[d.Control], v.Name, c.sum[Failed].n, a.sum[Failed].n, evidence(float64(v.SRM)))
 		return
 	}
-	if f := float64(a.early.failed); a.early.failed >= earlyFails && f/float64(a.early.seen) >= earlyTimes*(float64(c.counts.Failed)+1)/float64(c.counts.Requests-c.counts.Forced+2) {
+	if f := float64(a.early.failed); !d.lateOnly && a.early.failed >= earlyFails && f/float64(a.early.seen) >= earlyTimes*(float64(c.counts.Failed)+1)/float64(c.counts.Requests-c.counts.Forced+2) {
 		v.Action, v.By = Stop, int(Failed)
 		v.Reason = fmt.Sprintf("error_rate: %d of the first %d units failed at their first request", a.early.failed, a.early.seen)
 		return

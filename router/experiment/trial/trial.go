@@ -27,6 +27,8 @@ type Trial struct {
 	Careful  bool    // a step is only taken when nothing speaks against it: what was seen decides what will be
 	Every    int     // requests between two looks; 0 means 16
 	Replicas int     // of the gateway, any of which may get any request, and the first of which looks; 0 means 1
+	// Lookers is by how many alpha is divided, as with replicas that look at their own figures (stats.Experiment.VerdictOf); 0 means 1.
+	Lookers int
 
 	// The canary's harm.
 	TTFT, TPS, USD float64 // factors; 0 means 1
@@ -134,7 +136,7 @@ func Run(t *Trial, seed uint64, promote bool) Result {
 		if t.Watch != nil {
 			t.Watch(i+1, e)
 		}
-		v := e.Peek()
+		v := e.PeekOf(t.Lookers)
 		c := &v.Arms[1]
 		res.Action, res.By, res.Requests, res.Units = c.Action, c.By, i+1, [2]int{v.Arms[0].Units, c.Units}
 		for k := range c.Estimates {
@@ -144,7 +146,7 @@ func Run(t *Trial, seed uint64, promote bool) Result {
 			break
 		}
 	}
-	res.Last = e.Verdict()
+	res.Last = e.VerdictOf(t.Lookers)
 	return res
 }
 
