@@ -25,11 +25,11 @@ build: ## build bin/headrace, bin/fakecloud and bin/loadgen
 
 .PHONY: test
 test: sdks services ## run all tests; those of a client whose language, or of a server that, is not installed are skipped and say so
-	$(GO) test -shuffle=on $(GOTESTFLAGS) $(PKG)
+	$(GO) test -p 3 -shuffle=on $(GOTESTFLAGS) $(PKG)
 
 .PHONY: race
 race: services ## run all tests but those of other languages' clients under the race detector (needs a C compiler)
-	CGO_ENABLED=1 $(GO) test -race -shuffle=on $(GOTESTFLAGS) $(if $(filter ./...,$(PKG)),$$($(GO) list ./... | grep -v /e2e$$),$(PKG))
+	CGO_ENABLED=1 $(GO) test -p 3 -race -shuffle=on $(GOTESTFLAGS) $(if $(filter ./...,$(PKG)),$$($(GO) list ./... | grep -v /e2e$$),$(PKG))
 
 .PHONY: e2e
 e2e: sdks ## run the OpenAI SDKs against a gateway and the vendors' clients against the fake clouds; needs Node and Python
