@@ -45,6 +45,6 @@ config all "{$otlp, sample: 1}"
 
 set -- --nginx none --judge off --only plain,burst "$@"
 for c in off metrics unsampled tenth all; do
-	set -- --proxy-cmd "$c=env UPSTREAM=http://{upstream}/v1 $build/headrace serve --config $build/$c.yaml --listen {listen}" "$@"
+	set -- --proxy-cmd "$c=env UPSTREAM=http://{upstream}/v1 HEADRACE_STATE_DIR=$build/$c.state $build/headrace serve --config $build/$c.yaml --listen {listen}" "$@"
 done
 "$build/loadgen" compare "$@"

@@ -43,7 +43,7 @@ func Nginx(path string) Program {
 	}}
 }
 
-// Headrace is the gateway with the mock as its only host. accessLog has it log every request, into
+// Headrace is the gateway with the mock as its only host, and its ledger in a directory of its own. accessLog has it log every request, into
 // the file that takes its output.
 func Headrace(name, path, model string, accessLog bool) Program {
 	level := "warn"
@@ -57,7 +57,8 @@ providers:
   static:
     - {name: mock, base_url: "http://%s/v1", models: [%q], price: {usd_per_hour: 1}}
 log: {level: %s, access: %t}
-`, p.Listen, p.Upstream, model, level, accessLog)
+state: {dir: %q}
+`, p.Listen, p.Upstream, model, level, accessLog, p.Dir)
 		file := filepath.Join(p.Dir, "headrace.yaml")
 		if err := os.WriteFile(file, []byte(conf), 0o644); err != nil {
 			return nil, err
