@@ -255,7 +255,8 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 	defer stopServe()
 	context.AfterFunc(backCtx, stopServe) // a part that fails ends the server
 
-	a.discovered(slices.Clone(static.New(a.cfg.StaticEndpoints(time.Now()), static.Options{}).Hosts())) // before the first request
+	cfg := a.cfg                                                                                      // which a reload replaces
+	a.discovered(slices.Clone(static.New(cfg.StaticEndpoints(time.Now()), static.Options{}).Hosts())) // before the first request
 	back.Go(func() error { return a.discover(backCtx, reloads) })
 	back.Go(func() error { return a.share(backCtx) })
 	a.startKeys(ctx)
@@ -287,8 +288,8 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 			return admin.Serve(backCtx, a.admin, admin.Options{
 				Router: a.router, Requests: a.ring, InFlight: a.server.InFlight, Draining: a.server.Draining,
 				Reload: a.reloadStatus, Version: versionText(), Providers: func() any { return a.statuses() },
-				Host: hostOf(a.cfg.Admin), Keys: a.keys, Experiments: a.trying, Shadow: a.shadow, Metrics: a.page(), Spend: a.books.Handler(listPrice(a.cfg)), Advice: advice.lately, Drain: a.drain, Undrain: a.undrain, Probe: a.prober.Status,
-				State: a.stateStatus,
+				Host: hostOf(cfg.Admin), Keys: a.keys, Experiments: a.trying, Shadow: a.shadow, Metrics: a.page(), Spend: a.books.Handler(listPrice(cfg)),
+				Advice: advice.lately, Drain: a.drain, Undrain: a.undrain, Probe: a.prober.Status, State: a.stateStatus,
 			})
 		})
 	}

@@ -233,7 +233,9 @@ func TestExperimentLive(t *testing.T) {
 	eventually(t, "both have", func() bool {
 		return standing(t, a, "bad").State == experiment.RolledBack && standing(t, b, "bad").State == experiment.RolledBack
 	})
+	c.mu.Lock()
 	t.Logf("bad: ended after %s, requests by arm %v", time.Since(began).Round(time.Millisecond), c.n)
+	c.mu.Unlock()
 	halt()
 	load.Wait()
 	c.mu.Lock()

@@ -157,7 +157,7 @@ models:
   bought: {serves: [bought]}
 providers:
   static:
-    - {name: own, base_url: "%s/v1", models: [good, saved], price: {usd_per_hour: 1.8}}
+    - {name: own, base_url: "%s/v1", models: [good, saved], price: {usd_per_hour: 1.8}, max_num_seqs: 2} # so that the dead one looks better
     - {name: dead, base_url: "http://%s/v1", models: [saved], price: {usd_per_hour: 0.1}, gpu: "H100 80GB"}
     - {name: first, base_url: "%s/v1", models: [told], continues: always, price: {usd_per_hour: 0.5}}
     - {name: second, base_url: "%s/v1", models: [told], continues: always, price: {usd_per_hour: 2}}
