@@ -79,7 +79,11 @@ func newFormScanner(boundary string) *formScanner {
 func (s *formScanner) feed(p []byte) {
 	s.count(p)
 	s.scan(p)
-	if begun := s.state == formPreamble && bytes.HasPrefix(s.line, s.delimiter[2:]); s.seen > s.delimiters && !begun {
+	begun := 0 // a delimiter whose line has not ended
+	if s.state == formPreamble && bytes.HasPrefix(s.line, s.delimiter[2:]) {
+		begun = 1
+	}
+	if s.seen > s.delimiters+begun {
 		s.refuse(errFormHead("its boundary where it delimits nothing"))
 	}
 }
