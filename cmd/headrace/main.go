@@ -33,7 +33,7 @@ func main() {
 	}
 }
 
-// exitError ends the program with a code of its own: 2 for a config that is wrong, 1 for all else.
+// exitError ends the program with a code of its own: 2 for a config or a flag that is wrong, 1 for all else.
 type exitError struct {
 	code int
 	err  error
@@ -62,6 +62,7 @@ Point an application's OpenAI base URL at it: http://127.0.0.1:8080/v1`,
 		SilenceUsage:  true,
 		Version:       versionText(),
 	}
+	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{2, err} })
 	c.AddCommand(serveCommand(), demoCommand(), checkCommand(), explainCommand(), hostsCommand(), keysCommand(), experimentCommand(), reportCommand(), simulateCommand(), chaosCommand(), versionCommand(), schemaCommand())
 	return c
 }

@@ -45,14 +45,13 @@ type Finding string
 
 // Findings. The first decisive one in this order is what the arm's verdict rests on.
 const (
-	Harm              Finding = "harm"    // proven worse, and beyond what is tolerated
-	Hosts             Finding = "hosts"   // worse as it runs, but hosts may be why: no verdict on the model
-	Suspicion         Finding = "suspect" // signs of harm that prove nothing yet
-	Open              Finding = "open"    // not shown to be within the margin
-	Few               Finding = "few"     // too few units
-	Unmeasured        Finding = "unknown" // no request of the arm or of the control had such a figure
-	UnmeasuredFinding         = "unknown" // no request of the arm or of the control had such a figure
-	Within            Finding = "within"  // shown to be within the margin, or, of a goal, shown to be better by it
+	Harm       Finding = "harm"    // proven worse, and beyond what is tolerated
+	Hosts      Finding = "hosts"   // worse as it runs, but hosts may be why: no verdict on the model
+	Suspicion  Finding = "suspect" // signs of harm that prove nothing yet
+	Open       Finding = "open"    // not shown to be within the margin
+	Few        Finding = "few"     // too few units
+	Unmeasured Finding = "unknown" // no request of the arm or of the control had such a figure
+	Within     Finding = "within"  // shown to be within the margin, or, of a goal, shown to be better by it
 )
 
 // Estimate is an arm against the control by one metric.
