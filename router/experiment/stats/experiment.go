@@ -55,6 +55,14 @@ func (e *Experiment) Reweigh(weights []float64) error {
 	return nil
 }
 
+// Epoch numbers the weights that are in force, from 1 on; Reweigh makes it one more unless it changes nothing. It is what a request's
+// Observation.Epoch has to be whose arm is drawn now.
+func (e *Experiment) Epoch() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.own.epochs)
+}
+
 // reference is what the control's requests of a block are like.
 type reference struct {
 	w, mean [logMetrics]float64
@@ -169,7 +177,8 @@ func (f *reference) residual(m Metric, y, x, v float64, control bool, p *slope) 
 }
 
 // Record takes in a request. It keeps nothing of o, takes less than a microsecond and, once units, hosts and blocks are known,
-// does not allocate. An arm that is not one of the design's is a mistake of the caller's that panics.
+// does not allocate. An arm that is not one of the design's is a mistake of the caller's that panics; weights that are not known yet
+// (Observation.Epoch) are taken for the latest.
 func (e *Experiment) Record(o *Observation) {
 	if o.Arm < 0 || o.Arm >= len(e.design.Arms) {
 		panic(fmt.Sprintf("BUG: arm %d of %d", o.Arm, len(e.design.Arms)))
@@ -184,6 +193,9 @@ func (e *Experiment) Record(o *Observation) {
 		return
 	}
 	epoch := len(s.epochs) - 1
+	if o.Epoch > 0 && o.Epoch <= epoch {
+		epoch = o.Epoch - 1
+	}
 	slot := slotOf(o.At)
 	s.reach(slot)
 	r := e.record(o.Unit, o.Arm, epoch, slot)
@@ -198,11 +210,11 @@ func (e *Experiment) Record(o *Observation) {
 		}
 	}
 	r.requests++
-	if o.Failed && r.failedIn&(1<<epoch) == 0 {
+	if o.Failed && r.failedIn&(1<<epoch) == 0 && e.mayVote(r, epoch, failedIn) {
 		r.failedIn |= 1 << epoch
 		e.voteBad(&s.failed, r, epoch, failedIn)
 	}
-	if o.Missed && r.missedIn&(1<<epoch) == 0 {
+	if o.Missed && r.missedIn&(1<<epoch) == 0 && e.mayVote(r, epoch, missedIn) {
 		r.missedIn |= 1 << epoch
 		e.voteBad(&s.missed, r, epoch, missedIn)
 	}
@@ -276,6 +288,21 @@ func (e *Experiment) score(r *record, score float64) {
 	r.n[logMetrics]++
 	a.revise(r, Score, score)
 	a.raw[Score].add(score)
+}
+
+// mayVote tells whether a unit votes for what happened in an epoch: not when it has voted of a later one, by which more is known of its
+// place than the weights of the earlier say.
+func (e *Experiment) mayVote(r *record, epoch int, mask func(*record) uint32) bool {
+	s := e.own
+	if !e.design.Sticky || epoch == len(s.epochs)-1 {
+		return true
+	}
+	for a := range s.arms {
+		if o := s.units.find(r.unit, a); o != nil && mask(o)>>(epoch+1) != 0 {
+			return false
+		}
+	}
+	return true
 }
 
 func (e *Experiment) voteBad(v *votes, r *record, epoch int, mask func(*record) uint32) {

@@ -177,6 +177,48 @@ func TestWeightsThatFall(t *testing.T) {
 	}
 }
 
+// TestLateVotesAreFair lets a unit fail in requests that were under way while the weight rose, and come in in whatever order: the mean
+// of the e-value over all places stays one after each of them, for each counts by the weights that its arm was drawn by.
+func TestLateVotesAreFair(t *testing.T) {
+	weights := []float64{0.1, 0.4, 0.8}
+	const places = 1000
+	for _, order := range [][]int{{0, 1, 2}, {1, 0, 2}, {2, 1, 0}, {0, 2, 1}, {2, 0, 1}} {
+		for _, sticky := range []bool{false, true} {
+			mean := make([]float64, len(order))
+			for i := range places {
+				place := (float64(i) + 0.5) / places
+				e := design(t, stats.Design{Sticky: sticky, Arms: []string{"control", "canary"}, Weights: []float64{1 - weights[0], weights[0]}})
+				epochs := []int{e.Epoch()}
+				for _, w := range weights[1:] {
+					if err := e.Reweigh([]float64{1 - w, w}); err != nil {
+						t.Fatal(err)
+					}
+					epochs = append(epochs, e.Epoch())
+				}
+				for n, k := range order {
+					o := stats.Unknown(7, 0)
+					o.Failed, o.Epoch = true, epochs[k]
+					if !sticky { // another unit each time, whose place has to do with nothing else
+						place = math.Mod(place*7919+0.5/places, 1)
+					}
+					if place < weights[k] {
+						o.Arm = 1
+					}
+					e.Record(&o)
+					mean[n] += math.Exp(float64(estimate(t, canary(e), stats.Failed).LogE)) / places
+				}
+			}
+			for n, m := range mean {
+				tolerance := 1e-9
+				if !sticky {
+					tolerance = 0.05 // the places of several units are not all pairs of them
+				}
+				near(t, fmt.Sprintf("sticky %t, order %v: mean e-value after %d of them", sticky, order, n+1), m, 1, tolerance)
+			}
+		}
+	}
+}
+
 // TestReweighRefuses says what is no set of weights, and when there were too many.
 func TestReweighRefuses(t *testing.T) {
 	e := design(t, stats.Design{})

@@ -13,6 +13,9 @@ type Observation struct {
 	// Unit is a hash of the unit; those of different units may be taken to differ. It may be the one that assigns arms.
 	Unit uint64
 	Arm  int // that the unit is assigned, whoever served it (intention to treat)
+	// Epoch tells by which weights the arm was drawn: what Experiment.Epoch was then. 0 means those in force when it is recorded, which is
+	// right only of requests that take no time: one that was under way when weights changed has to say by which it found its arm.
+	Epoch int
 	// Forced says that the arm was asked for, not drawn: the request is counted and not compared.
 	Forced bool
 
