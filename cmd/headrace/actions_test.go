@@ -26,17 +26,20 @@ import (
 	"headrace/router/outcome"
 )
 
+// patience is how long a test waits for what is to happen at all, however busy the machine.
+const patience = 90 * time.Second
+
 // eventually polls until ok.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(patience)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for !ok() {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			t.Fatalf("%s: not so after 20 s", what)
+			t.Fatalf("%s: not so after %v", what, patience)
 		}
 	}
 }

@@ -51,7 +51,7 @@ func (l *logBuffer) String() string {
 // await waits until the log holds text, n times.
 func (l *logBuffer) await(t *testing.T, text string, n int) {
 	t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(patience)
 	for strings.Count(l.String(), text) < n {
 		select {
 		case <-l.news:

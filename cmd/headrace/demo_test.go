@@ -48,7 +48,7 @@ func (o *output) String() string {
 // await waits until the output matches all patterns.
 func (o *output) await(t *testing.T, ended <-chan error, patterns ...string) {
 	t.Helper()
-	deadline := time.After(40 * time.Second)
+	deadline := time.After(patience)
 	for _, p := range patterns {
 		re := regexp.MustCompile(p)
 		for !re.MatchString(o.String()) {
@@ -107,7 +107,7 @@ func TestDemo(t *testing.T) {
 	if answered == 0 || answered+cut > all {
 		t.Errorf("%d requests, %d answered, %d cut", all, answered, cut)
 	}
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(patience)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for len(ours()) > len(before) {

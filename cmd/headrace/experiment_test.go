@@ -169,7 +169,7 @@ func TestExperimentLive(t *testing.T) {
 	good := head + fmt.Sprintf(eightLines, "good")
 	dirA, dirB := t.TempDir(), t.TempDir()
 	a, b := startApp(t, dirA, good, nil), startApp(t, dirB, good, nil)
-	eventuallyLong(t, "the canary's hosts are known to both", func() bool {
+	eventually(t, "the canary's hosts are known to both", func() bool {
 		return standing(t, a, "good").Problem == "" && standing(t, b, "good").Problem == ""
 	})
 	c := &crowd{t: t, users: 1500, arm: map[string]string{}, n: map[string]int{}}
@@ -180,7 +180,7 @@ func TestExperimentLive(t *testing.T) {
 	halt := sync.OnceFunc(func() { close(stop) })
 	defer halt()
 
-	eventuallyLong(t, "the second step", func() bool { return standing(t, a, "good").Step == 2 })
+	eventually(t, "the second step", func() bool { return standing(t, a, "good").Step == 2 })
 	c.ask(a.base)
 	if err := b.stop(); err != nil { // it lets its requests end
 		t.Fatal(err)
@@ -190,7 +190,7 @@ func TestExperimentLive(t *testing.T) {
 		t.Errorf("after its restart a gateway has it %s at step %d: %+v", v.State, v.Step, v.Verdict)
 	}
 	c.ask(a.base, b.base)
-	eventuallyLong(t, "the canary has everything at both", func() bool {
+	eventually(t, "the canary has everything at both", func() bool {
 		return standing(t, a, "good").State == experiment.Promoted && standing(t, b, "good").State == experiment.Promoted
 	})
 	c.mu.Lock()
@@ -221,13 +221,13 @@ func TestExperimentLive(t *testing.T) {
 	bad := head + fmt.Sprintf(eightLines, "bad")
 	a.write(t, bad)
 	b.write(t, bad)
-	eventuallyLong(t, "the canary is tried", func() bool {
+	eventually(t, "the canary is tried", func() bool {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		return c.n["bad/canary"] > 0
 	})
 	began := time.Now()
-	eventuallyLong(t, "one has ended it", func() bool {
+	eventually(t, "one has ended it", func() bool {
 		return standing(t, a, "bad").State == experiment.RolledBack || standing(t, b, "bad").State == experiment.RolledBack
 	})
 	eventually(t, "both have", func() bool {
@@ -273,21 +273,6 @@ func TestExperimentLive(t *testing.T) {
 	}
 	if _, err = runs(t, "experiment", "pause", "bad", "--admin", admin); err == nil || !strings.Contains(err.Error(), "only a running one can") {
 		t.Errorf("pause of an aborted one: %v", err)
-	}
-}
-
-// eventuallyLong is eventually for what takes steps of seconds.
-func eventuallyLong(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.After(90 * time.Second)
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("%s: not so after 90 s", what)
-		}
 	}
 }
 
@@ -340,11 +325,11 @@ func TestExperimentWithoutRedis(t *testing.T) {
 		defer c.mu.Unlock()
 		return c.n[arm]
 	}
-	eventuallyLong(t, "the canary is tried", func() bool { return seen("e/canary") > 20 })
+	eventually(t, "the canary is tried", func() bool { return seen("e/canary") > 20 })
 	stopRedis()
 	share := standing(t, a, "e").Arms[1].Share
 	had := seen("e/control")
-	eventuallyLong(t, "many more requests, which would do for a step", func() bool { return seen("e/control") > had+600 })
+	eventually(t, "many more requests, which would do for a step", func() bool { return seen("e/control") > had+600 })
 	for _, r := range []*running{a, b} {
 		if v := standing(t, r, "e"); v.State != experiment.Running || v.Arms[1].Share != share {
 			t.Errorf("without the Redis it is %s with a share of %v, before it was %v", v.State, v.Arms[1].Share, share)
@@ -354,12 +339,12 @@ func TestExperimentWithoutRedis(t *testing.T) {
 	if err := awq.SetFaults(fakecloud.Fault{Kind: fakecloud.Error500, P: 0.2}); err != nil {
 		t.Fatal(err)
 	}
-	eventuallyLong(t, "harm ends it where it is found", func() bool { return standing(t, a, "e").State == experiment.RolledBack })
+	eventually(t, "harm ends it where it is found", func() bool { return standing(t, a, "e").State == experiment.RolledBack })
 	if v := standing(t, b, "e"); v.State != experiment.Running {
 		t.Errorf("the other gateway, which cannot know, has it %s", v.State)
 	}
 	redis = start()
-	eventuallyLong(t, "the other follows", func() bool { return standing(t, b, "e").State == experiment.RolledBack })
+	eventually(t, "the other follows", func() bool { return standing(t, b, "e").State == experiment.RolledBack })
 	halt()
 	if len(c.failed) > 0 {
 		t.Errorf("%d requests failed: %v", len(c.failed), c.failed[:min(len(c.failed), 5)])

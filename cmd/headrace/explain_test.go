@@ -153,7 +153,7 @@ func TestExplain(t *testing.T) {
 // settled waits until the request's record and what became of its decision can be read.
 func settled(t *testing.T, addr, id string) {
 	t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(patience)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {

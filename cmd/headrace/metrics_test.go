@@ -60,7 +60,7 @@ func TestEnginesAreAsked(t *testing.T) {
 	}
 	tick := time.NewTicker(100 * time.Millisecond) // nothing tells when an engine was asked
 	defer tick.Stop()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(patience)
 	for limit() > 3 {
 		select {
 		case <-tick.C:

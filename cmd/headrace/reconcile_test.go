@@ -100,7 +100,7 @@ func TestLedgerAgainstVastBill(t *testing.T) {
 				t.Helper()
 				tick := time.NewTicker(time.Millisecond)
 				defer tick.Stop()
-				late := time.After(20 * time.Second)
+				late := time.After(patience)
 				for !ok() {
 					select {
 					case <-tick.C:

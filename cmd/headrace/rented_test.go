@@ -63,7 +63,7 @@ func startRented(t *testing.T, env map[string]string) *rented {
 // until waits until the hosts are as wanted.
 func (r *rented) until(what string, ok func([]router.HostView) bool) {
 	r.t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(patience)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {

@@ -460,7 +460,7 @@ func daemon(t *testing.T, ready, program string, args ...string) (stop func()) {
 // await asks until the answer is yes.
 func await(t *testing.T, what string, yes func() bool) {
 	t.Helper()
-	late, tick := time.After(20*time.Second), time.NewTicker(50*time.Millisecond)
+	late, tick := time.After(patience), time.NewTicker(50*time.Millisecond)
 	defer tick.Stop()
 	for !yes() {
 		select {
