@@ -3,6 +3,7 @@ package gateway
 import (
 	"bytes"
 	"encoding/binary"
+	"slices"
 	"strings"
 
 	"headrace/gateway/openai"
@@ -11,7 +12,8 @@ import (
 )
 
 // Experiments: a request's unit belongs to an arm before a host is looked for, and the host is then looked for among the arm's. Only
-// when there is none does another one of the model's serve the request; it counts as the arm's all the same (intention to treat).
+// when there is none does another one of the model's serve the request, that is on trial nowhere; it counts as the arm's all the same
+// (intention to treat).
 
 // wantsArm is the header field by which a request chooses its arm, as "experiment=arm".
 const wantsArm = "Arm"
@@ -38,7 +40,7 @@ func (x *exchange) assign() *openai.Error {
 			return nil
 		}
 	}
-	x.ask.Model = list[0].Spec.Control().Pool() // of nobody's business, and yet not for hosts that are on trial
+	x.ask.Model = list[0].Outside().Pool() // of nobody's business, and yet not for hosts that are on trial
 	return nil
 }
 
@@ -116,24 +118,51 @@ func (x *exchange) choosesArm(t *experiment.Table) *openai.Error {
 	return nil
 }
 
-// choose leases the best host of the arm, or of the whole model where the arm has none.
-func (x *exchange) choose(q *router.Request, l *router.Lease) error {
+// choose leases the best host of the arm, else one of those that may serve what finds no room at its arm's. outside tells that this is
+// none of the arm's.
+func (x *exchange) choose(q *router.Request, l *router.Lease) (outside bool, err error) {
 	r := x.s.router
 	if q.Model == x.model {
-		return r.Pick(q, l)
+		return false, r.Pick(q, l)
+	}
+	q.Firm = true
+	err = r.Pick(q, l)
+	if q.Firm = false; err == nil {
+		return false, nil
 	}
 	pool := q.Model
-	q.Firm = true
-	err := r.Pick(q, l)
-	if q.Firm = false; err == nil {
-		return nil
+	err = x.beyondArm(q, l)
+	q.Model, q.Firm = pool, false
+	return err == nil && x.rec.Arm != "" && !r.Snapshot().InPool(pool, l.Endpoint.ID), err
+}
+
+// beyondArm leases a host beyond the arm's. Hosts on trial serve their own units and nobody else, unless their experiment says that others'
+// requests may spill over to them while they are tried. q's Model and Firm are anything afterwards.
+func (x *exchange) beyondArm(q *router.Request, l *router.Lease) error {
+	r, list := x.s.router, x.s.opt.Arms().Of(x.model)
+	if len(list) == 0 { // the experiments were taken out of the config meanwhile
+		q.Model = x.model
+		return r.Pick(q, l)
 	}
-	q.Model = x.model
-	err = r.Pick(q, l)
-	if q.Model = pool; err == nil && x.rec.Arm != "" {
-		x.rec.OutOfArm = true
+	rest := list[0].Spec.Rest()
+	if slices.ContainsFunc(list, func(a *experiment.Assigner) bool { return a.Spec.Spill }) {
+		q.Firm, q.Model = true, rest
+		if err := r.Pick(q, l); err == nil {
+			return nil
+		}
+		for _, a := range list {
+			for i := range a.Spec.Arms {
+				if arm := &a.Spec.Arms[i]; a.Spec.Spill && a.Tries(arm) {
+					q.Model = arm.Pool()
+					if err := r.Pick(q, l); err == nil {
+						return nil
+					}
+				}
+			}
+		}
 	}
-	return err
+	q.Firm, q.Model = false, rest
+	return r.Pick(q, l)
 }
 
 // hedges tells whether a late first token has a second host asked.

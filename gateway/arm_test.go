@@ -10,8 +10,8 @@ import (
 	"testing"
 
 	"headrace/gateway/admission"
+	"headrace/gateway/experiments"
 	"headrace/gateway/ledger"
-	"headrace/router"
 	"headrace/router/endpoint"
 	"headrace/router/experiment"
 )
@@ -51,15 +51,7 @@ func newTrialRigOf(t *testing.T, urls []string, change func(*experiment.Spec, *r
 		}
 		o.before = func(srv *Server) {
 			srv.opt.Arms = g.table.Load
-			pools := []router.Pool{}
-			for i := range s.Arms {
-				p := router.Pool{Name: s.Arms[i].Pool(), Model: model, As: model, Holds: s.Arms[i].Hosts.Holds}
-				if s.Arms[i].Model != "" {
-					p.Model = s.Arms[i].Model
-				}
-				pools = append(pools, p)
-			}
-			srv.router.Update(eps, nil, pools...)
+			srv.router.Update(eps, nil, experiments.Pools([]experiments.Trial{{Spec: s}})...)
 		}
 	})
 	return g
@@ -170,6 +162,99 @@ func TestOutOfArm(t *testing.T) {
 	}
 	if _, n := bad.counts(); n != 2 { // two in a row open its breaker
 		t.Errorf("the canary was asked %d times, want until its breaker opened", n)
+	}
+}
+
+// failingAll answers every request with a 500.
+func failingAll(c *upConn, _ *upRequest) bool { c.send(jsonAnswer(500, `{}`)); return true }
+
+// TestOnTrialOnly keeps a host that only the canary's selector names from all but the canary's units, whatever becomes of the others'
+// hosts: while it is tried, after it was rolled back, and for requests without a unit. With spill it serves them while it is tried. Once it
+// was promoted, it serves what is in no arm as well.
+func TestOnTrialOnly(t *testing.T) {
+	const canary = "static:h1"
+	for name, tc := range map[string]struct {
+		shares   []float64
+		recorded bool
+		spill    bool
+		unit     bool // the request has one; it is the control's
+		served   bool // by the canary's host
+		out      bool
+	}{
+		"tried: without a unit":       {[]float64{0.999, 0.001}, true, false, false, false, false},
+		"tried: the control's":        {[]float64{0.999, 0.001}, true, false, true, false, false},
+		"tried and spills: no unit":   {[]float64{0.999, 0.001}, true, true, false, true, false},
+		"tried and spills: control":   {[]float64{0.999, 0.001}, true, true, true, true, true},
+		"rolled back: without a unit": {[]float64{1, 0}, false, true, false, false, false},
+		"rolled back: the control's":  {[]float64{1, 0}, false, true, true, false, false},
+		"dropped: the control's":      {[]float64{1, 0}, true, true, true, false, false},
+		"promoted: without a unit":    {[]float64{0, 1}, false, false, false, true, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			bad, b := newUpstream(t, failingAll), newUpstream(t, answering)
+			g := newTrialRigOf(t, []string{bad.url(), b.url()}, func(s *experiment.Spec, _ *rigOptions) { s.Spill = tc.spill }, experiment.Unit{Kind: experiment.ByUser})
+			a := experiment.NewAssigner(g.spec, 1, tc.shares, tc.recorded)
+			g.table.Store(experiment.NewTable([]*experiment.Assigner{a}))
+			req := chat(false)
+			if tc.unit {
+				user := "u"
+				for arm, _ := a.Assign([]byte(user)); arm != g.spec.Control(); arm, _ = a.Assign([]byte(user)) {
+					user += "u"
+				}
+				req = withUser(user)
+			}
+			r, _, err := g.do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			rec := g.recordN(0)
+			if by := rec.Endpoint == canary && r.StatusCode == http.StatusOK; by != tc.served || rec.OutOfArm != tc.out {
+				t.Errorf("status %d, arm %q, by %q, out %v", r.StatusCode, rec.Arm, rec.Endpoint, rec.OutOfArm)
+			}
+			if _, n := b.counts(); (n > 0) != tc.served {
+				t.Errorf("the canary's host got %d requests", n)
+			}
+		})
+	}
+}
+
+// TestTwoOnOneModel keeps the host that one experiment tries from the units of another on the same model, which compares ways of choosing.
+func TestTwoOnOneModel(t *testing.T) {
+	units := []experiment.Unit{{Kind: experiment.ByUser}}
+	ways := &experiment.Spec{Name: "ways", Model: model, To: 0.5, Units: units, Arms: []experiment.Arm{{Name: "control"}, {Name: "fast", Policy: "latency", Share: 1}}}
+	hosts := &experiment.Spec{Name: "hosts", Model: model, From: 0.5, To: 1, Units: units, Arms: []experiment.Arm{
+		{Name: "control", Hosts: &experiment.Selector{Host: []string{"static:h1"}}}, {Name: "canary", Hosts: &experiment.Selector{Host: []string{"static:h0"}}, Share: 1},
+	}}
+	ways.Ready()
+	hosts.Ready()
+	table := experiment.NewTable([]*experiment.Assigner{experiment.NewAssigner(ways, 1, []float64{0.5, 0.5}, true), experiment.NewAssigner(hosts, 1, []float64{0.8, 0.2}, true)})
+	a, b := newUpstream(t, answering), newUpstream(t, answering)
+	var eps []endpoint.Endpoint
+	g := newRig(t, []string{a.url(), b.url()}, func(o *rigOptions) {
+		o.edit = func(e []endpoint.Endpoint) { eps = e }
+		o.before = func(srv *Server) {
+			srv.opt.Arms = func() *experiment.Table { return table }
+			srv.router.Update(eps, nil, experiments.Pools([]experiments.Trial{{Spec: ways}, {Spec: hosts}})...)
+		}
+	})
+	by := map[string]int{}
+	for i := range 200 {
+		req := withUser(fmt.Sprint("user-", i))
+		if i%4 == 0 {
+			req = chat(false) // no unit
+		}
+		if r, _, err := g.do(req); err != nil || r.StatusCode != http.StatusOK {
+			t.Fatal(r, err)
+		}
+		if rec := g.recordN(i); rec.Endpoint == "static:h0" {
+			by[rec.Arm]++
+		} else if rec.Arm == "hosts/canary" {
+			t.Errorf("the canary's unit was served by %s", rec.Endpoint)
+		}
+	}
+	if len(by) != 1 || by["hosts/canary"] == 0 {
+		t.Errorf("h0 served by arm %v: want the canary's units, and nobody else", by)
 	}
 }
 

@@ -89,6 +89,7 @@ type exchange struct {
 	phase   phase
 	lease   router.Lease
 	ahead   *router.Lease // taken before the running attempt was given up; nil for none
+	outside bool          // ahead is none of the arm's hosts
 	pinned  endpoint.ID   // passthrough: the one endpoint, without a lease
 	attempt *forward.Attempt
 	worker  endpoint.WorkerReport // of the attempt that just ended
@@ -317,9 +318,12 @@ func (x *exchange) due(now time.Time) {
 func (x *exchange) place() error {
 	if x.ahead != nil {
 		x.lease, x.ahead = *x.ahead, nil
+		x.rec.OutOfArm = x.rec.OutOfArm || x.outside
 		return nil
 	}
-	return x.choose(&x.ask, &x.lease)
+	out, err := x.choose(&x.ask, &x.lease)
+	x.rec.OutOfArm = x.rec.OutOfArm || out
+	return err
 }
 
 // resumed tells whether the answer was gone on with.

@@ -58,7 +58,8 @@ func (x *exchange) takeAhead(ask *router.Request) bool {
 	tried = append(append(tried, x.tried[:min(x.rec.Tries, len(x.tried))]...), x.lease.Endpoint.ID)
 	ask.Now, ask.Tried = time.Now(), tried
 	x.ahead = new(router.Lease)
-	if x.choose(ask, x.ahead) != nil {
+	var err error
+	if x.outside, err = x.choose(ask, x.ahead); err != nil {
 		x.ahead = nil
 		return false
 	}

@@ -543,12 +543,14 @@ func (x *exchange) startOver() bool {
 	}
 	going := x.ask
 	x.tale.askAnew(&x.ask)
-	if x.s.router.Pick(&x.ask, &x.lease) != nil {
+	out, err := x.choose(&x.ask, &x.lease)
+	if err != nil {
 		x.s.router.Budget.Refund()
 		x.retries--
 		x.ask = going
 		return false
 	}
+	x.rec.OutOfArm = x.rec.OutOfArm || out
 	x.beginTale()
 	return true
 }

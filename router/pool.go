@@ -2,6 +2,7 @@ package router
 
 import (
 	"encoding/json"
+	"slices"
 
 	"headrace/router/endpoint"
 )
@@ -35,6 +36,12 @@ func (s *Snapshot) Pool(name string) (hosts int, ok bool) {
 		return len(m.cands), true
 	}
 	return 0, false
+}
+
+// InPool tells whether a host is one of a pool's.
+func (s *Snapshot) InPool(name string, id endpoint.ID) bool {
+	m := s.pools[name]
+	return m != nil && slices.ContainsFunc(m.cands, func(c *candidate) bool { return c.ep.ID == id })
 }
 
 // divide makes the pools out of the models, which are complete.

@@ -378,9 +378,8 @@ func (a *app) discovered(eps []endpoint.Endpoint) {
 		return
 	}
 	a.fleet = eps
-	a.router.Update(eps, a.rules)
-	a.books.Follow(eps)
 	a.router.Update(eps, a.rules, a.pools()...)
+	a.books.Follow(eps)
 	a.engines.Update(eps)
 	a.callAway(gone) // now that nobody is sent there any more
 	a.leaver.Update(eps)
@@ -421,6 +420,7 @@ func (a *app) reconfigure(r reading) bool {
 	a.cfg, a.rules, a.trials = r.cfg, rules(r.cfg), trials(r.cfg)
 	a.router.Update(a.fleet, a.rules, a.pools()...) // before requests look for an arm's hosts
 	a.trying.Configure(a.trials)
+	a.warn(r.cfg)
 	if a.export != nil {
 		a.export.TraceFailures(r.cfg.Telemetry.Failures)
 	}

@@ -123,7 +123,7 @@ func printConfig(out io.Writer, cfg *config.Config, output string) error {
 	if output == "json" {
 		e := json.NewEncoder(out)
 		e.SetIndent("", "  ")
-		return e.Encode(map[string]any{"ok": true, "admin": cfg.Admin, "hosts": rows})
+		return e.Encode(map[string]any{"ok": true, "admin": cfg.Admin, "hosts": rows, "warnings": append([]string{}, cfg.Warnings()...)})
 	}
 	t := table.NewWriter()
 	t.SetStyle(table.StyleLight)
@@ -141,6 +141,11 @@ func printConfig(out io.Writer, cfg *config.Config, output string) error {
 			scheme = "https"
 		}
 		if _, err := fmt.Fprintf(out, "The config is good. Base URL for applications: %s://%s/v1\n", scheme, l.Address); err != nil {
+			return err
+		}
+	}
+	for _, w := range cfg.Warnings() {
+		if _, err := fmt.Fprintln(out, "Warning: "+w+"."); err != nil {
 			return err
 		}
 	}

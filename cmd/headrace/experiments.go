@@ -22,7 +22,7 @@ func trials(c *config.Config) []experiments.Trial {
 		e := &c.Experiments[i]
 		s := &experiment.Spec{
 			Name: e.Name, Model: e.Model, Layer: e.Layer, Steps: e.Steps, MinTime: e.MinTime, MinUnits: e.MinUnits, MaxTime: e.MaxTime,
-			Wanted: experiment.Wanted(e.State),
+			Wanted: experiment.Wanted(e.State), Spill: e.Spill,
 		}
 		s.From, s.To = e.Slice()
 		s.Start, s.End = e.Span()
@@ -106,6 +106,14 @@ func (a *app) startExperiments(ctx context.Context) {
 	c, cancel := context.WithTimeout(ctx, storeFirst)
 	defer cancel()
 	a.trying.Load(c)
+	a.warn(a.cfg)
+}
+
+// warn logs what a config says and may not mean.
+func (a *app) warn(c *config.Config) {
+	for _, w := range c.Warnings() {
+		a.log.Warn("the config may not say what is meant", "warning", w)
+	}
 }
 
 // pools are those of the experiments in force. The caller holds mu.

@@ -29,6 +29,7 @@ type Experiment struct {
 	Guardrails *Guardrails `yaml:"guardrails" otherwise:"error_rate +0.2%, slo_missed +1%, ttft +10%, tps -5%, usd_per_mtok +2%" doc:"What an arm may do worse than the control. Harm that is proven ends it at once." aka:"guards|margins|limits"`
 	Goal       string      `yaml:"goal" words:"error_rate|slo_missed|ttft|tps|usd_per_mtok|truncated|score" otherwise:"none: not being worse is enough" doc:"The figure that must be proven better before an arm is promoted." aka:"objective|metric"`
 	Shadow     Shadow      `yaml:"shadow" doc:"Copies of requests that an arm answers for nobody, to see how it does."`
+	Spill      bool        `yaml:"spill" default:"false" doc:"Whether requests of other arms, which find no room at their own hosts, may be served by an arm's that is tried. Never by one's that was ended." aka:"overflow|spillover"`
 	State      string      `yaml:"state" words:"run|pause|promote|abort" default:"run" doc:"What the config asks for; later words by headrace experiment or the admin API hold against it until it changes." aka:"action|status"`
 
 	start, end time.Time
@@ -37,7 +38,7 @@ type Experiment struct {
 
 // ExperimentArm is one of the ways.
 type ExperimentArm struct {
-	Hosts        *HostSelector `yaml:"hosts" otherwise:"all hosts of the model" doc:"Which of the model's hosts serve it." aka:"host|select|selector|where"`
+	Hosts        *HostSelector `yaml:"hosts" otherwise:"all hosts of the model but those that only other arms than a control name" doc:"Which of the model's hosts serve it." aka:"host|select|selector|where"`
 	Model        string        `yaml:"model" otherwise:"the experiment's" eg:"llama-8b" doc:"Another model's name, whose hosts serve it." aka:"alias"`
 	Policy       string        `yaml:"policy" words:"cost|latency|balanced|weighted" otherwise:"the model's" doc:"What is looked for among its hosts, in place of the model's policy." aka:"strategy|routing"`
 	OnPreemption string        `yaml:"on_preemption" words:"continue|restart|fail" otherwise:"the model's" doc:"What becomes of an answer whose host is lost, in place of the model's." aka:"on_failure|preemption|continuation"`
@@ -133,6 +134,25 @@ func (c *Config) checkExperiments() []Problem {
 		}
 	}
 	return append(problems, c.checkLayers()...)
+}
+
+// Warnings are what a config may say, and its operator may not mean. Each names its place.
+func (c *Config) Warnings() []string {
+	var ws []string
+	for i := range c.Experiments {
+		e := &c.Experiments[i]
+		if a := e.Arms[e.Control]; a.Hosts != nil || a.Model != "" {
+			continue
+		}
+		for _, name := range slices.Sorted(maps.Keys(e.Arms)) {
+			if a := e.Arms[name]; name != e.Control && a.Hosts != nil && (a.Model == "" || a.Model == e.Model) {
+				ws = append(ws, fmt.Sprintf("%s.arms.%s: it names no hosts, so it is served by all of %q but those that arms which are tried name (%s). "+
+					"Where these are all there are, nobody serves it: say with hosts which are its own", experimentPath(i), e.Control, e.Model, name))
+				break
+			}
+		}
+	}
+	return ws
 }
 
 // checkModelOf looks whether callers know the model, where the config says which they know.
@@ -273,6 +293,9 @@ func (c *Config) checkWordsOf(at string, values, words []string, add func(string
 	}
 }
 
+// mostSteps leaves room among the 32 shares that the statistics of a run tell apart.
+const mostSteps = 24
+
 func (c *Config) checkSteps(e *Experiment, path string, add func(string, *mistake)) {
 	for i := range e.Steps {
 		at := fmt.Sprintf("%s.steps[%d]", path, i)
@@ -283,6 +306,9 @@ func (c *Config) checkSteps(e *Experiment, path string, add func(string, *mistak
 			add(at, &mistake{"is not more than the step before", "write them from the least to the most: a unit that was moved would be moved back"})
 			return
 		}
+	}
+	if len(e.Steps) > mostSteps {
+		add(path+".steps", &mistake{fmt.Sprintf("has %d steps", len(e.Steps)), fmt.Sprintf("keep to %d: statistics tell so many shares apart, with some to spare for arms that are ended", mostSteps)})
 	}
 	if len(e.Steps) == 1 && e.Steps[0] >= 1 {
 		add(path+".steps", &mistake{"leave the control nothing to be compared with", "begin with less, such as [5%, 25%, 50%, 100%]"})

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"strings"
 	"testing"
 	"time"
 )
@@ -47,6 +48,25 @@ experiments:
 	}
 	if e.Guardrails != nil {
 		t.Errorf("guardrails %+v", e.Guardrails)
+	}
+}
+
+// TestExperimentWarnings tells of a control that says not which hosts are its own beside an arm that does.
+func TestExperimentWarnings(t *testing.T) {
+	for arms, want := range map[string]string{
+		`control: {}, canary: {hosts: {gpu: "H100"}}`:                                      "experiments[0].arms.control: ",
+		`control: {hosts: {gpu: "A100"}}, canary: {hosts: {gpu: "H100"}}`:                  "",
+		`control: {}, fast: {policy: latency}`:                                             "",
+		`control: {}, small: {model: other, hosts: {gpu: "H100"}}`:                         "",
+		`control: {policy: cost}, same: {model: m, hosts: {gpu: "H100"}, policy: latency}`: "experiments[0].arms.control: ",
+	} {
+		c, err := Parse("headrace.yaml", []byte("providers: {runpod: {api_key: k}}\nexperiments:\n  - {name: e, model: m, arms: {"+arms+"}}\n"), Overrides{}, noVariables)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(c.Warnings(), "; "); (got == "") != (want == "") || !strings.HasPrefix(got, want) {
+			t.Errorf("%s: warnings %q", arms, got)
+		}
 	}
 }
 

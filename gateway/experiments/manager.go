@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"headrace/gateway/state"
-	"headrace/router"
 	"headrace/router/endpoint"
 	"headrace/router/experiment"
 	"headrace/router/experiment/stats"
@@ -186,26 +185,6 @@ func (m *Manager) soon() {
 	case m.wake <- struct{}{}:
 	default:
 	}
-}
-
-// Pools are the parts of models' hosts that the arms of trials are served by.
-func Pools(trials []Trial) []router.Pool {
-	var ps []router.Pool
-	for _, t := range trials {
-		for i := range t.Spec.Arms {
-			a := &t.Spec.Arms[i]
-			p := router.Pool{Name: a.Pool(), Label: a.Label(), Model: t.Spec.Model, As: t.Spec.Model}
-			if a.Model != "" {
-				p.Model = a.Model
-			}
-			if a.Hosts != nil {
-				p.Holds = a.Hosts.Holds
-			}
-			p.Policy, _ = router.ParsePolicy(a.Policy) // the config knows its words
-			ps = append(ps, p)
-		}
-	}
-	return ps
 }
 
 // publish makes the shares in force what requests see. The caller holds mu.

@@ -18,6 +18,7 @@ type Assigner struct {
 	// Recorded says that what becomes of requests is a figure of the experiment.
 	Recorded bool
 
+	winner *Arm
 	id     hasher
 	layer  hasher
 	whole  bool // all units of the layer are this experiment's
@@ -44,6 +45,9 @@ func NewAssigner(s *Spec, run int, shares []float64, recorded bool) *Assigner {
 	for i := 1; i < len(s.Arms) && i < len(shares); i++ {
 		if shares[i] > 0 {
 			a.shares = append(a.shares, stretch{&s.Arms[i], begins[i], shares[i]})
+			if !recorded && shares[i] >= 1 {
+				a.winner = &s.Arms[i]
+			}
 		}
 	}
 	return a
@@ -79,6 +83,28 @@ func (a *Assigner) Takes(unit []byte) bool {
 	}
 	p := a.layer.of(unit).Position()
 	return p >= a.Spec.From && p < a.Spec.To
+}
+
+// Outside is the arm that serves requests which are in no arm: without a unit, or outside of the experiment's traffic. That is the
+// control, until another one was promoted.
+func (a *Assigner) Outside() *Arm {
+	if a.winner != nil {
+		return a.winner
+	}
+	return a.Spec.Control()
+}
+
+// Tries tells whether the arm has a share of the units while it is tried.
+func (a *Assigner) Tries(arm *Arm) bool {
+	if !a.Recorded {
+		return false
+	}
+	for i := range a.shares {
+		if a.shares[i].arm == arm {
+			return true
+		}
+	}
+	return false
 }
 
 // Assign returns the unit's arm and key. It allocates nothing.

@@ -44,6 +44,10 @@ type Spec struct {
 	End      time.Time     // everything is the control's from then on; zero for never
 	Wanted   Wanted        // by the config
 	Shadow   Shadow
+	// Spill lets hosts that are tried serve others' requests too, which find no room elsewhere, while they are tried.
+	Spill bool
+
+	rest string
 }
 
 // Shadow has requests of the control asked once more of another arm, whose answers nobody gets.
@@ -79,6 +83,10 @@ func (a *Arm) Experiment() string { return a.label[:len(a.label)-len(a.Name)-1] 
 // Pool is the name of the router's pool of the arm's hosts.
 func (a *Arm) Pool() string { return a.pool }
 
+// Rest is the name of the router's pool of those of the model's hosts that may serve whatever finds no room at its arm's: all but those
+// that only arms that are tried name, of any experiment. Experiments on one model share it.
+func (s *Spec) Rest() string { return s.rest }
+
 // Control is the arm that the others are compared with.
 func (s *Spec) Control() *Arm { return &s.Arms[0] }
 
@@ -95,8 +103,11 @@ func (s *Spec) Arm(name string) (*Arm, int) {
 	return nil, -1
 }
 
-// poolMark begins the names of pools, and no model's.
-const poolMark = "\x00experiment/"
+// poolMark and restMark begin the names of pools, and no model's.
+const (
+	poolMark = "\x00experiment/"
+	restMark = "\x00experiments-rest/"
+)
 
 // Ready names the arms. It is to be called once, before the spec is used.
 func (s *Spec) Ready() {
@@ -106,6 +117,7 @@ func (s *Spec) Ready() {
 	if s.To == 0 {
 		s.To = 1
 	}
+	s.rest = restMark + s.Model
 	for i := range s.Arms {
 		a := &s.Arms[i]
 		a.label = s.Name + "/" + a.Name
