@@ -429,7 +429,7 @@ func (m *Manager) look(ctx context.Context, stale bool) {
 			continue
 		}
 		t.fresh = false
-		v := t.stats.PeekOf(m.slot.lookers())
+		v := t.stats.PeekOf(m.slot.part())
 		if v.Broken != "" || slices.ContainsFunc(v.Arms, func(a stats.ArmVerdict) bool { return a.Action == stats.Stop }) {
 			m.guard(c, t)
 		}
@@ -441,7 +441,7 @@ func (m *Manager) guard(ctx context.Context, t *trial) {
 	if !t.known || t.foreign {
 		return
 	}
-	t.judged = t.stats.VerdictOf(m.slot.lookers())
+	t.judged = t.stats.VerdictOf(m.slot.part())
 	next, ended := t.doc.Guard(t.Spec, readings(t.judged), m.opt.Now())
 	if !ended {
 		return
@@ -482,7 +482,7 @@ func (m *Manager) drain() {
 		t.stats.Record(&s.Observation)
 		t.recorded++
 		t.fresh = true
-		m.recent.add(s.request, told{experiment: t.Spec.Name, run: t.run, arm: s.place.Index, unit: s.Unit, forced: s.Forced})
+		m.recent.add(s.request, told{experiment: t.Spec.Name, run: t.run, arm: s.place.Index, unit: s.Unit, epoch: s.Epoch, forced: s.Forced})
 	}
 	clear(batch)
 	m.spare = batch
@@ -541,7 +541,7 @@ func (m *Manager) decide(ctx context.Context, t *trial) {
 	}
 	r := experiment.Readings{}
 	if t.stats != nil {
-		t.judged = t.stats.Verdict()
+		t.judged = t.stats.VerdictOf(m.slot.part())
 		r = readings(t.judged)
 	}
 	next, changed := t.doc.Decide(t.Spec, r, m.opt.Now())

@@ -803,8 +803,8 @@ func TestFeedbackOnce(t *testing.T) {
 	})
 }
 
-// TestLookers: who follows judges by its part of alpha, who decides by all of it.
-func TestLookers(t *testing.T) {
+// TestParts: replicas judge by parts of alpha that are 1 together, also when some have gone or do not reach the store.
+func TestParts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := state.NewMemory()
 		var rs []*replica
@@ -812,14 +812,23 @@ func TestLookers(t *testing.T) {
 			rs = append(rs, startReplica(t, store, trialOf()))
 		}
 		pass(5 * time.Second)
-		got := map[int]int{}
-		for _, r := range rs {
-			r.mu.Lock()
-			got[r.slot.lookers()]++
-			r.mu.Unlock()
+		parts := func(rs []*replica) map[float64]int {
+			got := map[float64]int{}
+			for _, r := range rs {
+				r.mu.Lock()
+				got[r.slot.part()]++
+				r.mu.Unlock()
+			}
+			return got
 		}
-		if got[1] != 1 || got[4] != 3 {
-			t.Errorf("replicas by how many share alpha: %v, want one for itself and three of four", got)
+		if got := parts(rs); got[0.5] != 1 || got[0.5/3] != 3 {
+			t.Errorf("parts of alpha: %v, want one half for who decides, and the other shared by three", got)
+		}
+		rs[0].stop() // who decided: what it has spent is not given away again
+		rs = rs[1:]
+		pass(time.Minute)
+		if got := parts(rs); got[0.5] != 1 || got[0.5/3] != 2 {
+			t.Errorf("parts of alpha when one has gone: %v, want one half and two sixths", got)
 		}
 		for _, r := range rs {
 			r.stop()

@@ -204,6 +204,7 @@ type told struct {
 	run        int
 	arm        int
 	unit       uint64
+	epoch      int  // of the request, as the statistics count them; 0 for now
 	forced     bool // it chose its arm, and so says nothing of it
 	scored     bool
 	score      float64

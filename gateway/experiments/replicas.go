@@ -25,16 +25,20 @@ type slot struct {
 	version state.Version
 	leads   bool
 	heard   map[string]holder // by slot
-	others  int               // replicas that were alive when the store was last asked
+	others  int               // the most replicas that were alive together with this one
 }
 
-// lookers is by how many alpha is divided here: who decides has what all have seen, and the others, of whom each may end an experiment,
-// have little more than their own.
-func (s *slot) lookers() int {
-	if s.leads {
+// part is this replica's of alpha, those of all being 1 together: each of them may end an experiment. Who decides looks at what all have
+// seen and has one half; the others look at little more than their own and share the other half. Who is out of the store's reach keeps to
+// that, for the others go on with theirs.
+func (s *slot) part() float64 {
+	switch {
+	case s.others == 0:
 		return 1
+	case s.leads:
+		return 0.5
 	}
-	return s.others + 1
+	return 0.5 / float64(s.others)
 }
 
 // holder is a slot as it was last seen.
@@ -129,7 +133,8 @@ func (m *Manager) hold(ctx context.Context) {
 		return
 	}
 	now := m.opt.Now()
-	s.leads, s.others = true, 0
+	s.leads = true
+	alive := 0
 	for name, d := range slots {
 		h, known := s.heard[name]
 		if !known || h.version != d.Version {
@@ -141,11 +146,12 @@ func (m *Manager) hold(ctx context.Context) {
 		if err != nil || n == s.number || json.Unmarshal(d.Body, &by) != nil || by.By == "" || now.Sub(h.changed) >= m.opt.Lease {
 			continue
 		}
-		s.others++
+		alive++
 		if n < s.number {
 			s.leads = false
 		}
 	}
+	s.others = max(s.others, alive) // who has gone has spent its part
 }
 
 // statsName is where a slot's observations of an experiment are stored.

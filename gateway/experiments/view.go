@@ -287,7 +287,7 @@ func (m *Manager) Feedback(name string, f Feedback) (arm string, err error) {
 		said.scored, said.score = true, *f.Score
 		m.recent.of[judged] = said
 	}
-	t.stats.Feedback(said.unit, said.arm, *f.Score)
+	t.stats.Feedback(said.unit, said.arm, said.epoch, *f.Score)
 	t.recorded++
 	t.fresh = true
 	return t.Spec.Arms[said.arm].Name, nil

@@ -192,10 +192,7 @@ func (e *Experiment) Record(o *Observation) {
 	if o.Forced {
 		return
 	}
-	epoch := len(s.epochs) - 1
-	if o.Epoch > 0 && o.Epoch <= epoch {
-		epoch = o.Epoch - 1
-	}
+	epoch := s.epoch(o.Epoch)
 	slot := slotOf(o.At)
 	s.reach(slot)
 	r := e.record(o.Unit, o.Arm, epoch, slot)
@@ -261,9 +258,9 @@ func (e *Experiment) record(unit uint64, arm, epoch int, slot uint32) *record {
 	return s.units.add(unit, arm, epoch, slot)
 }
 
-// Feedback takes in what somebody says of an answer after its request was recorded. With units that come again it is part of
-// the unit's mean; without, every word of it counts for itself. What is no number is ignored.
-func (e *Experiment) Feedback(unit uint64, arm int, score float64) {
+// Feedback takes in what somebody says of an answer after its request was recorded, whose Epoch it was; 0 means now. With units that come
+// again it is part of the unit's mean; without, every word of it counts for itself. What is no number is ignored.
+func (e *Experiment) Feedback(unit uint64, arm, epoch int, score float64) {
 	if arm < 0 || arm >= len(e.design.Arms) {
 		panic(fmt.Sprintf("BUG: arm %d of %d", arm, len(e.design.Arms)))
 	}
@@ -276,7 +273,7 @@ func (e *Experiment) Feedback(unit uint64, arm int, score float64) {
 	s.seq++
 	r := &record{arm: uint8(arm)} //nolint:gosec // small
 	if e.design.Sticky {
-		if r = e.record(unit, arm, len(s.epochs)-1, s.slot); r == nil {
+		if r = e.record(unit, arm, s.epoch(epoch), s.slot); r == nil {
 			return
 		}
 	}

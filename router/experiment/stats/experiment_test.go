@@ -417,8 +417,8 @@ func TestScore(t *testing.T) {
 			arm := int(unit & 1)
 			o := stats.Unknown(unit, arm)
 			e.Record(&o)
-			e.Feedback(unit, arm, 4-0.5*float64(arm)+r.NormFloat64())
-			e.Feedback(unit, arm, math.NaN())
+			e.Feedback(unit, arm, 0, 4-0.5*float64(arm)+r.NormFloat64())
+			e.Feedback(unit, arm, 0, math.NaN())
 		}
 		v := canary(e)
 		if got := estimate(t, v, stats.Score); v.Action != stats.Stop || math.Abs(float64(got.Diff)+0.5) > 0.15 || got.Finding != stats.Harm {

@@ -282,7 +282,7 @@ func TestConcurrentUse(t *testing.T) {
 				case 10*w + 3:
 					e.Snapshot()
 				case 10*w + 4:
-					e.Feedback(unit, int(unit&1), 0.5)
+					e.Feedback(unit, int(unit&1), 0, 0.5)
 				case 10*w + 5:
 					e.Forget("other")
 				}

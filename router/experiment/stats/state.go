@@ -235,6 +235,14 @@ func (s *state) host(id uint32, kind uint32, arm int) *host {
 	return &s.hosts[len(s.hosts)-1]
 }
 
+// epoch is the index of an Observation's Epoch.
+func (s *state) epoch(e int) int {
+	if e <= 0 || e > len(s.epochs) {
+		return len(s.epochs) - 1
+	}
+	return e - 1
+}
+
 // rising is the first epoch since which no arm but the control lost weight, up to epoch e.
 func (s *state) rising(control, e int) int {
 	for ; e > 0; e-- {

@@ -142,26 +142,29 @@ func (e *Experiment) Verdict() Verdict { return e.look(true, 1) }
 // Peek is Verdict without the words and the hosts, for who looks after every request.
 func (e *Experiment) Peek() Verdict { return e.look(false, 1) }
 
-// VerdictOf is Verdict by one of several who look at figures of their own, each of whom may end the experiment: by its part of alpha.
-// What the first few units tell is no test with an alpha, and many who look have many first few: it counts for nothing here.
-func (e *Experiment) VerdictOf(lookers int) Verdict { return e.look(true, lookers) }
+// VerdictOf is Verdict by one of several who look at figures of their own, each of whom may end the experiment: by its part of alpha, in
+// (0,1]. The parts of all who look have to be 1 together; then alpha holds for all of them.
+func (e *Experiment) VerdictOf(part float64) Verdict { return e.look(true, part) }
 
 // PeekOf is Peek by one of several, as VerdictOf.
-func (e *Experiment) PeekOf(lookers int) Verdict { return e.look(false, lookers) }
+func (e *Experiment) PeekOf(part float64) Verdict { return e.look(false, part) }
 
-func (e *Experiment) look(words bool, lookers int) Verdict {
+func (e *Experiment) look(words bool, part float64) Verdict {
+	if !(part > 0 && part <= 1) { //nolint:staticcheck // NaN
+		panic(fmt.Sprintf("BUG: %v of alpha", part))
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	s := e.own
 	if len(e.peers) > 0 {
 		s = e.combined()
 	}
-	if lookers <= 1 {
+	if part == 1 {
 		return s.verdict(&e.design, words)
 	}
 	d := e.design
-	d.Alpha /= float64(lookers)
-	d.lateOnly = true
+	d.Alpha *= part
+	d.lateOnly = part < 0.5
 	return s.verdict(&d, words)
 }
 

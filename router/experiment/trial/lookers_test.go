@@ -13,7 +13,7 @@ func TestLookers(t *testing.T) {
 	stopped := 0
 	for i := range experiments {
 		for k := range replicas {
-			tr := Trial{Requests: 2000, Steps: []Step{{0, .5}}, Hosts: [2]int{6, 0}, HostSD: .12, Lookers: replicas}
+			tr := Trial{Requests: 2000, Steps: []Step{{0, .5}}, Hosts: [2]int{6, 0}, HostSD: .12, Part: 1.0 / replicas}
 			if Run(&tr, uint64(i*replicas+k+1), false).Action == stats.Stop { //nolint:gosec // small
 				stopped++
 				break

@@ -27,8 +27,8 @@ type Trial struct {
 	Careful  bool    // a step is only taken when nothing speaks against it: what was seen decides what will be
 	Every    int     // requests between two looks; 0 means 16
 	Replicas int     // of the gateway, any of which may get any request, and the first of which looks; 0 means 1
-	// Lookers is by how many alpha is divided, as with replicas that look at their own figures (stats.Experiment.VerdictOf); 0 means 1.
-	Lookers int
+	// Part is the one of alpha that is looked by, as by one of several replicas (stats.Experiment.VerdictOf); 0 means all of it.
+	Part float64
 
 	// The canary's harm.
 	TTFT, TPS, USD float64 // factors; 0 means 1
@@ -83,6 +83,10 @@ func Run(t *Trial, seed uint64, promote bool) Result {
 	if every == 0 {
 		every = 16
 	}
+	part := t.Part
+	if part == 0 {
+		part = 1
+	}
 	factor := func(f float64) float64 {
 		if f == 0 {
 			return 1
@@ -136,7 +140,7 @@ func Run(t *Trial, seed uint64, promote bool) Result {
 		if t.Watch != nil {
 			t.Watch(i+1, e)
 		}
-		v := e.PeekOf(t.Lookers)
+		v := e.PeekOf(part)
 		c := &v.Arms[1]
 		res.Action, res.By, res.Requests, res.Units = c.Action, c.By, i+1, [2]int{v.Arms[0].Units, c.Units}
 		for k := range c.Estimates {
@@ -146,7 +150,7 @@ func Run(t *Trial, seed uint64, promote bool) Result {
 			break
 		}
 	}
-	res.Last = e.VerdictOf(t.Lookers)
+	res.Last = e.VerdictOf(part)
 	return res
 }
 
