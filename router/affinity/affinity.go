@@ -43,6 +43,26 @@ func (k *Key) Add(m Mark) {
 	k.N++
 }
 
+// Salt makes k another one than the same beginnings and the same session with another salt have, so that callers of whom one does not know the other's
+// salt can neither find nor use what the other has sent. 0 is no salt. A salt is given once.
+func (k *Key) Salt(salt uint64) {
+	if salt == 0 {
+		return
+	}
+	k.Session, k.Root = salted(k.Session, salt), salted(k.Root, salt)
+	for i := range k.Marks[:k.N] {
+		k.Marks[i].Hash = salted(max(1, k.Marks[i].Hash), salt)
+	}
+}
+
+// salted leaves 0 as it is, which is none.
+func salted(hash, salt uint64) uint64 {
+	if hash == 0 {
+		return 0
+	}
+	return max(1, mix(hash^salt))
+}
+
 // Home is the key by which Rendezvous ranks the hosts of a request of which nothing is known: the same for all requests
 // of a session, else of a conversation. It is 0 for one that nothing can be recognised by.
 func (k *Key) Home() uint64 {
