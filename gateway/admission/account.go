@@ -20,8 +20,9 @@ type account struct {
 	output   mean     // tokens of an answer
 	longest  float64  // tokens of the longest answer, fading
 	cost     mean     // billionths of a US dollar of a request
-	price    ratio    // billionths of a US dollar of a token, of prompts and answers
-	warned   window   // of the soft limit that the log has told of
+	took     mean     // nanoseconds of a request
+	prices   prices
+	warned   window // of the soft limit that the log has told of
 	share    share
 }
 
@@ -95,6 +96,13 @@ func (r *ratio) add(over, under float64) {
 	r.over, r.under, r.n = r.over*keep+over, r.under*keep+under, min(r.n+1, meanOf)
 }
 
+// begin has the ratio of an earlier process count until something is known; 0 is none.
+func (r *ratio) begin(was float64) {
+	if r.n == 0 && was > 0 {
+		*r = ratio{was, 1, knownOf} // the next request weighs more
+	}
+}
+
 // window is a stretch of time that a budget is for.
 type window uint8
 
@@ -112,8 +120,10 @@ type spending struct {
 	InDay int64 `json:"nano_usd_today"`
 	InMon int64 `json:"nano_usd_month"`
 	Total int64 `json:"nano_usd_total"`
-	// PerToken is what a token has cost lately, in billionths of a US dollar, 0 for unknown. It is kept in the store, and of no use in between.
-	PerToken float64 `json:"nano_usd_per_token,omitempty"`
+	// PerPrompt and PerOutput are what a token of a prompt and one of an answer have cost lately, in billionths of a US dollar, 0 for unknown.
+	// They are kept in the store, and of no use in between.
+	PerPrompt float64 `json:"nano_usd_per_prompt_token,omitempty"`
+	PerOutput float64 `json:"nano_usd_per_output_token,omitempty"`
 }
 
 // on says what day and month it is.

@@ -8,7 +8,9 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/subtle"
+	"encoding/binary"
 	"hash/maphash"
 	"log/slog"
 	"maps"
@@ -89,6 +91,7 @@ type Grant struct {
 	month  int64
 	total  int64
 	soft   float64
+	salt   uint64
 }
 
 // Counts are what the gate has refused, by reason, and has warned of. The reasons are a closed set: see Refusals.
@@ -192,7 +195,7 @@ func (g *Gate) grant(k Key) *Grant {
 	}
 	gr := &Grant{
 		Key: k, gate: g, acct: a, demand: router.Demand{Trust: k.Trust, Regions: k.Regions},
-		day: nanos(k.Budget.USDPerDay), month: nanos(k.Budget.USDPerMonth), total: nanos(k.Budget.USDTotal), soft: k.Budget.Soft,
+		day: nanos(k.Budget.USDPerDay), month: nanos(k.Budget.USDPerMonth), total: nanos(k.Budget.USDTotal), soft: k.Budget.Soft, salt: saltOf(&k.Hash),
 	}
 	if gr.soft <= 0 {
 		gr.soft = DefaultSoft
@@ -209,6 +212,28 @@ func (g *Gate) grant(k Key) *Grant {
 		a.mu.Unlock()
 	}
 	return gr
+}
+
+// saltOf is what a key's prompts and sessions are recognised by beside themselves. It follows from the secret: nobody who lacks that can tell it,
+// and all replicas have the same. It is never 0.
+func saltOf(h *Hash) uint64 {
+	own := sha256.Sum256(append([]byte("prompts and sessions of a key: "), h[:]...))
+	return max(1, binary.BigEndian.Uint64(own[:]))
+}
+
+// SaltOf returns Grant.Salt of the key of that name or ID; ok is false where there is none. Without keys it is 0 for "".
+func (g *Gate) SaltOf(name string) (salt uint64, ok bool) {
+	if name == "" {
+		return 0, true
+	}
+	if g != nil {
+		for _, gr := range g.book.Load().grants {
+			if gr.Key.Name == name || gr.Key.ID == name {
+				return gr.salt, true
+			}
+		}
+	}
+	return 0, false
 }
 
 // index is where the book has a hash. It is keyed anew in each process: how long a look into the book takes tells a stranger nothing

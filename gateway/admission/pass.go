@@ -3,7 +3,6 @@ package admission
 import (
 	"context"
 	"log/slog"
-	"math"
 	"sync"
 	"time"
 
@@ -27,8 +26,11 @@ type Ask struct {
 // several goroutines.
 type Pass struct {
 	grant  *Grant
-	tokens int64 // taken in advance
-	nano   int64 // billionths of a US dollar, likewise
+	tokens int64   // taken in advance
+	prompt int64   // of these
+	nano   int64   // billionths of a US dollar, likewise
+	weight float64 // see prices.learn
+	at     int64   // the gate's clock when it was let in
 
 	left Left
 }
@@ -82,7 +84,8 @@ func (p *Pass) admit(ask *Ask) *openai.Error {
 	now := g.clock(ask.Now)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	p.tokens = int64(ask.Prompt)
+	p.prompt, p.at, p.weight = int64(ask.Prompt), now, weightOf(&ask.Price)
+	p.tokens = p.prompt
 	if !ask.Silent {
 		out := int64(a.output.of(priorOutput))
 		if ask.Output > 0 {
@@ -103,48 +106,25 @@ func (p *Pass) admit(ask *Ask) *openai.Error {
 	case numReasons:
 		return nil
 	case overBudget:
-		return g.refuse(r, errBudget(w, gr.limit(w), a.spentIn(w), p.nano, ask.Now))
+		return g.refuse(r, errBudget(w, gr.limit(w), a.spentIn(w), p.nano, a.next(), ask.Now))
 	case unknownBudget:
 		return g.refuse(r, errBudgetUnknown())
 	case overTokens:
 		return g.refuse(r, errRate(r, k.TPM, p.tokens, wait))
 	case overConcurrency:
-		return g.refuse(r, errRate(r, k.Concurrency, 1, wait))
+		return g.refuse(r, errRate(r, k.Concurrency, 1, a.next()))
 	default:
 		return g.refuse(r, errRate(r, k.RPM, 1, wait))
 	}
 }
 
-// atMost is what a request may cost, in billionths of a US dollar: the tokens that it may use at what one of this key has cost lately, or at the
-// prices of the dearest host, where that is less or too little was seen. mu is held.
-func (a *account) atMost(ask *Ask) int64 {
-	out := 0.0
-	if !ask.Silent {
-		switch {
-		case ask.Output > 0:
-			out = float64(ask.Output)
-		case a.output.n < knownOf:
-			out = mostOutput
-		default: // twice the longest, unless that is more than we believe
-			out = max(min(2*a.longest, mostOutput), a.longest)
-		}
-		out *= float64(max(1, ask.N))
-	}
-	most := float64(nanos(ask.Price.USD(float64(ask.Prompt), out)))
-	seen := a.price.of() * (float64(ask.Prompt) + out)
-	if ask.Silent {
-		seen = max(seen, a.cost.of(0))
-	}
-	switch {
-	case a.price.n < knownOf && most > 0:
-		return int64(most)
-	case a.price.n < knownOf:
-		return int64(a.cost.of(0))
-	case most > 0:
-		return int64(min(seen, most))
-	}
-	return int64(min(seen, math.MaxInt64/4))
+// next is how long it takes until one of the running requests ends, by how long those of late took. mu is held.
+func (a *account) next() time.Duration {
+	running := a.running + a.share.others
+	return max(leastNext, time.Duration(a.took.of(0)/float64(max(1, running))))
 }
+
+const leastNext = time.Second // what Retry-After can say
 
 // alone has a request that seems to cost more than a whole budget fit into it while nothing of that is spent and nothing runs: what is only an
 // estimate keeps nobody out for good. mu is held.
@@ -388,6 +368,8 @@ type Used struct {
 	Prompt, Output int64   // tokens; -1 for unknown
 	Began          bool    // some host was asked: else it took no tokens
 	USD            float64 // of hosts' bills, all attempts together; 0 for unknown
+	// PromptUSD and OutputUSD are what of USD is known to be for prompts and for answers. The rest is parted by tokens.
+	PromptUSD, OutputUSD float64
 }
 
 // Settle puts what the request took in the place of what was thought when it was let in. The Pass is another request's afterwards.
@@ -417,12 +399,15 @@ func (p *Pass) Settle(u *Used) {
 			a.longest = max(float64(u.Output), a.longest*(1-1./meanOf))
 		}
 		a.cost.add(float64(nano))
-		if priced := tokens; nano > 0 || tokens > 0 {
-			if priced <= 0 { // nobody has counted them
-				priced = p.tokens
-			}
-			a.price.add(float64(nano), float64(priced))
+		a.took.add(float64(max(0, now-p.at)))
+		in, out := u.Prompt, u.Output
+		if in < 0 { // nobody has counted them
+			in = p.prompt
 		}
+		if out < 0 {
+			out = max(0, p.tokens-p.prompt)
+		}
+		a.prices.learn(u, float64(in), float64(out), p.weight)
 	}
 	warn, left := noWindow, int64(0)
 	if nano > 0 {
@@ -474,6 +459,14 @@ func (gr *Grant) ID() string {
 		return ""
 	}
 	return gr.Key.ID
+}
+
+// Salt is what the key's prompts and sessions are recognised by beside themselves, so that no other key finds them; 0 where no key was needed.
+func (gr *Grant) Salt() uint64 {
+	if gr == nil {
+		return 0
+	}
+	return gr.salt
 }
 
 // Model tells whether requests may name the model.

@@ -112,7 +112,6 @@ func errRate(r reason, limit, want int64, wait time.Duration) *openai.Error {
 	}
 	switch {
 	case r == overConcurrency:
-		e.Type, e.RetryAfter = openai.TypeRequests, time.Second
 		e.Message = fmt.Sprintf("Rate limit reached for this API key: %d requests at once are allowed. Wait for one of them to end.", limit)
 	case wait == 0:
 		e.Message = fmt.Sprintf("The request is too large for this API key: about %d tokens, where %d %s are allowed. Send less, or lower max_tokens.", want, limit, what)
@@ -122,8 +121,8 @@ func errRate(r reason, limit, want int64, wait time.Duration) *openai.Error {
 	return e
 }
 
-// errBudget says why a budget of which so much is spent has no room for a request that may cost nano.
-func errBudget(w window, limit, spent, nano int64, now time.Time) *openai.Error {
+// errBudget says why a budget of which so much is spent has no room for a request that may cost nano; next is when one of those that run ends.
+func errBudget(w window, limit, spent, nano int64, next time.Duration, now time.Time) *openai.Error {
 	of, again := "of its life", "Ask whoever runs this gateway for more."
 	end := w.ends(now)
 	if !end.IsZero() {
@@ -131,7 +130,7 @@ func errBudget(w window, limit, spent, nano int64, now time.Time) *openai.Error 
 	}
 	if spent < limit && nano <= limit-spent {
 		return &openai.Error{
-			Status: 429, Type: openai.TypeRequests, Code: openai.CodeRateLimitExceeded, RetryAfter: time.Second,
+			Status: 429, Type: openai.TypeRequests, Code: openai.CodeRateLimitExceeded, RetryAfter: next,
 			Message: fmt.Sprintf("What is left of this API key's budget %s, $%s of $%s, may be needed by its running requests. Wait for one of them to end.", of, dollars(limit-spent), dollars(limit)),
 		}
 	}

@@ -82,9 +82,9 @@ func (b *books) of(id string) spending { return b.shards[shard(id)].accounts[id]
 func (a *account) adopt(s spending) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.spent = s; a.price.n == 0 && s.PerToken > 0 {
-		a.price = ratio{s.PerToken, 1, knownOf} // the next request weighs more
-	}
+	a.spent = s
+	a.prices.prompt.begin(s.PerPrompt)
+	a.prices.output.begin(s.PerOutput)
 }
 
 // flush writes what was spent since the last time.
@@ -124,7 +124,7 @@ func (g *Gate) flushOnce(ctx context.Context) (again bool, err error) {
 			if due[shard(id)] == nil {
 				due[shard(id)] = map[string]spending{}
 			}
-			d.PerToken = a.price.of()
+			d.PerPrompt, d.PerOutput = a.prices.prompt.of(), a.prices.output.of()
 			due[shard(id)][id] = d
 		}
 		a.mu.Unlock()
@@ -204,7 +204,7 @@ func (s *spending) add(t *spending) {
 		s.InMon += t.InMon
 	}
 	s.Total += t.Total
-	s.PerToken = cmp.Or(t.PerToken, s.PerToken)
+	s.PerPrompt, s.PerOutput = cmp.Or(t.PerPrompt, s.PerPrompt), cmp.Or(t.PerOutput, s.PerOutput)
 }
 
 // take takes off what was added elsewhere.
