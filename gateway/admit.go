@@ -89,6 +89,7 @@ func (x *exchange) admit() *openai.Error {
 	if e := x.assign(); e != nil {
 		return e
 	}
+	x.ask.Affinity.Salt(x.grant.Salt()) // experiments know a session by its name alone
 	if e := x.spend(); e != nil {
 		return e
 	}
@@ -103,14 +104,30 @@ const bytesPerToken = 4
 // promptTokens estimates the tokens of a prompt. Images and files in base64 are far fewer tokens than bytes.
 func promptTokens(body []byte, promptBytes int) int {
 	n := promptBytes / bytesPerToken
-	if n > mediaTokens && bytes.Contains(body, base64Mark) {
-		return mediaTokens
+	if n <= fileTokens {
+		return n
 	}
-	return n
+	files := 0
+	for rest := body; ; files++ {
+		_, data, ok := bytes.Cut(rest, base64Mark)
+		if !ok {
+			break
+		}
+		end := bytes.IndexByte(data, '"')
+		if end < 0 {
+			end = len(data)
+		}
+		if space := bytes.IndexByte(data[:end], ' '); space >= 0 { // it is spoken of only
+			end = space
+		}
+		promptBytes -= end
+		rest = data[end:]
+	}
+	return min(n, max(0, promptBytes)/bytesPerToken+files*fileTokens)
 }
 
-// mediaTokens is about what a few images come to.
-const mediaTokens = 4000
+// fileTokens is about what an image comes to, or a page.
+const fileTokens = 1000
 
 var base64Mark = []byte(";base64,")
 

@@ -13,7 +13,7 @@ import (
 )
 
 // newCachingRig starts a gateway in front of two hosts of one kind that keep prefixes: static:h0 in region A, static:h1 in B.
-func newCachingRig(t *testing.T, timeScale float64) (*rig, []*fakecloud.Host) {
+func newCachingRig(t *testing.T, timeScale float64, more ...func(*rigOptions)) (*rig, []*fakecloud.Host) {
 	t.Helper()
 	var urls []string
 	var hosts []*fakecloud.Host
@@ -27,6 +27,9 @@ func newCachingRig(t *testing.T, timeScale float64) (*rig, []*fakecloud.Host) {
 	}
 	g := newRig(t, urls, func(o *rigOptions) {
 		o.noTLS = true
+		for _, f := range more {
+			f(o)
+		}
 		o.edit = func(eps []endpoint.Endpoint) {
 			for i := range eps {
 				eps[i].Region, eps[i].APIKey = string(rune('A'+i)), ""

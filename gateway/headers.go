@@ -38,6 +38,12 @@ func passthroughForwarded(name []byte) bool {
 		"upgrade", "expect", "authorization", "proxy-authorization", "api-key", "x-api-key", "cookie", "user-agent", "accept-encoding",
 		"x-request-id", "baggage": // the last is what other parties know of the caller
 		return false
+	case "cf-access-jwt-assertion", "cf-access-token", "cf-access-client-id", "cf-access-client-secret", "x-forwarded-access-token", "x-auth-token", "x-auth-request-access-token",
+		"x-goog-api-key", "x-goog-iap-jwt-assertion", "ocp-apim-subscription-key", "x-ms-token-aad-access-token", "x-ms-token-aad-id-token", "x-amz-security-token", "x-csrf-token":
+		return false // credentials of the proxies in front of us, or for others than this host
+	}
+	if strings.HasPrefix(s, "x-amzn-oidc-") {
+		return false
 	}
 	return !strings.HasPrefix(s, "x-headrace-")
 }
@@ -79,7 +85,7 @@ func named(connection, name []byte) bool {
 func returned(name []byte) bool {
 	var buf [32]byte
 	if len(name) > len(buf) {
-		return !hasFoldPrefix(name, "x-headrace-")
+		return !hasFoldPrefix(name, "x-headrace-") && !hasFoldPrefix(name, "anthropic-ratelimit-")
 	}
 	low := buf[:len(name)]
 	for i, c := range name {
@@ -94,7 +100,8 @@ func returned(name []byte) bool {
 		"x-request-id", "x-should-retry", "server-timing", "content-type", "strict-transport-security":
 		return false
 	}
-	return !bytes.HasPrefix(low, []byte("x-headrace-")) && !bytes.HasPrefix(low, []byte("x-ratelimit-")) // the host's limits are ours, not the caller's
+	return !bytes.HasPrefix(low, []byte("x-headrace-")) &&
+		!bytes.HasPrefix(low, []byte("x-ratelimit-")) && !bytes.HasPrefix(low, []byte("anthropic-ratelimit-")) // the host's limits are ours, not the caller's
 }
 
 func hasFoldPrefix(b []byte, prefix string) bool {

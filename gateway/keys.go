@@ -11,6 +11,7 @@ import (
 
 	"headrace/gateway/admission"
 	"headrace/gateway/openai"
+	"headrace/router/endpoint"
 )
 
 // Who may ask for what is gateway/admission's business. Here is what it reads of a request, and where it is asked: before anything of
@@ -160,9 +161,9 @@ func (x *exchange) spend() *openai.Error {
 	}
 	p, e := x.grant.Admit(&ask, &left)
 	if e != nil {
-		setLimits(&x.ctx.Response.Header, &left)
+		x.setLimits(&left)
 		if e.Code == openai.CodeInsufficientQuota {
-			x.ctx.Response.Header.SetCanonical(nameShouldRetry, []byte("false")) // which OpenAI's SDKs understand
+			x.ctx.Response.Header.SetCanonical(nameShouldRetry, []byte("false")) // which OpenAI's and Anthropic's SDKs understand
 		}
 		return e
 	}
@@ -180,49 +181,16 @@ func (x *exchange) leave() {
 	if x.route.proto == protoOpaque && u.Prompt >= 0 {
 		u.Output = max(u.Output, 0)
 	}
+	for i := range r.Attempts {
+		switch a := &r.Attempts[i]; {
+		case !a.USDKnown:
+		case a.Output == 0: // nothing was written, for all that is known
+			u.PromptUSD += a.USD
+		case a.Basis == endpoint.PerToken || a.First > 0:
+			u.PromptUSD += a.PromptUSD
+			u.OutputUSD += a.USD - a.PromptUSD
+		} // of an answer in one piece nobody has seen when it began
+	}
 	x.pass.Settle(&u)
 	x.pass = nil
-}
-
-// Names of OpenAI's header fields for limits, in the form they go out, and one of ours.
-var (
-	nameLimitRequests = []byte("X-Ratelimit-Limit-Requests")
-	nameLeftRequests  = []byte("X-Ratelimit-Remaining-Requests")
-	nameResetRequests = []byte("X-Ratelimit-Reset-Requests")
-	nameLimitTokens   = []byte("X-Ratelimit-Limit-Tokens")
-	nameLeftTokens    = []byte("X-Ratelimit-Remaining-Tokens")
-	nameResetTokens   = []byte("X-Ratelimit-Reset-Tokens")
-	nameBudget        = []byte("X-Headrace-Budget-Remaining-Usd")
-	nameShouldRetry   = []byte("X-Should-Retry")
-)
-
-// setLimits tells the caller what is left of his limits.
-func setLimits(h *fasthttp.ResponseHeader, l *admission.Left) {
-	var buf [32]byte
-	if l.RPM > 0 {
-		h.SetCanonical(nameLimitRequests, strconv.AppendInt(buf[:0], l.RPM, 10))
-		h.SetCanonical(nameLeftRequests, strconv.AppendInt(buf[:0], l.Requests, 10))
-		h.SetCanonical(nameResetRequests, appendReset(buf[:0], l.RequestsFullIn))
-	}
-	if l.TPM > 0 {
-		h.SetCanonical(nameLimitTokens, strconv.AppendInt(buf[:0], l.TPM, 10))
-		h.SetCanonical(nameLeftTokens, strconv.AppendInt(buf[:0], l.Tokens, 10))
-		h.SetCanonical(nameResetTokens, appendReset(buf[:0], l.TokensFullIn))
-	}
-	if l.Budget {
-		h.SetCanonical(nameBudget, strconv.AppendFloat(buf[:0], l.USD(), 'f', 6, 64))
-	}
-}
-
-// appendReset writes a time as OpenAI does: 12ms, 7.66s, 6m0s.
-func appendReset(dst []byte, d time.Duration) []byte {
-	switch d = max(d, 0); {
-	case d < time.Second:
-		return append(strconv.AppendInt(dst, d.Milliseconds(), 10), "ms"...)
-	case d < time.Minute:
-		return append(strconv.AppendFloat(dst, float64(d.Milliseconds())/1e3, 'f', -1, 64), 's')
-	default:
-		dst = append(strconv.AppendInt(dst, int64(d/time.Minute), 10), 'm')
-		return append(strconv.AppendFloat(dst, float64((d%time.Minute).Milliseconds())/1e3, 'f', -1, 64), 's')
-	}
 }

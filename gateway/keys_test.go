@@ -495,3 +495,66 @@ func TestRevokedWhileWaiting(t *testing.T) {
 		t.Errorf("%d with a key that is gone", a.StatusCode)
 	}
 }
+
+// TestAnthropicLimits has callers of Anthropic's SDK told of their limits in its words, and of nobody else's.
+func TestAnthropicLimits(t *testing.T) {
+	up := newUpstream(t, func(c *upConn, _ *upRequest) bool {
+		c.send(jsonAnswer(200, `{"type":"message","content":[],"usage":{"input_tokens":9,"output_tokens":1}}`, "anthropic-ratelimit-requests-remaining: 77", "anthropic-ratelimit-input-tokens-limit: 1"))
+		return true
+	})
+	g := newRig(t, []string{up.url()}, func(o *rigOptions) {
+		o.noTLS = true
+		o.keys = gateOf(func(k *admission.Key) { k.RPM, k.TPM = 2, 2000 })
+	})
+	ask := post("/v1/messages", `{"model":"m1","max_tokens":10,"messages":[{"role":"user","content":"hi"}]}`, "x-api-key: "+teamKey)
+	for i, left := range []string{"1", "0", "0"} {
+		sent := time.Now()
+		r, b, _ := g.do(ask)
+		if want := []int{200, 200, 429}[i]; r.StatusCode != want {
+			t.Fatalf("%d %s", r.StatusCode, b)
+		}
+		for field, want := range map[string]string{
+			"Anthropic-Ratelimit-Requests-Limit": "2", "Anthropic-Ratelimit-Requests-Remaining": left, "Anthropic-Ratelimit-Tokens-Limit": "2000",
+		} {
+			if got := r.Header.Values(field); len(got) != 1 || got[0] != want {
+				t.Errorf("request %d: %s: %q, want %q", i, field, got, want)
+			}
+		}
+		for name := range r.Header {
+			if strings.HasPrefix(name, "X-Ratelimit-") || name == "Anthropic-Ratelimit-Input-Tokens-Limit" {
+				t.Errorf("request %d has %s", i, name)
+			}
+		}
+		for field, most := range map[string]time.Duration{"Anthropic-Ratelimit-Requests-Reset": time.Minute, "Anthropic-Ratelimit-Tokens-Reset": time.Minute} {
+			at, err := time.Parse(time.RFC3339, r.Header.Get(field))
+			if err != nil || at.Before(sent) || at.After(time.Now().Add(most+time.Second)) {
+				t.Errorf("request %d at %s: %s: %q (%v)", i, sent.UTC().Format(time.RFC3339), field, r.Header.Get(field), err)
+			}
+		}
+		if i == 2 && (r.Header.Get("Retry-After") == "" || !strings.Contains(b, "rate_limit_error")) {
+			t.Errorf("refused: %v %s", r.Header, b)
+		}
+	}
+}
+
+// TestKeysHaveTheirOwnSessions has two keys send the same: neither is taken for the other, though hosts may hold what both have sent.
+func TestKeysHaveTheirOwnSessions(t *testing.T) {
+	g, _ := newCachingRig(t, 0, func(o *rigOptions) { o.keys = gateOf(nil) })
+	for _, header := range []string{"X-Headrace-Session: s-1", "X-Nothing: of the kind"} {
+		expected := func(key string) float64 {
+			k := talk{g: g, path: chatPath, headers: []string{bearer(key), header}}
+			n := g.count()
+			k.say(essay(header, 2000))
+			return g.recordN(n).Attempts[0].Decision.Cached
+		}
+		if n := expected(teamKey); n != 0 {
+			t.Errorf("%s: the first of all is expected to find %.0f tokens", header, n)
+		}
+		if n := expected(otherKey); n != 0 {
+			t.Errorf("%s: another key is expected to find %.0f tokens of the first one's", header, n)
+		}
+		if n := expected(teamKey); n < 400 {
+			t.Errorf("%s: the same key again is expected to find %.0f tokens", header, n)
+		}
+	}
+}

@@ -117,7 +117,7 @@ func (x *exchange) setHeaders(now time.Time) {
 	h := &x.ctx.Response.Header
 	h.SetCanonical(nameRequestID, append(buf[:0], x.rec.ID...))
 	if x.pass != nil {
-		setLimits(h, x.pass.Left())
+		x.setLimits(x.pass.Left())
 	}
 	if x.rec.Arm != "" {
 		h.SetCanonical(nameArm, append(buf[:0], x.rec.Arm...))

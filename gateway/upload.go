@@ -162,6 +162,7 @@ func (x *exchange) admitUpload() *openai.Error {
 	if e := x.assign(); e != nil {
 		return e
 	}
+	x.ask.Affinity.Salt(x.grant.Salt())
 	x.ask.BodyBytes, x.ask.Media = int64(max(0, size)), true
 	if e := x.confined(); e != nil {
 		return e

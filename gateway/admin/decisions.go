@@ -40,6 +40,12 @@ func (o *Options) explain(w http.ResponseWriter, r *http.Request) {
 	if name := q.Get("session"); name != "" {
 		ask.Affinity.Session = affinity.SessionHash(ask.Model, []byte(name))
 	}
+	salt, known := o.Keys.SaltOf(q.Get("key"))
+	if !known {
+		fail(w, http.StatusNotFound, "key_not_found", fmt.Sprintf("There is no key %q. /admin/v1/keys lists them.", q.Get("key")))
+		return
+	}
+	ask.Affinity.Salt(salt)
 	x, err := o.Router.Explain(ask)
 	if err != nil { // ErrUnknownModel, nothing else
 		fail(w, http.StatusNotFound, "model_not_found", fmt.Sprintf("The model %q does not exist. Available: %s.", ask.Model, listed(o.Router.Snapshot().Models())))
@@ -62,6 +68,10 @@ func asked(q url.Values) (ask *router.Request, refused string) {
 		want := ""
 		switch name {
 		case "model":
+		case "key":
+			if value == "" {
+				want = "the name or ID of a key"
+			}
 		case "session":
 			if value == "" || len(value) > 256 {
 				want = "a name of at most 256 bytes"
@@ -74,7 +84,7 @@ func asked(q url.Values) (ask *router.Request, refused string) {
 		default:
 			var known bool
 			if want, known = ask.Wish(name, value); !known {
-				return nil, "There is no parameter " + strconv.Quote(name) + ". There are model, prompt_tokens, max_tokens, policy, ttft, tps, trust, region and session."
+				return nil, "There is no parameter " + strconv.Quote(name) + ". There are model, prompt_tokens, max_tokens, policy, ttft, tps, trust, region, session and key."
 			}
 		}
 		if want != "" {
