@@ -33,6 +33,7 @@ type explainOptions struct {
 	trust        string
 	region       string
 	session      string
+	key          string
 }
 
 func explainCommand() *cobra.Command {
@@ -93,6 +94,7 @@ asked about, 2 the command line or the config is wrong.`,
 	f.StringVar(&o.trust, "trust", "", "community, verified, datacenter or secure: least trust of the host")
 	f.StringVar(&o.region, "region", "", "regions of the host parted by commas, such as EU or US-KS-2,CA")
 	f.StringVar(&o.session, "session", "", "of this session (x-headrace-session)")
+	f.StringVar(&o.key, "key", "", "of this key, by its name or ID: each key has sessions of its own")
 	for name, words := range map[string][]string{
 		"policy": policyWords(), "output": {"table", "json"}, "trust": {"community", "verified", "datacenter", "secure"},
 	} {
@@ -119,6 +121,7 @@ func (o *explainOptions) query(cmd *cobra.Command) url.Values {
 	for name, flag := range map[string]struct{ flag, value string }{
 		"model": {"model", o.model}, "prompt_tokens": {"prompt-tokens", strconv.Itoa(o.promptTokens)}, "max_tokens": {"max-tokens", strconv.Itoa(o.maxTokens)},
 		"policy": {"policy", o.policy}, "ttft": {"ttft", o.ttft}, "tps": {"tps", o.tps}, "trust": {"trust", o.trust}, "region": {"region", o.region}, "session": {"session", o.session},
+		"key": {"key", o.key},
 	} {
 		if cmd.Flags().Changed(flag.flag) {
 			q.Set(name, flag.value)
