@@ -98,7 +98,7 @@ func as[T any](t *testing.T, docs map[string][]byte, id string) *T {
 }
 
 func TestLint(t *testing.T) {
-	for _, file := range []string{"small.yaml", "full.yaml"} {
+	for _, file := range []string{"small.yaml", "full.yaml", "keys.yaml"} {
 		for _, m := range lint.All(chartPath, values(t, file), "llm", true).Messages {
 			if m.Severity > support.InfoSev {
 				t.Errorf("%s: %v", file, m)
@@ -211,7 +211,7 @@ func pods(t *testing.T, d *appsv1.Deployment) {
 
 // TestConfigAndDrain lets the gateway itself read the rendered config: it must be good, and pods must live until it has drained.
 func TestConfigAndDrain(t *testing.T) {
-	for _, file := range []string{"small.yaml", "full.yaml"} {
+	for _, file := range []string{"small.yaml", "full.yaml", "keys.yaml"} {
 		docs, err := render(t, values(t, file))
 		if err != nil {
 			t.Fatal(err)
@@ -243,9 +243,39 @@ func configIsGood(t *testing.T, path string) {
 	t.Helper()
 	check := exec.CommandContext(t.Context(), "go", "run", "./cmd/headrace", "check", "--config", path)
 	check.Dir = "../.."
-	check.Env = append(os.Environ(), "RUNPOD_API_KEY=rpa_example", "VAST_API_KEY=example", "REDIS_URL=redis://redis:6379/0")
+	check.Env = append(os.Environ(), "RUNPOD_API_KEY=rpa_example", "VAST_API_KEY=example", "REDIS_URL=redis://redis:6379/0",
+		"HEADRACE_ADMIN_KEY=hr_an-admin-key-of-a-test", "SEARCH_KEY=hr_another-key-of-a-test")
 	if out, err := check.CombinedOutput(); err != nil {
 		t.Errorf("headrace check: %v\n%s", err, out)
+	}
+}
+
+// TestKeys has every caller asked for a key, and the admin key come from its Secret.
+func TestKeys(t *testing.T) {
+	docs, err := render(t, values(t, "keys.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var cfg struct {
+		RequireKey bool `json:"require_key"`
+		Allow      bool `json:"allow_unauthenticated"`
+		Keys       []struct {
+			Name, Key string
+			Admin     bool
+		}
+	}
+	if err := yaml.Unmarshal([]byte(as[corev1.ConfigMap](t, docs, "ConfigMap/r-headrace").Data["headrace.yaml"]), &cfg); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(cfg.Keys); !cfg.RequireKey || cfg.Allow || n != 2 || cfg.Keys[0].Name != "search" || !cfg.Keys[1].Admin || cfg.Keys[1].Key != "${HEADRACE_ADMIN_KEY}" {
+		t.Errorf("%+v", cfg)
+	}
+	d := as[appsv1.Deployment](t, docs, "Deployment/r-headrace")
+	pods(t, d)
+	if env := d.Spec.Template.Spec.Containers[0].Env; !slices.ContainsFunc(env, func(e corev1.EnvVar) bool {
+		return e.Name == "HEADRACE_ADMIN_KEY" && e.ValueFrom != nil && e.ValueFrom.SecretKeyRef != nil && e.ValueFrom.SecretKeyRef.Name == "headrace-keys" && e.ValueFrom.SecretKeyRef.Key == "admin"
+	}) {
+		t.Errorf("the admin key does not come from its Secret: %+v", env)
 	}
 }
 
@@ -267,6 +297,12 @@ func TestRefused(t *testing.T) {
 			v["config"] = map[string]any{"timeouts": map[string]any{"total": "1h30m1s"}}
 			v["drain"] = map[string]any{"longestStream": 5400}
 		}, "would cut it"},
+		"keys, and callers without": {func(v map[string]any) {
+			v["keys"], v["state"] = map[string]any{"admin": map[string]any{"name": "k", "key": "admin"}}, map[string]any{"claim": "c"}
+		}, "leave one of them out"},
+		"keys that nothing keeps": {func(v map[string]any) {
+			v["keys"], v["allowUnauthenticated"] = map[string]any{"admin": map[string]any{"name": "k", "key": "admin"}}, false
+		}, "would end with the pod"},
 		"listen in config":  {func(v map[string]any) { v["config"] = map[string]any{"listen": ":80"} }, "listen"},
 		"unknown value":     {func(v map[string]any) { v["replicaCount"] = 3 }, "replicaCount"},
 		"key in plain text": {func(v map[string]any) { v["secretEnv"] = map[string]any{"VAST_API_KEY": "abc"} }, "VAST_API_KEY"},

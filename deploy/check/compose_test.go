@@ -22,9 +22,10 @@ func TestCompose(t *testing.T) {
 	for name, files := range map[string][]string{
 		"accounts": {"../compose/compose.yaml"},
 		"demo":     {"../compose/compose.yaml", "../compose/demo.yaml"},
+		"keys":     {"../compose/compose.yaml", "../compose/keys.yaml"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			o, err := cli.NewProjectOptions(files, cli.WithEnv([]string{"GRAFANA_PASSWORD=x", "RUNPOD_API_KEY=rpa_example"}), cli.WithResolvedPaths(true))
+			o, err := cli.NewProjectOptions(files, cli.WithEnv([]string{"GRAFANA_PASSWORD=x", "RUNPOD_API_KEY=rpa_example", "HEADRACE_ADMIN_KEY=hr_example"}), cli.WithResolvedPaths(true))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -45,6 +46,11 @@ func TestCompose(t *testing.T) {
 			if (h.Command[0] == "demo") != (name == "demo") {
 				t.Errorf("command %v", h.Command)
 			}
+			for _, v := range h.Volumes {
+				if v.Target == "/etc/headrace/headrace.yaml" && strings.HasSuffix(v.Source, "headrace.keys.yaml") != (name == "keys") {
+					t.Errorf("the config is %s", v.Source)
+				}
+			}
 		})
 	}
 	o, err := cli.NewProjectOptions([]string{"../compose/compose.yaml"})
@@ -58,11 +64,13 @@ func TestCompose(t *testing.T) {
 
 // TestComposeConfig lets the gateway read its config.
 func TestComposeConfig(t *testing.T) {
-	path, err := filepath.Abs("../compose/headrace.yaml")
-	if err != nil {
-		t.Fatal(err)
+	for _, name := range []string{"headrace.yaml", "headrace.keys.yaml"} {
+		path, err := filepath.Abs("../compose/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		configIsGood(t, path)
 	}
-	configIsGood(t, path)
 }
 
 // TestPrometheusConfig lets promtool read the config, with the rules where it looks for them.

@@ -35,8 +35,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 
 {{/* What would cut streams, lose state or let strangers in stops the installation. */}}
 {{- define "headrace.check" -}}
-{{- if not .Values.allowUnauthenticated }}
-{{- fail "callers are asked for no key: whoever reaches the Service spends your money. Keep strangers out (networkPolicy, a mesh, a proxy that asks), then set allowUnauthenticated=true" }}
+{{- if and (not .Values.allowUnauthenticated) (not .Values.keys.admin.name) }}
+{{- fail "callers are asked for no key: whoever reaches the Service spends your money. Name the Secret of an admin key (keys.admin.name), with which every caller needs a key; or keep strangers out (networkPolicy, a mesh, a proxy that asks), then set allowUnauthenticated=true" }}
+{{- end }}
+{{- if and .Values.allowUnauthenticated .Values.keys.admin.name }}
+{{- fail "keys.admin.name has every caller asked for a key, allowUnauthenticated=true lets them in without: leave one of them out" }}
+{{- end }}
+{{- if and .Values.keys.admin.name (not .Values.redis.urlSecret.name) (not .Values.state.claim) }}
+{{- fail "keys that are made while it runs would end with the pod: set redis.urlSecret.name, or state.claim" }}
 {{- end }}
 {{- $total := (.Values.config.timeouts | default dict).total | default "30m" }}
 {{- if lt (int .Values.drain.longestStream) (int (include "headrace.seconds" $total)) }}
