@@ -221,6 +221,8 @@ func TestAdminDecisions(t *testing.T) {
 		"/admin/v1/explain?model=m00&max_tokens=1e3":            `400 {"error":{"code":"invalid_parameter","message":"The parameter max_tokens`,
 		"/admin/v1/explain?model=m00&policy=":                   `400 {"error":{"code":"invalid_parameter","message":"The parameter policy is not understood. Give one of cost, latency, balanced or weighted,`,
 		"/admin/v1/explain?model=m00&session=":                  `400 {"error":{"code":"invalid_parameter","message":"The parameter session`,
+		"/admin/v1/explain?model=m00&key=nobody":                `404 {"error":{"code":"key_not_found","message":"There is no key \"nobody\".`,
+		"/admin/v1/explain?model=m00&key=":                      `400 {"error":{"code":"invalid_parameter","message":"The parameter key`,
 		"/admin/v1/explain?model=m00&tps=NaN":                   `400 {"error":{"code":"invalid_parameter","message":"The parameter tps`,
 		"/admin/v1/explain?model=none":                          `404 {"error":{"code":"model_not_found","message":"The model \"none\" does not exist. Available: m00, m01,`,
 		"/admin/v1/explain?model=m00&prompt_tokens=10&ttft=1.5": `200 {"at":`,
