@@ -14,9 +14,11 @@ func TestPromptTokens(t *testing.T) {
 		body string
 		low  int
 		high int
-	}{"an image": {image, 100, 4000}, "a long text": {text, 300_000, 340_000},
+	}{
+		"an image": {image, 100, 4000}, "a long text": {text, 300_000, 340_000},
 		"a text that speaks of one": {spokenOf, 300_000, 340_000}, "a long text and an image": {both, 300_000, 340_000},
-		"a short text": {`{"messages":[]}`, 0, 4}} {
+		"a short text": {`{"messages":[]}`, 0, 4},
+	} {
 		if n := promptTokens([]byte(tc.body), len(tc.body)); n < tc.low || n > tc.high {
 			t.Errorf("%s: %d tokens", name, n)
 		}
