@@ -1,0 +1,81 @@
+package experiments
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"headrace/router/experiment"
+)
+
+// ErrUnknown says that there is no experiment of that name.
+var ErrUnknown = errors.New("no such experiment")
+
+// find returns the trial of that name. The caller holds mu.
+func (m *Manager) find(name string) (*trial, error) {
+	for _, t := range m.trials {
+		if t.Spec.Name == name {
+			return t, nil
+		}
+	}
+	return nil, fmt.Errorf("%w: %q; the config has %s", ErrUnknown, name, m.names())
+}
+
+func (m *Manager) names() string {
+	if len(m.trials) == 0 {
+		return "none"
+	}
+	names := make([]string, len(m.trials))
+	for i, t := range m.trials {
+		names[i] = t.Spec.Name
+	}
+	return strings.Join(names, ", ")
+}
+
+// ErrSilent says that the store did not answer, so that other replicas cannot be told.
+var ErrSilent = errors.New("the state that replicas share cannot be reached")
+
+// Apply carries out an operator's command. Errors are ErrUnknown, ErrSilent, experiment.ErrState and experiment.ErrArm.
+func (m *Manager) Apply(ctx context.Context, name string, c experiment.Command, arm string) (View, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t, err := m.find(name)
+	if err != nil {
+		return View{}, err
+	}
+	for range 10 {
+		m.sync(ctx)
+		if m.silent != nil {
+			if c != experiment.Abort {
+				return View{}, fmt.Errorf("%w: %w; abort works all the same, here and at once", ErrSilent, m.silent)
+			}
+			if !t.known {
+				return View{}, fmt.Errorf("%w: %w; how experiment %q stands is not known here, so the control serves its requests at this replica: abort it again when the state answers", ErrSilent, m.silent, name)
+			}
+			next, err := t.doc.Apply(t.Spec, c, arm, "operator", m.opt.Now())
+			if err != nil {
+				return View{}, err
+			}
+			m.tell(t, &next)
+			v := t.version
+			m.set(t, next, v)
+			t.ahead = true
+			return m.view(t), nil
+		}
+		if t.foreign {
+			return View{}, fmt.Errorf("%w: replicas try something else under the name %q; give all of them one config", experiment.ErrState, name)
+		}
+		next, err := t.doc.Apply(t.Spec, c, arm, "operator", m.opt.Now())
+		if err != nil {
+			return View{}, err
+		}
+		if m.put(ctx, t, next) {
+			return m.view(t), nil
+		}
+		if err := ctx.Err(); err != nil {
+			return View{}, err
+		}
+	}
+	return View{}, fmt.Errorf("%w: other replicas keep changing it", ErrSilent)
+}

@@ -1,0 +1,150 @@
+package experiments
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"slices"
+	"time"
+
+	"headrace/gateway/state"
+	"headrace/router/experiment"
+)
+
+// answered notes whether the store did. The caller holds mu.
+func (m *Manager) answered(ctx context.Context, err error) bool {
+	if errors.Is(err, state.ErrConflict) {
+		err = nil
+	}
+	if err != nil && ctx.Err() != nil {
+		return false
+	}
+	if (err == nil) != (m.silent == nil) {
+		if err != nil {
+			m.opt.Log.Warn("the state of experiments cannot be reached: shares stay as they are, harm still ends an experiment here", "error", err)
+		} else {
+			m.opt.Log.Info("the state of experiments can be reached again")
+		}
+	}
+	m.silent = err
+	return err == nil
+}
+
+// sync reads every document, and writes those that are missing or that the config has changed. The caller holds mu.
+func (m *Manager) sync(ctx context.Context) {
+	if len(m.trials) == 0 {
+		return
+	}
+	docs, err := m.opt.Store.Load(ctx, kindDocs)
+	if !m.answered(ctx, err) || err != nil {
+		return
+	}
+	for _, t := range m.trials {
+		d, exists := docs[t.Spec.Name]
+		m.take(ctx, t, d, exists)
+	}
+}
+
+// take takes in an experiment's document as the store has it. The caller holds mu.
+func (m *Manager) take(ctx context.Context, t *trial, d state.Doc, exists bool) {
+	now := m.opt.Now()
+	if exists && t.known && d.Version == t.version && !t.ahead && !t.adopt {
+		return
+	}
+	if !exists {
+		t.version = 0
+		t.adopt = false
+		first := t.doc // the store has lost it: what was rolled back is not to begin anew for that
+		if !t.known || t.foreign {
+			first = experiment.NewDoc(t.Spec, now)
+		}
+		if adopted, changed := first.Adopt(t.Spec, now); changed {
+			first = adopted
+		}
+		m.put(ctx, t, first)
+		return
+	}
+	var doc experiment.Doc
+	if err := json.Unmarshal(d.Body, &doc); err != nil || len(doc.Shares) != len(doc.Arms) || len(doc.Arms) == 0 {
+		m.opt.Log.Error("the document of an experiment is not understood: the control serves its requests", "experiment", t.Spec.Name, "error", err)
+		t.known, t.version = false, d.Version
+		m.publish()
+		return
+	}
+	if t.ahead && d.Version >= t.version && doc.State.Tries() { // harm was found while the store could not be asked
+		t.version = d.Version
+		mine := t.doc
+		if next, ended := doc.Guard(t.Spec, readings(t.stats.Verdict()), now); ended {
+			mine = next
+		}
+		m.put(ctx, t, mine)
+		return
+	}
+	if t.adopt {
+		next, changed := doc.Adopt(t.Spec, now)
+		if !t.outOf.IsZero() {
+			next, changed = doc.Return(t.Spec, t.outOf, now)
+		}
+		t.adopt, t.outOf = false, time.Time{}
+		if changed {
+			t.version = d.Version
+			m.put(ctx, t, next)
+			return
+		}
+	}
+	first := !t.known
+	m.set(t, doc, d.Version)
+	if first && !t.foreign && doc.State == experiment.Promoted {
+		m.opt.Log.Warn("an experiment was promoted earlier, and its arm serves all requests: write the arm into the config for good, or start it anew with headrace experiment start",
+			"experiment", t.Spec.Name, "since", doc.EndedAt)
+	}
+	if t.foreign {
+		m.opt.Log.Warn("replicas try something else under the name of an experiment: here the control serves its requests", "experiment", t.Spec.Name)
+	}
+}
+
+// put writes a document that follows from the one the store has. The caller holds mu.
+func (m *Manager) put(ctx context.Context, t *trial, next experiment.Doc) bool {
+	body, err := json.Marshal(next)
+	if err != nil {
+		panic("BUG: an experiment's document cannot be written: " + err.Error())
+	}
+	v, err := m.opt.Store.Put(ctx, kindDocs, t.Spec.Name, t.version, body)
+	if !m.answered(ctx, err) {
+		return false
+	}
+	if err != nil {
+		m.soon() // somebody else has decided: it is read again
+		return false
+	}
+	m.tell(t, &next)
+	m.set(t, next, v)
+	return true
+}
+
+// tell logs what was decided.
+func (m *Manager) tell(t *trial, next *experiment.Doc) {
+	if n := len(next.Log); n > 0 && next.Decisions != t.doc.Decisions {
+		e := next.Log[n-1]
+		level := slog.LevelInfo
+		if e.By == "guardrail" {
+			level = slog.LevelWarn
+		}
+		m.opt.Log.Log(context.Background(), level, "experiment", "name", t.Spec.Name, "what", e.What, "arm", e.Arm, "by", e.By, "shares", e.Shares, "state", string(e.State), "metric", e.Metric, "why", e.Why)
+	}
+}
+
+// set makes d what is in force. The caller holds mu.
+func (m *Manager) set(t *trial, d experiment.Doc, v state.Version) {
+	if v < t.version {
+		return
+	}
+	was, first := t.doc, !t.known
+	t.doc, t.version, t.known, t.foreign, t.ahead = d, v, true, !d.Matches(t.Spec), false
+	m.publish()
+	if first || !slices.Equal(was.Shares, d.Shares) || was.Run != d.Run {
+		t.since = m.opt.Now()
+	}
+	m.follow(t)
+}

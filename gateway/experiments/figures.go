@@ -1,0 +1,181 @@
+package experiments
+
+import (
+	"context"
+	"slices"
+
+	"headrace/router/experiment"
+	"headrace/router/experiment/stats"
+)
+
+// follow has the statistics know of the shares in force. The caller holds mu.
+func (m *Manager) follow(t *trial) {
+	d := &t.doc
+	if t.foreign || len(d.Weights) == 0 {
+		return
+	}
+	if t.stats == nil || t.run != d.Run {
+		t.past = past{version: t.past.version}
+		e, err := stats.New(t.design(d))
+		if err != nil {
+			t.failed = err.Error()
+			m.opt.Log.Error("an experiment cannot be measured", "experiment", t.Spec.Name, "error", err)
+			return
+		}
+		t.stats, t.run, t.told, t.recorded, t.stored, t.judged, t.late = e, d.Run, 1, 0, 0, stats.Verdict{}, 0
+	}
+	for ; t.told < len(d.Weights) && (t.told < len(d.Weights)-1 || d.State.Tries()); t.told++ {
+		if err := t.stats.Reweigh(d.Weights[t.told].Shares); err != nil {
+			t.failed = err.Error()
+			m.opt.Log.Error("an experiment cannot be measured any longer", "experiment", t.Spec.Name, "error", err)
+			return
+		}
+	}
+}
+
+// capacity is how many units a replica remembers of a sticky experiment: more would make a look at what several of them saw too slow
+// for ten a second. They fit into a document.
+const capacity = 1 << 14
+
+func (t *trial) design(d *experiment.Doc) stats.Design {
+	return stats.Design{
+		Arms: d.Arms, Weights: d.Weights[0].Shares, Sticky: t.Spec.Sticky(), Alpha: t.Alpha, Guardrails: t.Guardrails,
+		MinUnits: max(2, min(t.Spec.MinUnits, 40)), Capacity: capacity,
+	}
+}
+
+// regard has what was seen judged by the margins that hold now. The caller holds mu.
+func (m *Manager) regard(t *trial) {
+	if t.stats == nil || len(t.doc.Weights) == 0 {
+		return
+	}
+	was, want := t.stats.Design(), t.design(&t.doc)
+	if was.Alpha == want.Alpha && slices.Equal(was.Guardrails, want.Guardrails) && was.MinUnits == want.MinUnits {
+		return
+	}
+	e, err := stats.New(want)
+	if err == nil {
+		err = e.Restore(t.stats.Snapshot())
+	}
+	if err != nil {
+		t.failed = err.Error()
+		m.opt.Log.Error("an experiment is judged by the margins that it had before", "experiment", t.Spec.Name, "error", err)
+		return
+	}
+	t.stats, t.judged, t.fresh, t.failed = e, stats.Verdict{}, true, ""
+}
+
+// guard ends what is proven to harm: here at once, and at the other replicas as soon as the store has it. The caller holds mu.
+func (m *Manager) guard(ctx context.Context, t *trial) {
+	if !t.known || t.foreign {
+		return
+	}
+	t.judged = t.stats.VerdictOf(m.slot.part())
+	next, ended := t.doc.Guard(t.Spec, readings(t.judged), m.opt.Now())
+	if !ended {
+		return
+	}
+	m.remember(ctx, t, true)
+	if m.put(ctx, t, next) {
+		return
+	}
+	if m.silent != nil {
+		m.tell(t, &next)
+		v := t.version
+		m.set(t, next, v)
+		t.ahead = true
+	}
+}
+
+// drain takes in the requests that wait. The caller holds mu.
+func (m *Manager) drain() {
+	m.queue.Lock()
+	batch := m.waiting
+	m.waiting = m.spare[:0]
+	m.queue.Unlock()
+	byName := map[string]*trial{}
+	for _, t := range m.trials {
+		byName[t.Spec.Name] = t
+	}
+	for i := range batch {
+		s := &batch[i]
+		t := byName[s.place.Spec.Name]
+		if t == nil || t.stats == nil || t.foreign || !t.doc.State.Tries() || s.place.Spec != t.Spec || t.doc.Dropped[s.place.Index] {
+			continue
+		}
+		if s.at.Before(t.since) {
+			t.late++
+			continue
+		}
+		m.compare(t, s)
+		t.stats.Record(&s.Observation)
+		t.recorded++
+		t.fresh = true
+		m.recent.add(s.request, told{experiment: t.Spec.Name, run: t.run, arm: s.place.Index, unit: s.Unit, epoch: s.Epoch, forced: s.Forced})
+	}
+	clear(batch)
+	m.spare = batch
+}
+
+// readings are the statistics as decisions need them.
+func readings(v stats.Verdict) experiment.Readings {
+	r := experiment.Readings{Broken: v.Broken, Arms: make([]experiment.Reading, len(v.Arms))}
+	for i := range v.Arms {
+		a := &v.Arms[i]
+		g := experiment.Reading{Units: int64(float64(a.Units) / v.Sample), Requests: a.Requests, OutOfArm: a.OutOfArm, Why: a.Reason}
+		switch a.Action {
+		case stats.Hold:
+		case stats.Advance:
+			g.Judgement = experiment.Advance
+		case stats.Promote:
+			g.Judgement = experiment.Pass
+		case stats.Stop:
+			g.Judgement = experiment.Stop
+		}
+		if j := slices.IndexFunc(a.Estimates, func(e stats.Estimate) bool { return int(e.Metric) == a.By }); j >= 0 {
+			e := &a.Estimates[j]
+			g.Metric, g.Figure, g.Bound = e.Metric.String(), float64(e.Diff), float64(e.Margin)
+		}
+		r.Arms[i] = g
+	}
+	return r
+}
+
+// round tells the other replicas what was seen here, and decides for all of them where it is this one's turn.
+func (m *Manager) round(ctx context.Context) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.trials) == 0 {
+		return
+	}
+	c, cancel := context.WithTimeout(ctx, storeTime)
+	defer cancel()
+	m.sync(c)
+	m.drain()
+	m.hold(c)
+	m.speak(c, false)
+	if m.silent != nil || !m.slot.leads {
+		return
+	}
+	m.hear(c)
+	for _, t := range m.trials {
+		m.decide(c, t)
+	}
+}
+
+// decide takes the next step, if it is time. The caller holds mu.
+func (m *Manager) decide(ctx context.Context, t *trial) {
+	if !t.known || t.foreign || t.ahead {
+		return
+	}
+	r := experiment.Readings{}
+	if t.stats != nil {
+		t.judged = t.stats.VerdictOf(m.slot.part())
+		r = readings(t.judged)
+	}
+	next, changed := t.doc.Decide(t.Spec, r, m.opt.Now())
+	m.remember(ctx, t, changed)
+	if changed {
+		m.put(ctx, t, next)
+	}
+}
