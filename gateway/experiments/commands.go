@@ -1,6 +1,7 @@
 package experiments
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -53,15 +54,7 @@ func (m *Manager) Apply(ctx context.Context, name string, c experiment.Command, 
 			if !t.known {
 				return View{}, fmt.Errorf("%w: %w; how experiment %q stands is not known here, so the control serves its requests at this replica: abort it again when the state answers", ErrSilent, m.silent, name)
 			}
-			next, err := t.doc.Apply(t.Spec, c, arm, "operator", m.opt.Now())
-			if err != nil {
-				return View{}, err
-			}
-			m.tell(t, &next)
-			v := t.version
-			m.set(t, next, v)
-			t.ahead = true
-			return m.view(t), nil
+			break
 		}
 		if t.foreign {
 			return View{}, fmt.Errorf("%w: replicas try something else under the name %q; give all of them one config", experiment.ErrState, name)
@@ -73,9 +66,17 @@ func (m *Manager) Apply(ctx context.Context, name string, c experiment.Command, 
 		if m.put(ctx, t, next) {
 			return m.view(t), nil
 		}
-		if err := ctx.Err(); err != nil {
-			return View{}, err
+		if ctx.Err() != nil {
+			break
 		}
 	}
-	return View{}, fmt.Errorf("%w: other replicas keep changing it", ErrSilent)
+	if c != experiment.Abort { // which always works
+		return View{}, cmp.Or(ctx.Err(), fmt.Errorf("%w: other replicas keep changing it", ErrSilent))
+	}
+	next, err := t.doc.Apply(t.Spec, c, arm, "operator", m.opt.Now())
+	if err != nil {
+		return View{}, err
+	}
+	m.alone(t, next)
+	return m.view(t), nil
 }

@@ -72,14 +72,13 @@ func (m *Manager) take(ctx context.Context, t *trial, d state.Doc, exists bool) 
 		m.publish()
 		return
 	}
-	if t.ahead && d.Version >= t.version && doc.State.Tries() { // harm was found while the store could not be asked
-		t.version = d.Version
-		mine := t.doc
-		if next, ended := doc.Guard(t.Spec, readings(t.stats.Verdict()), now); ended {
-			mine = next
+	if t.known && !t.foreign { // the store may have lost what it had, or this replica has decided while it could not be asked
+		if next, changed := doc.Reconcile(&t.doc, t.ahead, now); changed {
+			t.version = d.Version
+			m.opt.Log.Warn("what replicas share of an experiment is behind what is known here: it is written anew", "experiment", t.Spec.Name, "state", string(next.State))
+			m.put(ctx, t, next)
+			return
 		}
-		m.put(ctx, t, mine)
-		return
 	}
 	if t.adopt {
 		next, changed := doc.Adopt(t.Spec, now)
@@ -115,12 +114,19 @@ func (m *Manager) put(ctx context.Context, t *trial, next experiment.Doc) bool {
 		return false
 	}
 	if err != nil {
-		m.soon() // somebody else has decided: it is read again
+		m.behind = true // somebody else has decided
 		return false
 	}
 	m.tell(t, &next)
 	m.set(t, next, v)
 	return true
+}
+
+// alone puts in force here what the others are told when the store can be written to. The caller holds mu.
+func (m *Manager) alone(t *trial, next experiment.Doc) {
+	m.tell(t, &next)
+	m.set(t, next, t.version)
+	t.ahead = true
 }
 
 // tell logs what was decided.
@@ -137,9 +143,6 @@ func (m *Manager) tell(t *trial, next *experiment.Doc) {
 
 // set makes d what is in force. The caller holds mu.
 func (m *Manager) set(t *trial, d experiment.Doc, v state.Version) {
-	if v < t.version {
-		return
-	}
 	was, first := t.doc, !t.known
 	t.doc, t.version, t.known, t.foreign, t.ahead = d, v, true, !d.Matches(t.Spec), false
 	m.publish()

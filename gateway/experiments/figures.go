@@ -76,15 +76,23 @@ func (m *Manager) guard(ctx context.Context, t *trial) {
 		return
 	}
 	m.remember(ctx, t, true)
-	if m.put(ctx, t, next) {
-		return
+	run := t.run
+	for range 3 {
+		if m.put(ctx, t, next) {
+			return
+		}
+		if m.silent != nil {
+			break
+		}
+		m.sync(ctx) // somebody else has decided meanwhile
+		if t.foreign || t.run != run {
+			return
+		}
+		if next, ended = t.doc.Guard(t.Spec, readings(t.judged), m.opt.Now()); !ended {
+			return
+		}
 	}
-	if m.silent != nil {
-		m.tell(t, &next)
-		v := t.version
-		m.set(t, next, v)
-		t.ahead = true
-	}
+	m.alone(t, next)
 }
 
 // drain takes in the requests that wait. The caller holds mu.

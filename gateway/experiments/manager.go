@@ -58,6 +58,7 @@ type Manager struct {
 	kinds   names                // likewise
 	left    map[string]time.Time // experiments that are out of the config, since when
 	heardAt time.Time            // when other replicas were last heard for somebody's sake
+	behind  bool                 // documents are to be read again at the next look
 	silent  error                // why the store did not answer the last time, nil when it did
 }
 
@@ -222,7 +223,8 @@ func (m *Manager) look(ctx context.Context, stale bool) {
 	}
 	c, cancel := context.WithTimeout(ctx, storeTime)
 	defer cancel()
-	if stale {
+	if stale || m.behind {
+		m.behind = false
 		m.sync(c)
 	}
 	m.drain()

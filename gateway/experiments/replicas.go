@@ -88,6 +88,17 @@ func (m *Manager) claim(ctx context.Context) {
 	}
 }
 
+// mine returns the version of this replica's place as the store has it now, 0 for none; false when another has taken it. The caller holds mu.
+func (m *Manager) mine(ctx context.Context) (v state.Version, ok bool) {
+	slots, err := m.opt.Store.Load(ctx, kindReplica)
+	if err != nil {
+		return 0, false
+	}
+	d, exists := slots[slotName(m.slot.number)]
+	var h held
+	return d.Version, !exists || json.Unmarshal(d.Body, &h) == nil && h.By == m.slot.me
+}
+
 func (m *Manager) claimed() []byte {
 	b, _ := json.Marshal(held{m.slot.me, m.opt.Now()}) // text and a time always encode
 	return b
@@ -111,8 +122,10 @@ func (m *Manager) hold(ctx context.Context) {
 		return
 	}
 	v, err := m.opt.Store.Put(ctx, kindReplica, slotName(s.number), s.version, m.claimed())
-	if errors.Is(err, state.ErrConflict) { // the store may have lost it, which is nobody's doing
-		v, err = m.opt.Store.Put(ctx, kindReplica, slotName(s.number), 0, m.claimed())
+	if errors.Is(err, state.ErrConflict) { // the store may have lost it, or what was written last, which is nobody's doing
+		if was, ok := m.mine(ctx); ok {
+			v, err = m.opt.Store.Put(ctx, kindReplica, slotName(s.number), was, m.claimed())
+		}
 	}
 	if !m.answered(ctx, err) {
 		return

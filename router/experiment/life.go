@@ -217,6 +217,47 @@ func (d Doc) anew(s *Spec, now time.Time, e Entry) Doc {
 	return d
 }
 
+// over tells whether everything is one arm's.
+func (s State) over() bool { return s != Scheduled && !s.Tries() }
+
+// Reconcile returns what becomes of the document, as replicas share it, now that somebody knows mine of the same experiment, and whether
+// that changed anything. Each decision of a document counts it up, so one that was decided less often is from before mine: what replicas
+// share has gone back in time, and mine is what holds. Otherwise theirs does, but for what mine takes away: within a run, what was
+// ended is not tried again. alone says that mine was decided while nobody else could be asked.
+func (d Doc) Reconcile(mine *Doc, alone bool, now time.Time) (Doc, bool) {
+	switch {
+	case d.Run < mine.Run, d.Run == mine.Run && d.Digest == mine.Digest && d.Decisions < mine.Decisions:
+		return *mine, true
+	case d.Run > mine.Run || d.Digest != mine.Digest:
+		return d, false
+	case mine.State.over() && (d.State.Tries() || alone && d.State != mine.State):
+		return d.end(mine.State, now, mine.last()), true
+	case !d.State.Tries():
+		return d, false
+	}
+	changed := false
+	for i := 1; i < len(d.Dropped) && i < len(mine.Dropped); i++ {
+		if mine.Dropped[i] && !d.Dropped[i] {
+			e := mine.last()
+			for k := range mine.Log {
+				if mine.Log[k].Arm == d.Arms[i] && mine.Log[k].By == "guardrail" {
+					e = mine.Log[k]
+				}
+			}
+			d, changed = d.drop(i, now, e), true
+		}
+	}
+	return d, changed
+}
+
+// last is the last decision.
+func (d *Doc) last() Entry {
+	if len(d.Log) == 0 {
+		return Entry{By: "replica", What: "ended", Why: "another replica has ended it"}
+	}
+	return d.Log[len(d.Log)-1]
+}
+
 func (s *Spec) wanted() Wanted {
 	if s.Wanted == "" {
 		return WantRun
@@ -382,19 +423,24 @@ func (d Doc) Guard(s *Spec, r Readings, now time.Time) (Doc, bool) {
 		if d.Dropped[i] || a.Judgement != Stop {
 			continue
 		}
-		e := Entry{By: "guardrail", What: "rolled back", Arm: s.Arms[i].Name, Metric: a.Metric, Figure: known(a.Figure), Bound: known(a.Bound), Why: a.Why}
-		d.Dropped = slices.Clone(d.Dropped)
-		d.Dropped[i] = true
-		if d.left() == 0 {
-			return d.end(RolledBack, now, e), true
-		}
-		e.What = "arm rolled back"
-		shares := slices.Clone(d.Shares) // not the step's: this replica's config may have other steps than whoever took it
-		shares[0], shares[i] = shares[0]+shares[i], 0
-		d.weigh(shares, now)
-		return d.note(now, e), true
+		return d.drop(i, now, Entry{By: "guardrail", Arm: s.Arms[i].Name, Metric: a.Metric, Figure: known(a.Figure), Bound: known(a.Bound), Why: a.Why}), true
 	}
 	return d, false
+}
+
+// drop takes an arm away, and ends the experiment with the last one.
+func (d Doc) drop(i int, now time.Time, e Entry) Doc {
+	d.Dropped = slices.Clone(d.Dropped)
+	d.Dropped[i] = true
+	if d.left() == 0 {
+		e.What = "rolled back"
+		return d.end(RolledBack, now, e)
+	}
+	e.What = "arm rolled back"
+	shares := slices.Clone(d.Shares) // not the step's: this replica's config may have other steps than whoever took it
+	shares[0], shares[i] = shares[0]+shares[i], 0
+	d.weigh(shares, now)
+	return d.note(now, e)
 }
 
 // left is how many arms are still tried.
