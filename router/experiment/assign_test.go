@@ -22,12 +22,20 @@ func threeArms() *Spec {
 	return s
 }
 
+// stepped are the shares of a step.
+func stepped(s *Spec, step int, dropped ...bool) []float64 {
+	d := Doc{Steps: s.Steps}
+	d.reset(s)
+	copy(d.Dropped, dropped)
+	return d.stepShares(s, step)
+}
+
 // TestShares gives each arm the units that its share promises.
 func TestShares(t *testing.T) {
 	s := threeArms()
 	const n = 200_000
 	for _, step := range []int{0, 1, 2, 3} {
-		shares := s.shares(step, make([]bool, 3))
+		shares := stepped(s, step)
 		a := NewAssigner(s, 1, shares, true)
 		got := map[string]int{}
 		for i := range n {
@@ -69,7 +77,7 @@ func TestMonotone(t *testing.T) {
 			if step > 0 && rng.IntN(3) == 0 {
 				dropped[1+rng.IntN(len(s.Arms)-1)] = true
 			}
-			a := NewAssigner(s, 1, s.shares(step, dropped), true)
+			a := NewAssigner(s, 1, stepped(s, step, dropped...), true)
 			for i, u := range units {
 				arm, _ := a.Assign(u)
 				_, index := s.Arm(was[i].Name)

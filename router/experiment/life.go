@@ -29,13 +29,16 @@ func (s State) Tries() bool { return s == Running || s == Paused || s == Inconcl
 
 // Doc is what is remembered of an experiment, the same at every replica. It is a value: whoever changes it makes another.
 type Doc struct {
-	Name      string    `json:"name"`
-	Digest    string    `json:"digest"` // of the Spec that it belongs to
-	Run       int       `json:"run"`    // from 1; each start anew is one more
-	State     State     `json:"state"`
-	Step      int       `json:"step"` // index of Spec.Steps; -1 before the first
+	Name   string `json:"name"`
+	Digest string `json:"digest"` // of the Spec that it belongs to
+	Run    int    `json:"run"`    // from 1; each start anew is one more
+	State  State  `json:"state"`
+	// Steps are the shares that it goes by: those of the config that was heard last, whichever a replica has.
+	Steps     []float64 `json:"steps"`
+	Step      int       `json:"step"` // index of Steps: the last that is not more than what is in force; -1 before the first
 	StepAt    time.Time `json:"step_at"`
-	StepBase  []int64   `json:"step_base"` // requests of each arm when the step began
+	StepBase  []int64   `json:"step_base"`          // requests of each arm when the step began
+	StepOut   []int64   `json:"step_out,omitempty"` // of these, those that others' hosts served
 	StartedAt time.Time `json:"started_at"`
 	EndedAt   time.Time `json:"ended_at"`
 	Arms      []string  `json:"arms"`
@@ -43,9 +46,10 @@ type Doc struct {
 	// Weights are all that were in force in this run, one after another; the last may be older than the end of it.
 	Weights   []Weighing `json:"weights"`
 	Dropped   []bool     `json:"dropped"`
-	Wanted    Wanted     `json:"wanted"` // what the config asked for when it was last heard
-	Passed    bool       `json:"passed"` // all is shown that was asked, and somebody has to promote it
-	Log       []Entry    `json:"log"`    // oldest first
+	Wanted    Wanted     `json:"wanted"`             // what the config asked for when it was last heard
+	Withdrawn time.Time  `json:"withdrawn,omitzero"` // since when no replica's config has it; zero while one does
+	Passed    bool       `json:"passed"`             // all is shown that was asked, and somebody has to promote it
+	Log       []Entry    `json:"log"`                // oldest first
 	Decisions int64      `json:"decisions"`
 }
 
@@ -96,6 +100,7 @@ type Reading struct {
 	Units     int64
 	Requests  int64
 	OutOfArm  int64 // requests that its hosts could not serve
+	Hostless  bool  // it has no host now
 	Judgement Judgement
 	Metric    string // that decided, "" for none
 	Figure    float64
@@ -115,12 +120,24 @@ const mostOutOfArm = 0.1
 
 // NewDoc is an experiment's first document.
 func NewDoc(s *Spec, now time.Time) Doc {
-	d := Doc{Name: s.Name, Digest: s.Digest(), Run: 1, State: Scheduled, Wanted: WantRun}
+	d := Doc{Name: s.Name, Digest: s.Digest(), Run: 1, State: Scheduled, Wanted: WantRun, Steps: slices.Clone(s.Steps)}
 	d.reset(s)
-	if !now.Before(s.Start) {
-		return d.begin(s, now, "schedule", "it is in the config, and its time has come")
+	return d.first(s, now, "schedule")
+}
+
+// first begins a run if it is time and the config does not ask to wait.
+func (d Doc) first(s *Spec, now time.Time, by string) Doc {
+	switch wanted := s.wanted(); {
+	case wanted == WantPause || wanted == WantAbort:
+		d.Wanted = wanted
+		if wanted == WantAbort {
+			return d.end(Aborted, now, Entry{By: "config", What: "aborted", Why: "asked for before it began"})
+		}
+		return d.note(now, Entry{By: "config", What: "scheduled", Why: "state: pause: nothing is tried until the config says run, or somebody starts it"})
+	case now.Before(s.Start):
+		return d.note(now, Entry{By: "schedule", What: "scheduled", Why: "starts at " + s.Start.UTC().Format(time.RFC3339)})
 	}
-	return d.note(now, Entry{By: "schedule", What: "scheduled", Why: "starts at " + s.Start.UTC().Format(time.RFC3339)})
+	return d.begin(s, now, by, "it is in the config, and its time has come")
 }
 
 // reset forgets shares and steps.
@@ -129,7 +146,7 @@ func (d *Doc) reset(s *Spec) {
 	for i := range s.Arms {
 		d.Arms[i] = s.Arms[i].Name
 	}
-	d.Shares, d.Dropped, d.StepBase = make([]float64, len(s.Arms)), make([]bool, len(s.Arms)), make([]int64, len(s.Arms))
+	d.Shares, d.Dropped, d.StepBase, d.StepOut = make([]float64, len(s.Arms)), make([]bool, len(s.Arms)), make([]int64, len(s.Arms)), make([]int64, len(s.Arms))
 	d.Weights = nil
 	d.Shares[0] = 1
 	d.Step, d.Passed, d.StartedAt, d.EndedAt, d.StepAt = -1, false, time.Time{}, time.Time{}, time.Time{}
@@ -147,19 +164,19 @@ func (d Doc) note(now time.Time, e Entry) Doc {
 func (d Doc) begin(s *Spec, now time.Time, by, why string) Doc {
 	d.reset(s)
 	d.State, d.StartedAt, d.StepAt, d.Step = Running, now, now, 0
-	d.weigh(s.shares(0, d.Dropped), now)
+	d.weigh(d.stepShares(s, 0), now)
 	return d.note(now, Entry{By: by, What: "started", Why: why})
 }
 
-// shares are those of a step, the control's first.
-func (s *Spec) shares(step int, dropped []bool) []float64 {
+// stepShares are those of a step, the control's first.
+func (d *Doc) stepShares(s *Spec, step int) []float64 {
 	shares := make([]float64, len(s.Arms))
 	rest := 1.0
 	for i := 1; i < len(s.Arms); i++ {
 		switch {
-		case dropped[i]:
-		case len(s.Steps) > 0:
-			shares[i] = s.Steps[min(step, len(s.Steps)-1)] * s.part(i)
+		case d.Dropped[i]:
+		case len(d.Steps) > 0:
+			shares[i] = d.Steps[min(step, len(d.Steps)-1)] * s.part(i)
 		default:
 			shares[i] = s.Arms[i].Share
 		}
@@ -171,99 +188,6 @@ func (s *Spec) shares(step int, dropped []bool) []float64 {
 
 // Matches tells whether the document belongs to the spec, as far as it says what is tried.
 func (d *Doc) Matches(s *Spec) bool { return d.Digest == s.Digest() }
-
-// Adopt returns the document with what the config says now, and whether that changed anything. It is to be called once for each
-// config that is read: later words of an operator hold against it.
-func (d Doc) Adopt(s *Spec, now time.Time) (Doc, bool) {
-	changed := false
-	if !d.Matches(s) {
-		d = d.anew(s, now, Entry{By: "config", What: "changed", Why: "the config tries something else now: what was seen before says nothing of it"})
-		changed = true
-	}
-	if len(s.Steps) > 0 && d.Step >= len(s.Steps) { // the config has fewer of them than before
-		d.Step = len(s.Steps) - 1
-		changed = true
-	}
-	if wanted := s.wanted(); wanted != d.Wanted {
-		d.Wanted = wanted
-		changed = true
-		cmd := map[Wanted]Command{WantRun: Resume, WantPause: Pause, WantPromote: Promote, WantAbort: Abort}[wanted]
-		if next, err := d.Apply(s, cmd, "", "config", now); err == nil {
-			d = next
-		}
-	}
-	return d, changed
-}
-
-// Return is Adopt of an experiment that was out of the config until now, since the given time: one that had come to its end before
-// then is another one, which begins anew. A name that is written down again gives nothing to the arm that had it once.
-func (d Doc) Return(s *Spec, since, now time.Time) (Doc, bool) {
-	over := d.State != Scheduled && !d.State.Tries() && !d.EndedAt.After(since)
-	if over && d.Matches(s) {
-		d = d.anew(s, now, Entry{By: "config", What: "returned", Why: fmt.Sprintf("it was %s, taken out of the config, and written down again: this is another run", d.State)})
-	}
-	next, changed := d.Adopt(s, now)
-	return next, changed || over
-}
-
-// anew is the document of the next run, which begins if it is time.
-func (d Doc) anew(s *Spec, now time.Time, e Entry) Doc {
-	d = Doc{Name: s.Name, Digest: s.Digest(), Run: d.Run + 1, State: Scheduled, Wanted: WantRun, Log: d.Log, Decisions: d.Decisions}
-	d.reset(s)
-	d = d.note(now, e)
-	if !now.Before(s.Start) {
-		d = d.begin(s, now, "config", "it is in the config, and its time has come")
-	}
-	return d
-}
-
-// over tells whether everything is one arm's.
-func (s State) over() bool { return s != Scheduled && !s.Tries() }
-
-// Reconcile returns what becomes of the document, as replicas share it, now that somebody knows mine of the same experiment, and whether
-// that changed anything. Each decision of a document counts it up, so one that was decided less often is from before mine: what replicas
-// share has gone back in time, and mine is what holds. Otherwise theirs does, but for what mine takes away: within a run, what was
-// ended is not tried again. alone says that mine was decided while nobody else could be asked.
-func (d Doc) Reconcile(mine *Doc, alone bool, now time.Time) (Doc, bool) {
-	switch {
-	case d.Run < mine.Run, d.Run == mine.Run && d.Digest == mine.Digest && d.Decisions < mine.Decisions:
-		return *mine, true
-	case d.Run > mine.Run || d.Digest != mine.Digest:
-		return d, false
-	case mine.State.over() && (d.State.Tries() || alone && d.State != mine.State):
-		return d.end(mine.State, now, mine.last()), true
-	case !d.State.Tries():
-		return d, false
-	}
-	changed := false
-	for i := 1; i < len(d.Dropped) && i < len(mine.Dropped); i++ {
-		if mine.Dropped[i] && !d.Dropped[i] {
-			e := mine.last()
-			for k := range mine.Log {
-				if mine.Log[k].Arm == d.Arms[i] && mine.Log[k].By == "guardrail" {
-					e = mine.Log[k]
-				}
-			}
-			d, changed = d.drop(i, now, e), true
-		}
-	}
-	return d, changed
-}
-
-// last is the last decision.
-func (d *Doc) last() Entry {
-	if len(d.Log) == 0 {
-		return Entry{By: "replica", What: "ended", Why: "another replica has ended it"}
-	}
-	return d.Log[len(d.Log)-1]
-}
-
-func (s *Spec) wanted() Wanted {
-	if s.Wanted == "" {
-		return WantRun
-	}
-	return s.Wanted
-}
 
 // Command is what an operator can ask for.
 type Command string
@@ -385,7 +309,7 @@ func (d *Doc) weigh(shares []float64, now time.Time) {
 
 // Decide returns the document as what was seen and the time make it, and whether that changed anything. It decides one thing at a time.
 func (d Doc) Decide(s *Spec, r Readings, now time.Time) (Doc, bool) {
-	if d.State == Scheduled && s.wanted() == WantRun && !now.Before(s.Start) && (s.End.IsZero() || now.Before(s.End)) {
+	if d.State == Scheduled && d.Wanted != WantPause && !now.Before(s.Start) && (s.End.IsZero() || now.Before(s.End)) {
 		return d.begin(s, now, "schedule", "its time has come"), true
 	}
 	if !d.State.Tries() || len(r.Arms) != len(s.Arms) {
@@ -458,7 +382,7 @@ func (d *Doc) Waits(s *Spec, r Readings, now time.Time) string {
 	if left := d.StepAt.Add(s.MinTime).Sub(now); left > 0 {
 		return fmt.Sprintf("%s more of this step", left.Round(time.Second))
 	}
-	last := d.lastStep(s)
+	last := d.lastStep()
 	for i := 1; i < len(s.Arms); i++ {
 		if d.Dropped[i] {
 			continue
@@ -469,8 +393,10 @@ func (d *Doc) Waits(s *Spec, r Readings, now time.Time) string {
 			return fmt.Sprintf("%d of %d units of %s", a.Units, s.MinUnits, name)
 		case a.Requests-d.StepBase[i] < int64(s.MinUnits):
 			return fmt.Sprintf("%d of %d requests of %s in this step", a.Requests-d.StepBase[i], s.MinUnits, name)
-		case float64(a.OutOfArm) > mostOutOfArm*float64(a.Requests):
-			return fmt.Sprintf("hosts of %s: %s of its requests went elsewhere", name, percent(float64(a.OutOfArm)/float64(max(1, a.Requests))))
+		case a.Hostless:
+			return "hosts of " + name + ": there is none now"
+		case float64(d.outInStep(i, a)) > mostOutOfArm*float64(a.Requests-d.StepBase[i]):
+			return fmt.Sprintf("hosts of %s: %s of its requests in this step went elsewhere", name, percent(float64(d.outInStep(i, a))/float64(a.Requests-d.StepBase[i])))
 		case last && a.Judgement != Pass, !last && a.Judgement < Advance:
 			if a.Why != "" {
 				return name + ": " + a.Why
@@ -481,9 +407,17 @@ func (d *Doc) Waits(s *Spec, r Readings, now time.Time) string {
 	return ""
 }
 
+// outInStep is how many of an arm's requests others' hosts served since the step began.
+func (d *Doc) outInStep(i int, a *Reading) int64 {
+	if i >= len(d.StepOut) { // an older version did not count them
+		return a.OutOfArm
+	}
+	return a.OutOfArm - d.StepOut[i]
+}
+
 // lastStep tells whether what comes next is no step but the verdict.
-func (d *Doc) lastStep(s *Spec) bool {
-	return len(s.Steps) == 0 || d.Step+1 >= len(s.Steps) || s.Steps[d.Step+1] >= 1
+func (d *Doc) lastStep() bool {
+	return len(d.Steps) == 0 || d.Step+1 >= len(d.Steps) || d.Steps[d.Step+1] >= 1
 }
 
 // advance goes to the next step once all is there that it needs.
@@ -491,17 +425,17 @@ func (d Doc) advance(s *Spec, r Readings, now time.Time) (Doc, bool) {
 	if d.Waits(s, r, now) != "" {
 		return d, false
 	}
-	if !d.lastStep(s) {
+	if !d.lastStep() {
 		d.Step++
 		d.StepAt = now
-		d.weigh(s.shares(d.Step, d.Dropped), now)
-		d.StepBase = make([]int64, len(s.Arms))
+		d.weigh(d.stepShares(s, d.Step), now)
+		d.StepBase, d.StepOut = make([]int64, len(s.Arms)), make([]int64, len(s.Arms))
 		for i := range r.Arms {
-			d.StepBase[i] = r.Arms[i].Requests
+			d.StepBase[i], d.StepOut[i] = r.Arms[i].Requests, r.Arms[i].OutOfArm
 		}
-		return d.note(now, Entry{By: "steps", What: "step up", Why: fmt.Sprintf("%s went by without proven harm: step %d of %d", s.MinTime, d.Step+1, len(s.Steps))}), true
+		return d.note(now, Entry{By: "steps", What: "step up", Why: fmt.Sprintf("%s went by without proven harm: step %d of %d", s.MinTime, d.Step+1, len(d.Steps))}), true
 	}
-	if len(s.Steps) > 0 && s.Steps[len(s.Steps)-1] >= 1 && d.left() == 1 {
+	if len(d.Steps) > 0 && d.Steps[len(d.Steps)-1] >= 1 && d.left() == 1 {
 		i, err := d.winner(s, "")
 		if err == nil {
 			return d.promote(s, i, now, Entry{By: "steps", Metric: r.Arms[i].Metric, Figure: known(r.Arms[i].Figure), Bound: known(r.Arms[i].Bound), Why: r.Arms[i].Why}), true
