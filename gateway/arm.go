@@ -35,7 +35,7 @@ func (x *exchange) assign() *openai.Error {
 	for _, a := range list {
 		if unit := x.unit(a.Spec, room[:0]); len(unit) > 0 && a.Takes(unit) {
 			arm, key := a.Assign(unit)
-			x.joins(arm, key)
+			x.joins(arm, key, a.Lot)
 			x.casts(a, arm)
 			return nil
 		}
@@ -70,8 +70,8 @@ func (x *exchange) unit(s *experiment.Spec, room []byte) []byte {
 }
 
 // joins makes the request the arm's.
-func (x *exchange) joins(arm *experiment.Arm, key experiment.Key) {
-	x.rec.Arm, x.rec.Unit = arm.Label(), key
+func (x *exchange) joins(arm *experiment.Arm, key experiment.Key, lot experiment.Lot) {
+	x.rec.Arm, x.rec.Unit, x.rec.Lot = arm.Label(), key, lot
 	x.ask.Model = arm.Pool()
 	if arm.OnPreemption != "" && x.onLoss == x.set.OnPreemption[x.model] { // else the request has said so itself
 		x.onLoss, _ = ParsePreemption(arm.OnPreemption) // the config knows its words
@@ -114,7 +114,7 @@ func (x *exchange) choosesArm(t *experiment.Table) *openai.Error {
 		return errDemand(header, name+"= and one of "+strings.Join(names, ", "))
 	}
 	var room [64]byte
-	x.joins(is, a.Key(x.unit(a.Spec, room[:0])))
+	x.joins(is, a.Key(x.unit(a.Spec, room[:0])), a.Lot)
 	return nil
 }
 

@@ -344,7 +344,7 @@ func TestArmWays(t *testing.T) {
 		"the request's": {1, Restart, Restart, true},
 	} {
 		x := &exchange{s: g.srv, set: g.srv.set.Load(), onLoss: tc.asked}
-		x.joins(&g.spec.Arms[tc.arm], 1)
+		x.joins(&g.spec.Arms[tc.arm], 1, 0)
 		if x.onLoss != tc.want || x.hedges() != tc.hedges {
 			t.Errorf("%s: on preemption %v, hedges %v", name, x.onLoss, x.hedges())
 		}

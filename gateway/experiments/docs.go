@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
-	"slices"
 	"time"
 
 	"headrace/gateway/state"
@@ -143,11 +142,7 @@ func (m *Manager) tell(t *trial, next *experiment.Doc) {
 
 // set makes d what is in force. The caller holds mu.
 func (m *Manager) set(t *trial, d experiment.Doc, v state.Version) {
-	was, first := t.doc, !t.known
 	t.doc, t.version, t.known, t.foreign, t.ahead = d, v, true, !d.Matches(t.Spec), false
-	m.publish()
-	if first || !slices.Equal(was.Shares, d.Shares) || was.Run != d.Run {
-		t.since = m.opt.Now()
-	}
 	m.follow(t)
+	m.publish()
 }

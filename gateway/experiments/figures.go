@@ -22,12 +22,14 @@ func (m *Manager) follow(t *trial) {
 			m.opt.Log.Error("an experiment cannot be measured", "experiment", t.Spec.Name, "error", err)
 			return
 		}
-		t.stats, t.run, t.told, t.recorded, t.stored, t.judged, t.late = e, d.Run, 1, 0, 0, stats.Verdict{}, 0
+		t.stats, t.run, t.told, t.recorded, t.stored, t.judged, t.late, t.failed, t.deaf = e, d.Run, 1, 0, 0, stats.Verdict{}, 0, "", false
 	}
 	for ; t.told < len(d.Weights) && (t.told < len(d.Weights)-1 || d.State.Tries()); t.told++ {
 		if err := t.stats.Reweigh(d.Weights[t.told].Shares); err != nil {
-			t.failed = err.Error()
-			m.opt.Log.Error("an experiment cannot be measured any longer", "experiment", t.Spec.Name, "error", err)
+			if t.failed != err.Error() {
+				t.failed, t.deaf = err.Error(), true
+				m.opt.Log.Error("an experiment cannot be measured any longer: shares stay as they are", "experiment", t.Spec.Name, "error", err)
+			}
 			return
 		}
 	}
@@ -108,10 +110,10 @@ func (m *Manager) drain() {
 	for i := range batch {
 		s := &batch[i]
 		t := byName[s.place.Spec.Name]
-		if t == nil || t.stats == nil || t.foreign || !t.doc.State.Tries() || s.place.Spec != t.Spec || t.doc.Dropped[s.place.Index] {
+		if t == nil || t.stats == nil || t.foreign || !t.doc.State.Tries() || t.doc.Dropped[s.place.Index] || t.deaf {
 			continue
 		}
-		if s.at.Before(t.since) {
+		if !s.lot.Of(t.run) || s.place.Spec != t.Spec && s.place.Spec.Digest() != t.Spec.Digest() {
 			t.late++
 			continue
 		}
@@ -130,7 +132,7 @@ func readings(v stats.Verdict) experiment.Readings {
 	r := experiment.Readings{Broken: v.Broken, Arms: make([]experiment.Reading, len(v.Arms))}
 	for i := range v.Arms {
 		a := &v.Arms[i]
-		g := experiment.Reading{Units: int64(float64(a.Units) / v.Sample), Requests: a.Requests, OutOfArm: a.OutOfArm, Why: a.Reason}
+		g := experiment.Reading{Units: int64(float64(a.Units) / v.Sample), Requests: a.Requests - a.Forced, OutOfArm: a.OutOfArm, Why: a.Reason}
 		switch a.Action {
 		case stats.Hold:
 		case stats.Advance:
@@ -180,6 +182,15 @@ func (m *Manager) decide(ctx context.Context, t *trial) {
 	if t.stats != nil {
 		t.judged = t.stats.VerdictOf(m.slot.part())
 		r = readings(t.judged)
+	}
+	for i := range r.Arms {
+		if a := &r.Arms[i]; m.opt.Pool != nil {
+			n, _ := m.opt.Pool(t.Spec.Arms[i].Pool())
+			a.Hostless = n == 0
+		}
+		if a := &r.Arms[i]; t.deaf && a.Judgement != experiment.Stop {
+			a.Judgement, a.Why = experiment.Hold, t.failed
+		}
 	}
 	next, changed := t.doc.Decide(t.Spec, r, m.opt.Now())
 	m.remember(ctx, t, changed)

@@ -77,13 +77,13 @@ type trial struct {
 	past             past
 	run              int       // that stats is of
 	told             int       // weights of the run that stats knows
-	since            time.Time // requests that were accepted earlier found their arm by other shares
 	recorded, stored uint64    // what stats took in here, and how much of it the store has
 	speakAt          time.Time // not stored before
 	fresh            bool      // something was recorded since it was last judged
 	judged           stats.Verdict
-	late             int64 // requests from before the shares in force, which are not counted
+	late             int64 // requests of an earlier run, which are not counted
 	failed           string
+	deaf             bool // statistics cannot tell the shares in force from others: nothing is recorded
 }
 
 // Kinds of documents.
@@ -171,7 +171,11 @@ func (m *Manager) publish() {
 		if !t.known || t.foreign {
 			shares, recorded, run = nil, false, 1 // the control's
 		}
-		as = append(as, experiment.NewAssigner(t.Spec, run, shares, recorded))
+		a := experiment.NewAssigner(t.Spec, run, shares, recorded)
+		if a.Lot = experiment.LotOf(run, 0); recorded && t.stats != nil && t.run == run {
+			a.Lot = experiment.LotOf(run, t.stats.Epoch())
+		}
+		as = append(as, a)
 	}
 	m.table.Store(experiment.NewTable(as))
 }

@@ -115,7 +115,7 @@ func (w *world) request(rs ...*replica) string {
 	}
 	w.arms[user] = arm.Name
 	rec := &ledger.Record{
-		ID: fmt.Sprint("req_", w.n), At: time.Now(), Arm: arm.Label(), Unit: key, Status: 200, Stream: true, Prompt: 100, Output: 200, USD: 0.001, USDKnown: true,
+		ID: fmt.Sprint("req_", w.n), At: time.Now(), Arm: arm.Label(), Unit: key, Lot: a.Lot, Status: 200, Stream: true, Prompt: 100, Output: 200, USD: 0.001, USDKnown: true,
 		TTFT: time.Duration(float64(300*time.Millisecond) * math.Exp(0.2*w.rng.NormFloat64())), TPS: 30 * math.Exp(0.1*w.rng.NormFloat64()), SLO: router.DefaultSLO(),
 	}
 	try := ledger.Attempt{Endpoint: endpoint.ID(fmt.Sprint("static:", w.rng.IntN(4))), Decision: router.Decision{Seq: 1, Use: 0.3}}

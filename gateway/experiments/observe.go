@@ -17,7 +17,7 @@ import (
 // seen is a settled request on its way into the statistics.
 type seen struct {
 	place   experiment.Place
-	at      time.Time // accepted, which is when its arm was found
+	lot     experiment.Lot
 	request string
 	stats.Observation
 	endpoint endpoint.ID // that answered, "" for none
@@ -39,7 +39,7 @@ func (m *Manager) Observe(r *ledger.Record) {
 	if !ok || !place.Recorded {
 		return
 	}
-	s := seen{place: place, at: r.At, request: r.ID, Observation: stats.Unknown(uint64(r.Unit), place.Index)}
+	s := seen{place: place, lot: r.Lot, request: r.ID, Observation: stats.Unknown(uint64(r.Unit), place.Index)}
 	m.fill(&s, r)
 	m.queue.Lock()
 	defer m.queue.Unlock()
@@ -53,7 +53,7 @@ func (m *Manager) Observe(r *ledger.Record) {
 // fill says what became of the request.
 func (m *Manager) fill(s *seen, r *ledger.Record) {
 	o := &s.Observation
-	o.At = r.At
+	o.At, o.Epoch = r.At, r.Lot.Epoch()
 	o.Forced, o.OutOfArm, o.Resumes = r.Forced, r.OutOfArm, r.Resumes
 	o.Truncated = r.Lost != "" || r.Class == outcome.Truncated || r.Class == outcome.Stalled
 	o.OutputTokens = max(0, r.Output)

@@ -228,6 +228,7 @@ func (m *Manager) resume(ctx context.Context) {
 		t.told, t.fresh = h.Told, true
 		m.follow(t)
 	}
+	m.publish()
 }
 
 // recordIn returns the observations in a document, if they are of the run that is on.

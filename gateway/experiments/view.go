@@ -56,7 +56,7 @@ type ArmView struct {
 
 // Uncounted are requests of this replica that are in no figure.
 type Uncounted struct {
-	Late    int64 `json:"late"`    // their arm was found by shares that are in force no more
+	Late    int64 `json:"late"`    // they are of an earlier run
 	Dropped int64 `json:"dropped"` // too many at once, over all experiments
 }
 
@@ -64,7 +64,7 @@ type Uncounted struct {
 func (m *Manager) view(t *trial) View {
 	s, d := t.Spec, &t.doc
 	v := View{
-		Name: s.Name, Model: s.Model, State: d.State, Run: d.Run, Traffic: s.To - s.From, Steps: s.Steps, Step: d.Step + 1, Passed: d.Passed,
+		Name: s.Name, Model: s.Model, State: d.State, Run: d.Run, Traffic: s.To - s.From, Steps: d.Steps, Step: d.Step + 1, Passed: d.Passed,
 		Weights: d.Weights, Decisions: d.Log, Made: d.Decisions, Arms: m.arms(t), Replica: slotName(m.slot.number), Decides: m.slot.leads,
 		Uncounted: Uncounted{Late: t.late, Dropped: m.lost()}, Problem: t.failed, Advice: advice(t), Guardrails: t.Guardrails, Alpha: t.Alpha,
 	}

@@ -107,6 +107,7 @@ type Record struct {
 	Stream    bool
 	Estimated bool           // Output was counted from events: no usage was reported
 	USDKnown  bool           // flags stand together, for a request holds its record while it runs
+	Lot       experiment.Lot // with Arm: by which draw it found it
 	Unit      experiment.Key // with Arm: what was assigned to it
 	Key       string         // name of the caller's key (gateway/admission), never a part of it; "" where callers need none
 	Served    string         // as the endpoint knows it

@@ -12,11 +12,28 @@ type Key uint64
 // Position is where the unit lies in [0,1).
 func (k Key) Position() float64 { return float64(k>>11) / (1 << 53) }
 
+// Lot tells by which draw a request found its arm: the experiment's run, as far as it tells neighbouring ones apart, and which of the
+// weights of that run were in force. The zero Lot tells nothing.
+type Lot uint16
+
+const epochBits = 6 // of a Lot: 0 to 63
+
+// LotOf is the Lot of a run, from 1 on, and of its weights, which are counted from 1; 0 where nobody counts them.
+func LotOf(run, epoch int) Lot { return Lot(run<<epochBits | epoch&(1<<epochBits-1)) } //nolint:gosec // neighbouring runs differ
+
+// Of tells whether it may be that of the run.
+func (l Lot) Of(run int) bool { return l == 0 || l>>epochBits == LotOf(run, 0)>>epochBits }
+
+// Epoch is which of the run's weights were in force, 0 where nobody knows.
+func (l Lot) Epoch() int { return int(l & (1<<epochBits - 1)) }
+
 // Assigner says which arm of one experiment a unit belongs to. It is immutable: another share makes another Assigner.
 type Assigner struct {
 	Spec *Spec
 	// Recorded says that what becomes of requests is a figure of the experiment.
 	Recorded bool
+	// Lot is that of requests whose arm it finds.
+	Lot Lot
 
 	winner *Arm
 	id     hasher

@@ -209,3 +209,18 @@ func BenchmarkAssign(b *testing.B) {
 		})
 	}
 }
+
+// TestLot keeps run and weights of a draw in two bytes, and tells neighbouring runs apart.
+func TestLot(t *testing.T) {
+	for _, run := range []int{1, 2, 1023, 1024, 1025, 5000} {
+		for _, epoch := range []int{0, 1, 32} {
+			l := LotOf(run, epoch)
+			if l.Epoch() != epoch || !l.Of(run) || l != 0 && (l.Of(run+1) || l.Of(run-1)) {
+				t.Errorf("run %d, weights %d: %d, of its run %v, of the next %v", run, epoch, l.Epoch(), l.Of(run), l.Of(run+1))
+			}
+		}
+	}
+	if l := Lot(0); !l.Of(7) || l.Epoch() != 0 {
+		t.Error("the zero Lot tells something")
+	}
+}
