@@ -55,7 +55,11 @@ func WriteHTML(w io.Writer, r *Report) error {
 		b.Raw("</div>\n")
 	}
 	head, rows = r.estimates()
-	b.table("E is the evidence of harm. The interval is of the arm on the hosts it runs on; the model's part has in it what hosts of one kind differ by anyway.", head, rows, 2)
+	b.table("E is the evidence of harm beyond what is tolerated. The interval is of the arm on the hosts it runs on; the model's part has in it what hosts of one kind differ by anyway.", head, rows, 2)
+	if head, rows = r.steps(); len(rows) > 0 {
+		b.Raw("<h3>Step by step</h3>\n")
+		b.table("The differences above are of all steps together. Each step is compared by itself, for times change, and an arm has more of the later ones: what both arms met in a step is in neither's disfavour.", head, rows, 2)
+	}
 
 	b.hosts(r)
 
@@ -79,7 +83,7 @@ func WriteHTML(w io.Writer, r *Report) error {
 		b.Raw("<p>None yet.</p>\n")
 	}
 	b.Raw("<h2>How to read this</h2>\n<p>Every unit counts once, as the mean of its requests. Speed and price are compared with what the control's requests on the same kind of host, with a prompt of " +
-		"about that length, under about that load are like. An arm stops when evidence of harm reaches what its guardrail needs (of failures and SLO misses that is of how many units went bad, which tells sooner than the interval of their shares does), advances while nothing speaks against it, and is promoted when every " +
+		"about that length, under about that load are like. An arm stops when evidence of harm beyond what is tolerated reaches what its guardrail needs (of failures, SLO misses and broken answers that is of how many units went bad, which tells sooner than the interval of their shares does), or when its first 20 units fail as the control's would by no accident; it advances while nothing speaks against it, and is promoted when every " +
 		"interval is within its margin. docs/experiments.md tells the rest.</p>\n<p class=\"soft\">")
 	if r.Command != "" {
 		b.Put("Made by <code>%s</code>", r.Command)

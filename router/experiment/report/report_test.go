@@ -89,7 +89,7 @@ func stories(t *testing.T) map[string]*report.Report {
 	t.Helper()
 	wide := []stats.Guardrail{{Metric: stats.Failed, Margin: 0.01, Tolerate: 0.01, Share: 3}, {Metric: stats.Missed, Margin: 0.03}, {Metric: stats.TTFT, Margin: 0.2}, {Metric: stats.TPS, Margin: 0.15}, {Metric: stats.USD, Margin: 0.1}}
 	return map[string]*report.Report{
-		"good":  told(t, trial.Trial{Requests: 24000, Users: 5000, Steps: ramp(24000), Hosts: [2]int{6, 0}, HostSD: 0.1, TTFT: 0.95, Every: 64, Design: stats.Design{Guardrails: wide}}, 5),
+		"good":  told(t, trial.Trial{Requests: 24000, Users: 5000, Steps: ramp(24000), Hosts: [2]int{6, 0}, HostSD: 0.1, TTFT: 0.95, Every: 64, Design: stats.Design{Guardrails: wide}}, 6),
 		"bad":   told(t, trial.Trial{Requests: 24000, Users: 5000, Steps: ramp(24000), Hosts: [2]int{6, 3}, HostSD: 0.1, Failures: 0.06, Every: 16}, 4),
 		"hosts": told(t, trial.Trial{Requests: 12000, Users: 3000, Steps: ramp(12000), Hosts: [2]int{6, 2}, HostSD: 0.15, Slowest: true, Every: 64, Design: stats.Design{Guardrails: wide[2:]}}, 3),
 	}

@@ -46,6 +46,8 @@ func WriteText(w io.Writer, r *Report) error {
 	table("Arms", head, rows)
 	head, rows = r.estimates()
 	table(fmt.Sprintf("Against %s (always valid, alpha %.3g in all)", r.control(), r.Verdict.Alpha), head, rows)
+	head, rows = r.steps()
+	table("Step by step (the difference is of all steps together, each compared by itself)", head, rows)
 	head, rows = r.money()
 	table("Money", head, rows)
 	head, rows = r.aside()
@@ -202,26 +204,50 @@ func findingWords(f stats.Finding) string {
 }
 
 func (r *Report) estimates() (head []string, rows [][]string) {
-	head = []string{"arm", "metric", "control", "arm's", "difference", "interval", "model's part", "margin", "E", "stops at", "finding"}
+	head = []string{"arm", "metric", "control", "arm's", "difference", "interval", "model's part", "margin", "tolerated", "E", "stops at", "finding"}
 	for i := range r.Verdict.Arms {
 		a := &r.Verdict.Arms[i]
 		for k := range a.Estimates {
 			e := &a.Estimates[k]
 			m := e.Metric
-			model, margin, stops, finding := "", "", "", "shown only"
+			model, margin, tolerated, stops, finding := "", "", "", "", "shown only"
 			if h := e.Hosts; h != nil {
 				model = span(m, h.Low, h.High)
 			}
 			if e.Guard {
-				margin, stops, finding = m.Amount(float64(e.Margin)), stats.Evidence(float64(e.Needs)), findingWords(e.Finding)
+				margin, tolerated, stops, finding = m.Amount(float64(e.Margin)), "none", stats.Evidence(float64(e.Needs)), findingWords(e.Finding)
+				if e.Tolerate > 0 {
+					tolerated = m.Amount(float64(e.Tolerate))
+				}
 				if e.Goal {
 					margin = "goal: " + margin + " better"
 				}
 			}
 			rows = append(rows, []string{
-				a.Name, m.String(), m.Value(float64(e.Control)), m.Value(float64(e.Arm)), m.Signed(float64(e.Diff)), span(m, e.Low, e.High), model, margin,
+				a.Name, m.String(), m.Value(float64(e.Control)), m.Value(float64(e.Arm)), m.Signed(float64(e.Diff)), span(m, e.Low, e.High), model, margin, tolerated,
 				stats.Evidence(float64(e.LogE)), stops, finding,
 			})
+		}
+	}
+	return head, rows
+}
+
+// steps are what each share of units has shown, where there were several.
+func (r *Report) steps() (head []string, rows [][]string) {
+	head = []string{"arm", "metric", "arm's share", "control's units", "arm's units", "control", "arm's", "difference", "of the whole"}
+	for i := range r.Verdict.Arms {
+		a := &r.Verdict.Arms[i]
+		for k := range a.Estimates {
+			e := &a.Estimates[k]
+			if !e.Guard {
+				continue
+			}
+			for _, s := range e.Steps {
+				m := e.Metric
+				rows = append(rows, []string{
+					a.Name, m.String(), percent(s.Weight), count(int64(s.Units[0])), count(int64(s.Units[1])), m.Value(float64(s.Control)), m.Value(float64(s.Arm)), m.Signed(float64(s.Diff)), percent(s.Share),
+				})
+			}
 		}
 	}
 	return head, rows

@@ -112,8 +112,6 @@ type Design struct {
 	// Capacity is how many units of sticky experiments are remembered, some 100 bytes each, as far as they fit into a
 	// snapshot (MaxSnapshot); 0 means 32,768, others are rounded up to a power of two. When there are more, half of them are forgotten, chosen by hash, and so is whoever else belongs to that half.
 	Capacity int `json:"capacity"`
-
-	lateOnly bool // the first few units stop no arm: many who look have many first few
 }
 
 // withDefaults fills in what is zero, and returns every mistake.

@@ -16,6 +16,7 @@ type Experiment struct {
 	own    *state
 	refs   references
 	once   record            // of a unit that is not remembered
+	only   stay              // likewise
 	peers  map[string]*state // what other replicas recorded, by their names
 	others *state            // all of them together, nil until it is needed
 }
@@ -200,31 +201,43 @@ func (e *Experiment) Record(o *Observation) {
 		a.counts.Unsampled++
 		return
 	}
-	if r.requests == 0 && a.early.seen < earlyUnits {
-		a.early.seen++
-		if o.Failed {
-			a.early.failed++
-		}
+	if r.requests == 0 {
+		e.first(o)
 	}
 	r.requests++
-	if o.Failed && r.failedIn&(1<<epoch) == 0 && e.mayVote(r, epoch, failedIn) {
-		r.failedIn |= 1 << epoch
-		e.voteBad(&s.failed, r, epoch, failedIn)
+	t := e.stay(r, epoch)
+	t.requests++
+	for b, is := range [ballots]bool{o.Truncated, o.Failed, o.Missed} {
+		if is {
+			e.bad(r, epoch, b)
+		}
+		e.share(r, t, Truncated+Metric(b), is) //nolint:gosec // small
 	}
-	if o.Missed && r.missedIn&(1<<epoch) == 0 && e.mayVote(r, epoch, missedIn) {
-		r.missedIn |= 1 << epoch
-		e.voteBad(&s.missed, r, epoch, missedIn)
-	}
-	a.share(r, Failed, o.Failed)
-	a.share(r, Missed, o.Missed)
-	a.share(r, Truncated, o.Truncated)
 	if !math.IsNaN(o.Score) && !math.IsInf(o.Score, 0) {
-		e.score(r, o.Score)
+		e.score(r, t, o.Score)
 	}
 	if o.Cold || o.Preempted || o.OutOfArm || o.Failed {
 		return
 	}
-	e.compare(o, a, r)
+	e.compare(o, a, r, t)
+}
+
+// first takes in the first request of a unit in its arm, for what the first units tell.
+func (e *Experiment) first(o *Observation) {
+	for k := range e.own.arms {
+		if k == o.Arm && k != e.design.Control || k != o.Arm && o.Arm == e.design.Control {
+			e.own.arms[k].early.take(o.Arm == e.design.Control, o.Failed)
+		}
+	}
+}
+
+// stay is what is known of a unit's requests in an epoch.
+func (e *Experiment) stay(r *record, epoch int) *stay {
+	if !e.design.Sticky {
+		e.only = stay{epoch: uint8(epoch)} //nolint:gosec // less than maxEpochs
+		return &e.only
+	}
+	return e.own.units.stay(r, epoch)
 }
 
 // record returns what is remembered of a unit, nil of one that is not to be.
@@ -239,6 +252,7 @@ func (e *Experiment) record(unit uint64, arm, epoch int, slot uint32) *record {
 		return nil
 	}
 	if r := s.units.find(unit, arm); r != nil {
+		e.earlier(r, epoch, slot)
 		return r
 	}
 	for s.units.full() {
@@ -248,14 +262,38 @@ func (e *Experiment) record(unit uint64, arm, epoch int, slot uint32) *record {
 	if !s.units.sampled(unit) {
 		return nil
 	}
-	known := false
+	var known *record
 	for k := range s.arms {
-		known = known || s.units.find(unit, k) != nil
+		if r := s.units.find(unit, k); r != nil && (known == nil || r.first < known.first) {
+			known = r
+		}
 	}
-	if !known {
+	switch {
+	case known == nil:
+		s.saw(slot, epoch, arm)
+	case epoch < int(known.first): // this request was under way for longer than a later one
+		s.unsaw(known.slot, int(known.first), int(known.arm))
 		s.saw(slot, epoch, arm)
 	}
 	return s.units.add(unit, arm, epoch, slot)
+}
+
+// earlier takes note of a request that was under way since before the epoch in which its unit was seen in its arm first.
+func (e *Experiment) earlier(r *record, epoch int, slot uint32) {
+	if epoch >= int(r.first) {
+		return
+	}
+	s, counted := e.own, true
+	for k := range s.arms {
+		if o := s.units.find(r.unit, k); o != nil && (o.first < r.first || o.first == r.first && o.arm < r.arm) {
+			counted = false
+		}
+	}
+	if counted {
+		s.unsaw(r.slot, int(r.first), int(r.arm))
+		s.saw(slot, epoch, int(r.arm))
+	}
+	r.first, r.slot = uint8(epoch), slot //nolint:gosec // less than maxEpochs
 }
 
 // Feedback takes in what somebody says of an answer after its request was recorded, whose Epoch it was; 0 means now. With units that come
@@ -277,41 +315,43 @@ func (e *Experiment) Feedback(unit uint64, arm, epoch int, score float64) {
 			return
 		}
 	}
-	e.score(r, score)
+	e.score(r, e.stay(r, s.epoch(epoch)), score)
 }
 
-func (e *Experiment) score(r *record, score float64) {
-	a := &e.own.arms[r.arm]
-	r.n[logMetrics]++
-	a.revise(r, Score, score)
-	a.raw[Score].add(score)
+func (e *Experiment) score(r *record, t *stay, score float64) {
+	t.n[logMetrics]++
+	e.revise(r, t, Score, score)
+	e.own.arms[r.arm].at(int(t.epoch)).raw[Score].add(score)
+}
+
+// bad has a unit vote, of a request that was.
+func (e *Experiment) bad(r *record, epoch, ballot int) {
+	switch {
+	case !e.design.Sticky:
+		e.own.bad[ballot].vote(-1, epoch, int(r.arm))
+	case r.badIn[ballot]&(1<<epoch) == 0 && e.mayVote(r, epoch, ballot):
+		r.badIn[ballot] |= 1 << epoch
+		e.own.vote(r, e.design.Control, epoch, ballot)
+	}
 }
 
 // mayVote tells whether a unit votes for what happened in an epoch: not when it has voted of a later one, by which more is known of its
 // place than the weights of the earlier say.
-func (e *Experiment) mayVote(r *record, epoch int, mask func(*record) uint32) bool {
+func (e *Experiment) mayVote(r *record, epoch, ballot int) bool {
 	s := e.own
-	if !e.design.Sticky || epoch == len(s.epochs)-1 {
+	if epoch == len(s.epochs)-1 {
 		return true
 	}
 	for a := range s.arms {
-		if o := s.units.find(r.unit, a); o != nil && mask(o)>>(epoch+1) != 0 {
+		if o := s.units.find(r.unit, a); o != nil && o.badIn[ballot]>>(epoch+1) != 0 {
 			return false
 		}
 	}
 	return true
 }
 
-func (e *Experiment) voteBad(v *votes, r *record, epoch int, mask func(*record) uint32) {
-	if !e.design.Sticky {
-		v.vote(-1, epoch, int(r.arm))
-		return
-	}
-	e.own.bad(v, r, e.design.Control, epoch, mask)
-}
-
 // compare takes in what is compared like with like.
-func (e *Experiment) compare(o *Observation, a *arm, r *record) {
+func (e *Experiment) compare(o *Observation, a *arm, r *record, t *stay) {
 	f := e.refs.find(o.Block)
 	var h *host
 	if o.Host != 0 {
@@ -331,7 +371,7 @@ func (e *Experiment) compare(o *Observation, a *arm, r *record) {
 			continue
 		}
 		y = math.Log(y)
-		a.raw[m].add(y)
+		a.at(int(t.epoch)).raw[m].add(y)
 		some = true
 		if f == nil {
 			continue
@@ -345,8 +385,8 @@ func (e *Experiment) compare(o *Observation, a *arm, r *record) {
 			continue
 		}
 		matched = true
-		r.n[m]++
-		a.revise(r, Metric(m), d) //nolint:gosec // small
+		t.n[m]++
+		e.revise(r, t, Metric(m), d) //nolint:gosec // small
 		a.off[m].w += v
 		a.off[m].sum += v * dx
 		if h != nil {
@@ -361,24 +401,28 @@ func (e *Experiment) compare(o *Observation, a *arm, r *record) {
 func (s *sums) add(y float64) { s.n, s.sum, s.sq = s.n+1, s.sum+y, s.sq+y*y }
 
 // share takes in whether a request was such.
-func (a *arm) share(r *record, m Metric, is bool) {
+func (e *Experiment) share(r *record, t *stay, m Metric, is bool) {
 	y := 0.0
 	if is {
 		y = 1
 	}
-	a.revise(r, m, y)
+	e.revise(r, t, m, y)
 }
 
-// revise makes y part of a unit's mean of m, of which r's count is one more already, and that of the arm's sums.
-func (a *arm) revise(r *record, m Metric, y float64) {
-	n, s, old := r.count(m), &a.sum[m], float64(r.mean[m])
+// revise makes y part of a unit's mean of m in an epoch, of which t's count is one more already, and that of the arm's sums.
+func (e *Experiment) revise(r *record, t *stay, m Metric, y float64) {
+	a := &e.own.arms[r.arm]
+	n, s, old := t.count(m), &a.at(int(t.epoch)).sum[m], float64(t.mean[m])
 	if n == 1 {
 		old = 0
 		s.n++
+		if !e.design.Sticky || e.own.units.only(r, t, m) {
+			a.with[m]++
+		}
 	}
 	now := old + (y-old)/float64(n)
-	r.mean[m] = float32(now)
-	now = float64(r.mean[m]) // as the sums would be made anew
+	t.mean[m] = float32(now)
+	now = float64(t.mean[m]) // as the sums would be made anew
 	s.sum += now - old
 	s.sq += now*now - old*old
 }

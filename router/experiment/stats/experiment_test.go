@@ -293,28 +293,54 @@ func TestSampleRatio(t *testing.T) {
 	}
 }
 
-// TestFirstUnits: five of the canary's first 20 that fail stop it, unless the control fails like that.
+// TestFirstUnits: five of the canary's first 20 that fail stop it, fewer where more is known of the control, and none where that fails like it.
 func TestFirstUnits(t *testing.T) {
 	for name, tc := range map[string]struct {
-		canary, control int // of 20 each that fail
+		canary, control int // of the canary's 20 and the control's that fail
+		each            int // of the control's for one of the canary's
+		alpha, tolerate float64
 		want            bool
-	}{"five": {5, 0, true}, "four": {4, 3, false}, "everything fails": {20, 20, false}} {
+	}{
+		"five":                                {5, 0, 1, 0.05, 0, true},
+		"four":                                {4, 0, 1, 0.05, 0, false},
+		"four, control as well":               {4, 3, 1, 0.05, 0, false},
+		"everything fails":                    {20, 20, 1, 0.05, 0, false},
+		"three of a tenth":                    {3, 0, 9, 0.05, 0, true},
+		"two of a tenth":                      {2, 0, 9, 0.05, 0, true},
+		"one of a tenth":                      {1, 0, 9, 0.05, 0, false},
+		"two, with less alpha":                {2, 0, 9, 0.01, 0, false},
+		"two, some are tolerated":             {2, 0, 9, 0.05, 0.02, false},
+		"five, some are tolerated":            {5, 0, 9, 0.05, 0.02, true},
+		"two of a twentieth, control as well": {2, 9, 19, 0.05, 0, false},
+	} {
 		t.Run(name, func(t *testing.T) {
-			e := design(t, stats.Design{Sticky: true, Guardrails: []stats.Guardrail{{Metric: stats.TTFT}}}) // no e-process is asked
+			g := []stats.Guardrail{{Metric: stats.TTFT}} // no e-process is asked
+			if tc.tolerate > 0 {
+				g = append(g, stats.Guardrail{Metric: stats.Failed, Margin: tc.tolerate, Tolerate: tc.tolerate})
+			}
+			w := 1 / float64(tc.each+1)
+			e := design(t, stats.Design{Arms: []string{"control", "canary"}, Weights: []float64{1 - w, w}, Sticky: true, Alpha: tc.alpha, Guardrails: g})
+			for i := range 20 * tc.each {
+				o := stats.Unknown(uint64(i), 0)
+				o.Failed = i < tc.control
+				e.Record(&o)
+			}
 			for i := range 20 {
-				for arm, fails := range []int{tc.control, tc.canary} {
-					o := stats.Unknown(uint64(1000*arm+i), arm)
-					o.Failed = i < fails
-					e.Record(&o)
-				}
+				o := stats.Unknown(uint64(1000+i), 1)
+				o.Failed = i < tc.canary
+				e.Record(&o)
 			}
 			v := canary(e)
-			if got := v.Action == stats.Stop; got != tc.want || got && !strings.Contains(v.Reason, "of the first 20 units failed") {
+			if got := v.Action == stats.Stop; got != tc.want || got && !strings.Contains(v.Reason, fmt.Sprintf("%d of the first 20 units failed", tc.canary)) {
 				t.Errorf("%s: %s, want stopped %t", v.Action, v.Reason, tc.want)
 			}
 		})
 	}
 	e := design(t, stats.Design{Sticky: true, Guardrails: []stats.Guardrail{{Metric: stats.TTFT}}})
+	for i := range 8 {
+		o := stats.Unknown(uint64(1000+i), 0)
+		e.Record(&o)
+	}
 	for i := range 40 { // a unit's later failures are no news of the arm's beginning
 		o := stats.Unknown(uint64(i%8), 1)
 		o.Failed = i >= 8

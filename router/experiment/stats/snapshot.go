@@ -11,7 +11,7 @@ import (
 )
 
 // snapshotVersion is the first byte of a snapshot; another version is not read.
-const snapshotVersion = 1
+const snapshotVersion = 2
 
 // Errors of snapshots.
 var (
@@ -133,8 +133,14 @@ func (e *Experiment) sum(out *state, parts []*state) *state {
 func (s *state) clone() *state {
 	c := *s
 	c.arms, c.hosts, c.byHost = slices.Clone(s.arms), slices.Clone(s.hosts), maps.Clone(s.byHost)
-	c.seen, c.failed, c.missed, c.coming = slices.Clone(s.seen), slices.Clone(s.failed), slices.Clone(s.missed), slices.Clone(s.coming)
-	c.units.recs, c.units.index = slices.Clone(s.units.recs), slices.Clone(s.units.index)
+	for k := range c.arms {
+		c.arms[k].strata = slices.Clone(c.arms[k].strata)
+	}
+	c.seen, c.coming = slices.Clone(s.seen), slices.Clone(s.coming)
+	for b := range c.bad {
+		c.bad[b] = slices.Clone(s.bad[b])
+	}
+	c.units.recs, c.units.stays, c.units.index = slices.Clone(s.units.recs), slices.Clone(s.units.stays), slices.Clone(s.units.index)
 	return &c
 }
 
@@ -148,13 +154,17 @@ func (s *state) add(o *state) {
 			a.off[m].w += b.off[m].w
 			a.off[m].sum += b.off[m].sum
 		}
+		for e := range b.strata {
+			x, y := a.at(e), &b.strata[e]
+			for m := range metrics {
+				x.sum[m].merge(&y.sum[m])
+				x.raw[m].merge(&y.raw[m])
+			}
+		}
 		for m := range metrics {
-			a.sum[m].merge(&b.sum[m])
-			a.raw[m].merge(&b.raw[m])
+			a.with[m] += b.with[m]
 		}
-		if b.early.failed > a.early.failed || b.early.failed == a.early.failed && b.early.seen > a.early.seen {
-			a.early = b.early // each replica watches the first that it sees
-		}
+		a.early.add(&b.early) // each replica watches the first that it sees
 	}
 	for m := range s.slopeVariance {
 		s.slopeVariance[m] = max(s.slopeVariance[m], o.slopeVariance[m])
@@ -173,8 +183,9 @@ func (s *state) add(o *state) {
 			s.coming = append(s.coming, *c)
 		}
 	}
-	s.failed.add(o.failed)
-	s.missed.add(o.missed)
+	for b := range s.bad {
+		s.bad[b].add(o.bad[b])
+	}
 	for i := range o.hosts {
 		b := &o.hosts[i]
 		if h := s.host(b.id, b.kind, int(b.arm)); h != nil {
@@ -196,25 +207,30 @@ func (s *state) add(o *state) {
 		if r == nil {
 			r = s.units.add(b.unit, int(b.arm), int(b.first), b.slot)
 		}
-		r.merge(b)
+		r.requests += b.requests
+		r.first, r.slot = min(r.first, b.first), min(r.slot, b.slot)
+		for i := range r.badIn {
+			r.badIn[i] |= b.badIn[i]
+		}
+		for j := b.stays; j > 0; j = o.units.stays[j-1].next {
+			t := &o.units.stays[j-1]
+			s.units.stay(r, int(t.epoch)).merge(t)
+		}
 	}
 }
 
 func (s *sums) merge(o *sums) { s.n, s.sum, s.sq = s.n+o.n, s.sum+o.sum, s.sq+o.sq }
 
-// merge makes another replica's record of the same unit part of r.
-func (r *record) merge(o *record) {
-	r.first, r.slot = min(r.first, o.first), min(r.slot, o.slot)
-	r.failedIn |= o.failedIn
-	r.missedIn |= o.missedIn
+// merge makes what another replica saw of the same unit in the same epoch part of t.
+func (t *stay) merge(o *stay) {
 	for m := range metrics {
-		if n, k := float64(r.count(m)), float64(o.count(m)); k > 0 {
-			r.mean[m] = float32((n*float64(r.mean[m]) + k*float64(o.mean[m])) / (n + k))
+		if n, k := float64(t.count(m)), float64(o.count(m)); k > 0 {
+			t.mean[m] = float32((n*float64(t.mean[m]) + k*float64(o.mean[m])) / (n + k))
 		}
 	}
-	r.requests += o.requests
-	for i := range r.n {
-		r.n[i] += o.n[i]
+	t.requests += o.requests
+	for i := range t.n {
+		t.n[i] += o.n[i]
 	}
 }
 
@@ -293,7 +309,10 @@ func (r *reader) count(each int) int {
 }
 
 // leastRecord is the size of the shortest record of a unit.
-const leastRecord = 8 + 1 + 1 + 4 + counted + 1
+const (
+	leastRecord = 8 + 1 + 1 + 2 + ballots + 1
+	leastStay   = 1 + 1 + counted + 1
+)
 
 func (c *Counts) figures() []*int64 {
 	return []*int64{
@@ -321,20 +340,28 @@ func (s *state) encode(d *Design) []byte {
 		w.f64(a.counts.SpentUSD)
 		w.f64(a.counts.MeteredUSD)
 		for m := range metrics {
-			for _, t := range []*sums{&a.sum[m], &a.raw[m]} {
-				w.f64(t.n)
-				w.f64(t.sum)
-				w.f64(t.sq)
+			w.u32(uint32(a.with[m])) //nolint:gosec // not negative
+		}
+		w.count(len(a.strata))
+		for e := range a.strata {
+			for m := range metrics {
+				for _, t := range []*sums{&a.strata[e].sum[m], &a.strata[e].raw[m]} {
+					w.f64(t.n)
+					w.f64(t.sum)
+					w.f64(t.sq)
+				}
 			}
 		}
-		w.u32(a.early.seen)
-		w.u32(a.early.failed)
+		for _, n := range a.early.figures() {
+			w.u32(*n)
+		}
 		for m := range a.off {
 			w.f64(a.off[m].w)
 			w.f64(a.off[m].sum)
 		}
 	}
-	for _, v := range []votes{s.seen, s.failed, s.missed} {
+	for _, v := range s.votes() {
+		v := *v
 		w.count(len(v))
 		for i := range v {
 			w.u8(uint8(v[i].from + 1)) //nolint:gosec // not negative
@@ -379,26 +406,65 @@ func (s *state) encode(d *Design) []byte {
 		w.u8(r.arm)
 		w.u8(r.first)
 		w.uv(r.slot)
-		w.uv(r.failedIn)
-		w.uv(r.missedIn)
+		for _, in := range r.badIn {
+			w.uv(in)
+		}
 		w.uv(r.requests)
-		for _, n := range r.n {
-			w.uv(n)
+		stays := uint8(0)
+		for j := r.stays; j > 0; j = s.units.stays[j-1].next {
+			stays++
 		}
-		var set uint8 // means that are not zero, as most are
-		for m, y := range r.mean {
-			if y != 0 {
-				set |= 1 << m
+		w.u8(stays)
+		for j := r.stays; j > 0; j = s.units.stays[j-1].next {
+			t := &s.units.stays[j-1]
+			w.u8(t.epoch)
+			w.uv(t.requests)
+			for _, n := range t.n {
+				w.uv(n)
 			}
-		}
-		w.u8(set)
-		for _, y := range r.mean {
-			if y != 0 {
-				w.f32(y)
+			var set uint8 // means that are not zero, as most are
+			for m, y := range t.mean {
+				if y != 0 {
+					set |= 1 << m
+				}
+			}
+			w.u8(set)
+			for _, y := range t.mean {
+				if y != 0 {
+					w.f32(y)
+				}
 			}
 		}
 	}
 	return w.b
+}
+
+// stay reads one of a record's.
+func (r *reader) stay(s *state, p *record) {
+	epoch := r.below(len(s.epochs))
+	before := len(s.units.stays)
+	t := s.units.stay(p, int(epoch))
+	if len(s.units.stays) == before { // twice the same epoch
+		r.bad = true
+		return
+	}
+	t.requests = r.uv()
+	for i := range t.n {
+		t.n[i] = r.uv()
+	}
+	set := r.u8()
+	for m := range t.mean {
+		if set&(1<<m) != 0 {
+			t.mean[m] = r.f32()
+		}
+	}
+}
+
+// votes are all that there are, in the order of a snapshot.
+func (s *state) votes() []*votes { return []*votes{&s.seen, &s.bad[0], &s.bad[1], &s.bad[2]} }
+
+func (e *early) figures() []*uint32 {
+	return []*uint32{&e.seen, &e.failed, &e.control, &e.controlFailed}
 }
 
 func decode(b []byte, d *Design) (*state, error) {
@@ -433,16 +499,28 @@ func decode(b []byte, d *Design) (*state, error) {
 		}
 		a.counts.SpentUSD, a.counts.MeteredUSD = r.f64(), r.f64()
 		for m := range metrics {
-			for _, t := range []*sums{&a.sum[m], &a.raw[m]} {
-				t.n, t.sum, t.sq = r.f64(), r.f64(), r.f64()
+			a.with[m] = int(r.u32())
+		}
+		n := r.count(2 * 3 * 8 * int(metrics))
+		if n > len(s.epochs) {
+			return nil, ErrSnapshot
+		}
+		for e := range n {
+			x := a.at(e)
+			for m := range metrics {
+				for _, t := range []*sums{&x.sum[m], &x.raw[m]} {
+					t.n, t.sum, t.sq = r.f64(), r.f64(), r.f64()
+				}
 			}
 		}
-		a.early.seen, a.early.failed = r.u32(), r.u32()
+		for _, n := range a.early.figures() {
+			*n = r.u32()
+		}
 		for m := range a.off {
 			a.off[m].w, a.off[m].sum = r.f64(), r.f64()
 		}
 	}
-	for _, v := range []*votes{&s.seen, &s.failed, &s.missed} {
+	for _, v := range s.votes() {
 		for range r.count(2 + 4*len(s.arms)) {
 			c := class{from: int8(r.below(len(s.epochs)+1)) - 1, epoch: int8(r.below(len(s.epochs)))} //nolint:gosec // at most maxEpochs
 			for k := range s.arms {
@@ -473,21 +551,24 @@ func decode(b []byte, d *Design) (*state, error) {
 	}
 	s.units.level = uint(r.below(64))
 	for range min(d.Capacity, r.count(leastRecord)) {
-		u := record{unit: r.u64(), arm: r.below(len(s.arms)), first: r.below(len(s.epochs)), slot: r.uv(), failedIn: r.uv(), missedIn: r.uv(), requests: r.uv()}
-		for i := range u.n {
-			u.n[i] = r.uv()
-		}
-		set := r.u8()
-		for m := range u.mean {
-			if set&(1<<m) != 0 {
-				u.mean[m] = r.f32()
+		u := record{unit: r.u64(), arm: r.below(len(s.arms)), first: r.below(len(s.epochs)), slot: r.uv()}
+		for b := range u.badIn {
+			if u.badIn[b] = r.uv(); uint64(u.badIn[b])>>len(s.epochs) != 0 {
+				r.bad = true
 			}
 		}
-		if s.units.find(u.unit, int(u.arm)) != nil {
+		u.requests = r.uv()
+		stays := int(r.below(len(s.epochs) + 1))
+		if r.bad || s.units.find(u.unit, int(u.arm)) != nil {
 			r.bad = true
 			break
 		}
-		*s.units.add(u.unit, int(u.arm), int(u.first), u.slot) = u
+		p := s.units.add(u.unit, int(u.arm), int(u.first), u.slot)
+		*p = u
+		for range stays {
+			r.stay(s, p)
+		}
+		s.units.turn(p)
 	}
 	if r.bad || len(r.b) != 0 {
 		return nil, ErrSnapshot

@@ -44,29 +44,54 @@ func (c *Counts) add(o *Counts) {
 	c.PricedTokens += o.PricedTokens
 }
 
-// sums are over an arm's units, each of which counts once.
+// sums are over units, each of which counts once.
 type sums struct{ n, sum, sq float64 }
 
 func (s *sums) mean() float64 { return s.sum / s.n }
 
-// early are the first units of an arm.
-type early struct{ seen, failed uint32 }
+// squares is the sum of squared differences from the mean.
+func (s *sums) squares() float64 {
+	if s.n == 0 {
+		return 0
+	}
+	return max(0, s.sq-s.sum*s.sum/s.n)
+}
 
-// earlyUnits of an arm are watched one by one. When earlyFails of them fail at their first request, and their share is earlyTimes that
-// of the control's requests, for it is no news of the arm when everything fails, the arm is stopped.
-const (
-	earlyUnits = 20
-	earlyFails = 5
-	earlyTimes = 4
-)
+// stratum is what an arm's units were like in one epoch. While weights are what they are, arms meet the same times; over several epochs
+// they do not, for an arm has more of the later ones.
+type stratum struct {
+	sum [metrics]sums // each unit's mean over its requests of the epoch
+	raw [metrics]sums // of requests' logarithms and of scores, not compared: what the report shows as typical
+}
 
 // arm is what is known of one.
 type arm struct {
 	counts Counts
-	sum    [metrics]sums
-	raw    [metrics]sums // of requests' logarithms, not compared: what the report shows as typical
+	with   [metrics]int // units of which a figure is known, in whatever epoch
+	strata []stratum    // by epoch, as far as there was a request
 	early  early
 	off    [logMetrics]weighted // how far the load of what was compared was from the control's, in its blocks; only w and sum
+}
+
+// units is how many were seen.
+func (a *arm) units() int { return a.with[Failed] }
+
+// at finds or makes what is known of an epoch.
+func (a *arm) at(epoch int) *stratum {
+	for len(a.strata) <= epoch {
+		a.strata = append(a.strata, stratum{})
+	}
+	return &a.strata[epoch]
+}
+
+// known tells whether any request had a figure of m, compared or not.
+func (a *arm) known(m Metric) bool {
+	for i := range a.strata {
+		if a.strata[i].raw[m].n > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // class counts, by arm, units that voted in an epoch and whose last vote before was on the control in epoch from; -1 when
@@ -148,8 +173,7 @@ type state struct {
 	coming []arrival // units of later times
 	slot   uint32    // the latest in which a request was accepted
 	settle uint32    // slots until all of one has been settled
-	failed votes
-	missed votes
+	bad    [ballots]votes
 	hosts  []host
 	byHost map[uint64]int32 // arm and host: position in hosts
 	// slopeVariance is that of what load is thought to do, by which what was compared was adjusted.
@@ -211,6 +235,19 @@ func (s *state) reach(slot uint32) {
 	s.coming = kept
 }
 
+// unsaw takes back what saw counted, of a unit that is found to have come earlier.
+func (s *state) unsaw(slot uint32, epoch, arm int) {
+	for i := range s.coming {
+		if c := &s.coming[i]; c.slot == slot && int(c.epoch) == epoch && c.count[arm] > 0 {
+			c.count[arm]--
+			return
+		}
+	}
+	if c := s.seen.class(-1, epoch); c.count[arm] > 0 {
+		c.count[arm]--
+	}
+}
+
 func newState(d *Design) *state {
 	return &state{
 		epochs: [][]float64{append([]float64(nil), d.Weights...)},
@@ -256,12 +293,12 @@ func (s *state) rising(control, e int) int {
 }
 
 // lastVote says when a unit voted last before epoch, and for which arm; -1 for never.
-func (s *state) lastVote(unit uint64, epoch int, mask func(*record) uint32) (last, arm int) {
+func (s *state) lastVote(unit uint64, epoch, ballot int) (last, arm int) {
 	last = -1
 	for a := range s.arms {
 		if r := s.units.find(unit, a); r != nil {
 			for e := epoch - 1; e > last; e-- {
-				if mask(r)&(1<<e) != 0 {
+				if r.badIn[ballot]&(1<<e) != 0 {
 					last, arm = e, a
 					break
 				}
@@ -271,17 +308,22 @@ func (s *state) lastVote(unit uint64, epoch int, mask func(*record) uint32) (las
 	return last, arm
 }
 
-func failedIn(r *record) uint32 { return r.failedIn }
-func missedIn(r *record) uint32 { return r.missedIn }
+// ballots are votes by what went bad: Truncated, Failed, Missed.
+const ballots = 3
 
-// bad lets a remembered unit vote, once an epoch. Who voted for the control before votes again only among those who were
+// ballot is the place of m among them.
+func (m Metric) ballot() (i int, voted bool) {
+	return int(m) - int(Truncated), m >= Truncated && m <= Missed
+}
+
+// vote lets a remembered unit vote, once an epoch. Who voted for the control before votes again only among those who were
 // the control's then; of who voted for another arm nothing is learned, for it stays there.
-func (s *state) bad(v *votes, r *record, control, epoch int, mask func(*record) uint32) {
-	last, arm := s.lastVote(r.unit, epoch, mask)
+func (s *state) vote(r *record, control, epoch, ballot int) {
+	last, arm := s.lastVote(r.unit, epoch, ballot)
 	if last >= 0 && (arm != control || last < s.rising(control, epoch)) {
 		return
 	}
-	v.vote(last, epoch, int(r.arm))
+	s.bad[ballot].vote(last, epoch, int(r.arm))
 }
 
 // odds is the probability that a unit of a class was on the arm, given that it was there or on the control.
@@ -316,15 +358,29 @@ func (s *state) logE(v votes, thetas []float64, control, arm int) float64 {
 // rebuild makes anew what follows from the records.
 func (s *state) rebuild(control int) {
 	for a := range s.arms {
-		s.arms[a].sum = [metrics]sums{}
+		arm := &s.arms[a]
+		arm.with = [metrics]int{}
+		for e := range arm.strata {
+			arm.strata[e].sum = [metrics]sums{}
+		}
 	}
-	s.seen, s.failed, s.missed, s.coming = nil, nil, nil, nil
+	s.seen, s.bad, s.coming = nil, [ballots]votes{}, nil
 	for i := range s.units.recs {
 		r := &s.units.recs[i]
-		for m := range metrics {
-			if r.count(m) > 0 {
-				t, y := &s.arms[r.arm].sum[m], float64(r.mean[m])
-				t.n, t.sum, t.sq = t.n+1, t.sum+y, t.sq+y*y
+		arm := &s.arms[r.arm]
+		var with [metrics]bool
+		for j := r.stays; j > 0; j = s.units.stays[j-1].next {
+			t := &s.units.stays[j-1]
+			for m := range metrics {
+				if t.count(m) > 0 {
+					arm.at(int(t.epoch)).sum[m].add(float64(t.mean[m]))
+					with[m] = true
+				}
+			}
+		}
+		for m, is := range with {
+			if is {
+				arm.with[m]++
 			}
 		}
 		first := true
@@ -336,15 +392,11 @@ func (s *state) rebuild(control int) {
 		if first {
 			s.saw(r.slot, int(r.first), int(r.arm))
 		}
-		if r.failedIn|r.missedIn == 0 {
-			continue
-		}
-		for e := range s.epochs {
-			if r.failedIn&(1<<e) != 0 {
-				s.bad(&s.failed, r, control, e, failedIn)
-			}
-			if r.missedIn&(1<<e) != 0 {
-				s.bad(&s.missed, r, control, e, missedIn)
+		for b, in := range r.badIn {
+			for e := 0; in != 0; e, in = e+1, in>>1 {
+				if in&1 != 0 {
+					s.vote(r, control, e, b)
+				}
 			}
 		}
 	}

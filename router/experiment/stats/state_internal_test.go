@@ -18,20 +18,32 @@ func TestSumsAreThoseOfTheRecords(t *testing.T) {
 	check := func() {
 		t.Helper()
 		s := e.own
-		before := append([]arm(nil), s.arms...)
-		logs := []float64{s.logE(s.seen, mismatched, 0, 1), s.logE(s.failed, harmful, 0, 1), s.logE(s.missed, harmful, 0, 1)}
+		before := s.clone()
+		logs := func() (out []float64) {
+			out = append(out, s.logE(s.seen, mismatched, 0, 1))
+			for b := range s.bad {
+				out = append(out, s.logE(s.bad[b], harmful, 0, 1))
+			}
+			return out
+		}
+		was := logs()
 		s.rebuild(0)
 		for k := range s.arms {
-			for m := range metrics {
-				a, b := before[k].sum[m], s.arms[k].sum[m]
-				if a.n != b.n || math.Abs(a.sum-b.sum) > 1e-6*(1+math.Abs(b.sum)) || math.Abs(a.sq-b.sq) > 1e-6*(1+b.sq) {
-					t.Errorf("level %d, arm %d, %s: %+v, made anew %+v", s.units.level, k, m, a, b)
+			if before.arms[k].with != s.arms[k].with {
+				t.Errorf("level %d, arm %d: %v units, made anew %v", s.units.level, k, before.arms[k].with, s.arms[k].with)
+			}
+			for e := range s.arms[k].strata {
+				for m := range metrics {
+					a, b := before.arms[k].strata[e].sum[m], s.arms[k].strata[e].sum[m]
+					if a.n != b.n || math.Abs(a.sum-b.sum) > 1e-6*(1+math.Abs(b.sum)) || math.Abs(a.sq-b.sq) > 1e-6*(1+b.sq) {
+						t.Errorf("level %d, arm %d, epoch %d, %s: %+v, made anew %+v", s.units.level, k, e, m, a, b)
+					}
 				}
 			}
 		}
-		for i, l := range []float64{s.logE(s.seen, mismatched, 0, 1), s.logE(s.failed, harmful, 0, 1), s.logE(s.missed, harmful, 0, 1)} {
-			if math.Abs(l-logs[i]) > 1e-9 {
-				t.Errorf("level %d: log e-value %d is %v, made anew %v", s.units.level, i, logs[i], l)
+		for i, l := range logs() {
+			if math.Abs(l-was[i]) > 1e-9 {
+				t.Errorf("level %d: log e-value %d is %v, made anew %v", s.units.level, i, was[i], l)
 			}
 		}
 	}
@@ -51,6 +63,11 @@ func TestSumsAreThoseOfTheRecords(t *testing.T) {
 		o.Block, o.Host = BlockOf(1, int64(r.IntN(1000)), r.Float64()), 1+uint32(r.IntN(4))
 		o.TTFT, o.TPS, o.USDPerMtok, o.Score = math.Exp(r.NormFloat64()), math.Exp(r.NormFloat64()), math.Exp(r.NormFloat64()), r.NormFloat64()
 		o.Failed, o.Missed, o.Truncated = r.IntN(50) == 0, r.IntN(20) == 0, r.IntN(90) == 0
+		if late := e.Epoch() - 1; late > 0 && r.IntN(30) == 0 { // it was under way when the weight rose
+			if o.Epoch = late; float64(mix(unit))/math.MaxUint64 >= w-0.08 {
+				o.Arm = 0
+			}
+		}
 		e.Record(&o)
 	}
 	check()
@@ -74,6 +91,32 @@ func TestBlockOf(t *testing.T) {
 	}
 	if BlockOf(1, 64, 0.1) != BlockOf(1, 20, 0.2) || BlockOf(1, 1<<40, math.Inf(1)) != BlockOf(1, 1<<50, 4) {
 		t.Error("alike ones are in different blocks")
+	}
+}
+
+// TestFailures adds up what is drawn: with one of a beta distribution of whole parameters, the failures of n more units are as likely as those
+// of a draw from an urn to which each is put back twice (Pólya).
+func TestFailures(t *testing.T) {
+	for _, tc := range []struct{ bad, good, n int }{{1, 1, 5}, {1, 20, 20}, {3, 50, 20}, {7, 7, 40}} {
+		chances := []float64{1} // of so many failures
+		for i := range tc.n {
+			next := make([]float64, i+2)
+			for k, p := range chances {
+				bad := float64(tc.bad+k) / float64(tc.bad+tc.good+i)
+				next[k] += p * (1 - bad)
+				next[k+1] += p * bad
+			}
+			chances = next
+		}
+		for k := range tc.n + 1 {
+			want := 0.0
+			for _, p := range chances[k:] {
+				want += p
+			}
+			if got := failures(k, tc.n, float64(tc.bad), float64(tc.good)); math.Abs(got-want) > 1e-9*want+1e-15 {
+				t.Errorf("%+v: %d or more: %v, want %v", tc, k, got, want)
+			}
+		}
 	}
 }
 

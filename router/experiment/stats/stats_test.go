@@ -25,6 +25,21 @@ func TestMSPRT(t *testing.T) {
 	near(t, "Λ at the interval's end", math.Exp(stats.MSPRT(h, v, 0.10)), 20, 1e-9)
 }
 
+// TestWorse: it is the mean of likelihood ratios over the upper half of a normal distribution, here added up by small steps.
+func TestWorse(t *testing.T) {
+	const tau, steps = 0.10, 200_000
+	v := 0.3025/9000 + 0.3025/1000
+	for _, d := range []float64{-0.05, 0, 0.05, 0.07} {
+		sum := 0.0
+		for i := range steps {
+			theta := 6 * tau * (float64(i) + 0.5) / steps
+			density := 2 * math.Exp(-theta*theta/(2*tau*tau)) / (tau * math.Sqrt(2*math.Pi))
+			sum += density * math.Exp(theta*d/v-theta*theta/(2*v)) * 6 * tau / steps
+		}
+		near(t, "mean of likelihood ratios", math.Exp(stats.Worse(d, v, tau)), sum, 1e-4)
+	}
+}
+
 // TestBadUnits has the vector TV10: bad units of the canary and of the control, of whom a tenth should be the canary's.
 func TestBadUnits(t *testing.T) {
 	for _, tc := range []struct {

@@ -68,6 +68,14 @@ func MSPRT(d, v, tau float64) float64 {
 	return 0.5*math.Log(v/(v+t)) + t*d*d/(2*v*(v+t))
 }
 
+// Worse is MSPRT of differences that are thought to be positive, whose mixture is the normal's upper half: who only asks whether it is worse
+// need not pay for the question whether it is better. It reaches log(1/alpha) with a probability of about alpha at most when the true
+// difference is zero or negative.
+func Worse(d, v, tau float64) float64 {
+	t := tau * tau
+	return MSPRT(d, v, tau) + math.Log(math.Erfc(-tau*d/math.Sqrt(2*v*(v+t))))
+}
+
 // HalfWidth is half the width of the confidence sequence at level 1-alpha that belongs to MSPRT: zero is outside of it
 // exactly when MSPRT is log(1/alpha).
 func HalfWidth(v, tau, alpha float64) float64 {

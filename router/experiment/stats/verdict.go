@@ -56,19 +56,23 @@ const (
 
 // Estimate is an arm against the control by one metric.
 type Estimate struct {
-	Metric  Metric  `json:"metric"`
-	Guard   bool    `json:"guard"` // it decides; others are shown
-	Goal    bool    `json:"goal,omitempty"`
-	Margin  Figure  `json:"margin"`
-	Control Figure  `json:"control"` // typical figures of requests: geometric means of TTFT, TPS and USD, shares or means of others
+	Metric Metric `json:"metric"`
+	Guard  bool   `json:"guard"` // it decides; others are shown
+	Goal   bool   `json:"goal,omitempty"`
+	Margin Figure `json:"margin"`
+	// Tolerate is how much worse it may be without being stopped.
+	Tolerate Figure `json:"tolerate"`
+	// Steps are what each of the weights has shown by itself, when there were several; the difference is of them together.
+	Steps   []Step  `json:"steps,omitempty"`
+	Control Figure  `json:"control"` // typical figures: geometric means of requests' TTFT, TPS and USD, means of units' shares and of scores; of steps weighed together like diff
 	Arm     Figure  `json:"arm"`
-	Units   [2]int  `json:"units"` // that were compared: the control's, the arm's
+	Units   [2]int  `json:"units"` // that were compared: the control's, the arm's, each once
 	Diff    Figure  `json:"diff"`  // best estimate: arm less control, a ratio less 1 of relative metrics
 	Low     Figure  `json:"low"`   // always-valid interval of the arm as it runs, on these hosts
 	High    Figure  `json:"high"`
 	Bad     [2]int  `json:"bad"`   // of failures and SLO misses: votes of units that went bad, the control's, the arm's
 	Due     Figure  `json:"due"`   // how many of them were to be expected of the arm
-	LogE    Figure  `json:"log_e"` // natural log of the evidence against "no difference" that stops: of an e-process or, with hosts' spread in it, a mixture likelihood ratio
+	LogE    Figure  `json:"log_e"` // natural log of the evidence of harm beyond what is tolerated, that stops: of an e-process or, with hosts' spread in it, a mixture likelihood ratio; of both the lesser where failures are tolerated
 	Needs   Figure  `json:"needs"` // what LogE must reach
 	Finding Finding `json:"finding"`
 	Reason  string  `json:"reason"`
@@ -139,7 +143,7 @@ var suspicion = math.Log(10) //nolint:gochecknoglobals // likewise
 // Verdict says what is known, with the observations of replicas that were merged.
 func (e *Experiment) Verdict() Verdict { return e.look(true, 1) }
 
-// Peek is Verdict without the words and the hosts, for who looks after every request.
+// Peek is Verdict without the words, the hosts and what decides nothing, for who looks after every request.
 func (e *Experiment) Peek() Verdict { return e.look(false, 1) }
 
 // VerdictOf is Verdict by one of several who look at figures of their own, each of whom may end the experiment: by its part of alpha, in
@@ -164,7 +168,6 @@ func (e *Experiment) look(words bool, part float64) Verdict {
 	}
 	d := e.design
 	d.Alpha *= part
-	d.lateOnly = part < 0.5
 	return s.verdict(&d, words)
 }
 
@@ -174,7 +177,7 @@ func (s *state) alpha(d *Design, g *Guardrail) float64 {
 	for i := range d.Guardrails {
 		sum += d.Guardrails[i].share()
 	}
-	a := d.Alpha * g.share() / (max(sum, g.share()) * float64(len(d.Arms)-1))
+	a := (1 - earlyPart) * d.Alpha * g.share() / (max(sum, g.share()) * float64(len(d.Arms)-1))
 	if !d.Sticky {
 		return a
 	}
@@ -183,6 +186,9 @@ func (s *state) alpha(d *Design, g *Guardrail) float64 {
 	}
 	return 0.9 * a
 }
+
+// early is the alpha of what the first units of one arm tell.
+func (d *Design) early() float64 { return earlyPart * d.Alpha / float64(len(d.Arms)-1) }
 
 func (g *Guardrail) share() float64 {
 	if g.Share == 0 {
@@ -196,7 +202,7 @@ func (s *state) verdict(d *Design, words bool) Verdict {
 	now := s.epochs[len(s.epochs)-1]
 	for k := range s.arms {
 		a := &s.arms[k]
-		v.Arms = append(v.Arms, ArmVerdict{Name: d.Arms[k], Control: k == d.Control, Weight: now[k], By: -1, Units: int(a.sum[Failed].n), Counts: a.counts, SRM: Figure(math.NaN())})
+		v.Arms = append(v.Arms, ArmVerdict{Name: d.Arms[k], Control: k == d.Control, Weight: now[k], By: -1, Units: a.units(), Counts: a.counts, SRM: Figure(math.NaN())})
 	}
 	for k := range s.arms {
 		if words {
@@ -227,6 +233,7 @@ func (s *state) judge(v *ArmVerdict, d *Design, k int, words bool) {
 	c, a := &s.arms[d.Control], &s.arms[k]
 	v.SRM = Figure(s.logE(s.seen, mismatched, d.Control, k))
 	v.Estimates = make([]Estimate, 0, metrics)
+	cs := s.contrasts(d, k, words)
 	for m := range metrics {
 		var g Guardrail
 		i := slices.IndexFunc(d.Guardrails, func(g Guardrail) bool { return g.Metric == m })
@@ -234,29 +241,32 @@ func (s *state) judge(v *ArmVerdict, d *Design, k int, words bool) {
 		if guarded {
 			g = d.Guardrails[i]
 		}
-		if !guarded && c.sum[m].n+a.sum[m].n == 0 {
+		if !guarded && (!words || c.with[m]+a.with[m] == 0) {
 			continue
 		}
-		v.Estimates = append(v.Estimates, s.estimate(d, k, m, g, guarded, words))
+		v.Estimates = append(v.Estimates, s.estimate(d, k, m, &cs[m], g, guarded, words))
 	}
 	if words {
 		v.Model = v.model()
 	}
 	if v.Broken() {
 		v.Action = Stop
-		v.Reason = fmt.Sprintf("assignment broken: %s and %s have %.0f and %.0f units, which their weights do not give (E = %s, 1000 stops)",
-			d.Arms[d.Control], v.Name, c.sum[Failed].n, a.sum[Failed].n, evidence(float64(v.SRM)))
+		v.Reason = fmt.Sprintf("assignment broken: %s and %s have %d and %d units, which their weights do not give (E = %s, 1000 stops)",
+			d.Arms[d.Control], v.Name, c.units(), a.units(), evidence(float64(v.SRM)))
 		return
 	}
-	if f := float64(a.early.failed); !d.lateOnly && a.early.failed >= earlyFails && f/float64(a.early.seen) >= earlyTimes*(float64(c.counts.Failed)+1)/float64(c.counts.Requests-c.counts.Forced+2) {
-		v.Action, v.By = Stop, int(Failed)
-		v.Reason = fmt.Sprintf("error_rate: %d of the first %d units failed at their first request", a.early.failed, a.early.seen)
+	tolerate := 0.0
+	if i := slices.IndexFunc(d.Guardrails, func(g Guardrail) bool { return g.Metric == Failed }); i >= 0 {
+		tolerate = d.Guardrails[i].Tolerate
+	}
+	if a.early.alarm(d.early(), tolerate) <= 1 {
+		v.Action, v.By, v.Reason = Stop, int(Failed), a.early.tell(d.Arms[d.Control])
 		return
 	}
 	for _, want := range []Finding{Harm, Hosts, Suspicion, Few, Open, Unmeasured} {
 		for i := range v.Estimates {
 			e := &v.Estimates[i]
-			if !e.Guard || e.Finding != want || e.Finding == Unmeasured && c.raw[e.Metric].n+a.raw[e.Metric].n == 0 && !e.Goal {
+			if !e.Guard || e.Finding != want || e.Finding == Unmeasured && !c.known(e.Metric) && !a.known(e.Metric) && !e.Goal {
 				continue // what neither has cannot be held against either
 			}
 			v.By, v.Reason = int(e.Metric), e.Metric.String()+": "+e.Reason
@@ -271,7 +281,7 @@ func (s *state) judge(v *ArmVerdict, d *Design, k int, words bool) {
 				}
 			case Open, Unmeasured:
 				v.Action = Advance
-				if want == Unmeasured && e.Metric == TTFT && c.raw[TTFT].n > 0 { // nobody has had an answer of the arm's that was timed
+				if want == Unmeasured && e.Metric == TTFT && c.known(TTFT) { // nobody has had an answer of the arm's that was timed
 					v.Action = Hold
 				}
 			case Hosts, Suspicion, Few, Within:
@@ -329,41 +339,46 @@ func (v *ArmVerdict) model() string {
 }
 
 // estimate compares arm k with the control by m.
-func (s *state) estimate(d *Design, k int, m Metric, g Guardrail, guarded, words bool) Estimate {
+func (s *state) estimate(d *Design, k int, m Metric, cmp *contrast, g Guardrail, guarded, words bool) Estimate {
 	c, a := &s.arms[d.Control], &s.arms[k]
-	e := Estimate{Metric: m, Guard: guarded, Goal: g.Goal, Margin: Figure(g.Margin), Units: [2]int{int(c.sum[m].n), int(a.sum[m].n)}}
 	nan := Figure(math.NaN())
-	e.Control, e.Arm, e.Diff, e.Low, e.High, e.LogE, e.Due = c.typical(m), a.typical(m), nan, nan, nan, nan, nan
+	e := Estimate{
+		Metric: m, Guard: guarded, Goal: g.Goal, Margin: Figure(g.Margin), Tolerate: Figure(g.Tolerate), Control: cmp.control, Arm: cmp.arm,
+		Units: cmp.units, Diff: nan, Low: nan, High: nan, LogE: nan, Due: nan,
+	}
+	if cmp.epochs > 1 {
+		e.Steps = cmp.steps
+	}
 	if !guarded {
 		e.Margin = nan
 	}
 	alpha := s.alpha(d, &g)
 	needs := -math.Log(alpha)
 	e.Needs = Figure(needs)
-	cm, cv := c.sum[m].spread(m)
-	am, av := a.sum[m].spread(m)
-	diff, variance := am-cm, av/a.sum[m].n+cv/c.sum[m].n
+	diff, variance := cmp.diff, cmp.variance
 	if m.Relative() && a.off[m].w > 0 && c.off[m].w > 0 {
 		off := a.off[m].sum/a.off[m].w - c.off[m].sum/c.off[m].w
 		variance += off * off * s.slopeVariance[m]
 	}
-	worse := 1.0 // sign of harm
-	if m.more() {
-		worse = -1
-	}
-	few := c.sum[m].n < float64(d.MinUnits) || a.sum[m].n < float64(d.MinUnits)
-	voted := m == Failed || m == Missed
-	if c.sum[m].n > 0 && a.sum[m].n > 0 {
+	few := cmp.units[0] < d.MinUnits || cmp.units[1] < d.MinUnits
+	ballot, voted := m.ballot()
+	if cmp.epochs > 0 {
 		e.Diff = m.natural(diff)
 	}
 	tau := m.tau()
 	if tau == 0 {
-		tau = 0.1 * math.Sqrt(max(1e-12, (av*a.sum[m].n+cv*c.sum[m].n)/(a.sum[m].n+c.sum[m].n)))
+		tau = 0.1 * max(1e-6, cmp.sd)
 	}
+	// How much worse it is, on the scale of comparison, and by how much that is more than is tolerated.
+	worse := diff
+	if m.more() {
+		worse = -diff
+	}
+	excess := worse - m.scaled(g.Tolerate)
 	runs := math.NaN() // evidence against the arm as it runs
 	if !few && variance > 0 {
 		half := HalfWidth(variance, tau, alpha)
-		runs = MSPRT(diff, variance, tau)
+		runs = Worse(max(0, excess), variance, tau)
 		e.Low, e.High = m.natural(diff-half), m.natural(diff+half)
 		e.LogE = Figure(runs)
 	}
@@ -373,16 +388,14 @@ func (s *state) estimate(d *Design, k int, m Metric, g Guardrail, guarded, words
 			v := variance + sp.variance
 			h := HalfWidth(v, tau, alpha)
 			sp.Low, sp.High = m.natural(diff-h), m.natural(diff+h)
-			e.LogE = Figure(MSPRT(diff, v, tau))
+			e.LogE = Figure(Worse(max(0, excess), v, tau))
 		}
 		e.Hosts = &sp.Spread
 	}
+	votes := math.Inf(-1) // evidence that units of the arm go bad more often at all
 	if voted {
-		v := s.failed
-		if m == Missed {
-			v = s.missed
-		}
-		e.LogE = Figure(s.logE(v, harmful, d.Control, k))
+		v := s.bad[ballot]
+		votes = s.logE(v, harmful, d.Control, k)
 		e.Due = 0
 		for i := range v {
 			if w := s.odds(&v[i], d.Control, k); w > 0 {
@@ -391,8 +404,15 @@ func (s *state) estimate(d *Design, k int, m Metric, g Guardrail, guarded, words
 				e.Due += Figure(w * float64(others+hits))
 			}
 		}
+		switch {
+		case g.Tolerate == 0:
+			e.LogE = Figure(votes)
+		case math.IsNaN(runs): // it may be worse, and nobody knows by how much
+			e.LogE = Figure(min(0, votes))
+		default: // it is worse, and by more than is tolerated
+			e.LogE = Figure(min(runs, votes))
+		}
 	}
-	beyond := worse*float64(e.Diff) > g.Tolerate || (m == TPS && float64(e.Diff) < -g.Tolerate)
 	bad := float64(e.High)
 	if m.more() {
 		bad = -float64(e.Low)
@@ -402,17 +422,17 @@ func (s *state) estimate(d *Design, k int, m Metric, g Guardrail, guarded, words
 		within = bad < -g.Margin
 	}
 	switch {
-	case voted && float64(e.LogE) >= needs && beyond && !(within && g.Tolerate > 0):
+	case excess > 0 && float64(e.LogE) >= needs:
 		e.Finding = Harm
-	case !voted && !few && worse*diff > 0 && float64(e.LogE) >= needs && beyond:
-		e.Finding = Harm
+	case votes >= needs && worse <= 0: // more units go bad, and yet not more of what they ask for: one of both misleads
+		e.Finding = Suspicion
 	case within:
 		e.Finding = Within
-	case e.Hosts != nil && worse*diff > 0 && runs >= needs && beyond:
+	case e.Hosts != nil && excess > 0 && runs >= needs:
 		e.Finding = Hosts
-	case worse*diff > 0 && float64(e.LogE) >= suspicion && beyond:
+	case excess > 0 && float64(e.LogE) >= suspicion:
 		e.Finding = Suspicion
-	case (c.raw[m].n == 0 || a.raw[m].n == 0) && (m.Relative() || m == Score) && !s.few(d, k):
+	case (!c.known(m) || !a.known(m)) && (m.Relative() || m == Score) && !s.few(d, k):
 		e.Finding = Unmeasured
 	case few:
 		e.Finding = Few
@@ -427,7 +447,7 @@ func (s *state) estimate(d *Design, k int, m Metric, g Guardrail, guarded, words
 
 // few says that one of both has too few units for anything.
 func (s *state) few(d *Design, k int) bool {
-	return s.arms[d.Control].sum[Failed].n < float64(d.MinUnits) || s.arms[k].sum[Failed].n < float64(d.MinUnits)
+	return s.arms[d.Control].units() < d.MinUnits || s.arms[k].units() < d.MinUnits
 }
 
 // natural turns a difference on the scale of comparison into one that is told.
@@ -436,46 +456,6 @@ func (m Metric) natural(d float64) Figure {
 		return Figure(math.Expm1(d))
 	}
 	return Figure(d)
-}
-
-// typical is what requests of the arm are like, whatever they may be compared with.
-func (a *arm) typical(m Metric) Figure {
-	n := float64(a.counts.Requests - a.counts.Forced)
-	switch m {
-	case Failed:
-		return Figure(float64(a.counts.Failed) / n)
-	case Missed:
-		return Figure(float64(a.counts.Missed) / n)
-	case Truncated:
-		return Figure(float64(a.counts.Truncated) / n)
-	case Score:
-		return Figure(a.raw[m].mean())
-	case TTFT, TPS, USD, metrics:
-	}
-	return Figure(math.Exp(a.raw[m].mean()))
-}
-
-// priorUnits with a standard deviation of priorSD are thought to have been seen before the first one, of log metrics; so that few
-// units that happen to be alike do not look sure.
-const (
-	priorUnits = 10
-	priorSD    = 0.3
-)
-
-// spread is the mean of units and their variance.
-func (s *sums) spread(m Metric) (mean, variance float64) {
-	mean = s.mean()
-	switch {
-	case s.n == 0:
-		return math.NaN(), math.NaN()
-	case m.Relative():
-		return mean, (priorUnits*priorSD*priorSD + max(0, s.sq-s.n*mean*mean)) / (priorUnits + s.n - 1)
-	case m == Score:
-		return mean, max(1e-12, (s.sq-s.n*mean*mean)/max(1, s.n-1))
-	}
-	// Two units that were bad and two that were not are added (Agresti and Coull), for none that was bad is no proof that none is.
-	p := (s.sum + 2) / (s.n + 4)
-	return mean, (s.sq+2)/(s.n+4) - p*p
 }
 
 // tell says in words what was found.
@@ -500,7 +480,7 @@ func (e *Estimate) tell(d *Design, unmatched int64) string {
 	}
 	switch e.Finding {
 	case Harm:
-		fmt.Fprintf(&b, ": harm proven, E = %s (%s stops)", evidence(float64(e.LogE)), evidence(float64(e.Needs)))
+		fmt.Fprintf(&b, ": harm proven%s, E = %s (%s stops)", e.beyond(), evidence(float64(e.LogE)), evidence(float64(e.Needs)))
 	case Hosts:
 		h := e.Hosts
 		why := ""
@@ -512,7 +492,11 @@ func (e *Estimate) tell(d *Design, unmatched int64) string {
 			e.Metric, b.String(), float64(h.Arm), float64(h.Control), 100*float64(h.Shared), 100*float64(h.SD),
 			e.Metric.Signed(float64(h.Low)), e.Metric.Signed(float64(h.High)), why)
 	case Suspicion:
-		fmt.Fprintf(&b, ": signs of harm, E = %s (%s stops)", evidence(float64(e.LogE)), evidence(float64(e.Needs)))
+		if !math.IsNaN(float64(e.Due)) && e.Diff <= 0 {
+			b.WriteString(": more units go bad, though not more of their requests do; it goes no further")
+			break
+		}
+		fmt.Fprintf(&b, ": signs of harm%s, E = %s (%s stops)", e.beyond(), evidence(float64(e.LogE)), evidence(float64(e.Needs)))
 	case Within:
 		if e.Guard {
 			fmt.Fprintf(&b, ": within the margin of %s", e.Metric.Amount(float64(e.Margin)))
@@ -523,6 +507,14 @@ func (e *Estimate) tell(d *Design, unmatched int64) string {
 		}
 	}
 	return b.String()
+}
+
+// beyond says what is tolerated, if anything is.
+func (e *Estimate) beyond() string {
+	if !(e.Tolerate > 0) { //nolint:staticcheck // NaN
+		return ""
+	}
+	return " beyond the " + e.Metric.Amount(float64(e.Tolerate)) + " that is tolerated"
 }
 
 // size is a difference in words.

@@ -17,7 +17,7 @@ type Alarms struct {
 // of high and low load, on hosts that differ and through incidents that hit both arms, while the canary's weight rises.
 func NoDifference() Trial {
 	const requests = 3000
-	return Trial{Requests: requests, Users: 700, Steps: []Step{{0, 0.05}, {requests / 4, 0.25}, {requests / 2, 0.5}}, Hosts: [2]int{6, 0}, HostSD: 0.12}
+	return Trial{Requests: requests, Users: 700, Steps: []Step{{0, 0.05}, {requests / 4, 0.25}, {requests / 2, 0.5}}, Hosts: [2]int{6, 0}, HostSD: 0.12, Drift: true}
 }
 
 // FalseAlarms runs NoDifference so many times, jobs at once (0: one for each processor), looking all the time. With other seeds

@@ -31,6 +31,26 @@ func Effects() []Effect {
 	}
 }
 
+// Tolerated are those of the table of what an operator allows: TTFT may be 20 % longer.
+func Tolerated() []Effect {
+	var out []Effect
+	for _, by := range []float64{0.15, 0.20, 0.25, 0.30} {
+		out = append(out, Effect{fmt.Sprintf("TTFT %+.0f %%, %+.0f %% allowed", 100*by, 20.0), func(t *Trial) {
+			t.TTFT = 1 + by
+			t.Design.Guardrails = stats.Guardrails()
+			for i := range t.Design.Guardrails {
+				switch g := &t.Design.Guardrails[i]; g.Metric {
+				case stats.TTFT:
+					g.Margin, g.Tolerate = 0.20, 0.20
+				case stats.Missed: // what is slower misses more of them
+					g.Margin, g.Tolerate = 0.05, 0.05
+				}
+			}
+		}})
+	}
+	return out
+}
+
 // NewEffect is an effect of one's own: factors of TTFT, TPS and dollars, and what share of requests fails in addition.
 func NewEffect(ttft, tps, usd, failures float64) Effect {
 	var words []string
@@ -187,6 +207,70 @@ func Markdown(rows []Row) string {
 			fmt.Fprintf(&b, " %s | %s |", thousands(int(r.Requests)), thousands(int(r.Units)))
 		}
 		fmt.Fprintf(&b, " %.3g %% |\n", 100*float64(r.First20))
+	}
+	return b.String()
+}
+
+// FirstRow is how often a canary was stopped within its first 20 units.
+type FirstRow struct {
+	Weight float64 // the canary's share of units
+	Rate   float64 // of failures, of both arms
+	Runs   int
+	Alarms Alarms // where nothing else fails
+	Found  Alarms // where a share of the canary's requests fails in addition
+}
+
+// FirstUnits runs trials that end with the canary's 20th unit, at every weight and rate of failures, without harm and with as much, each looked at
+// after every request. The error is ctx's.
+func FirstUnits(ctx context.Context, weights, rates []float64, harm float64, runs int, seed uint64) ([]FirstRow, error) {
+	var rows []FirstRow
+	for _, rate := range rates {
+		for _, w := range weights {
+			row := FirstRow{Weight: w, Rate: rate, Runs: runs}
+			for by, out := range map[float64]*Alarms{0: &row.Alarms, harm: &row.Found} {
+				t := Trial{Requests: int(200 / w), Units: firstLooks, Steps: []Step{{0, w}}, Hosts: [2]int{6, 0}, HostSD: 0.12, Base: rate, Failures: by, Every: 1}
+				if rate == 0 {
+					t.Base = -1
+				}
+				results, err := Many(ctx, &t, runs, seed, false, 0)
+				if err != nil {
+					return nil, err
+				}
+				out.Runs = runs
+				for i := range results {
+					if results[i].Action == stats.Stop {
+						out.Stopped++
+					}
+				}
+			}
+			rows = append(rows, row)
+		}
+	}
+	return rows, nil
+}
+
+// FirstMarkdown is the table of rows, as FirstUnits gives them.
+func FirstMarkdown(rows []FirstRow) string {
+	var b strings.Builder
+	weights := 0
+	for ; weights < len(rows) && rows[weights].Rate == rows[0].Rate; weights++ {
+	}
+	b.WriteString("| the control fails |")
+	for i := range weights {
+		fmt.Fprintf(&b, " %.3g %% of units |", 100*rows[i].Weight)
+	}
+	b.WriteString("\n|--:|" + strings.Repeat("--:|", weights) + "\n")
+	for i := range rows {
+		r := &rows[i]
+		if i%weights == 0 {
+			fmt.Fprintf(&b, "| %.3g %% |", 100*r.Rate)
+		}
+		found, _, _ := r.Found.Share()
+		alarms, _, _ := r.Alarms.Share()
+		fmt.Fprintf(&b, " %.3g %% (%.2g %%) |", 100*found, 100*alarms)
+		if i%weights == weights-1 {
+			b.WriteString("\n")
+		}
 	}
 	return b.String()
 }

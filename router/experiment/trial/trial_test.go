@@ -13,7 +13,7 @@ import (
 )
 
 var (
-	runs = flag.Int("trial.runs", 500, "trials without a difference; 2000 take some ten seconds")
+	runs = flag.Int("trial.runs", 300, "trials without a difference; 2000 take some ten seconds")
 	seed = flag.Uint64("trial.seed", 1, "of the first trial")
 
 	update = flag.Bool("update", false, "write the power table of docs/experiments.md anew, which takes some minutes")
@@ -156,10 +156,21 @@ func TestSlowHosts(t *testing.T) {
 // The table of the docs: its sizes, weights and runs, and where it stands.
 const (
 	docs      = "../../../docs/experiments.md"
-	tableFrom = "<!-- power -->\n"
-	tableTo   = "<!-- /power -->\n"
 	tableRuns = 300
+	firstRuns = 2000
 )
+
+// section is what stands between two marks of the docs.
+func section(t *testing.T, text, name string) (before, table, after string) {
+	t.Helper()
+	from, to := "<!-- "+name+" -->\n", "<!-- /"+name+" -->\n"
+	before, rest, ok := strings.Cut(text, from)
+	table, after, ok2 := strings.Cut(rest, to)
+	if !ok || !ok2 {
+		t.Fatalf("%s: no %q and %q", docs, from, to)
+	}
+	return before + from, table, to + after
+}
 
 var (
 	tableSizes   = []int{1000, 2000, 5000, 10000, 20000, 50000}
@@ -172,21 +183,32 @@ func TestDocs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	before, rest, ok := strings.Cut(string(b), tableFrom)
-	table, after, ok2 := strings.Cut(rest, tableTo)
-	if !ok || !ok2 {
-		t.Fatalf("%s: no %q and %q", docs, tableFrom, tableTo)
-	}
 	if *update {
-		rows, err := trial.Power(t.Context(), trial.Effects(), []bool{false, true}, tableWeights, tableSizes, tableRuns, *seed)
+		power := func(effects []trial.Effect, units []bool) string {
+			rows, err := trial.Power(t.Context(), effects, units, tableWeights, tableSizes, tableRuns, *seed)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return trial.Markdown(rows)
+		}
+		first, err := trial.FirstUnits(t.Context(), []float64{0.05, 0.1, 0.25, 0.5}, []float64{0, 0.001, 0.005, 0.01, 0.02, 0.05}, 0.2, firstRuns, *seed)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(docs, []byte(before+tableFrom+trial.Markdown(rows)+tableTo+after), 0o644); err != nil { //nolint:gosec // documentation
-			t.Fatal(err)
+		for _, s := range []struct{ name, table string }{
+			{"first", trial.FirstMarkdown(first)}, {"tolerated", power(trial.Tolerated(), []bool{false})}, {"power", power(trial.Effects(), []bool{false, true})},
+		} {
+			if b, err = os.ReadFile(docs); err != nil { // as it is now: this takes minutes
+				t.Fatal(err)
+			}
+			before, _, after := section(t, string(b), s.name)
+			if err := os.WriteFile(docs, []byte(before+s.table+after), 0o644); err != nil { //nolint:gosec // documentation
+				t.Fatal(err)
+			}
 		}
 		return
 	}
+	_, table, _ := section(t, string(b), "power")
 	if runtime.GOARCH != "amd64" {
 		t.Skip("the table is of amd64: another processor rounds otherwise, and some runs stop a look sooner")
 	}
