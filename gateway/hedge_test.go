@@ -45,7 +45,9 @@ func beginning(c *upConn) {
 	c.sendChunk(roleEvent)
 }
 
-const hedgeSLO = 400 * time.Millisecond
+// hedgeSLO is the promised time to the first token: the second host is asked in the latter half of it, a window that no busy machine sleeps
+// through.
+const hedgeSLO = 1600 * time.Millisecond
 
 type serving func(c *upConn, r *upRequest) bool
 
@@ -128,6 +130,7 @@ func (g *rig) hedged(n int, word string, classes ...outcome.Class) ledger.Record
 // TestHedgeWins: the first host is late, so another one is asked as well and answers. The caller sees one clean answer, and the first
 // host is left at once.
 func TestHedgeWins(t *testing.T) {
+	t.Parallel()
 	const n = 20
 	for state, then := range map[string]func(*upConn){"silent": nil, "begun": beginning, "inside an event": func(c *upConn) {
 		beginning(c)
@@ -136,6 +139,7 @@ func TestHedgeWins(t *testing.T) {
 		for _, overTLS := range []bool{false, true} {
 			for _, stream := range []bool{true, false} {
 				t.Run(fmt.Sprintf("%s/tls=%t/stream=%t", state, overTLS, stream), func(t *testing.T) {
+					t.Parallel()
 					a := newSleeper(then)
 					var said atomic.Int64
 					b := &teller{words: n, delay: func(i int) {
@@ -190,10 +194,12 @@ func TestHedgeWins(t *testing.T) {
 
 // TestHedgeLoses: the first host answers after all, and the second one is cut.
 func TestHedgeLoses(t *testing.T) {
+	t.Parallel()
 	const n = 20
 	for name, then := range map[string]func(*upConn){"silent": nil, "begun": beginning} {
 		for _, members := range []string{streamed, ""} {
 			t.Run(name+members, func(t *testing.T) {
+				t.Parallel()
 				b := newSleeper(then)
 				var said atomic.Int64
 				a := &teller{words: n, delay: func(i int) {
@@ -240,6 +246,7 @@ func failing(asked chan<- struct{}, goOn <-chan struct{}, fail func(c *upConn)) 
 
 // TestHedgeFailures lets one of the two fail, or both, one way or the other.
 func TestHedgeFailures(t *testing.T) {
+	t.Parallel()
 	const n = 20
 	fails := map[string]struct {
 		do    func(c *upConn)
@@ -257,6 +264,7 @@ func TestHedgeFailures(t *testing.T) {
 	}
 	for name, f := range fails {
 		t.Run("the second: "+name, func(t *testing.T) {
+			t.Parallel()
 			asked, goOn := make(chan struct{}, 1), make(chan struct{})
 			close(goOn)
 			var g *rig
@@ -274,6 +282,7 @@ func TestHedgeFailures(t *testing.T) {
 			g.hedged(0, wordFailed, f.class, outcome.Success)
 		})
 		t.Run("the first: "+name, func(t *testing.T) {
+			t.Parallel()
 			asked, goOn := make(chan struct{}, 1), make(chan struct{})
 			var g *rig
 			b := &teller{words: n, delay: func(i int) {
@@ -295,6 +304,7 @@ func TestHedgeFailures(t *testing.T) {
 	}
 	for name, third := range map[string]bool{"both, and a third answers": true, "both, and there is no other": false} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			firstAsked, secondAsked, goOn := make(chan struct{}, 4), make(chan struct{}, 4), make(chan struct{})
 			hosts := []serving{failing(firstAsked, goOn, (*upConn).reset), failing(secondAsked, goOn, (*upConn).reset)}
 			if third {
@@ -333,9 +343,11 @@ func TestHedgeFailures(t *testing.T) {
 
 // TestHedgeCalledAway lets one of the two hosts leave the fleet while both work: the other one answers.
 func TestHedgeCalledAway(t *testing.T) {
+	t.Parallel()
 	const n = 5
 	for i, classes := range [][]outcome.Class{{outcome.Moved, outcome.Success}, {outcome.Moved, outcome.Success}} {
 		t.Run(fmt.Sprintf("h%d", i), func(t *testing.T) {
+			t.Parallel()
 			leaving, asked, goOn := newSleeper(beginning), make(chan struct{}, 1), make(chan struct{})
 			staying := &teller{words: n, delay: func(k int) {
 				if k == 0 {
@@ -374,6 +386,7 @@ func TestHedgeCalledAway(t *testing.T) {
 
 // TestHedgeTraces gives each of the two hosts a span of its own, and tells only those of the trace that may know of it.
 func TestHedgeTraces(t *testing.T) {
+	t.Parallel()
 	parents := make(chan [2]string, 2)
 	hear := func(who string, then serving) serving {
 		return func(c *upConn, r *upRequest) bool {
@@ -409,6 +422,7 @@ func TestHedgeTraces(t *testing.T) {
 
 // TestHedgeRefusal hands a refusal of the first host on, whatever the second would say.
 func TestHedgeRefusal(t *testing.T) {
+	t.Parallel()
 	b := newSleeper(nil)
 	g := newHedger(t, []serving{func(c *upConn, _ *upRequest) bool {
 		<-b.asked
@@ -425,9 +439,11 @@ func TestHedgeRefusal(t *testing.T) {
 
 // TestHedgeClientGone lets the caller leave while both hosts work.
 func TestHedgeClientGone(t *testing.T) {
+	t.Parallel()
 	for _, members := range []string{streamed, ""} {
 		for _, how := range leaves {
 			t.Run(how.name+members, func(t *testing.T) {
+				t.Parallel()
 				a, b := newSleeper(nil), newSleeper(beginning)
 				g := newHedger(t, []serving{a.serve, b.serve})
 				i := 0
@@ -459,11 +475,13 @@ func TestHedgeClientGone(t *testing.T) {
 
 // TestHedgeBudgets asks no second host when the budget of hedges is spent, nor when that of retries is.
 func TestHedgeBudgets(t *testing.T) {
+	t.Parallel()
 	for name, spend := range map[string]func(r *router.Router) *router.Budget{
 		"of hedges":  func(r *router.Router) *router.Budget { return r.Hedges },
 		"of retries": func(r *router.Router) *router.Budget { return r.Budget },
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			b := &teller{words: 3}
 			quiet := time.NewTimer(0)
 			<-quiet.C
@@ -486,9 +504,10 @@ func TestHedgeBudgets(t *testing.T) {
 		})
 	}
 	t.Run("one each", func(t *testing.T) {
-		const hedges = 10 // saved up
+		t.Parallel()
+		const hedges = 4 // saved up
 		a, b := newSleeper(nil), &teller{words: 3}
-		g := newHedger(t, []serving{a.serve, b.serve})
+		g := newHedger(t, []serving{a.serve, b.serve}, func(o *rigOptions) { o.hedge.Cap = hedges })
 		for i := range hedges + 2 {
 			c := g.dial().send(ask(chatPath, streamed))
 			conn, text := wait(t, a.asked, "the first host to be asked"), words(3)
@@ -517,6 +536,7 @@ func TestHedgeBudgets(t *testing.T) {
 
 // TestHedgeNot asks no second host for what is not to be hedged.
 func TestHedgeNot(t *testing.T) {
+	t.Parallel()
 	for name, tc := range map[string]struct {
 		request string
 		change  func(*rigOptions)
@@ -536,6 +556,7 @@ func TestHedgeNot(t *testing.T) {
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			a, b := newSleeper(nil), &teller{words: 3}
 			var changes []func(*rigOptions)
 			if tc.change != nil {
@@ -570,6 +591,7 @@ func TestHedgeNot(t *testing.T) {
 
 // TestHedgeBeats tells a caller who waits for both that all is well, and then answers.
 func TestHedgeBeats(t *testing.T) {
+	t.Parallel()
 	goOn := make(chan struct{})
 	asked := make(chan struct{}, 1)
 	b := &teller{words: 5, delay: func(i int) {
@@ -597,9 +619,11 @@ func TestHedgeBeats(t *testing.T) {
 
 // TestHedgeContinues takes an answer that a hedge has begun for any other: when its host is lost too, another one goes on with it.
 func TestHedgeContinues(t *testing.T) {
+	t.Parallel()
 	const n = 30
 	for _, members := range []string{streamed, ""} {
 		t.Run(members, func(t *testing.T) {
+			t.Parallel()
 			a, b, c := newSleeper(nil), &teller{words: n, at: 12, lose: (*upConn).reset, times: 1}, &teller{words: n}
 			var third router.Lease
 			g := newHedger(t, []serving{a.serve, b.serve, c.serve})
@@ -627,6 +651,7 @@ func TestHedgeContinues(t *testing.T) {
 
 // TestHedgeDrain ends both attempts when the gateway stops.
 func TestHedgeDrain(t *testing.T) {
+	t.Parallel()
 	a, b := newSleeper(nil), newSleeper(nil)
 	g := newHedger(t, []serving{a.serve, b.serve}, func(o *rigOptions) { o.set.Drain = 50 * time.Millisecond })
 	c := g.dial().send(ask(chatPath, streamed))
@@ -646,6 +671,7 @@ func TestHedgeDrain(t *testing.T) {
 
 // TestHedgeRaces lets both begin at about the same moment, over and over: each answer is one host's, whole, and nothing is left over.
 func TestHedgeRaces(t *testing.T) {
+	t.Parallel()
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	const n, callers, rounds = 6, 8, 6
