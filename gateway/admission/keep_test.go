@@ -45,15 +45,18 @@ func (r *running) opens(key string) bool {
 	return e == nil && gr != nil
 }
 
-// within waits until ok, and tells how long that took.
-func within(t *testing.T, what string, most time.Duration, ok func() bool) time.Duration {
+// patience is how long a test waits for what is to happen at all, however busy the machine.
+const patience = time.Minute
+
+// await waits until ok, and tells how long that took.
+func await(t *testing.T, what string, ok func() bool) time.Duration {
 	t.Helper()
 	begin := time.Now()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for !ok() {
-		if <-tick.C; time.Since(begin) > most {
-			t.Fatalf("%s: not within %s", what, most)
+		if <-tick.C; time.Since(begin) > patience {
+			t.Fatalf("%s: not within %s", what, patience)
 		}
 	}
 	return time.Since(begin)
@@ -65,7 +68,10 @@ func TestKeysOfTheStore(t *testing.T) {
 		"memory": func() state.Store { return state.NewMemory() },
 		"files":  func() state.Store { return state.NewFiles(t.TempDir(), nil) },
 	} {
-		t.Run(name, func(t *testing.T) { keysOfTheStore(t, open()) })
+		t.Run(name, func(t *testing.T) {
+			t.Parallel() // most of it waits for the end of a secret
+			keysOfTheStore(t, open())
+		})
 	}
 }
 
@@ -80,7 +86,7 @@ func keysOfTheStore(t *testing.T, store state.Store) {
 	if err != nil || !a.opens(secret) || k.Source != FromStore || k.Created.IsZero() {
 		t.Fatal(k, err)
 	}
-	took := within(t, "the other gate knows the key", time.Second, func() bool { return b.opens(secret) })
+	took := await(t, "the other gate knows the key", func() bool { return b.opens(secret) })
 	t.Logf("known to the other after %s", took)
 	gr, _ := b.Enter([]byte(secret), time.Now())
 	if gr.ID() != k.ID || !gr.Model("m") || gr.Model("x") || gr.Key.RPM != 7 || gr.Demand() == nil || gr.Demand().Trust != endpoint.TrustVerified || gr.total != 3*nanosPerUSD {
@@ -104,24 +110,24 @@ func keysOfTheStore(t *testing.T, store state.Store) {
 	if _, err := b.Update(ctx, secret[:11], &Spec{RPM: new(int64(9)), Models: &[]string{"x"}, Trust: new("")}); err != nil {
 		t.Error(err)
 	}
-	within(t, "the change is known", time.Second, func() bool {
+	await(t, "the change is known", func() bool {
 		gr, e := a.Enter([]byte(secret), time.Now())
 		return e == nil && gr.Key.RPM == 9 && gr.Model("x") && !gr.Model("m") && gr.Demand() == nil
 	})
 	if _, err := b.Update(ctx, "team", &Spec{RPM: new(int64(-9))}); !errors.As(err, new(*FieldError)) {
 		t.Errorf("a bad limit: %v", err)
 	}
-	_, second, err := b.Rotate(ctx, k.ID, 1200*time.Millisecond)
+	_, second, err := b.Rotate(ctx, k.ID, 2*time.Second)
 	if err != nil || second == secret || second[:11] != secret[:11] || !b.opens(second) || !b.opens(secret) {
 		t.Fatal(second, err)
 	}
-	within(t, "the new secret is known", time.Second, func() bool { return a.opens(second) })
-	within(t, "the old secret ends", 3*time.Second, func() bool { return !a.opens(secret) && !b.opens(secret) })
+	await(t, "the new secret is known", func() bool { return a.opens(second) })
+	await(t, "the old secret ends", func() bool { return !a.opens(secret) && !b.opens(secret) })
 	_, third, err := a.Rotate(ctx, "team", 0)
 	if err != nil || a.opens(second) || !a.opens(third) {
 		t.Fatal("a rotation without grace", err)
 	}
-	within(t, "and at the other", time.Second, func() bool { return !b.opens(second) && b.opens(third) })
+	await(t, "and at the other", func() bool { return !b.opens(second) && b.opens(third) })
 	if _, err := a.Update(ctx, "team", &Spec{Disabled: new(true)}); err != nil || a.opens(third) {
 		t.Fatal(err)
 	}
@@ -131,7 +137,7 @@ func keysOfTheStore(t *testing.T, store state.Store) {
 	if _, err := a.Revoke(ctx, "team"); err != nil || a.opens(third) {
 		t.Fatal(err)
 	}
-	within(t, "the revocation is known", time.Second, func() bool { return !b.opens(third) })
+	await(t, "the revocation is known", func() bool { return !b.opens(third) })
 	if _, err := b.Update(ctx, "team", &Spec{Disabled: new(false)}); !errors.Is(err, ErrRevoked) {
 		t.Errorf("a revoked key is changed: %v", err)
 	}
@@ -169,7 +175,7 @@ func TestManyOperators(t *testing.T) {
 		t.Errorf("%d keys were made under 5 names", len(secrets))
 	}
 	for _, s := range secrets {
-		within(t, "both know the keys", time.Second, func() bool { return a.opens(s) && b.opens(s) })
+		await(t, "both know the keys", func() bool { return a.opens(s) && b.opens(s) })
 	}
 	ok := 0
 	for i := range 8 {
@@ -247,12 +253,12 @@ func TestStoreGone(t *testing.T) {
 		t.Error("a key was made that is nowhere kept")
 	}
 	spend(t, a.Gate, secret, 0.25, time.Now())
-	within(t, "it is noticed", 5*time.Second, a.away.Load)
+	await(t, "it is noticed", a.away.Load)
 	if !a.opens(secret) {
 		t.Error("the key is forgotten")
 	}
 	s.set(false)
-	within(t, "it is written", 5*time.Second, func() bool {
+	await(t, "it is written", func() bool {
 		g := New(Options{Store: s})
 		g.Start(t.Context())
 		v, err := g.View(t.Context(), "team")
@@ -332,10 +338,11 @@ func TestKilled(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes some seconds")
 	}
+	t.Parallel()
 	dir := t.TempDir()
 	total := 0
 	for range 2 {
-		cmd := exec.Command(os.Args[0], "-test.run=^TestKilled$", "-test.timeout=60s")
+		cmd := exec.Command(os.Args[0], "-test.run=^TestKilled$", "-test.timeout=5m")
 		cmd.Env = append(os.Environ(), childDir+"="+dir)
 		out, err := cmd.StdoutPipe()
 		if err != nil {
@@ -347,7 +354,7 @@ func TestKilled(t *testing.T) {
 		var at []time.Time // when each was told of
 		lines := bufio.NewScanner(out)
 		begin := time.Now()
-		for lines.Scan() && time.Since(begin) < 2500*time.Millisecond {
+		for lines.Scan() && (time.Since(begin) < 3500*time.Millisecond || len(at) < 200) {
 			if strings.HasPrefix(lines.Text(), "spent ") {
 				at = append(at, time.Now())
 			}
@@ -365,13 +372,17 @@ func TestKilled(t *testing.T) {
 		g.Start(t.Context())
 		v, _ := g.View(t.Context(), "team")
 		kept := int(math.Round(v.SpentTotal*100)) - total
+		pause := time.Duration(0) // the longest: so long may a busy machine have held up a write too
+		for i := range at[1:] {
+			pause = max(pause, at[i+1].Sub(at[i]))
+		}
 		recent := 0 // within a flush interval of the end, and what a write takes
 		for _, when := range at {
-			if killed.Sub(when) < flushEvery+500*time.Millisecond {
+			if killed.Sub(when) < flushEvery+time.Second+3*pause {
 				recent++
 			}
 		}
-		if len(at) < 200 || kept > len(at)+1 || len(at)-kept > recent {
+		if kept > len(at)+1 || len(at)-kept > recent {
 			t.Errorf("%d cents were spent, %d of them within the last moments, %d are kept", len(at), recent, kept)
 		}
 		t.Logf("%d cents were spent, %d of them within the last moments, %d are kept", len(at), recent, kept)

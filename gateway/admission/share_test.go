@@ -6,9 +6,6 @@ import (
 	"math"
 	"math/rand/v2"
 	"net"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -18,62 +15,8 @@ import (
 
 	"headrace/gateway/openai"
 	"headrace/gateway/state"
+	"headrace/gateway/state/redistest"
 )
-
-// redisServer is a real one on a Unix socket.
-type redisServer struct {
-	t         testing.TB
-	path, dir string
-	cmd       *exec.Cmd
-}
-
-func startRedis(t testing.TB) *redisServer {
-	t.Helper()
-	path, err := exec.LookPath("redis-server")
-	if err != nil {
-		t.Skip("no redis-server in PATH (Debian: apt-get install redis-server)")
-	}
-	dir, err := os.MkdirTemp("", "redis") //nolint:usetesting // a socket's path must be short
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	s := &redisServer{t: t, path: path, dir: dir}
-	s.start()
-	t.Cleanup(s.stop)
-	return s
-}
-
-func (s *redisServer) sock() string { return filepath.Join(s.dir, "s") }
-
-func (s *redisServer) start() {
-	s.t.Helper()
-	s.cmd = exec.Command(s.path, "--port", "0", "--unixsocket", s.sock(), "--save", "", "--appendonly", "no", "--dir", s.dir)
-	if err := s.cmd.Start(); err != nil {
-		s.t.Fatal(err)
-	}
-	for deadline := time.Now().Add(10 * time.Second); ; <-time.After(5 * time.Millisecond) {
-		if c, err := net.Dial("unix", s.sock()); err == nil {
-			_ = c.Close()
-			return
-		}
-		if time.Now().After(deadline) {
-			s.t.Fatal("redis-server did not come up")
-		}
-	}
-}
-
-func (s *redisServer) stop() {
-	if s.cmd != nil {
-		_ = s.cmd.Process.Signal(syscall.SIGCONT)
-		_ = s.cmd.Process.Kill()
-		_ = s.cmd.Wait()
-		s.cmd = nil
-		_ = os.Remove(s.sock())
-	}
-}
-
-func (s *redisServer) signal(sig os.Signal) { _ = s.cmd.Process.Signal(sig) }
 
 // replica is a gate with a connection to Redis of its own.
 type replica struct {
@@ -129,13 +72,15 @@ type flood struct {
 	used           func() int64 // tokens in truth
 	usd            float64      // of each
 	hold           func() time.Duration
-	callers        int // of each replica
+	callers        int   // of each replica
+	refusals       int64 // it goes on until there were so many
 }
 
 // poured is what came of a flood.
 type poured struct {
 	in, refused, failed atomic.Int64
 	tokens, nano        atomic.Int64
+	full                atomic.Int64 // when one of those that were refused had come, in nanoseconds since 1970
 
 	mu        sync.Mutex // guards all below
 	waits     []time.Duration
@@ -156,7 +101,7 @@ func (f *flood) pour(t testing.TB, rs []*replica, out *poured, until time.Time) 
 		for range max(1, f.callers) {
 			wg.Go(func() {
 				var waits []time.Duration
-				for time.Now().Before(until) {
+				for late := until.Add(patience); time.Now().Before(until) || out.refused.Load() < f.refusals && time.Now().Before(late); {
 					gr, e := r.Enter([]byte(goodKey), time.Now())
 					if e != nil {
 						out.failed.Add(1)
@@ -182,6 +127,7 @@ func (f *flood) pour(t testing.TB, rs []*replica, out *poured, until time.Time) 
 						p.Settle(&u)
 					case e.Status == 429:
 						out.refused.Add(1)
+						out.full.Store(begin.UnixNano())
 						<-time.After(min(max(e.RetryAfter, time.Millisecond), 3*time.Millisecond)) // impatient
 					default:
 						out.failed.Add(1)
@@ -232,14 +178,15 @@ func TestReplicasHoldLimits(t *testing.T) {
 			},
 		} {
 			t.Run(fmt.Sprintf("%d replicas, %s", n, what), func(t *testing.T) {
-				for tries := 1; ; tries++ { // on a busy machine a call of Redis may take too long, which is another test's business
-					tc.key.Name, tc.flood.callers = "k", max(4, tc.flood.callers)
-					rs := replicas(t, n, startRedis(t).sock(), nil, tc.key)
+				for tries := 1; ; tries++ { // a busy machine may stand still, and a call of Redis take too long there, which is another test's business
+					tc.key.Name, tc.flood.callers, tc.flood.refusals = "k", max(4, tc.flood.callers), 50
+					rs := replicas(t, n, redistest.Start(t).Socket(), nil, tc.key)
 					var out poured
 					begin := time.Now()
 					tc.flood.pour(t, rs, &out, begin.Add(1200*time.Millisecond))
-					want := tc.want
+					least, want := tc.want, tc.want
 					if tc.key.RPM+tc.key.TPM > 0 {
+						least *= 1 + time.Unix(0, out.full.Load()).Sub(begin).Minutes() // then nothing was left
 						want *= 1 + time.Since(begin).Minutes()
 					}
 					got := tc.got(&out)
@@ -253,11 +200,12 @@ func TestReplicasHoldLimits(t *testing.T) {
 					switch {
 					case out.failed.Load() > 0:
 						t.Fatalf("%d failed", out.failed.Load())
-					case got <= 1.02*want && got >= 0.98*want:
+					case got <= 1.02*want && got >= 0.98*least:
 						return
+					case tries < 4:
 					case alone == 0:
 						t.Fatalf("%.6g were let in, want %.6g within 2 %%", got, want)
-					case tries == 4:
+					default:
 						t.Skip("the machine is too busy: requests wait for Redis in vain")
 					}
 				}
@@ -320,34 +268,39 @@ func newSlowLine(t testing.TB, to string) *slowLine {
 // TestRedisInTrouble kills, stops and slows Redis under load: no request fails, hardly any waits, each replica goes on with its part, and
 // when it is back what was spent meanwhile is counted once.
 func TestRedisInTrouble(t *testing.T) {
-	for name, trouble := range map[string]func(s *redisServer, line *slowLine) (mend func()){
-		"killed": func(s *redisServer, _ *slowLine) func() { s.stop(); return s.start },
-		"stopped": func(s *redisServer, _ *slowLine) func() {
-			s.signal(syscall.SIGSTOP)
-			return func() { s.signal(syscall.SIGCONT) }
+	for name, trouble := range map[string]func(s *redistest.Server, line *slowLine) (mend func()){
+		"killed": func(s *redistest.Server, _ *slowLine) func() { s.Stop(); return s.Start },
+		"stopped": func(s *redistest.Server, _ *slowLine) func() {
+			s.Signal(syscall.SIGSTOP)
+			return func() { s.Signal(syscall.SIGCONT) }
 		},
-		"slow": func(_ *redisServer, l *slowLine) func() {
+		"slow": func(_ *redistest.Server, l *slowLine) func() {
 			l.late.Store(int64(40 * time.Millisecond))
 			return func() { l.late.Store(0) }
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := startRedis(t)
-			line := newSlowLine(t, s.sock())
+			s := redistest.Start(t)
+			line := newSlowLine(t, s.Socket())
 			rs := replicas(t, 3, line.path, nil, Key{Name: "k", RPM: 60_000, Budget: Budget{USDTotal: 1000}})
 			f := flood{tokens: 10, output: 10, callers: 2, usd: 0.001, hold: func() time.Duration { return 2 * time.Millisecond }}
 			var well, ill, after poured
 			f.pour(t, rs, &well, time.Now().Add(600*time.Millisecond))
 			mend := trouble(s, line)
 			f.pour(t, rs, &ill, time.Now().Add(1200*time.Millisecond))
-			away := 0
-			for _, r := range rs {
-				if r.share.away.Load() {
-					away++
-				}
+			if name != "slow" { // then all that were let in may be covered by what was borrowed
+				await(t, "all have noticed", func() bool {
+					for _, r := range rs {
+						if !r.share.away.Load() {
+							f.pour(t, rs, &ill, time.Now().Add(100*time.Millisecond))
+							return false
+						}
+					}
+					return true
+				})
 			}
 			mend()
-			within(t, "Redis is used again", 10*time.Second, func() bool {
+			await(t, "Redis is used again", func() bool {
 				for _, r := range rs {
 					if r.share.away.Load() {
 						return false
@@ -359,9 +312,6 @@ func TestRedisInTrouble(t *testing.T) {
 			t.Logf("let in %d, %d and %d; waits p50 %s, %s and %s, p99 %s, %s and %s, max %s, %s and %s", well.in.Load(), ill.in.Load(), after.in.Load(),
 				well.quantile(0.5), ill.quantile(0.5), after.quantile(0.5), well.quantile(0.99), ill.quantile(0.99), after.quantile(0.99),
 				well.quantile(1), ill.quantile(1), after.quantile(1))
-			if away != 3 && name != "slow" { // by then all that were let in were covered by what was borrowed
-				t.Errorf("%d of 3 replicas have noticed", away)
-			}
 			for _, p := range []*poured{&well, &ill, &after} {
 				if p.failed.Load() != 0 || p.quantile(0.5) > time.Millisecond || p.in.Load() < 100 {
 					t.Errorf("%d let in, %d failed, half of them waited %s", p.in.Load(), p.failed.Load(), p.quantile(0.5))
@@ -369,7 +319,7 @@ func TestRedisInTrouble(t *testing.T) {
 			}
 			want := usd(well.nano.Load() + ill.nano.Load() + after.nano.Load())
 			for _, r := range rs {
-				within(t, "what was spent is known", 5*time.Second, func() bool {
+				await(t, "what was spent is known", func() bool {
 					v, _ := r.View(t.Context(), "k")
 					return math.Abs(v.SpentTotal-want) < 1e-9
 				})
@@ -380,12 +330,12 @@ func TestRedisInTrouble(t *testing.T) {
 
 // Redis gone, replicas let in together what the limit allows, each its part.
 func TestPartsWithoutRedis(t *testing.T) {
-	s := startRedis(t)
-	rs := replicas(t, 3, s.sock(), nil, Key{Name: "k", RPM: 600, Budget: Budget{USDTotal: 3}})
+	s := redistest.Start(t)
+	rs := replicas(t, 3, s.Socket(), nil, Key{Name: "k", RPM: 600, Budget: Budget{USDTotal: 3}})
 	for _, r := range rs {
 		spend(t, r.Gate, goodKey, 0.01, time.Now()) // knows the key's limits and what was spent
 	}
-	within(t, "all know", 5*time.Second, func() bool {
+	await(t, "all know", func() bool {
 		for _, r := range rs {
 			if v, _ := r.View(t.Context(), "k"); math.Abs(v.SpentTotal-0.03) > 1e-9 {
 				return false
@@ -393,9 +343,9 @@ func TestPartsWithoutRedis(t *testing.T) {
 		}
 		return true
 	})
-	s.stop()
+	s.Stop()
 	for _, r := range rs {
-		within(t, "Redis is missed", 5*time.Second, func() bool { _ = trySpend(t, r.Gate, goodKey, 0, time.Now()); return r.share.away.Load() })
+		await(t, "Redis is missed", func() bool { _ = trySpend(t, r.Gate, goodKey, 0, time.Now()); return r.share.away.Load() })
 	}
 	in, most := 0, 0
 	begin := time.Now()
@@ -444,20 +394,20 @@ func TestPartsWithoutRedis(t *testing.T) {
 
 // With Strict a key with a budget waits for Redis; others do not.
 func TestStrict(t *testing.T) {
-	s := startRedis(t)
-	r := replicas(t, 1, s.sock(), func(o *Options) { o.Strict = true }, Key{Name: "k", Budget: Budget{USDTotal: 1000}}, Key{Name: "free", Hash: HashOf("a-key-without-a-budget"), RPM: 100})[0]
-	within(t, "it is let in", 5*time.Second, func() bool { return trySpend(t, r.Gate, goodKey, 0.01, time.Now()) == nil })
-	s.stop()
+	s := redistest.Start(t)
+	r := replicas(t, 1, s.Socket(), func(o *Options) { o.Strict = true }, Key{Name: "k", Budget: Budget{USDTotal: 1000}}, Key{Name: "free", Hash: HashOf("a-key-without-a-budget"), RPM: 100})[0]
+	await(t, "it is let in", func() bool { return trySpend(t, r.Gate, goodKey, 0.01, time.Now()) == nil })
+	s.Stop()
 	var e *openai.Error
-	within(t, "the key waits", 5*time.Second, func() bool { e = trySpend(t, r.Gate, goodKey, 0.01, time.Now()); return e != nil })
+	await(t, "the key waits", func() bool { e = trySpend(t, r.Gate, goodKey, 0.01, time.Now()); return e != nil })
 	if e.Status != 503 || e.Code != "budget_unknown" || e.RetryAfter == 0 {
 		t.Errorf("%v", e)
 	}
 	if e := trySpend(t, r.Gate, "a-key-without-a-budget", 0.01, time.Now()); e != nil {
 		t.Errorf("a key without a budget: %v", e)
 	}
-	s.start()
-	within(t, "Redis is used again", 10*time.Second, func() bool { return trySpend(t, r.Gate, goodKey, 0.01, time.Now()) == nil })
+	s.Start()
+	await(t, "Redis is used again", func() bool { return trySpend(t, r.Gate, goodKey, 0.01, time.Now()) == nil })
 }
 
 // cpu is what this process has used.
@@ -471,8 +421,8 @@ func cpu() time.Duration {
 func BenchmarkShared(b *testing.B) {
 	for name, n := range map[string]int{"alone": 1, "one of two": 2} {
 		b.Run(name, func(b *testing.B) {
-			s := startRedis(b)
-			r := replicas(b, n, s.sock(), nil, Key{Name: "k", RPM: 1e9, TPM: 1e9, Concurrency: 1e6, Budget: Budget{USDPerDay: 1e5}})[0]
+			s := redistest.Start(b)
+			r := replicas(b, n, s.Socket(), nil, Key{Name: "k", RPM: 1e9, TPM: 1e9, Concurrency: 1e6, Budget: Budget{USDPerDay: 1e5}})[0]
 			key := []byte(goodKey)
 			b.ReportAllocs()
 			before := cpu()
@@ -486,8 +436,8 @@ func BenchmarkShared(b *testing.B) {
 		})
 	}
 	b.Run("asks each time", func(b *testing.B) {
-		s := startRedis(b)
-		r := replicas(b, 2, s.sock(), nil, Key{Name: "k", RPM: 1e9, TPM: 1e9, Concurrency: 1e6, Budget: Budget{USDPerDay: 1e5}})[0]
+		s := redistest.Start(b)
+		r := replicas(b, 2, s.Socket(), nil, Key{Name: "k", RPM: 1e9, TPM: 1e9, Concurrency: 1e6, Budget: Budget{USDPerDay: 1e5}})[0]
 		key := []byte(goodKey)
 		a := enter(b, r.Gate, goodKey, time.Now()).acct
 		b.ReportAllocs()

@@ -7,12 +7,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,6 +17,7 @@ import (
 
 	"headrace/gateway/forward"
 	"headrace/gateway/state"
+	"headrace/gateway/state/redistest"
 	"headrace/providers/fakecloud"
 	"headrace/router"
 	"headrace/router/endpoint"
@@ -563,37 +560,6 @@ func TestSelfTestsWait(t *testing.T) {
 	}
 }
 
-// startRedis starts a real Redis on a Unix socket.
-func startRedis(t *testing.T) (url string, stop func()) {
-	t.Helper()
-	path, err := exec.LookPath("redis-server")
-	if err != nil {
-		t.Skip("no redis-server in PATH (Debian: apt-get install redis-server)")
-	}
-	dir, err := os.MkdirTemp("", "redis") //nolint:usetesting // a socket's path must be short
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	sock := filepath.Join(dir, "s")
-	cmd := exec.Command(path, "--port", "0", "--unixsocket", sock, "--save", "", "--appendonly", "no", "--dir", dir)
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	stop = sync.OnceFunc(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	t.Cleanup(stop)
-	for deadline := time.Now().Add(patience); ; {
-		if c, err := net.Dial("unix", sock); err == nil {
-			_ = c.Close()
-			return "unix://" + sock, stop
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("redis-server did not come up")
-		}
-		<-time.After(5 * time.Millisecond)
-	}
-}
-
 func openRedis(t *testing.T, url string, now func() time.Time) *state.Redis {
 	t.Helper()
 	r, err := state.Open(state.Options{URL: url, Timeout: 2 * time.Second, Now: now})
@@ -606,7 +572,8 @@ func openRedis(t *testing.T, url string, now func() time.Time) *state.Redis {
 
 // TestReplicas has two replicas find out about a host at the same time: one asks it, both know. Without Redis each asks.
 func TestReplicas(t *testing.T) {
-	url, stop := startRedis(t)
+	server := redistest.Start(t)
+	url, stop := server.URL(), server.Stop
 	h := start(t, fakecloud.HostConfig{Name: "h", Models: []string{"m1"}})
 	ep := h.Endpoint()
 	var rigs []*rig

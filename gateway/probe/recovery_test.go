@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"headrace/gateway/forward"
+	"headrace/gateway/state/redistest"
 	"headrace/providers/fakecloud"
 	"headrace/router"
 	"headrace/router/endpoint"
@@ -254,7 +255,7 @@ func TestWaitDoubles(t *testing.T) {
 
 // TestReplicasRecover has two replicas that share a Redis find a host well again by one probe.
 func TestReplicasRecover(t *testing.T) {
-	url, _ := startRedis(t)
+	url := redistest.Start(t).URL()
 	h := start(t, fakecloud.HostConfig{Name: "h", Models: []string{"m1"}})
 	var rs []*replica
 	for range 2 {

@@ -14,7 +14,6 @@ import (
 // deleted.
 func TestDocsComeBack(t *testing.T) {
 	s := startRedis(t)
-	path := s.cmd.Path
 	dirs := []string{filepath.Join(t.TempDir(), "a"), ""}
 	open := func(dir string) *Docs { return s.open(nil).Docs(DocsOptions{Dir: dir, Passing: []string{"passing"}}) }
 	a, b := open(dirs[0]), open(dirs[1])
@@ -61,11 +60,11 @@ func TestDocsComeBack(t *testing.T) {
 	same("read again by a", load("a", a, "key"), want)
 	same("the last one was deleted", load("a", a, "last"), nil)
 
-	s.stop()
+	s.Stop()
 	if _, err := a.Load(t.Context(), "key"); err == nil {
 		t.Error("read without Redis, by one who knows what it was")
 	}
-	s.start(path) // empty
+	s.Start() // empty
 	same("given back by b", load("b", b, "key"), want)
 	same("for a", load("a", a, "key"), want)
 	same("what was deleted stays so", load("a", a, "last"), nil)
@@ -74,7 +73,7 @@ func TestDocsComeBack(t *testing.T) {
 	}
 	want = load("a", a, "key")
 
-	s.stop()
+	s.Stop()
 	var log bytes.Buffer
 	late := s.open(nil)
 	late.opt.Log = slog.New(slog.NewTextHandler(&log, nil))
@@ -88,11 +87,11 @@ func TestDocsComeBack(t *testing.T) {
 			t.Errorf("%s: %v", kind, docs)
 		}
 	}
-	s.start(path)
+	s.Start()
 	same("given back by c", load("c", c, "key"), want)
 	same("for b", load("b", b, "key"), want)
 
-	elsewhere, err := Open(Options{URL: "unix://" + s.sock + "?db=1"})
+	elsewhere, err := Open(Options{URL: s.URL() + "?db=1"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -247,7 +247,7 @@ func TestLimitsOfGoneRedis(t *testing.T) {
 	s := startRedis(t)
 	r := s.open(nil)
 	usage(t, r, Usage{Key: "k"})
-	s.stop()
+	s.Stop()
 	var wg sync.WaitGroup
 	for range 20 {
 		wg.Go(func() {

@@ -4,73 +4,29 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"headrace/gateway/state/redistest"
 )
 
-// server is a real redis-server on a Unix socket.
+// server is a real redis-server.
 type server struct {
-	t    *testing.T
-	dir  string
-	sock string
-	cmd  *exec.Cmd
+	*redistest.Server
+	t *testing.T
 }
 
 func startRedis(t *testing.T) *server {
 	t.Helper()
-	path, err := exec.LookPath("redis-server")
-	if err != nil {
-		t.Skip("no redis-server in PATH (Debian: apt-get install redis-server)")
-	}
-	dir, err := os.MkdirTemp("", "redis") //nolint:usetesting // a socket's path must be short
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	s := &server{t: t, dir: dir, sock: filepath.Join(dir, "s")}
-	s.start(path)
-	t.Cleanup(s.stop)
-	return s
-}
-
-func (s *server) start(path string) {
-	s.t.Helper()
-	s.cmd = exec.Command(path, "--port", "0", "--unixsocket", s.sock, "--save", "", "--appendonly", "no", "--dir", s.dir)
-	if err := s.cmd.Start(); err != nil {
-		s.t.Fatal(err)
-	}
-	deadline := time.Now().Add(10 * time.Second)
-	for {
-		if c, err := net.Dial("unix", s.sock); err == nil {
-			_ = c.Close()
-			return
-		}
-		if time.Now().After(deadline) {
-			s.t.Fatal("redis-server did not come up")
-		}
-		<-time.After(5 * time.Millisecond)
-	}
-}
-
-func (s *server) stop() {
-	if s.cmd != nil {
-		_ = s.cmd.Process.Kill()
-		_ = s.cmd.Wait()
-		s.cmd = nil
-		_ = os.Remove(s.sock)
-	}
+	return &server{redistest.Start(t), t}
 }
 
 func (s *server) open(now func() time.Time) *Redis {
 	s.t.Helper()
-	r, err := Open(Options{URL: "unix://" + s.sock, Now: now, Timeout: 2 * time.Second})
+	r, err := Open(Options{URL: s.URL(), Now: now, Timeout: patience / 3})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -153,8 +109,10 @@ func TestFailedFetch(t *testing.T) {
 		if err := <-asked; err != nil {
 			t.Errorf("%s: the one that waited: %v", name, err)
 		}
-		if n := a.Stats().Fetched + b.Stats().Fetched; n != 1 || time.Since(failed) < every {
-			t.Errorf("%s: %d fetches, within %s", name, n, time.Since(failed))
+		// One on a machine that is not so busy that what was fetched is old again before the other has seen it.
+		took := time.Since(failed)
+		if n := a.Stats().Fetched + b.Stats().Fetched; n < 1 || n > int64(took/every) {
+			t.Errorf("%s: %d fetches, within %s", name, n, took)
 		}
 	}
 }
@@ -222,10 +180,10 @@ func TestOnce(t *testing.T) {
 	if held, err := replicas[1].client.Exists(t.Context(), replicas[1].tagged("lease", "k")).Result(); err != nil || held != 0 {
 		t.Errorf("after one that failed: %d leases, %v", held, err)
 	}
-	s.stop()
+	s.Stop()
 	began := time.Now()
 	b, err := replicas[1].Once(t.Context(), "k", time.Second, func(context.Context) ([]byte, error) { return []byte("alone"), nil })
-	if d := time.Since(began); err != nil || string(b) != "alone" || d > 5*time.Second {
+	if d := time.Since(began); err != nil || string(b) != "alone" || d > patience {
 		t.Errorf("without Redis: %q, %v, after %s", b, err, d)
 	}
 }
@@ -233,23 +191,22 @@ func TestOnce(t *testing.T) {
 // TestRedisGone polls alone while Redis is away, and shares again when it is back.
 func TestRedisGone(t *testing.T) {
 	s := startRedis(t)
-	path := s.cmd.Path
 	r := s.open(nil)
 	fetch := func(context.Context) ([]byte, error) { return []byte("x"), nil }
-	s.stop()
+	s.Stop()
 	for range 2 {
 		began := time.Now()
 		if b, err := r.Poll(t.Context(), "k", time.Minute, fetch); err != nil || string(b) != "x" {
 			t.Errorf("without Redis: %q, %v", b, err)
 		}
-		if d := time.Since(began); d > 3*time.Second {
+		if d := time.Since(began); d > patience {
 			t.Errorf("took %s", d)
 		}
 	}
 	if st := r.Stats(); st.Alone != 2 || !st.Down {
 		t.Errorf("counts %+v", st)
 	}
-	s.start(path)
+	s.Start()
 	if _, err := r.Poll(t.Context(), "k", time.Minute, fetch); err != nil {
 		t.Error(err)
 	}

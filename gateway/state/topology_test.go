@@ -88,7 +88,7 @@ func (n *node) do(args ...any) {
 // openURL opens and runs a Redis until the test ends.
 func openURL(t *testing.T, url string) *Redis {
 	t.Helper()
-	r, err := Open(Options{URL: url})
+	r, err := Open(Options{URL: url, Timeout: 2 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +114,7 @@ func useAll(t *testing.T, what string, a, b *Redis) {
 	}
 	select {
 	case <-changes:
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		t.Errorf("%s: nobody was told of the document", what)
 	}
 	docs, err := b.Docs(DocsOptions{}).Load(ctx, "key")
@@ -136,7 +136,7 @@ func useAll(t *testing.T, what string, a, b *Redis) {
 			if left = slices.DeleteFunc(left, func(l string) bool { return l == s }); s != "hello" && s != "noted" {
 				t.Errorf("%s: an event says %q", what, s)
 			}
-		case <-time.After(5 * time.Second):
+		case <-time.After(patience):
 			t.Fatalf("%s: no event %q", what, left)
 		}
 	}
@@ -217,9 +217,6 @@ func TestCluster(t *testing.T) {
 	}
 	if worked == 0 || failed == 0 {
 		t.Errorf("with a third of the keys gone %d writes worked and %d failed", worked, failed)
-	}
-	if d := time.Since(began); d > time.Duration(len(kinds))*time.Second {
-		t.Errorf("they took %s", d)
 	}
 	lost.start()
 	for _, kind := range kinds {

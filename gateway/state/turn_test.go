@@ -9,7 +9,7 @@ import (
 func TestTurn(t *testing.T) {
 	s := startRedis(t)
 	open := func() Turn {
-		r, err := Open(Options{URL: "unix://" + s.sock})
+		r, err := Open(Options{URL: s.URL()})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -49,7 +49,7 @@ func TestTurn(t *testing.T) {
 	if kept, err := a.Load(t.Context()); err != nil || kept != nil {
 		t.Errorf("deleted: %q, %v", kept, err)
 	}
-	s.stop()
+	s.Stop()
 	if ours, _, err := b.Take(t.Context()); err == nil || ours {
 		t.Error("without Redis it is nobody's")
 	}

@@ -3,10 +3,6 @@ package fleet
 import (
 	"context"
 	"fmt"
-	"net"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -14,6 +10,7 @@ import (
 	"time"
 
 	"headrace/gateway/state"
+	"headrace/gateway/state/redistest"
 	"headrace/router"
 	"headrace/router/endpoint"
 	"headrace/router/outcome"
@@ -21,65 +18,28 @@ import (
 
 // server is a real redis-server.
 type server struct {
-	t    *testing.T
-	path string
-	dir  string
-	url  string
-	cmd  *exec.Cmd
+	*redistest.Server
+	t *testing.T
 }
 
 func startRedis(t *testing.T) *server {
 	t.Helper()
-	path, err := exec.LookPath("redis-server")
-	if err != nil {
-		t.Skip("no redis-server in PATH (Debian: apt-get install redis-server)")
-	}
-	dir, err := os.MkdirTemp("", "redis") //nolint:usetesting // a socket's path must be short
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	s := &server{t: t, path: path, dir: dir, url: "unix://" + filepath.Join(dir, "s")}
-	s.start()
-	t.Cleanup(s.stop)
-	return s
+	return &server{redistest.Start(t), t}
 }
 
-func (s *server) start() {
-	s.t.Helper()
-	sock := filepath.Join(s.dir, "s")
-	s.cmd = exec.Command(s.path, "--port", "0", "--unixsocket", sock, "--save", "", "--appendonly", "no", "--dir", s.dir)
-	if err := s.cmd.Start(); err != nil {
-		s.t.Fatal(err)
-	}
-	await(s.t, "redis-server", func() bool {
-		c, err := net.Dial("unix", sock)
-		if err == nil {
-			_ = c.Close()
-		}
-		return err == nil
-	})
-}
-
-func (s *server) stop() {
-	if s.cmd != nil {
-		_ = s.cmd.Process.Kill()
-		_ = s.cmd.Wait()
-		s.cmd = nil
-		_ = os.Remove(filepath.Join(s.dir, "s"))
-	}
-}
+// patience is how long a test waits for what is to happen at all, however busy the machine.
+const patience = time.Minute
 
 func await(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	limit, look := time.NewTimer(10*time.Second), time.NewTicker(2*time.Millisecond)
+	limit, look := time.NewTimer(patience), time.NewTicker(2*time.Millisecond)
 	defer limit.Stop()
 	defer look.Stop()
 	for !is() {
 		select {
 		case <-look.C:
 		case <-limit.C:
-			t.Fatalf("after 10 s: not yet %s", what)
+			t.Fatalf("after %v: not yet %s", patience, what)
 		}
 	}
 }
@@ -98,7 +58,7 @@ type gateway struct {
 // join starts a replica that has the hosts; it stops with the test.
 func (s *server) join(hosts ...endpoint.Endpoint) *gateway {
 	s.t.Helper()
-	redis, err := state.Open(state.Options{URL: s.url})
+	redis, err := state.Open(state.Options{URL: s.URL()})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -337,7 +297,7 @@ func TestLoads(t *testing.T) {
 	}
 	elsewhere(c, "a", 2)
 
-	dead, err := state.Open(state.Options{URL: s.url})
+	dead, err := state.Open(state.Options{URL: s.URL()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -353,7 +313,7 @@ func TestLoads(t *testing.T) {
 
 	b.stop() // in good order
 	elsewhere(c, "a", 0)
-	s.stop()
+	s.Stop()
 	await(t, "deaf", func() bool { return !c.redis.Hears() })
 	if n := c.view("b").Elsewhere; n != 1 {
 		t.Errorf("%d in flight elsewhere as Redis goes, want what was known", n)
@@ -361,7 +321,7 @@ func TestLoads(t *testing.T) {
 	c.ahead.Add(int64(fadeOver))
 	elsewhere(c, "b", 0)
 	c.ahead.Add(-int64(fadeOver + silentFor))
-	s.start()
+	s.Start()
 	elsewhere(c, "b", 1)
 }
 

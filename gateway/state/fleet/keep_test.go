@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"headrace/gateway/state"
+	"headrace/gateway/state/redistest"
 	"headrace/router"
 	"headrace/router/capacity"
 	"headrace/router/endpoint"
@@ -74,9 +75,9 @@ func (l *learner) keep(s state.Store, id string) {
 // written to, all of them together.
 func TestKeeper(t *testing.T) {
 	dir := t.TempDir()
-	redis := startRedis(t)
+	redis := redistest.Start(t)
 	open := func() state.Store {
-		r, err := state.Open(state.Options{URL: redis.url})
+		r, err := state.Open(state.Options{URL: redis.URL()})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -168,8 +169,8 @@ func TestKeeperOdd(t *testing.T) {
 	if got := l.tps(); got != before {
 		t.Errorf("%.1f tokens a second, %.1f before", got, before)
 	}
-	redis := startRedis(t)
-	r, err := state.Open(state.Options{URL: redis.url})
+	redis := redistest.Start(t)
+	r, err := state.Open(state.Options{URL: redis.URL()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,11 +178,11 @@ func TestKeeperOdd(t *testing.T) {
 	k := l.keeper(r.Docs(state.DocsOptions{}), "me")
 	l.stream(20, 5)
 	k.save(t.Context())
-	redis.stop()
+	redis.Stop()
 	k.load(t.Context())
 	l.stream(20, 5)
 	k.save(t.Context())
-	redis.start()       // empty
+	redis.Start()       // empty
 	k.save(t.Context()) // which finds out
 	k.save(t.Context())
 	if docs, err := r.Docs(state.DocsOptions{}).Load(t.Context(), LearnedKind); err != nil || len(docs) != 1 {
