@@ -5,10 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -17,6 +14,7 @@ import (
 
 	"headrace/gateway/config"
 	"headrace/gateway/state"
+	"headrace/gateway/state/redistest"
 	"headrace/providers/fakecloud"
 	"headrace/providers/fakecloud/fakerunpod"
 	"headrace/providers/runpod"
@@ -238,37 +236,9 @@ func TestHoldFollowsDemand(t *testing.T) {
 	}
 }
 
-// startRedis starts a redis-server and returns its URL.
-func startRedis(t *testing.T) string {
-	t.Helper()
-	path, err := exec.LookPath("redis-server")
-	if err != nil {
-		t.Skip("no redis-server in PATH (Debian: apt-get install redis-server)")
-	}
-	dir, err := os.MkdirTemp("", "redis") //nolint:usetesting // a socket's path must be short
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	sock := filepath.Join(dir, "s")
-	c := exec.Command(path, "--port", "0", "--unixsocket", sock, "--save", "", "--appendonly", "no", "--dir", dir)
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = c.Process.Kill(); _ = c.Wait() })
-	eventually(t, "redis-server", func() bool {
-		conn, err := net.Dial("unix", sock)
-		if err == nil {
-			_ = conn.Close()
-		}
-		return err == nil
-	})
-	return "unix://" + sock
-}
-
 // TestReplicasThroughRedis has one of two gateways find what a third had held when it died, and the other take its place.
 func TestReplicasThroughRedis(t *testing.T) {
-	redis := startRedis(t)
+	redis := redistest.Start(t).URL()
 	cloud := startRunPod(t, fakerunpod.Config{TimeScale: 100, Seed: 1})
 	e := cloud.AddEndpoint(fakerunpod.EndpointConfig{ID: "e1", WorkersMin: 2, Env: map[string]string{"MODEL_NAME": "org/llama"}})
 	yaml := fmt.Sprintf(`

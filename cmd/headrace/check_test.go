@@ -26,6 +26,9 @@ func TestCheckReady(t *testing.T) {
 		t.Cleanup(s.Close)
 		return s.Listener.Addr().String()
 	}
+	if healthWithin >= 3*time.Second {
+		t.Errorf("it may take %v; container engines give a health check 3 s", healthWithin)
+	}
 	ready := answer(http.StatusOK, `{"status":"ready","models":1}`)
 	silent, err := net.Listen("tcp", "127.0.0.1:0") // connects, and never answers
 	if err != nil {
@@ -63,11 +66,7 @@ func TestCheckReady(t *testing.T) {
 			c.SetOut(&out)
 			c.SetErr(&out)
 			c.SetArgs(append([]string{"check", "--ready"}, tc.args...))
-			began := time.Now()
 			err := c.ExecuteContext(t.Context())
-			if took := time.Since(began); took > 3*time.Second {
-				t.Errorf("took %v; a health check has 3 s", took)
-			}
 			code, text := 0, out.String()
 			if err != nil {
 				code, text = 1, err.Error()

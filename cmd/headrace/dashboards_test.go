@@ -20,7 +20,7 @@ import (
 )
 
 const prometheusConfig = `
-global: {scrape_interval: 250ms, scrape_timeout: 250ms, evaluation_interval: 250ms}
+global: {scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s} # a page takes its time on a busy machine
 rule_files: [%q]
 scrape_configs:
   - {job_name: headrace, static_configs: [{targets: [%q]}]}
@@ -45,7 +45,7 @@ func TestDashboardsHaveSeries(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
 
 	admin, web := freeAddress(t), freeAddress(t)

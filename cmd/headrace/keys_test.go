@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"headrace/gateway/state/redistest"
 	"headrace/providers/fakecloud"
 )
 
@@ -203,11 +204,29 @@ func TestAdminKey(t *testing.T) {
 	}
 }
 
+// withinASecond does something over and over, until it took no longer than that: a busy machine may hold any process up for a while, and what
+// waits for somebody's next look never is so quick. do tells whether it was done at all.
+func withinASecond(t *testing.T, what string, do func() bool) {
+	t.Helper()
+	for tries := 1; ; tries++ {
+		began := time.Now()
+		done := do()
+		took := time.Since(began)
+		if done && took <= time.Second {
+			return
+		}
+		if t.Logf("%s after %s", what, took); tries == 10 {
+			t.Fatalf("%s: never within a second", what)
+		}
+	}
+}
+
 // TestReplicasShareKeys has three gateways behave as one: a key made at one of them opens all within a second, its limit holds over all of
 // them, what it has spent is known to all, and its end is.
 func TestReplicasShareKeys(t *testing.T) {
+	t.Parallel()
 	h := startHost(t, fakecloud.HostConfig{Name: "a", Models: []string{"m"}})
-	yaml := fmt.Sprintf(appYAML, h.URL()+"/v1") + "require_key: true\nstate: {redis: \"" + startRedis(t) + "\"}\n"
+	yaml := fmt.Sprintf(appYAML, h.URL()+"/v1") + "require_key: true\nstate: {redis: \"" + redistest.Start(t).URL() + "\"}\n"
 	var rs []*running
 	for range 3 {
 		rs = append(rs, startApp(t, t.TempDir(), yaml, nil))
@@ -217,9 +236,7 @@ func TestReplicasShareKeys(t *testing.T) {
 	})
 	admin := func(i int) string { return rs[i].app.admin.Addr().String() }
 	const rpm = 240
-	key := made(t, admin(0), "create", "team", "--rpm", fmt.Sprint(rpm), "--usd-total", "5")
-	begin := time.Now()
-	opens := func(want int) func() bool {
+	opens := func(key string, want int) func() bool {
 		return func() bool {
 			for _, r := range rs {
 				if status, _ := get(t, r.base+"/v1/models"); status != 401 {
@@ -236,22 +253,40 @@ func TestReplicasShareKeys(t *testing.T) {
 			return true
 		}
 	}
-	eventually(t, "all know the key", opens(200))
-	if took := time.Since(begin); took > time.Second {
-		t.Errorf("all know the key after %s", took)
+	var key, name string
+	n := 0
+	// Redis has a quarter of a second for each answer, which is little on a busy machine.
+	create := func() bool {
+		n++
+		name = fmt.Sprint("team-", n)
+		out, code := keysCLI(t, admin(0), "create", name, "--rpm", fmt.Sprint(rpm), "--usd-total", "5", "-o", "json")
+		var a struct{ Secret string }
+		if code == 1 && strings.Contains(out, "does not answer") {
+			return false
+		}
+		if err := json.Unmarshal([]byte(out), &a); err != nil || a.Secret == "" {
+			t.Fatalf("code %d, %v: %s", code, err, out)
+		}
+		key = a.Secret
+		eventually(t, "all know the key", opens(key, 200))
+		return true
 	}
-	var in, limited, other atomic.Int64
-	begin = time.Now()
+	withinASecond(t, "all know the key", create)
+	var in, limited, other, last atomic.Int64
+	begin := time.Now()
 	var load sync.WaitGroup
 	for i := range 6 {
 		load.Go(func() {
 			client := &http.Client{Transport: withKey(key)}
-			for time.Since(begin) < 3*time.Second {
+			// As long as it takes to come to the limit, and then some.
+			for d := time.Duration(0); d < 3*time.Second || limited.Load() < 20 && d < patience; d = time.Since(begin) {
 				switch status, _ := ask(t, client, rs[i%3].base, "m", "hello", 5); status {
 				case 200:
 					in.Add(1)
 				case 429:
 					limited.Add(1)
+					for was := last.Load(); int64(d) > was && !last.CompareAndSwap(was, int64(d)); was = last.Load() {
+					}
 				default:
 					other.Add(1)
 				}
@@ -260,33 +295,39 @@ func TestReplicasShareKeys(t *testing.T) {
 	}
 	load.Wait()
 	want := rpm * (1 + time.Since(begin).Minutes())
+	least := rpm * (1 + time.Duration(last.Load()).Minutes()) // when somebody was refused, there was nothing left
 	alone := int64(0)
 	for _, r := range rs {
 		_, n := r.app.keys.Waits()
 		alone += n
 	}
-	t.Logf("%d of %.1f were let in, %d refused; %d waited for Redis in vain", in.Load(), want, limited.Load(), alone)
+	t.Logf("%d of %.1f to %.1f were let in, %d refused; %d waited for Redis in vain", in.Load(), least, want, limited.Load(), alone)
 	most := want + 2*float64(alone) // on a busy machine Redis may take too long to answer; then a replica lets in a little by itself
-	if got := float64(in.Load()); got > 1.02*most || got < 0.98*want-1-2*float64(alone) || other.Load() != 0 {
-		t.Errorf("%.0f requests were let in by three replicas, want %.1f within 2 %%; %d failed", got, want, other.Load())
+	if got := float64(in.Load()); got > 1.02*most || got < 0.98*least-1-2*float64(alone) || limited.Load() < 20 || other.Load() != 0 {
+		t.Errorf("%.0f requests were let in by three replicas and %d refused, want %.1f to %.1f within 2 %%; %d failed", got, limited.Load(), least, want, other.Load())
 	}
 	eventually(t, "all tell the same of what was spent", func() bool {
 		var spent [3]string
 		for i := range rs {
-			out, _ := keysCLI(t, admin(i), "show", "team", "-o", "json")
+			out, _ := keysCLI(t, admin(i), "show", name, "-o", "json")
 			_, after, _ := strings.Cut(out, `"spent_usd_total": `)
 			spent[i], _, _ = strings.Cut(after, ",")
 		}
 		return spent[0] != "0" && spent[0] == spent[1] && spent[1] == spent[2]
 	})
-	begin = time.Now()
-	if out, code := keysCLI(t, admin(2), "revoke", "team"); code != 0 {
-		t.Fatal(out)
-	}
-	eventually(t, "nobody lets the key in", opens(401))
-	if took := time.Since(begin); took > time.Second {
-		t.Errorf("nobody lets the key in after %s", took)
-	}
+	used := false
+	withinASecond(t, "nobody lets the key in", func() bool {
+		if used { // it took too long with the one before
+			eventually(t, "another key", create)
+		}
+		used = true
+		if out, code := keysCLI(t, admin(2), "revoke", name); code != 0 {
+			t.Logf("code %d: %s", code, out)
+			return false
+		}
+		eventually(t, "nobody lets the key in", opens(key, 401))
+		return true
+	})
 }
 
 // TestKeysAreNowhereShown sends a good and a bad key in every way there is, and looks for them wherever the gateway tells of requests.
