@@ -62,7 +62,7 @@ type Uncounted struct {
 
 // view shows a trial. The caller holds mu.
 func (m *Manager) view(t *trial) View {
-	s, d := t.Spec, &t.doc
+	s, d := t.Spec, t.doc // a copy: what is returned is read when mu is free again
 	v := View{
 		Name: s.Name, Model: s.Model, State: d.State, Run: d.Run, Traffic: s.To - s.From, Steps: d.Steps, Step: d.Step + 1, Passed: d.Passed,
 		Weights: d.Weights, Decisions: d.Log, Made: d.Decisions, Arms: m.arms(t), Replica: slotName(m.slot.number), Decides: m.slot.leads,
