@@ -223,7 +223,7 @@ func (s *truth) ask(client *http.Client, model string, rng *rand.Rand) {
 	if u.Usage != nil {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.told[id] = heard{time.Now(), u.Usage.Prompt, u.Usage.Output}
+		s.told[id] = heard{prompt: u.Usage.Prompt, output: u.Usage.Output}
 	}
 }
 
