@@ -510,6 +510,7 @@ func (a *app) reloadStatus() *admin.ReloadStatus {
 func (a *app) settled(r *ledger.Record) {
 	a.ring.Add(r)
 	a.books.Record(r)
+	a.worked(r)
 	a.trying.Observe(r)
 	if a.metrics != nil {
 		a.metrics.Record(r)

@@ -226,6 +226,12 @@ func (c *clouds) worked(id endpoint.ID, w endpoint.WorkerReport) {
 	}
 }
 
+func (c *clouds) busy(id endpoint.ID, ended time.Time) {
+	if c.runpod != nil {
+		c.runpod.Busy(id, ended)
+	}
+}
+
 // webhook takes what is posted to /webhooks/NAME.
 func (c *clouds) webhook(name string, header func(string) string, body []byte) int {
 	if name != "vast" || c.vast == nil {

@@ -5,10 +5,12 @@ import (
 	"time"
 
 	"headrace/gateway/config"
+	"headrace/gateway/ledger"
 	"headrace/gateway/ledger/books"
 	"headrace/router"
 	"headrace/router/endpoint"
 	"headrace/router/health"
+	"headrace/router/outcome"
 )
 
 // newBooks returns the ledger of a config. Its file is opened when there is something to write.
@@ -56,6 +58,16 @@ func (a *app) asked() (list []books.Price) {
 		}
 	}
 	return list
+}
+
+// worked tells those who add up workers' time when an attempt ended that says nothing of its worker.
+func (a *app) worked(r *ledger.Record) {
+	for i := range r.Attempts {
+		t := &r.Attempts[i]
+		if t.Basis == endpoint.PerWorkerSecond && t.Worker == nil && t.Provider == "runpod" && (t.First > 0 || t.Class == outcome.Success) {
+			a.rented.Load().busy(t.Endpoint, r.At.Add(t.After+t.Duration))
+		}
+	}
 }
 
 // seen tells the ledger when hosts were lost: their control planes do so later.

@@ -215,6 +215,10 @@ func (p *Prober) send(ctx context.Context, ep *endpoint.Endpoint, method, path s
 	defer t.Finish()
 	err := p.exchange(&t, host, &guard, &req, by, &a)
 	a.class = p.judge(ep, &t, &a, err)
+	if p.opt.Answered != nil && a.class == outcome.Success {
+		w, _ := t.Report()
+		p.opt.Answered(ep, w)
+	}
 	p.opt.Log.Debug("probe", "endpoint", ep.ID, "request_id", id, "path", path, "class", a.class, "status", a.status, "seconds", time.Since(began).Seconds(), "error", err)
 	return a
 }

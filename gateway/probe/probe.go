@@ -42,8 +42,10 @@ type Options struct {
 	// Classify asks the endpoint's provider what an answer means; known is false where it means what its status says.
 	Classify func(ep *endpoint.Endpoint, status int, contentType string, body []byte) (c outcome.Class, known bool)
 	// Busy tells whether an endpoint has more to do than a self-test should add to; nil is never.
-	Busy  func(endpoint.ID) bool
-	Share Sharer // nil when there is one replica
+	Busy func(endpoint.ID) bool
+	// Answered is told of each answer: the host has worked for it. w is what its provider says of that; nil where nobody cares.
+	Answered func(ep *endpoint.Endpoint, w endpoint.WorkerReport)
+	Share    Sharer // nil when there is one replica
 	// Fresh is how long what one replica has found is good for the others: less than a breaker stays open, so that it was found
 	// after whatever opened theirs. Default 1 s.
 	Fresh time.Duration

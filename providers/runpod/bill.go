@@ -17,19 +17,22 @@ const (
 	billHours  = 24               // that are compared
 )
 
-// bookService notes what an endpoint costs from now on: its workers that are up at its price, and, for each that has come up,
-// the start of the worker, which is billed too (docs.runpod.io/serverless/pricing).
-func (p *Provider) bookService(s *service, now time.Time, upBefore int) {
+// bookService notes what an endpoint costs from now on, and what its meter has found out since the look before: starts of workers, which are
+// billed too (docs.runpod.io/serverless/pricing), and when workers came and went.
+func (p *Provider) bookService(s *service, now time.Time) {
 	pr := s.ep.Price
+	before := s.booked
+	s.booked = s.time.meter.Read(now)
+	s.booked.At = now
 	if pr.Basis != endpoint.PerWorkerSecond {
 		p.audit.Book.Rate(s.desc.id, now, math.NaN())
 		return
 	}
 	_, watched := p.audit.Book.Since(s.desc.id)
-	up := s.upCount()
-	p.audit.Book.Rate(s.desc.id, now, float64(up)*pr.USDPerWorkerSecond*3600)
-	if came := up - upBefore; came > 0 && watched {
-		p.audit.Book.Add(s.desc.id, now, float64(came)*pr.ColdStart.Seconds()*pr.USDPerWorkerSecond)
+	p.audit.Book.Rate(s.desc.id, now, float64(s.booked.Up)*pr.USDPerWorkerSecond*3600)
+	if watched && !before.At.IsZero() {
+		expected := before.Seconds + float64(before.Up)*now.Sub(before.At).Seconds()
+		p.audit.Book.Add(s.desc.id, now, (s.booked.Seconds-expected)*pr.USDPerWorkerSecond)
 	}
 }
 

@@ -42,10 +42,12 @@ func (p *Provider) gotHealth(s *service, a *api.Answer, err error) {
 			p.odd("health: an answer that cannot be read")
 		}
 	}
-	upBefore, told := s.upCount(), err == nil
+	told := err == nil
 	if err != nil {
 		s.look.failing++
-		p.blind(s, err, now)
+		if p.blind(s, err, now); s.state == endpoint.Gone {
+			p.meterLook(s, &gauges{completed: s.seen.last.completed}, now)
+		}
 	} else {
 		w, j := h.Workers, h.Jobs
 		p.numbers("health", w.Idle, w.Initializing, w.Ready, w.Running, w.Throttled, w.Unhealthy, j.Completed, j.InProgress, j.InQueue)
@@ -56,6 +58,7 @@ func (p *Provider) gotHealth(s *service, a *api.Answer, err error) {
 		}
 		s.look.failing, s.goodAt = 0, now
 		s.state, s.reason = s.seen.look(g, now, &s.desc, p.opt.Settle)
+		p.meterLook(s, &g, now)
 		p.planAsk(s, now)
 	}
 	s.look.ended(p.lookAgain(s), p.nudgeGap())
@@ -63,7 +66,7 @@ func (p *Provider) gotHealth(s *service, a *api.Answer, err error) {
 		p.changed()
 	}
 	if told {
-		p.bookService(s, now, upBefore)
+		p.bookService(s, now)
 	}
 }
 
@@ -132,34 +135,38 @@ func (p *Provider) askWorkers(ctx context.Context, now time.Time, s *service) {
 			return
 		}
 		s.askAt = now.Add(p.opt.CatalogPoll)
-		s.workers = p.readWorkers(entries)
+		var ran []told
+		s.workers, ran = p.readWorkers(entries, span{now, a.At})
+		s.time.list(ran)
 		if p.build(s) {
 			p.changed()
 		}
 	})
 }
 
-// readWorkers keeps those that are up, which bill.
-func (p *Provider) readWorkers(entries []json.RawMessage) []worker {
-	var up []worker
+// readWorkers keeps those that are up, which bill, and when they began, by an answer to a call.
+func (p *Provider) readWorkers(entries []json.RawMessage, call span) (up []worker, ran []told) {
 	for _, raw := range entries {
 		var w workerJSON
 		if err := p.decode(raw, &w, "worker"); err != nil {
 			p.odd("worker: an entry that cannot be read")
 			continue
 		}
-		p.numbers("worker", w.GPUCount)
+		p.numbers("worker", w.GPUCount, w.Uptime)
 		switch strings.ToUpper(w.Status) {
 		case "RUNNING", "IDLE":
 			if w.GPUTypeID != "" { // null until it is placed
 				up = append(up, worker{gpuType: w.GPUTypeID, gpus: w.GPUCount.count(), dataCenter: w.DataCenterID})
+			}
+			if d := seconds(w.Uptime.v); w.Uptime.set && w.Uptime.v >= 0 && w.ID != "" { // whole seconds
+				ran = append(ran, told{w.ID, span{call.from.Add(-d - time.Second), call.to.Add(-d)}})
 			}
 		case "INITIALIZING", "THROTTLED", "UNHEALTHY":
 		default:
 			p.odd("worker: unknown status " + word(w.Status))
 		}
 	}
-	return up
+	return up, ran
 }
 
 // askDetail reads what the list has left out of an endpoint: what runs inside.

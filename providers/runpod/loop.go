@@ -103,6 +103,9 @@ func (p *Provider) attend(now time.Time) {
 			s.learned = model
 		}
 		wait, delayed := waits[id]
+		if delayed {
+			p.takeWork(s)
+		}
 		if delayed && wait.begun.Before(s.seen.down) { // else a worker was up, and what the job waited for was its turn
 			s.seen.learn(wait.took)
 		}

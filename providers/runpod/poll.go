@@ -86,6 +86,9 @@ func (p *Provider) takeList(entries []json.RawMessage, now time.Time) error {
 		if !listed[id] && nameless == 0 {
 			delete(p.services, id)
 			p.audit.Book.Gone(id, now)
+			p.mu.Lock()
+			delete(p.work, serviceID(id))
+			p.mu.Unlock()
 			p.opt.Log.Info("endpoint is gone from the account", "endpoint", s.ep.ID, "name", s.desc.name)
 			p.changed()
 		}
@@ -108,9 +111,9 @@ func (p *Provider) takeList(entries []json.RawMessage, now time.Time) error {
 func (p *Provider) takeEndpoint(d description, sum uint64, now time.Time) {
 	s := p.services[d.id]
 	if s == nil {
-		s = &service{reason: "not looked at yet", seen: sight{pace: p.opt.Pace}}
+		s = &service{reason: "not looked at yet", seen: sight{pace: p.opt.Pace}, time: newWorkTime()}
 		if o := p.heritage[d.id]; o != nil {
-			s.desc, s.learned, s.seen.cold = o.desc, o.learned, o.seen.cold
+			s.desc, s.learned, s.seen.cold, s.time = o.desc, o.learned, o.seen.cold, o.time
 		}
 		s.look.next = now
 		p.services[d.id] = s

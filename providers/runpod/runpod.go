@@ -117,6 +117,7 @@ type Provider struct {
 	nudged  map[endpoint.ID]struct{}
 	learned map[endpoint.ID]string
 	waits   map[endpoint.ID]wait
+	work    map[endpoint.ID]*work
 	status  api.Status
 }
 
@@ -158,7 +159,7 @@ func New(o Options) *Provider {
 		opt: o, began: now, manage: client(o.Key), health: client(o.Key), inside: client(""),
 		services: map[string]*service{}, bySum: map[uint64]*service{}, seed: maphash.MakeSeed(), pods: map[string]*pod{}, budget: newBudget(now), audit: &api.Audit{},
 		done: make(chan func()), wake: make(chan struct{}, 1),
-		nudged: map[endpoint.ID]struct{}{}, learned: map[endpoint.ID]string{}, waits: map[endpoint.ID]wait{},
+		nudged: map[endpoint.ID]struct{}{}, learned: map[endpoint.ID]string{}, waits: map[endpoint.ID]wait{}, work: map[endpoint.ID]*work{},
 		status: api.Status{Provider: provider, Oddities: map[string]int64{}},
 	}
 }
@@ -189,14 +190,13 @@ func (p *Provider) Learned(id endpoint.ID, model string) {
 	p.signal()
 }
 
-// Report tells what RunPod said of a job: how long it waited teaches what a cold start takes.
+// Report tells what RunPod said of a job: how long it waited teaches what a cold start takes, and when it ran what is billed.
 func (p *Provider) Report(id endpoint.ID, r endpoint.WorkerReport) {
-	if r.Delayed <= 0 {
-		return
-	}
-	w := wait{begun: p.opt.Now().Add(-r.Executed - r.Delayed), took: r.Delayed}
 	p.mu.Lock()
-	p.waits[id] = w
+	p.jobDone(id, &r)
+	if r.Delayed > 0 {
+		p.waits[id] = wait{begun: p.opt.Now().Add(-r.Executed - r.Delayed), took: r.Delayed}
+	}
 	p.mu.Unlock()
 	p.signal()
 }

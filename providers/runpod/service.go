@@ -32,9 +32,11 @@ type description struct {
 
 // service is a serverless endpoint of the account.
 type service struct {
-	desc description
-	sum  uint64 // of the list's entry that desc was read from
-	seen sight
+	desc   description
+	sum    uint64 // of the list's entry that desc was read from
+	seen   sight
+	time   *workTime
+	booked endpoint.Reading // of its meter, as the audit has it; At is when it was read
 
 	state   endpoint.State
 	reason  string
@@ -185,6 +187,7 @@ func (p *Provider) build(s *service) bool {
 	ep.MaxNumSeqs = d.engine.seqs // of one worker: the router counts workers itself
 	p.place(s, &ep)
 	ep.Price = p.price(s)
+	ep.Meter = s.time.meter
 	if d.balancer {
 		ep.BaseURL = cmp.Or(d.base, strings.ReplaceAll(p.opt.BalancerURL, "{id}", d.id)) + "/v1"
 		ep.Limits = endpoint.Limits{MaxBodyBytes: maxBalancerBody, MaxDuration: maxBalancerTime}

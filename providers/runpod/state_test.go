@@ -170,7 +170,7 @@ func TestPace(t *testing.T) {
 // TestRoomOfOneWorker shows that an endpoint's room is one worker's, however many are up: the router counts them itself.
 func TestRoomOfOneWorker(t *testing.T) {
 	p := New(Options{})
-	s := &service{desc: description{id: "e", engine: engine{seqs: 30}}, state: endpoint.Ready}
+	s := &service{desc: description{id: "e", engine: engine{seqs: 30}}, state: endpoint.Ready, time: newWorkTime()}
 	for _, workers := range []int{0, 1, 3} {
 		s.seen.up, s.seen.last = workers > 0, gauges{ready: workers}
 		p.build(s)

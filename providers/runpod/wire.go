@@ -77,6 +77,7 @@ type workerJSON struct {
 	GPUCount     number `json:"gpuCount"`
 	GPUTypeID    string `json:"gpuTypeId"`
 	DataCenterID string `json:"dataCenterId"`
+	Uptime       number `json:"uptimeSeconds"`
 }
 
 type gpuJSON struct {

@@ -46,7 +46,7 @@ func FuzzAnswers(f *testing.F) {
 		p.gotPrices(a, nil)
 		p.gotPods(a, nil)
 		if entries, err := list(a, "workers", workersOf); err == nil {
-			known.workers = p.readWorkers(entries)
+			known.workers, _ = p.readWorkers(entries, span{})
 			p.build(known)
 		}
 		_, _ = models(body)

@@ -49,6 +49,8 @@ type Endpoint struct {
 	NoUsageInjection bool
 	// Continues is what the operator says of it and unfinished assistant messages.
 	Continues Continues
+	// Meter is what its workers are billed for; nil where nobody can tell better than by Workers and Price.
+	Meter *Meter `json:"-"`
 }
 
 // Limits are what an endpoint's provider lets through; zero values mean that no limit is known.

@@ -11,6 +11,8 @@ type WorkerReport struct {
 	Worker    string        // the provider's name of the worker, "" when it gave none
 	Executed  time.Duration // the worker was busy with the request; 0 when unknown
 	Delayed   time.Duration // the request waited for a worker, cold start included
+	Submitted time.Time     // the provider took the request in, by our clock; zero when unknown
+	Handing   time.Duration // what handing it in took: Submitted is in the middle of that
 	Redone    int           // times that the provider gave the request to another worker
 	Destroyed int           // characters that the worker had replaced by U+FFFD before we saw them
 	Note      string        // what an operator should know of the worker, "" for nothing

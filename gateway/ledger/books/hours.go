@@ -22,6 +22,9 @@ type metered struct {
 	up       float64             // hosts, or workers, that are paid for since then
 	usd      float64             // an hour, of all of them
 	workers  int                 // -1 for hosts that are rented as a whole
+	meter    *endpoint.Meter     // of its workers; nil for none
+	read     endpoint.Reading    // of the meter, as booked
+	rate     float64             // USD of a worker's second
 	gone     bool                // from the fleet
 	left     time.Time           // when it went
 	lost     time.Time           // since when nobody is there, as attempts have shown; zero while somebody is
@@ -39,7 +42,8 @@ type mark struct {
 const (
 	// unwatched is how long a host may go unbooked while the process lives: where it was stopped for longer, or its machine slept, nobody knows.
 	unwatched = 5 * time.Minute
-	trailKept = 50 * time.Hour // bills are compared within a day or two
+	trailKept = 50 * time.Hour   // bills are compared within a day or two
+	trailStep = 30 * time.Second // within which what a meter shows counts as even
 	// stepped is by how much the clock of the wall and that of the process may differ between two bookings: more is a clock that was set,
 	// or a machine that slept, during which the latter stands still.
 	stepped = 2 * time.Second
@@ -110,6 +114,11 @@ func (a *accountant) follow(fleet []endpoint.Endpoint) {
 		}
 		m.provider = ep.Provider
 		m.accrue(id, now)
+		if ep.Meter != nil && ep.Price.Basis == endpoint.PerWorkerSecond {
+			m.follow(ep, now)
+			continue
+		}
+		m.meter = nil
 		if m.gone {
 			// Workers that were up before a poll or two that did not list it have not started anew.
 			if m.workers > 0 && now.Sub(m.left) > max(unwatched, ep.Price.IdleTimeout) {
@@ -152,6 +161,37 @@ func (a *accountant) follow(fleet []endpoint.Endpoint) {
 	}
 }
 
+// follow has the host's meter tell what it costs from now on.
+func (m *metered) follow(ep *endpoint.Endpoint, now time.Time) {
+	if m.meter != ep.Meter || m.gone { // what it has shown before is not known to be new
+		m.meter, m.read = ep.Meter, ep.Meter.Read(now)
+		if m.gone {
+			m.trail = append(m.trail, mark{now, m.total(), true})
+		}
+	}
+	m.gone, m.lost, m.workers = false, time.Time{}, ep.Workers
+	m.up, m.rate = float64(ep.Workers), ep.Price.USDPerWorkerSecond
+	m.usd = m.up * m.rate * 3600
+}
+
+// booking books what the meter shows more than at the last booking, d ago, and returns what it costs. What it has corrected since may be more
+// than what has come, so that both may be below 0.
+func (m *metered) booking(id string, now time.Time, d time.Duration) (usd float64) {
+	r := m.meter.Read(now)
+	seconds, cold, starts := r.Seconds-m.read.Seconds, r.Cold-m.read.Cold, r.Starts-m.read.Starts
+	m.read = r
+	m.hours(now.Add(-d), now, func(at time.Time, part time.Duration) {
+		s := m.slot(id, at)
+		f := float64(part) / float64(d)
+		s.Seconds += part.Seconds()
+		s.Up += seconds * f
+		s.USD += seconds * f * m.rate
+		s.ColdUSD += cold * f * m.rate
+	})
+	m.slot(id, now).Starts += starts
+	return seconds * m.rate
+}
+
 func (m *metered) total() float64 { return m.trail[len(m.trail)-1].usd }
 
 // mark notes where the host's account stands.
@@ -187,7 +227,12 @@ func (m *metered) accrue(id string, now time.Time) {
 	}
 	if step || d > unwatched {
 		usd := m.total()
-		if step && d > 0 && d <= unwatched { // what the process has seen is what counts, not what the wall's clock has skipped
+		switch {
+		case m.meter != nil && d > 0 && d <= unwatched:
+			usd += m.booking(id, now, d)
+		case m.meter != nil:
+			m.read = m.meter.Read(now)
+		case step && d > 0 && d <= unwatched: // what the process has seen is what counts, not what the wall's clock has skipped
 			s := m.slot(id, now)
 			s.Seconds += d.Seconds()
 			s.Up += m.up * d.Seconds()
@@ -198,16 +243,21 @@ func (m *metered) accrue(id string, now time.Time) {
 		m.trail = append(m.trail, mark{now, usd, true})
 		return
 	}
-	m.hours(now.Add(-d), now, func(at time.Time, part time.Duration) {
-		s := m.slot(id, at)
-		s.Seconds += part.Seconds()
-		s.Up += m.up * part.Seconds()
-		s.USD += m.usd * part.Hours()
-	})
+	usd := m.total()
+	if m.meter != nil {
+		usd += m.booking(id, now, d)
+	} else {
+		usd += m.usd * d.Hours()
+		m.hours(now.Add(-d), now, func(at time.Time, part time.Duration) {
+			s := m.slot(id, at)
+			s.Seconds += part.Seconds()
+			s.Up += m.up * part.Seconds()
+			s.USD += m.usd * part.Hours()
+		})
+	}
 	m.at = now
 	// Where nothing has changed the last mark moves on.
-	usd := m.total() + m.usd*d.Hours()
-	if n := len(m.trail); n > 1 && !m.trail[n-1].first && !m.trail[n-1].at.Equal(m.lost) && m.even(n, now, usd) {
+	if n := len(m.trail); n > 1 && !m.trail[n-1].first && !m.trail[n-1].at.Equal(m.lost) && (m.meter != nil && now.Sub(m.trail[n-2].at) < trailStep || m.even(n, now, usd)) {
 		m.trail[n-1] = mark{at: now, usd: usd}
 	} else {
 		m.trail = append(m.trail, mark{at: now, usd: usd})

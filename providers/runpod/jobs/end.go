@@ -157,6 +157,9 @@ func (j *job) put() {
 	if r.Destroyed = j.destroyed(); r.Destroyed > 0 {
 		r.Note = cutNote
 	}
+	if r.Worker != "" {
+		r.Handing, r.Submitted = j.handing, j.began.Add(-j.handing/2)
+	}
 	to.Put(r)
 }
 

@@ -20,15 +20,16 @@ type job struct {
 	stream *stream // for callers who want a stream
 	plain  *plain  // for the others
 
-	began   time.Time // RunPod took the job
-	seen    bool      // RunPod has shown that it knows the job
-	over    bool      // the job has ended, or has said all: it needs no cancelling
-	any     bool      // something was yielded
-	heard   time.Time // when the last yield came
-	checked time.Time // when /status was asked for another worker
-	worker  string    // who was seen at it since the first yield, "" when nobody was
-	retries int       // as of the first yield; -1 while nobody knows
-	wrote   bool      // the head of a stream went out
+	began   time.Time     // RunPod took the job
+	handing time.Duration // that took
+	seen    bool          // RunPod has shown that it knows the job
+	over    bool          // the job has ended, or has said all: it needs no cancelling
+	any     bool          // something was yielded
+	heard   time.Time     // when the last yield came
+	checked time.Time     // when /status was asked for another worker
+	worker  string        // who was seen at it since the first yield, "" when nobody was
+	retries int           // as of the first yield; -1 while nobody knows
+	wrote   bool          // the head of a stream went out
 	report  endpoint.WorkerReport
 }
 
@@ -46,6 +47,7 @@ func (t *Translator) serve(w http.ResponseWriter, r *http.Request, q *queue) {
 		return
 	}
 	j := &job{t: t, q: q, a: a, w: w, r: r}
+	sent := t.opt.Now()
 	j.id, f = j.start(payload)
 	switch {
 	case r.Context().Err() != nil:
@@ -59,6 +61,7 @@ func (t *Translator) serve(w http.ResponseWriter, r *http.Request, q *queue) {
 		return
 	}
 	j.began = t.opt.Now()
+	j.handing = j.began.Sub(sent)
 	a.jobID, a.created = j.id, j.began.Unix()
 	if a.stream {
 		j.stream = &stream{a: a}

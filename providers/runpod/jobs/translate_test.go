@@ -33,7 +33,11 @@ func TestStreamThroughJob(t *testing.T) {
 		t.Fatalf("%+v", a)
 	}
 	want := endpoint.WorkerReport{Worker: "w1", Executed: 3400 * time.Millisecond, Delayed: 1200 * time.Millisecond}
-	if got := f.report(); got != want {
+	got := f.report()
+	if got.Submitted.IsZero() || got.Handing < 0 || time.Since(got.Submitted) < got.Handing/2 {
+		t.Errorf("submitted at %v, within %v", got.Submitted, got.Handing)
+	}
+	if got.Submitted, got.Handing = (time.Time{}), 0; got != want {
 		t.Errorf("report %+v, want %+v", got, want)
 	}
 	if got := s.sent()[0]; got != `{"input":{"openai_route":"/v1/chat/completions","openai_input":`+streamBody+`},"policy":{"ttl":3600000}}` {
