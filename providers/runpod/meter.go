@@ -282,8 +282,8 @@ func (w *workTime) job(j jobTime) {
 	if j.worker == "" || j.began.IsZero() {
 		return
 	}
-	for i := len(w.rises) - 1; i >= 0; i-- {
-		if r := w.rises[i]; w.fits(r, &j) {
+	for _, r := range slices.Backward(w.rises) {
+		if w.fits(r, &j) {
 			w.tell(r, &j)
 			w.publish()
 			return
