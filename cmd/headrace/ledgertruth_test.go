@@ -27,6 +27,7 @@ import (
 	"headrace/providers/runpod"
 	"headrace/router"
 	"headrace/router/endpoint"
+	"headrace/router/outcome"
 )
 
 var ledgerRequests = flag.Int("ledger.requests", 3000, "requests of TestLedgerTruth; 20000 is what docs/costs.md speaks of")
@@ -51,6 +52,9 @@ type truth struct {
 	whole atomic.Int64 // answered
 	left  atomic.Int64 // by their callers
 	early atomic.Int64 // of these, before a head came: the gateway may never have read them
+	gone  atomic.Int64 // of these, settled
+
+	resumed atomic.Int64 // settled, and gone on with by another host
 }
 
 const apiIn, apiCached, apiOut = 0.60, 0.15, 0.90 // USD per million tokens
@@ -94,6 +98,14 @@ func startTruth(t *testing.T, file string) *truth {
 	log := newLogBuffer()
 	if s.app, err = newApp(cfg, log); err != nil {
 		t.Fatal(err)
+	}
+	s.app.onSettled = func(r *ledger.Record) {
+		switch {
+		case r.Resumes > 0:
+			s.resumed.Add(1)
+		case r.Class == outcome.ClientGone:
+			s.gone.Add(1)
+		}
 	}
 	s.base = "http://" + s.app.listeners[0].Addr().String()
 	if cfg.Providers.Vast.WebhookSecret, err = subscribe(t.Context(), va.ConsoleURL(), "vast-key", s.base); err != nil {
@@ -314,8 +326,8 @@ func (s *truth) play(n int, seed uint64) {
 	var next atomic.Int64
 	for w := range 24 {
 		wg.Go(func() {
-			rng := rand.New(rand.NewPCG(seed, uint64(w))) //nolint:gosec // a test's
-			for next.Add(1) <= int64(n) {
+			rng := rand.New(rand.NewPCG(seed, uint64(w)))                                //nolint:gosec // a test's
+			for next.Add(1) <= int64(n) || s.resumed.Load() == 0 || s.gone.Load() == 0 { // until it has happened
 				model := "on-api"
 				switch k := rng.IntN(10); {
 				case k < 4:
@@ -338,6 +350,9 @@ func TestLedgerTruth(t *testing.T) {
 	t.Logf("seed %d", seed)
 	file := filepath.Join(t.TempDir(), "ledger.db")
 	s := startTruth(t, file)
+	if underRace && *ledgerRequests == 3000 {
+		*ledgerRequests = 1000
+	}
 	s.play(*ledgerRequests, seed)
 	for _, e := range []*fakerunpod.Endpoint{s.sleepy} { // its last worker is paid for until it has gone
 		if err := e.Wait(t.Context(), func(st fakerunpod.Stats) bool { return st.Workers == 0 }); err != nil {
@@ -483,7 +498,10 @@ func TestLedgerTruth(t *testing.T) {
 		t.Errorf("%d starts of workers that sleep, the cloud has %d", got, want)
 	}
 	va, rp := lines("vast:"), lines("runpod:")
-	if rented := va.Allocated() + rp.Allocated(); math.Abs(rented-total.Rented-va.F[books.TrafficUSD]) > 1e-9*rented {
+	// Where less was booked than a host was used for, because a change was heard of late, more is allocated than was paid.
+	_, _, _, doubt := s.since(&now, "runpod:")
+	rented, slack := va.Allocated()+rp.Allocated(), s.late+doubt*perSecond
+	if more := rented - total.Rented - va.F[books.TrafficUSD]; more < -1e-9*rented || more > 1e-9*rented+slack {
 		t.Errorf("allocated $%v, hosts were paid $%v", rented, total.Rented)
 	}
 }
