@@ -43,6 +43,9 @@ func (m *Manager) sync(ctx context.Context) {
 		d, exists := docs[t.Spec.Name]
 		m.take(ctx, t, d, exists)
 	}
+	if m.silent == nil {
+		m.resume(ctx)
+	}
 }
 
 // take takes in an experiment's document as the store has it. The caller holds mu.
@@ -80,6 +83,9 @@ func (m *Manager) take(ctx context.Context, t *trial, d state.Doc, exists bool) 
 		}
 	}
 	if t.adopt {
+		if t.outOf.IsZero() {
+			t.outOf = doc.Withdrawn
+		}
 		next, changed := doc.Adopt(t.Spec, now)
 		if !t.outOf.IsZero() {
 			next, changed = doc.Return(t.Spec, t.outOf, now)

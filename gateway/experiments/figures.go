@@ -1,7 +1,9 @@
 package experiments
 
 import (
+	"cmp"
 	"context"
+	"fmt"
 	"slices"
 
 	"headrace/router/experiment"
@@ -23,6 +25,8 @@ func (m *Manager) follow(t *trial) {
 			return
 		}
 		t.stats, t.run, t.told, t.recorded, t.stored, t.judged, t.late, t.failed, t.deaf = e, d.Run, 1, 0, 0, stats.Verdict{}, 0, "", false
+		t.resumed, t.voice, t.unheard = false, "", nil
+		m.heard = nil
 	}
 	for ; t.told < len(d.Weights) && (t.told < len(d.Weights)-1 || d.State.Tries()); t.told++ {
 		if err := t.stats.Reweigh(d.Weights[t.told].Shares); err != nil {
@@ -33,6 +37,14 @@ func (m *Manager) follow(t *trial) {
 			return
 		}
 	}
+}
+
+// muffled says what of other replicas is not counted, "" when all is.
+func (t *trial) muffled() string {
+	for n, why := range t.unheard {
+		return fmt.Sprintf("what replica %s has seen is not counted (%s): give all replicas one version, or begin it anew", slotName(n), why)
+	}
+	return ""
 }
 
 // capacity is how many units a replica remembers of a sticky experiment: more would make a look at what several of them saw too slow
@@ -65,6 +77,7 @@ func (m *Manager) regard(t *trial) {
 		return
 	}
 	t.stats, t.judged, t.fresh, t.failed = e, stats.Verdict{}, true, ""
+	m.heard = nil // what others have seen is to be merged anew
 }
 
 // guard ends what is proven to harm: here at once, and at the other replicas as soon as the store has it. The caller holds mu.
@@ -155,19 +168,22 @@ func readings(v stats.Verdict) experiment.Readings {
 func (m *Manager) round(ctx context.Context) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	c, cancel := context.WithTimeout(ctx, storeTime)
+	defer cancel()
+	m.withdraw(c)
 	if len(m.trials) == 0 {
 		return
 	}
-	c, cancel := context.WithTimeout(ctx, storeTime)
-	defer cancel()
 	m.sync(c)
 	m.drain()
-	m.hold(c)
 	m.speak(c, false)
+	m.hold(c) // which tells the others that there is something to hear
+	if m.silent == nil && (m.slot.leads || m.heard == nil) {
+		m.hear(c)
+	}
 	if m.silent != nil || !m.slot.leads {
 		return
 	}
-	m.hear(c)
 	for _, t := range m.trials {
 		m.decide(c, t)
 	}
@@ -188,8 +204,8 @@ func (m *Manager) decide(ctx context.Context, t *trial) {
 			n, _ := m.opt.Pool(t.Spec.Arms[i].Pool())
 			a.Hostless = n == 0
 		}
-		if a := &r.Arms[i]; t.deaf && a.Judgement != experiment.Stop {
-			a.Judgement, a.Why = experiment.Hold, t.failed
+		if a, why := &r.Arms[i], cmp.Or(t.failed, t.muffled()); why != "" && a.Judgement != experiment.Stop {
+			a.Judgement, a.Why = experiment.Hold, why
 		}
 	}
 	next, changed := t.doc.Decide(t.Spec, r, m.opt.Now())

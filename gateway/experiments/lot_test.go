@@ -18,13 +18,13 @@ import (
 func TestUnderWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tr := trialOf(func(s *experiment.Spec) {
-			s.Steps, s.MinTime, s.MinUnits = []float64{0.05, 0.25, 0.5, 0.9}, 10*time.Minute, 200
+			s.Steps, s.MinTime, s.MinUnits = []float64{0.05, 0.25, 0.5, 0.9}, 10*time.Minute, 50
 			s.Units = []experiment.Unit{{Kind: experiment.ByRequest}}
 		})
 		tr.Guardrails = []stats.Guardrail{{Metric: stats.Failed, Margin: 0.02, Tolerate: 0.02}}
-		a := startReplica(t, state.NewMemory(), tr)
+		a := startWith(t, Options{Store: state.NewMemory(), Look: 5 * time.Second, Tell: 5 * time.Second}, tr)
 		w := newWorld(t)
-		const n = 45 * 60 * 20
+		const n = 45 * 60 * 5
 		for i := range n {
 			as := a.Table().Of("m")[0]
 			arm, key := as.Assign([]byte(fmt.Sprint("req_", w.rng.Uint64())))
@@ -34,7 +34,7 @@ func TestUnderWay(t *testing.T) {
 				takes = 100 * time.Second
 			}
 			time.AfterFunc(takes, func() { a.Observe(rec) })
-			pass(50 * time.Millisecond)
+			pass(200 * time.Millisecond)
 		}
 		pass(2 * time.Minute)
 		v, err := a.Show(t.Context(), "e")

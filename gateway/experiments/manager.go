@@ -56,7 +56,10 @@ type Manager struct {
 	recent  recent
 	hosts   names                // by number
 	kinds   names                // likewise
-	left    map[string]time.Time // experiments that are out of the config, since when
+	heard   map[int]int64        // slots, by what they had spoken when they were heard; nil when all are to be heard again
+	left    map[string]removed   // experiments that are out of the config
+	unheld  map[string]time.Time // documents that are in no replica's config, since when; see withdraw
+	checked time.Time            // when these were looked for
 	heardAt time.Time            // when other replicas were last heard for somebody's sake
 	behind  bool                 // documents are to be read again at the next look
 	silent  error                // why the store did not answer the last time, nil when it did
@@ -75,21 +78,29 @@ type trial struct {
 
 	stats            *stats.Experiment
 	past             past
-	run              int       // that stats is of
-	told             int       // weights of the run that stats knows
-	recorded, stored uint64    // what stats took in here, and how much of it the store has
-	speakAt          time.Time // not stored before
-	fresh            bool      // something was recorded since it was last judged
+	run              int            // that stats is of
+	told             int            // weights of the run that stats knows
+	resumed          bool           // what is stored under the slot was taken up
+	voice            string         // behind the experiment's name in its document
+	unheard          map[int]string // slots whose observations cannot be counted, and why
+	recorded, stored uint64         // what stats took in here, and how much of it the store has
+	speakAt          time.Time      // not stored before
+	fresh            bool           // something was recorded since it was last judged
 	judged           stats.Verdict
 	late             int64 // requests of an earlier run, which are not counted
 	failed           string
 	deaf             bool // statistics cannot tell the shares in force from others: nothing is recorded
 }
 
-// Kinds of documents.
+// removed is an experiment that is out of the config for now.
+type removed struct {
+	*trial
+	at time.Time
+}
+
+// Kinds of documents; those of observations are statsKind.
 const (
 	kindDocs    = "experiment"
-	kindStats   = "experiment-stats"
 	kindReplica = "experiment-replica"
 	kindPast    = "experiment-past"
 )
@@ -110,7 +121,7 @@ func New(o Options) *Manager {
 			*d.is = d.usual
 		}
 	}
-	m := &Manager{opt: o, wake: make(chan struct{}, 1), left: map[string]time.Time{}}
+	m := &Manager{opt: o, wake: make(chan struct{}, 1), slot: slot{number: -1}, left: map[string]removed{}, unheld: map[string]time.Time{}}
 	m.table.Store(experiment.NewTable(nil))
 	return m
 }
@@ -127,10 +138,18 @@ func (m *Manager) Configure(trials []Trial) {
 	now := m.opt.Now()
 	for _, c := range trials {
 		t := &trial{Trial: c}
-		if at, was := m.left[c.Spec.Name]; was && now.Sub(at) >= mishap {
-			t.outOf = at
+		if was, ok := m.left[c.Spec.Name]; ok {
+			if was.Spec.Digest() == c.Spec.Digest() { // with all that it has seen; how it stands now is asked first
+				t = was.trial
+				t.known = t.ahead
+			}
+			if now.Sub(was.at) >= mishap {
+				t.outOf = was.at
+			}
+			delete(m.left, c.Spec.Name)
+			t.Trial = c
+			m.regard(t)
 		}
-		delete(m.left, c.Spec.Name)
 		if i := slices.IndexFunc(old, func(o *trial) bool { return o.Spec.Name == c.Spec.Name }); i >= 0 {
 			t = old[i]
 			if t.Spec.Digest() != c.Spec.Digest() {
@@ -144,7 +163,7 @@ func (m *Manager) Configure(trials []Trial) {
 	}
 	for _, t := range old {
 		if !slices.ContainsFunc(m.trials, func(n *trial) bool { return n.Spec.Name == t.Spec.Name }) {
-			m.left[t.Spec.Name] = now
+			m.left[t.Spec.Name] = removed{t, now}
 		}
 	}
 	m.publish()

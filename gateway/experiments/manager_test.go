@@ -72,7 +72,13 @@ type replica struct {
 
 func startReplica(t *testing.T, store state.Store, trials ...Trial) *replica {
 	t.Helper()
-	m := New(Options{Store: store, Host: hosts})
+	return startWith(t, Options{Store: store}, trials...)
+}
+
+func startWith(t *testing.T, o Options, trials ...Trial) *replica {
+	t.Helper()
+	o.Host = hosts
+	m := New(o)
 	m.Configure(trials)
 	m.Load(t.Context())
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
@@ -311,7 +317,7 @@ func TestStoreLost(t *testing.T) {
 			t.Fatal(err)
 		}
 		pass(time.Second)
-		for _, kind := range []string{kindDocs, kindStats, kindReplica, kindPast} {
+		for _, kind := range []string{kindDocs, statsKind(0), statsKind(1), kindReplica, kindPast} {
 			docs, err := store.Load(t.Context(), kind)
 			if err != nil {
 				t.Fatal(err)

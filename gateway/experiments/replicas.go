@@ -1,12 +1,10 @@
 package experiments
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -24,8 +22,10 @@ type slot struct {
 	number  int    // -1 while it has none
 	version state.Version
 	leads   bool
-	heard   map[string]holder // by slot
-	others  int               // the most replicas that were alive together with this one
+	heard   map[string]holder        // by slot
+	others  int                      // the most replicas that were alive together with this one
+	spoken  int64                    // how often this slot's observations were stored
+	stored  map[string]state.Version // of its documents of observations, by name; nil while that is not known
 }
 
 // part is this replica's of alpha, those of all being 1 together: each of them may end an experiment. Who decides looks at what all have
@@ -49,14 +49,30 @@ type holder struct {
 
 // held is a slot's document.
 type held struct {
-	By string    `json:"by"` // "" when it was given up
-	At time.Time `json:"at"` // by the holder's clock
+	By     string    `json:"by"`     // "" when it was given up
+	At     time.Time `json:"at"`     // by the holder's clock
+	Spoken int64     `json:"spoken"` // grows whenever observations were stored under it, so that others know when to look
+	Has    []string  `json:"has"`    // experiments in the holder's config
 }
 
-// abandoned is after how long a slot is free whose holder has said nothing, whatever clocks say.
-const abandoned = time.Minute
+// abandoned is after how long a slot is free whose holder has said nothing, by the clocks of whoever holds it and of whoever wants it. What it
+// has seen is heard all the same, so that nothing is lost by waiting for clocks that differ.
+const abandoned = 10 * time.Minute
 
 func slotName(n int) string { return "r" + strconv.Itoa(n) }
+
+// name is that of this replica's slot, "" while it has none.
+func (s *slot) name() string {
+	if s.number < 0 {
+		return ""
+	}
+	return slotName(s.number)
+}
+
+func slotNumber(name string) (n int, ok bool) {
+	n, err := strconv.Atoi(strings.TrimPrefix(name, "r"))
+	return n, err == nil && n >= 0 && name == slotName(n)
+}
 
 // claim takes the lowest slot that nobody holds, and what is stored under it. The caller holds mu.
 func (m *Manager) claim(ctx context.Context) {
@@ -76,9 +92,12 @@ func (m *Manager) claim(ctx context.Context) {
 		if exists && !m.free(d) {
 			continue
 		}
+		var was held
+		_ = json.Unmarshal(d.Body, &was) // its count goes on
+		s.spoken = was.Spoken
 		v, err := m.opt.Store.Put(ctx, kindReplica, slotName(n), d.Version, m.claimed())
 		if err == nil {
-			s.number, s.version = n, v
+			s.number, s.version, s.stored = n, v, nil
 			m.resume(ctx)
 			return
 		}
@@ -100,7 +119,11 @@ func (m *Manager) mine(ctx context.Context) (v state.Version, ok bool) {
 }
 
 func (m *Manager) claimed() []byte {
-	b, _ := json.Marshal(held{m.slot.me, m.opt.Now()}) // text and a time always encode
+	h := held{By: m.slot.me, At: m.opt.Now(), Spoken: m.slot.spoken}
+	for _, t := range m.trials {
+		h.Has = append(h.Has, t.Spec.Name)
+	}
+	b, _ := json.Marshal(h) // always encodes
 	return b
 }
 
@@ -137,6 +160,7 @@ func (m *Manager) hold(ctx context.Context) {
 			t.stats = nil
 			m.follow(t)
 		}
+		m.publish()
 		m.claim(ctx)
 		return
 	}
@@ -155,8 +179,8 @@ func (m *Manager) hold(ctx context.Context) {
 			s.heard[name] = h
 		}
 		var by held
-		n, err := strconv.Atoi(strings.TrimPrefix(name, "r"))
-		if err != nil || n == s.number || json.Unmarshal(d.Body, &by) != nil || by.By == "" || now.Sub(h.changed) >= m.opt.Lease {
+		n, ok := slotNumber(name)
+		if !ok || n == s.number || json.Unmarshal(d.Body, &by) != nil || by.By == "" || now.Sub(h.changed) >= m.opt.Lease {
 			continue
 		}
 		alive++
@@ -165,118 +189,4 @@ func (m *Manager) hold(ctx context.Context) {
 		}
 	}
 	s.others = max(s.others, alive) // who has gone has spent its part
-}
-
-// statsName is where a slot's observations of an experiment are stored.
-func statsName(n int, experiment string) string { return slotName(n) + " " + experiment }
-
-// heading is the first line of what a slot has seen of an experiment; the statistics' own bytes are behind it.
-type heading struct {
-	Digest string `json:"digest"`
-	Run    int    `json:"run"`
-	Told   int    `json:"weights"` // of the run that the statistics know
-}
-
-// oftenBelow is the size in bytes of what may be stored at every round; larger ones are at fewer of them.
-const oftenBelow = 64 << 10
-
-// speak stores what was seen here, whatever its size if it is for the last time. The caller holds mu.
-func (m *Manager) speak(ctx context.Context, last bool) {
-	if m.slot.number < 0 || m.silent != nil {
-		return
-	}
-	var docs map[string]state.Doc
-	for _, t := range m.trials {
-		now := m.opt.Now()
-		if t.stats == nil || t.foreign || t.recorded == t.stored || !last && now.Before(t.speakAt) {
-			continue
-		}
-		if docs == nil {
-			var err error
-			if docs, err = m.opt.Store.Load(ctx, kindStats); !m.answered(ctx, err) || err != nil {
-				return
-			}
-		}
-		head, _ := json.Marshal(heading{t.doc.Digest, t.run, t.told}) // always encodes
-		name, snapshot := statsName(m.slot.number, t.Spec.Name), t.stats.Snapshot()
-		_, err := m.opt.Store.Put(ctx, kindStats, name, docs[name].Version, append(append(head, '\n'), snapshot...))
-		if !m.answered(ctx, err) {
-			return
-		}
-		if err == nil {
-			t.stored = t.recorded
-			t.speakAt = now.Add(m.opt.Tell * time.Duration(len(snapshot)/oftenBelow))
-		}
-	}
-}
-
-// resume takes up what is stored under this replica's slot. The caller holds mu.
-func (m *Manager) resume(ctx context.Context) {
-	docs, err := m.opt.Store.Load(ctx, kindStats)
-	if !m.answered(ctx, err) || err != nil {
-		return
-	}
-	for _, t := range m.trials {
-		h, b, ok := t.recordIn(docs[statsName(m.slot.number, t.Spec.Name)])
-		if !ok || t.stats == nil || t.recorded > 0 {
-			continue
-		}
-		if err := t.stats.Restore(b); err != nil {
-			m.opt.Log.Warn("what was seen of an experiment before the restart cannot be taken up", "experiment", t.Spec.Name, "error", err)
-			continue
-		}
-		t.told, t.fresh = h.Told, true
-		m.follow(t)
-	}
-	m.publish()
-}
-
-// recordIn returns the observations in a document, if they are of the run that is on.
-func (t *trial) recordIn(d state.Doc) (h heading, snapshot []byte, ok bool) {
-	head, snapshot, ok := bytes.Cut(d.Body, []byte("\n"))
-	if !ok || json.Unmarshal(head, &h) != nil || h.Digest != t.doc.Digest || h.Run != t.run {
-		return h, nil, false
-	}
-	return h, snapshot, true
-}
-
-// hear takes in what the other replicas have seen. The caller holds mu.
-func (m *Manager) hear(ctx context.Context) {
-	if len(m.trials) == 0 {
-		return
-	}
-	docs, err := m.opt.Store.Load(ctx, kindStats)
-	if !m.answered(ctx, err) || err != nil {
-		return
-	}
-	for name, d := range docs {
-		slot, of, _ := strings.Cut(name, " ")
-		if slot == slotName(m.slot.number) {
-			continue
-		}
-		t, err := m.find(of)
-		if err != nil || t.stats == nil {
-			continue
-		}
-		if _, b, ok := t.recordIn(d); ok {
-			if err := t.stats.Merge(slot, b); err != nil {
-				m.opt.Log.Debug("what another replica has seen of an experiment is not counted", "experiment", of, "replica", slot, "error", fmt.Sprint(err))
-			}
-		}
-	}
-}
-
-// leave stores what was seen and gives up the slot, so that whoever starts next goes on from there.
-func (m *Manager) leave(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, storeTime)
-	defer cancel()
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.slot.number < 0 {
-		return
-	}
-	m.drain()
-	m.speak(ctx, true)
-	b, _ := json.Marshal(held{At: m.opt.Now()})                                          // always encodes
-	_, _ = m.opt.Store.Put(ctx, kindReplica, slotName(m.slot.number), m.slot.version, b) // else it is free after a while
 }

@@ -65,7 +65,7 @@ func (m *Manager) view(t *trial) View {
 	s, d := t.Spec, t.doc // a copy: what is returned is read when mu is free again
 	v := View{
 		Name: s.Name, Model: s.Model, State: d.State, Run: d.Run, Traffic: s.To - s.From, Steps: d.Steps, Step: d.Step + 1, Passed: d.Passed,
-		Weights: d.Weights, Decisions: d.Log, Made: d.Decisions, Arms: m.arms(t), Replica: slotName(m.slot.number), Decides: m.slot.leads,
+		Weights: d.Weights, Decisions: d.Log, Made: d.Decisions, Arms: m.arms(t), Replica: m.slot.name(), Decides: m.slot.leads,
 		Uncounted: Uncounted{Late: t.late, Dropped: m.lost()}, Problem: t.failed, Advice: advice(t), Guardrails: t.Guardrails, Alpha: t.Alpha,
 	}
 	for _, u := range s.Units {
@@ -85,9 +85,7 @@ func (m *Manager) view(t *trial) View {
 		v.Problem = "replicas try something else under this name: here the control serves its requests"
 		return v
 	}
-	if v.Problem == "" {
-		v.Problem = m.missing(t)
-	}
+	v.Problem = cmp.Or(v.Problem, t.muffled(), m.missing(t))
 	if t.stats == nil {
 		return v
 	}

@@ -82,10 +82,13 @@ func (d Doc) ask(s *Spec, wanted Wanted, now time.Time) Doc {
 	return d.note(now, Entry{By: "config", What: "not done", Why: why})
 }
 
+// Forgotten is how long an experiment may be out of every config before what was seen of it is deleted.
+const Forgotten = 7 * 24 * time.Hour
+
 // Return is Adopt of an experiment that was out of the config until now, since the given time: one that had come to its end before
-// then is another one, which begins anew. A name that is written down again gives nothing to the arm that had it once.
+// then is another one, which begins anew. So is one that was away for long (Forgotten). A name that is written down again gives nothing to the arm that had it once.
 func (d Doc) Return(s *Spec, since, now time.Time) (Doc, bool) {
-	over := d.State != Scheduled && !d.State.Tries() && !d.EndedAt.After(since)
+	over := d.State.over() && !d.EndedAt.After(since) || d.State != Scheduled && now.Sub(since) >= Forgotten
 	if over && d.Matches(s) {
 		d = d.anew(s, now, Entry{By: "config", What: "returned", Why: fmt.Sprintf("it was %s, taken out of the config, and written down again: this is another run", d.State)})
 	}

@@ -1,0 +1,206 @@
+package experiments
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"strings"
+	"time"
+
+	"headrace/gateway/state"
+)
+
+// What a replica has seen is stored under its slot: a kind of documents for each slot, so that others read what has changed and nothing else.
+
+// heading is the first line of what a slot has seen of an experiment; the statistics' own bytes are behind it.
+type heading struct {
+	Digest string `json:"digest"`
+	Run    int    `json:"run"`
+	Told   int    `json:"weights"` // of the run that the statistics know
+}
+
+// statsKind is the kind of a slot's observations, with its number in letters. Each document has the experiment's name.
+func statsKind(n int) string {
+	var letters []byte
+	for n++; n > 0; n = (n - 1) / 26 {
+		letters = append(letters, byte('a'+(n-1)%26)) //nolint:gosec // a letter
+	}
+	return "experiment-stats-" + string(letters)
+}
+
+// oftenBelow is the size in bytes of what may be stored at every round; larger ones are at fewer of them.
+const oftenBelow = 64 << 10
+
+// speak stores what was seen here, whatever its size if it is for the last time. The caller holds mu.
+func (m *Manager) speak(ctx context.Context, last bool) {
+	s := &m.slot
+	if s.number < 0 || m.silent != nil {
+		return
+	}
+	if m.resume(ctx); s.stored == nil {
+		return
+	}
+	for _, t := range m.trials {
+		now := m.opt.Now()
+		if t.stats == nil || !t.resumed || t.foreign || t.recorded == t.stored || !last && now.Before(t.speakAt) {
+			continue
+		}
+		head, _ := json.Marshal(heading{t.doc.Digest, t.run, t.told}) // always encodes
+		name, snapshot := t.Spec.Name+t.voice, t.stats.Snapshot()
+		v, err := m.opt.Store.Put(ctx, statsKind(s.number), name, s.stored[name], append(append(head, '\n'), snapshot...))
+		if !m.answered(ctx, err) {
+			return
+		}
+		if err != nil { // the store has lost some, or another has taken the slot, which is found out next
+			s.stored = nil
+			return
+		}
+		s.stored[name] = v
+		s.spoken++
+		t.stored = t.recorded
+		t.speakAt = now.Add(m.opt.Tell * time.Duration(len(snapshot)/oftenBelow))
+	}
+}
+
+// resume takes up what is stored under this replica's slot of experiments whose statistics are new. The caller holds mu.
+func (m *Manager) resume(ctx context.Context) {
+	s := &m.slot
+	due := s.stored == nil
+	for _, t := range m.trials {
+		due = due || t.stats != nil && !t.resumed
+	}
+	if s.number < 0 || !due {
+		return
+	}
+	docs, err := m.opt.Store.Load(ctx, statsKind(s.number))
+	if !m.answered(ctx, err) || err != nil {
+		return
+	}
+	s.stored = make(map[string]state.Version, len(docs))
+	for name, d := range docs {
+		s.stored[name] = d.Version
+	}
+	for _, t := range m.trials {
+		if t.stats == nil || t.resumed {
+			continue
+		}
+		t.resumed = true
+		for name, d := range docs {
+			if of, _, _ := strings.Cut(name, " "); of == t.Spec.Name {
+				m.takeUp(t, name, d)
+			}
+		}
+	}
+	m.publish()
+}
+
+// takeUp makes a document of this replica's slot part of what it has seen. What was recorded before it could be read goes under another
+// name, beside it. The caller holds mu.
+func (m *Manager) takeUp(t *trial, name string, d state.Doc) {
+	h, b, ok := t.recordIn(d)
+	if !ok {
+		return
+	}
+	var err error
+	switch {
+	case name == t.Spec.Name && t.recorded == 0:
+		if err = t.stats.Restore(b); err == nil {
+			t.told, t.fresh = h.Told, true
+			m.follow(t)
+		}
+	case name == t.Spec.Name:
+		t.voice = " " + rand.Text()[:8]
+		fallthrough
+	default:
+		err = t.stats.Merge(slotName(m.slot.number)+" "+name, b)
+	}
+	if err != nil {
+		m.opt.Log.Warn("what was seen of an experiment before the restart cannot be taken up", "experiment", t.Spec.Name, "error", err)
+	}
+}
+
+// recordIn returns the observations in a document, if they are of the run that is on.
+func (t *trial) recordIn(d state.Doc) (h heading, snapshot []byte, ok bool) {
+	head, snapshot, ok := bytes.Cut(d.Body, []byte("\n"))
+	if !ok || json.Unmarshal(head, &h) != nil || h.Digest != t.doc.Digest || h.Run != t.run {
+		return h, nil, false
+	}
+	return h, snapshot, true
+}
+
+// hear takes in what the other replicas have seen since they were heard the last time. The caller holds mu.
+func (m *Manager) hear(ctx context.Context) {
+	if len(m.trials) == 0 {
+		return
+	}
+	slots, err := m.opt.Store.Load(ctx, kindReplica)
+	if !m.answered(ctx, err) || err != nil {
+		return
+	}
+	if m.heard == nil {
+		m.heard = map[int]int64{}
+	}
+	for name, d := range slots {
+		n, ok := slotNumber(name)
+		var h held
+		if !ok || n == m.slot.number || json.Unmarshal(d.Body, &h) != nil {
+			continue
+		}
+		if was, known := m.heard[n]; known && was == h.Spoken {
+			continue
+		}
+		docs, err := m.opt.Store.Load(ctx, statsKind(n))
+		if !m.answered(ctx, err) || err != nil {
+			return
+		}
+		if m.listen(n, docs) {
+			m.heard[n] = h.Spoken
+		} else {
+			delete(m.heard, n) // tried again
+		}
+	}
+}
+
+// listen takes in what a slot has seen, and tells whether all of it was understood. The caller holds mu.
+func (m *Manager) listen(n int, docs map[string]state.Doc) bool {
+	all := true
+	for _, t := range m.trials {
+		if t.stats == nil {
+			continue
+		}
+		delete(t.unheard, n)
+		for name, d := range docs {
+			of, _, _ := strings.Cut(name, " ")
+			_, b, ok := t.recordIn(d)
+			if of != t.Spec.Name || !ok {
+				continue
+			}
+			if err := t.stats.Merge(slotName(n)+strings.TrimPrefix(name, of), b); err != nil {
+				if t.unheard == nil {
+					t.unheard = map[int]string{}
+				}
+				if t.unheard[n] == "" {
+					m.opt.Log.Warn("what another replica has seen of an experiment is not counted: no step is taken meanwhile", "experiment", of, "replica", slotName(n), "error", err)
+				}
+				t.unheard[n], all = err.Error(), false
+			}
+		}
+	}
+	return all
+}
+
+// leave stores what was seen and gives up the slot, so that whoever starts next goes on from there.
+func (m *Manager) leave(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, storeTime)
+	defer cancel()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.slot.number < 0 {
+		return
+	}
+	m.drain()
+	m.speak(ctx, true)
+	b, _ := json.Marshal(held{At: m.opt.Now(), Spoken: m.slot.spoken})                   // always encodes
+	_, _ = m.opt.Store.Put(ctx, kindReplica, slotName(m.slot.number), m.slot.version, b) // else it is free after a while
+}
