@@ -98,7 +98,7 @@ func (o *Options) feedback(w http.ResponseWriter, r *http.Request) {
 	if !readBody(w, r, &f, `{"request_id": "req_…", "score": 1}, or {"unit": "user-7", "score": 0.5}`) {
 		return
 	}
-	arm, err := o.Experiments.Feedback(r.PathValue("name"), f)
+	arm, err := o.Experiments.Feedback(r.Context(), r.PathValue("name"), f)
 	if err != nil {
 		experimentFailed(w, err)
 		return

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"headrace/gateway/experiments"
+	"headrace/gateway/ledger"
 	"headrace/gateway/state"
 	"headrace/router/endpoint"
 	"headrace/router/experiment"
@@ -24,6 +25,7 @@ func TestExperiments(t *testing.T) {
 	m := experiments.New(experiments.Options{Store: state.NewMemory(), Host: func(endpoint.ID) *endpoint.Endpoint { return nil }})
 	m.Configure([]experiments.Trial{{Spec: s, Alpha: 0.05}})
 	m.Load(t.Context())
+	m.Observe(&ledger.Record{ID: "req_1", Arm: "e/a", Unit: 1, Status: 200, Tries: 1})
 	mux := http.NewServeMux()
 	(&Options{Experiments: m}).experimentRoutes(mux)
 	for _, tc := range []struct {
@@ -39,7 +41,8 @@ func TestExperiments(t *testing.T) {
 		{"GET /e/report?format=text", 200, "control"},
 		{"GET /e/report?format=pdf", 400, "invalid_format"},
 		{"GET /f/report", 404, "experiment_not_found"},
-		{`POST /e/feedback {"unit": "u", "score": 0.5}`, 200, `"arm":`},
+		{`POST /e/feedback {"request_id": "req_1", "score": 0.5}`, 200, `"arm":"a"`},
+		{`POST /e/feedback {"unit": "u", "score": 0.5}`, 400, "no request of that unit"},
 		{`POST /e/feedback {"unit": "u"}`, 400, "score must be a number"},
 		{`POST /e/feedback {"units": "u"}`, 400, "invalid_body"},
 		{`POST /f/feedback {"unit": "u", "score": 1}`, 404, "experiment_not_found"},

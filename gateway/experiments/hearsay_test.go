@@ -3,6 +3,7 @@ package experiments
 import (
 	"context"
 	"fmt"
+	"maps"
 	"strings"
 	"sync"
 	"testing"
@@ -283,4 +284,48 @@ func TestStatsKind(t *testing.T) {
 		}
 		seen[kind] = n
 	}
+}
+
+// TestFeedbackElsewhere: what is said to one replica of a unit that another has served is of the arm that answered, also after a step has
+// moved the unit, and is part of what the replica that decides goes by.
+func TestFeedbackElsewhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := state.NewMemory()
+		a, b := startReplica(t, store, trialOf(steady)), startReplica(t, store, trialOf(steady))
+		w := newWorld(t)
+		w.serve(200, a)
+		served := maps.Clone(w.arms)
+		for _, r := range []*replica{a, b} { // other steps, and one of them at once
+			r.Configure([]Trial{trialOf(func(s *experiment.Spec) { s.Steps, s.MinTime, s.MinUnits = []float64{0.1, 0.9}, time.Second, 1 })})
+		}
+		w.serve(200, a)
+		if b.canary() != 0.9 {
+			t.Fatalf("the canary has %v", b.canary())
+		}
+		moved, score := 0, 1.0
+		said := map[string]int{}
+		for user, arm := range served {
+			if w.arms[user] != arm { // it was seen again, in the other arm
+				continue
+			}
+			is, err := b.Feedback(t.Context(), "e", Feedback{Unit: user, Score: &score})
+			if err != nil || is != arm {
+				t.Fatalf("%s was served by %s, and is judged as %s: %v", user, arm, is, err)
+			}
+			said[arm]++
+			if now, _ := b.Table().Of("m")[0].Assign([]byte(user)); now.Name != arm {
+				moved++
+			}
+		}
+		if moved == 0 || said["canary"] == 0 {
+			t.Fatalf("%v were judged, %d of which had moved", said, moved)
+		}
+		pass(5 * time.Second)
+		v, _ := a.Show(t.Context(), "e")
+		if !v.Decides || int(v.Verdict.Seq) != 400+said["control"]+said["canary"] {
+			t.Errorf("who decides (%v) knows of %d requests and scores, want 400 and %v", v.Decides, v.Verdict.Seq, said)
+		}
+		a.stop()
+		b.stop()
+	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -502,24 +503,26 @@ func TestFeedback(t *testing.T) {
 			w.request(a)
 		}
 		score := 0.5
-		arm, err := a.Feedback("e", Feedback{RequestID: "req_7", Score: &score})
+		arm, err := a.Feedback(t.Context(), "e", Feedback{RequestID: "req_7", Score: &score})
 		if err != nil || arm == "" {
 			t.Errorf("by request: %q, %v", arm, err)
 		}
-		want, _ := a.Table().Of("m")[0].Assign([]byte("user 3"))
-		if arm, err = a.Feedback("e", Feedback{Unit: "user 3", Score: &score}); err != nil || arm != want.Name {
+		user := slices.Sorted(maps.Keys(w.arms))[0]
+		want, _ := a.Table().Of("m")[0].Assign([]byte(user))
+		if arm, err = a.Feedback(t.Context(), "e", Feedback{Unit: user, Score: &score}); err != nil || arm != want.Name {
 			t.Errorf("by unit: %q, %v", arm, err)
 		}
-		nan := math.NaN()
+		nan, two := math.NaN(), 2.0
 		for name, f := range map[string]Feedback{
 			"no score": {Unit: "x"}, "no number": {Unit: "x", Score: &nan}, "of nobody": {Score: &score}, "of two": {Unit: "x", RequestID: "req_7", Score: &score},
 			"an old request": {RequestID: "req_x", Score: &score}, "another kind of unit": {Unit: "x", By: "users", Score: &score},
+			"a unit that sent nothing": {Unit: "nobody", Score: &score}, "another scale": {RequestID: "req_7", Score: &two},
 		} {
-			if _, err := a.Feedback("e", f); !errors.Is(err, ErrFeedback) {
+			if _, err := a.Feedback(t.Context(), "e", f); !errors.Is(err, ErrFeedback) {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
-		if _, err := a.Feedback("f", Feedback{}); !errors.Is(err, ErrUnknown) {
+		if _, err := a.Feedback(t.Context(), "f", Feedback{}); !errors.Is(err, ErrUnknown) {
 			t.Errorf("of no experiment: %v", err)
 		}
 		v, _ := a.Show(t.Context(), "e")
@@ -798,7 +801,7 @@ func TestFeedbackOnce(t *testing.T) {
 			{Feedback{RequestID: "forced", Score: &good}, false},
 			{Feedback{Unit: "forced", Score: &good}, false},
 		} {
-			if _, err := a.Feedback("e", tc.f); (err == nil) != tc.ok || err != nil && !errors.Is(err, ErrFeedback) {
+			if _, err := a.Feedback(t.Context(), "e", tc.f); (err == nil) != tc.ok || err != nil && !errors.Is(err, ErrFeedback) {
 				t.Errorf("%+v with %v: %v", tc.f, *tc.f.Score, err)
 			}
 		}

@@ -3,14 +3,9 @@ package experiments
 import (
 	"cmp"
 	"context"
-	"encoding/binary"
-	"errors"
-	"fmt"
-	"math"
 	"strconv"
 	"time"
 
-	"headrace/router/affinity"
 	"headrace/router/experiment"
 	"headrace/router/experiment/stats"
 )
@@ -204,89 +199,4 @@ func (m *Manager) ask(ctx context.Context) {
 		m.heardAt = now
 		m.hear(c)
 	}
-}
-
-// Feedback is what somebody says of an answer, or of all answers that a unit gets.
-type Feedback struct {
-	RequestID string   `json:"request_id"`
-	Unit      string   `json:"unit"`
-	By        string   `json:"by"` // what Unit is: a word of assign_by, the first of them by default
-	Score     *float64 `json:"score"`
-}
-
-// ErrFeedback says what is wrong with a Feedback.
-var ErrFeedback = errors.New("feedback")
-
-// Feedback takes in what is said of an answer, and returns the arm that it is said of. Errors are ErrUnknown and ErrFeedback.
-func (m *Manager) Feedback(name string, f Feedback) (arm string, err error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	t, err := m.find(name)
-	if err != nil {
-		return "", err
-	}
-	bad := func(format string, args ...any) (string, error) {
-		return "", fmt.Errorf("%w: %s", ErrFeedback, fmt.Sprintf(format, args...))
-	}
-	switch {
-	case f.Score == nil || math.IsNaN(*f.Score) || math.IsInf(*f.Score, 0) || math.Abs(*f.Score) > 1e6:
-		return bad("score must be a number")
-	case (f.RequestID == "") == (f.Unit == ""):
-		return bad("give request_id, or unit")
-	case t.stats == nil || !t.doc.State.Tries() || t.foreign:
-		return bad("experiment %q is %s: nothing is counted", name, t.doc.State)
-	}
-	m.drain()
-	said, judged := told{run: t.run}, "" // judged is the request, "" for all of a unit
-	if f.RequestID != "" {
-		var ok bool
-		if said, ok = m.recent.of[f.RequestID]; !ok || said.experiment != name || said.run != t.run {
-			return bad("request %q is not among the newest %d of this replica that were counted in %q; give its unit instead", f.RequestID, remembered, name)
-		}
-		judged = f.RequestID
-	} else {
-		kind := t.Spec.Units[0]
-		if f.By != "" {
-			var ok bool
-			if kind, ok = experiment.ParseUnit(f.By); !ok {
-				return bad("by must be one of the experiment's assign_by")
-			}
-		}
-		unit := []byte(f.Unit)
-		if kind.Kind == experiment.BySession {
-			unit = binary.BigEndian.AppendUint64(nil, affinity.SessionHash(t.Spec.Model, unit))
-		}
-		a := m.table.Load().Named(name)
-		if !a.Takes(unit) {
-			return bad("that unit is not in the experiment")
-		}
-		is, key := a.Assign(unit)
-		_, said.arm = t.Spec.Arm(is.Name)
-		said.unit = uint64(key)
-		if !t.Spec.Sticky() { // the unit is the request
-			judged = f.Unit
-			if known, ok := m.recent.of[judged]; ok && known.experiment == name && known.run == t.run {
-				said = known
-			} else {
-				said.experiment = name
-				m.recent.add(judged, said)
-			}
-		}
-	}
-	switch {
-	case said.forced:
-		return bad("request %q chose its arm: only those that were drawn are judged", judged)
-	case said.scored && said.score == *f.Score: // sent twice
-		return t.Spec.Arms[said.arm].Name, nil
-	case said.scored:
-		return bad("request %q has a score already, %v", judged, said.score)
-	}
-	if judged != "" {
-		said.scored, said.score = true, *f.Score
-		m.recent.of[judged] = said
-	}
-	t.stats.Feedback(said.unit, said.arm, said.epoch, *f.Score)
-	t.recorded++
-	t.fresh = true
-	return t.Spec.Arms[said.arm].Name, nil
 }
