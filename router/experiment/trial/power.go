@@ -39,10 +39,11 @@ func Tolerated() []Effect {
 			t.TTFT = 1 + by
 			t.Design.Guardrails = stats.Guardrails()
 			for i := range t.Design.Guardrails {
-				switch g := &t.Design.Guardrails[i]; g.Metric {
-				case stats.TTFT:
+				g := &t.Design.Guardrails[i]
+				if g.Metric == stats.TTFT {
 					g.Margin, g.Tolerate = 0.20, 0.20
-				case stats.Missed: // what is slower misses more of them
+				}
+				if g.Metric == stats.Missed { // what is slower misses more of them
 					g.Margin, g.Tolerate = 0.05, 0.05
 				}
 			}
@@ -252,8 +253,9 @@ func FirstUnits(ctx context.Context, weights, rates []float64, harm float64, run
 // FirstMarkdown is the table of rows, as FirstUnits gives them.
 func FirstMarkdown(rows []FirstRow) string {
 	var b strings.Builder
-	weights := 0
-	for ; weights < len(rows) && rows[weights].Rate == rows[0].Rate; weights++ {
+	weights := len(rows)
+	if i := slices.IndexFunc(rows, func(r FirstRow) bool { return r.Rate != rows[0].Rate }); i >= 0 {
+		weights = i
 	}
 	b.WriteString("| the control fails |")
 	for i := range weights {

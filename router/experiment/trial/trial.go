@@ -153,7 +153,7 @@ func Run(t *Trial, seed uint64, promote bool) Result {
 		unit, u := r.Uint64(), user{mood: 0.3 * r.NormFloat64(), fails: 1, prompt: 300 * math.Exp(r.NormFloat64())}
 		if t.Users > 0 {
 			k := sort.SearchFloat64s(share, r.Float64()*share[len(share)-1])
-			unit, u = uint64(k), users[k]
+			u = users[k]
 			unit = mixed(uint64(k) + mixed(seed+1)) // others than of any other seed, and so are their places
 		}
 		place := float64(mixed(unit+0x9e3779b97f4a7c15)>>11) / (1 << 53)

@@ -156,8 +156,8 @@ func TestSlowHosts(t *testing.T) {
 // The table of the docs: its sizes, weights and runs, and where it stands.
 const (
 	docs      = "../../../docs/experiments.md"
-	tableRuns = 300
-	firstRuns = 2000
+	tableRuns = 200
+	firstRuns = 1000
 )
 
 // section is what stands between two marks of the docs.
