@@ -14,7 +14,7 @@ type Alarms struct {
 }
 
 // NoDifference is an experiment whose arms are alike: users of very different activity come again, with moods and luck of their own, on days
-// of high and low load, on hosts that differ and through incidents that hit both arms, while the canary's weight rises.
+// of high and low load, on hosts that differ and through incidents that hit both arms, while everything drifts and the canary's weight rises.
 func NoDifference() Trial {
 	const requests = 3000
 	return Trial{Requests: requests, Users: 700, Steps: []Step{{0, 0.05}, {requests / 4, 0.25}, {requests / 2, 0.5}}, Hosts: [2]int{6, 0}, HostSD: 0.12, Drift: true}

@@ -13,7 +13,7 @@ import (
 )
 
 var (
-	runs = flag.Int("trial.runs", 300, "trials without a difference; 2000 take some ten seconds")
+	runs = flag.Int("trial.runs", 200, "trials without a difference; 2000 take some ten seconds")
 	seed = flag.Uint64("trial.seed", 1, "of the first trial")
 
 	update = flag.Bool("update", false, "write the power table of docs/experiments.md anew, which takes some minutes")
