@@ -69,7 +69,7 @@ func (x *exchange) scanEvents(now time.Time) {
 		if !ok {
 			break
 		}
-		x.take(ev, now)
+		x.take(&ev, now)
 		if x.phase == failed || x.phase == picking || x.phase == awaitingSecond || x.errand != nil {
 			return
 		}
@@ -85,7 +85,7 @@ func (x *exchange) takeLast(now time.Time) (yes bool) {
 		if ev, ok := x.events.Last(rest); ok {
 			ev.Size = len(rest)
 			if x.chunk.Parse(ev.Name, ev.Data); !x.chunk.Malformed { // else it was cut off, and says nothing
-				x.take(ev, now)
+				x.take(&ev, now)
 				x.unended = true
 				return true
 			}
@@ -99,7 +99,7 @@ func (x *exchange) takeLast(now time.Time) (yes bool) {
 	return false
 }
 
-func (x *exchange) take(ev sse.Event, now time.Time) {
+func (x *exchange) take(ev *sse.Event, now time.Time) {
 	if !ev.HasData { // comments and the like mean nothing to us
 		if x.gathers() || x.resumed() {
 			x.attempt.Cut(x.held, ev.Size)
@@ -124,7 +124,7 @@ func (x *exchange) take(ev sse.Event, now time.Time) {
 		return
 	}
 	if x.numbered {
-		x.number(&ev)
+		x.number(ev)
 	}
 	x.m.see(c, now)
 	if x.phase == awaitingContent && x.leased && x.lease.Unnamed {
@@ -132,7 +132,7 @@ func (x *exchange) take(ev sse.Event, now time.Time) {
 	}
 	begins := x.phase == awaitingContent && (c.Content || c.Finish || c.Done || (x.route.proto == protoOpaque))
 	switch {
-	case x.tale != nil && x.tell(c, &ev, now), x.dropUsage && c.UsageOnly:
+	case x.tale != nil && x.tell(c, ev, now), x.dropUsage && c.UsageOnly:
 		x.attempt.Cut(x.held, ev.Size)
 	default:
 		x.held += ev.Size

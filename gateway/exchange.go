@@ -175,7 +175,12 @@ func (x *exchange) advance(until time.Time) bool {
 		}
 		switch x.phase {
 		case picking:
-			if x.pick(until); x.phase == picking && !time.Now().Before(until) {
+			if x.pick(until) { // which calls nothing below by itself: dialling lies deep, and the stack stays as large as it once was
+				if host := x.bring(); host != nil {
+					x.start(host)
+				}
+			}
+			if x.phase == picking && !time.Now().Before(until) {
 				return false
 			}
 		case awaitingHead:
@@ -237,16 +242,16 @@ func (x *exchange) endpointID() endpoint.ID {
 	return x.pinned
 }
 
-// pick leases an endpoint and starts an attempt there. Where it has to wait for one it does so until the given time: then it may be
-// called again.
-func (x *exchange) pick(until time.Time) {
+// pick leases an endpoint, at which an attempt is then to be started, or returns false. Where it has to wait for one it does so until
+// the given time: then it may be called again.
+func (x *exchange) pick(until time.Time) bool {
 	if x.queues() && !x.turn(until) {
-		return
+		return false
 	}
 	now := time.Now()
 	if x.rec.Queued > 0 && !x.grant.Live(now) { // it was revoked while it waited
 		x.fail(x.s.opt.Keys.Gone())
-		return
+		return false
 	}
 	if x.pinned == "" {
 		x.ask.Now, x.ask.Tried = now, x.tried[:min(x.rec.Tries, len(x.tried))]
@@ -257,44 +262,54 @@ func (x *exchange) pick(until time.Time) {
 			x.found()
 		case err != nil && x.resumed() && x.startOver():
 		case err != nil && x.resumed() && x.hold(now):
-			return
+			return false
 		case err != nil && x.resumed():
 			x.failAttempt(x.last)
-			return
+			return false
 		case x.standsBy(err):
-			return
+			return false
 		case err != nil && x.last != nil: // nobody is left to retry with: how the last one failed tells more
 			x.s.router.Budget.Refund()
 			x.retries--
 			x.failAttempt(x.last)
-			return
+			return false
 		case err != nil:
 			x.fail(x.pickError(err))
-			return
+			return false
 		}
 		x.leased = true
 	}
 	x.beginAt = now
-	id := x.endpointID()
+	return true
+}
+
+// bring readies what an attempt sends to the endpoint that was picked; nil where it cannot be made.
+func (x *exchange) bring() *forward.Host {
+	now, id := x.beginAt, x.endpointID()
 	if x.offset = -1; x.resumed() {
 		x.offset = x.tale.lost
 	}
 	x.follows(x.s.router.Snapshot().Endpoint(id))
 	host := x.s.forward.Host(id)
 	if host == nil { // discovery dropped it between the snapshot and now
-		x.attemptFailed(&outcome.Error{Class: outcome.DialFailed, Endpoint: id, Err: net.ErrClosed})
-		return
+		x.dropped(id)
+		return nil
 	}
 	if x.leased && !x.compose() {
-		x.notGoneOn(outcome.Error{Class: outcome.ClientGone, Endpoint: id, Err: errNotComposed})
-		return
+		x.notComposed(id)
+		return nil
 	}
 	x.own += now.Sub(x.began)
 	x.due(now)
 	if x.attempt == nil {
 		x.attempt = attempts.Get().(*forward.Attempt)
 	}
-	if err := x.attempt.Start(host, &x.watch.Guard, &x.req, now); err != nil {
+	return host
+}
+
+// start begins the attempt.
+func (x *exchange) start(host *forward.Host) {
+	if err := x.attempt.Start(host, &x.watch.Guard, &x.req, x.beginAt); err != nil {
 		x.began = time.Now()
 		x.attemptFailed(err)
 		return
@@ -306,6 +321,14 @@ func (x *exchange) pick(until time.Time) {
 	if x.hedges() {
 		x.armHedge()
 	}
+}
+
+func (x *exchange) dropped(id endpoint.ID) {
+	x.attemptFailed(&outcome.Error{Class: outcome.DialFailed, Endpoint: id, Err: net.ErrClosed})
+}
+
+func (x *exchange) notComposed(id endpoint.ID) {
+	x.notGoneOn(outcome.Error{Class: outcome.ClientGone, Endpoint: id, Err: errNotComposed})
 }
 
 // due sets when the first event of an attempt is due that has begun now.
@@ -522,10 +545,10 @@ func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
 
 // note writes down what there is to tell of an attempt that ended as oe says, but for its cost.
 func (x *exchange) note(a *ledger.Attempt, oe *outcome.Error, now time.Time) {
-	*a = ledger.Attempt{
-		Endpoint: oe.Endpoint, Class: oe.Class, Status: oe.Status, Duration: now.Sub(x.beginAt), Worker: reported(x.worker),
-		After: x.beginAt.Sub(x.rec.At), Span: x.span, Resumed: x.offset >= 0, Offset: max(0, x.offset), Exact: x.exact, Hedge: x.hedged,
-	}
+	*a = ledger.Attempt{} // and not as one literal, which would go through the stack
+	a.Endpoint, a.Class, a.Status, a.Duration, a.After = oe.Endpoint, oe.Class, oe.Status, now.Sub(x.beginAt), x.beginAt.Sub(x.rec.At)
+	a.Worker, a.Span = reported(x.worker), x.span
+	a.Resumed, a.Offset, a.Exact, a.Hedge = x.offset >= 0, max(0, x.offset), x.exact, x.hedged
 	if !x.m.firstAt.IsZero() {
 		a.First = x.m.firstAt.Sub(x.beginAt)
 	}

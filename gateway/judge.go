@@ -156,7 +156,7 @@ func (x *exchange) classify(class outcome.Class, status int, body []byte) outcom
 }
 
 // errorEvent treats an error that comes as the first event as if it had come as a status.
-func (x *exchange) errorEvent(ev sse.Event, c *openai.Chunk) {
+func (x *exchange) errorEvent(ev *sse.Event, c *openai.Chunk) {
 	class, status := outcome.UpstreamFault, 502
 	if c.ErrorStatus >= 400 {
 		class, status = outcome.OfStatus(c.ErrorStatus), c.ErrorStatus

@@ -213,12 +213,8 @@ func (x *exchange) relay(d *down) error {
 		return x.abandon(d, x.failure)
 	}
 	a := x.attempt
-	if x.beating && !x.isStream { // the head promised events already
-		e, _ := openai.NormalizeError(max(a.Status, fasthttp.StatusBadGateway), a.Head.ContentType(), a.Unread())
-		if x.verbatim {
-			e, _ = openai.NormalizeError(a.Status, a.Head.ContentType(), a.Unread())
-		}
-		return x.abandon(d, &e)
+	if x.beating && !x.isStream {
+		return x.belie(d)
 	}
 	if !x.isStream || x.opaque {
 		x.held = len(a.Unread())
@@ -298,6 +294,17 @@ func (x *exchange) relay(d *down) error {
 			}
 		}
 	}
+}
+
+// belie ends an answer that is no event stream after all, though its head has promised one.
+func (x *exchange) belie(d *down) error {
+	a := x.attempt
+	status := a.Status
+	if !x.verbatim {
+		status = max(status, fasthttp.StatusBadGateway)
+	}
+	e, _ := openai.NormalizeError(status, a.Head.ContentType(), a.Unread())
+	return x.abandon(d, &e)
 }
 
 // finish adds what a host left out that went on with an answer: its end mark.

@@ -290,33 +290,40 @@ var idEncoding = base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadd
 
 // handle is every request on an ordinary connection.
 func (s *Server) handle(ctx *fasthttp.RequestCtx) {
+	if x := s.take(ctx); x != nil {
+		s.serve(x, (*exchange).admit)
+	}
+}
+
+// take begins the exchange of a request that is one; nil where all was said already.
+func (s *Server) take(ctx *fasthttp.RequestCtx) *exchange {
 	now := time.Now()
 	if h := &ctx.Request.Header; !h.IsHTTP11() && string(h.Protocol()) != "HTTP/1.0" {
 		ctx.SetConnectionClose()
 		s.refuse(ctx, errMalformed(), protoChat)
-		return
+		return nil
 	}
 	if ctx.IsPost() && s.isUpload(&ctx.Request.Header) {
 		if _, e := s.enter(ctx, now); e != nil {
 			ctx.SetConnectionClose() // its body is still there
 			s.refuse(ctx, e, protoChat)
-			return
+			return nil
 		}
 		s.moveUpload(ctx)
-		return
+		return nil
 	}
 	path := rawPath(ctx.Request.Header.RequestURI())
 	rt := routes[string(path)]
 	if rt == nil || !ctx.IsPost() || rt.body != jsonBody {
 		s.other(ctx, string(path), rt, now)
-		return
+		return nil
 	}
 	grant, e := s.enter(ctx, now)
 	if e != nil {
 		s.refuse(ctx, e, rt.proto)
-		return
+		return nil
 	}
-	s.serve(s.begin(ctx, rt, grant, now), (*exchange).admit)
+	return s.begin(ctx, rt, grant, now)
 }
 
 // serve takes x through admission to its response. A panic settles it on its way up.

@@ -118,8 +118,7 @@ func (x *exchange) fillRecord(now time.Time) {
 			r.Status = 499
 		}
 	}
-	all := x.all()
-	m := &all
+	m := x.all()
 	if x.tale != nil {
 		r.SeamGap = x.tale.gap
 	}

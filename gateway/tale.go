@@ -638,13 +638,14 @@ func (m *meter) add(n *meter) {
 	m.usage, m.hasUsage, m.done, m.failed = n.usage, n.hasUsage, n.done, n.failed
 }
 
-// all is what was measured of the whole answer.
-func (x *exchange) all() meter {
+// all is what was measured of the whole answer, until there is more of it.
+func (x *exchange) all() *meter {
 	t := x.tale
 	if t == nil || t.breaks == 0 {
-		return x.m
+		return &x.m
 	}
-	m := t.before
+	m := new(meter)
+	*m = t.before
 	m.add(&x.m)
 	if m.hasUsage {
 		m.usage = t.story.Usage(m.usage)

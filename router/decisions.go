@@ -138,7 +138,8 @@ func (d *decisions) note(s *scratch, v *view, why string) (seq uint64) {
 	e := &d.slots[seq%uint64(len(d.slots))]
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.seq, e.plan, e.request, e.model, e.pool, e.why, e.won, e.ended = seq, s.plan, s.q.ID, s.m.Name, s.m.pool, why, v != nil, false
+	e.plan = s.plan // by itself: together with others it would be copied twice, once through the stack
+	e.seq, e.request, e.model, e.pool, e.why, e.won, e.ended = seq, s.q.ID, s.m.Name, s.m.pool, why, v != nil, false
 	e.attempt = s.attempt
 	e.q, e.m = nil, nil // they die with the request and the snapshot
 	e.ttft, e.tps = math.NaN(), math.NaN()

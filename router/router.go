@@ -271,12 +271,8 @@ func (s *scratch) lease(r *Router, v *view, why string, l *Lease) bool {
 	if ep.Tenure == endpoint.Serverless {
 		engines = float64(max(1, ep.Workers))
 	}
-	*l = Lease{
-		Endpoint: ep, Served: v.c.served, ServedJSON: v.c.servedJSON, Unnamed: v.c.unnamed,
-		host: h, ticket: ticket, r: r, stats: s.m.stats, root: v.c.root, held: true, whole: s.q.Whole, wordless: s.q.Tokenless,
-		pickedAt: s.at, firstAt: math.NaN(), expected: v.expected, target: s.slo.TTFT.Seconds(), ttftSigma: v.ttftSigma, engines: engines, limit: v.limit, pending: pending, late: s.waited, slo: s.slo,
-		integral: integral, shares: shares, key: &s.q.Affinity, match: v.match,
-	}
+	s.fill(l, v)
+	l.ticket, l.r, l.engines, l.pending, l.integral, l.shares = ticket, r, engines, pending, integral, shares
 	l.seq = r.decisions.note(s, v, why)
 	d := &l.Decision
 	d.Seq, d.Policy, d.Candidates, d.Why = l.seq, s.policy, len(s.m.cands), why
@@ -293,6 +289,16 @@ func (s *scratch) lease(r *Router, v *view, why string, l *Lease) bool {
 	d.Use, d.Cached, d.Cold = v.use(), v.cached, v.coldSeconds > 0
 	d.resumed = s.resumed
 	return true
+}
+
+// fill begins a lease of v. It is a function of its own for the stack's sake: what lease calls next lies deep.
+func (s *scratch) fill(l *Lease, v *view) {
+	*l = Lease{
+		Endpoint: v.c.ep, Served: v.c.served, ServedJSON: v.c.servedJSON, Unnamed: v.c.unnamed,
+		host: v.c.host, stats: s.m.stats, root: v.c.root, held: true, whole: s.q.Whole, wordless: s.q.Tokenless,
+		pickedAt: s.at, firstAt: math.NaN(), expected: v.expected, target: s.slo.TTFT.Seconds(), ttftSigma: v.ttftSigma, limit: v.limit, late: s.waited, slo: s.slo,
+		key: &s.q.Affinity, match: v.match,
+	}
 }
 
 // normal is the probability that a standard normal variable is at most z.

@@ -524,15 +524,19 @@ func (a *app) settled(r *ledger.Record) {
 	if !a.access.Load() || !a.log.Enabled(context.Background(), slog.LevelInfo) {
 		return
 	}
-	if a.json {
-		now := time.Now()
-		_ = a.logs.Append(func(dst []byte) []byte { return r.AppendLine(dst, now) }) // a log that cannot be written has nowhere to say so
-		if a.away != nil {
-			var room [24]slog.Attr
-			a.away.LogAttrs(context.Background(), slog.LevelInfo, "request", r.Attrs(room[:0])...)
-		}
-	} else {
-		var room [24]slog.Attr
-		a.log.LogAttrs(context.Background(), slog.LevelInfo, "request", r.Attrs(room[:0])...)
+	if !a.json {
+		logRecord(a.log, r)
+		return
 	}
+	now := time.Now()
+	_ = a.logs.Append(func(dst []byte) []byte { return r.AppendLine(dst, now) }) // a log that cannot be written has nowhere to say so
+	if a.away != nil {
+		logRecord(a.away, r)
+	}
+}
+
+// logRecord is a function of its own since its kilobyte of stack would else be every request's.
+func logRecord(to *slog.Logger, r *ledger.Record) {
+	var room [24]slog.Attr
+	to.LogAttrs(context.Background(), slog.LevelInfo, "request", r.Attrs(room[:0])...)
 }

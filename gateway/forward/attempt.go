@@ -256,7 +256,11 @@ func (a *Attempt) AwaitHead(until time.Time) error {
 	for scanned := 0; ; {
 		p := c.unread()
 		if i := bytes.Index(p[scanned:], headEnd); i >= 0 {
-			interim, err := a.readHead(scanned + i + len(headEnd))
+			n := scanned + i + len(headEnd)
+			interim, err := false, a.readHead(n)
+			if err == nil {
+				interim, err = a.frame(n)
+			}
 			if err != nil {
 				a.drop()
 				return a.fail(outcome.UpstreamFault, err)
@@ -309,18 +313,32 @@ func (a *Attempt) AwaitHead(until time.Time) error {
 	}
 }
 
-// readHead parses the first n bytes of the buffer. interim says that another head follows.
-func (a *Attempt) readHead(n int) (interim bool, err error) {
-	c := a.conn
-	r := headReaders.Get().(*headReader)
-	r.src.Reset(c.unread()[:n])
-	r.br.Reset(&r.src)
-	a.Head.Reset()
-	err = a.Head.Read(r.br)
+// readHead parses the first n bytes of the buffer.
+func (a *Attempt) readHead(n int) error {
+	r := a.headReader(n)
+	err := a.Head.Read(r.br)
 	headReaders.Put(r)
 	if err != nil {
-		return false, errors.New("malformed response head")
+		return errHead
 	}
+	return nil
+}
+
+// headReader readies a reader of the first n bytes of the buffer.
+func (a *Attempt) headReader(n int) *headReader {
+	r := headReaders.Get().(*headReader)
+	r.src.Reset(a.conn.unread()[:n])
+	r.br.Reset(&r.src)
+	a.Head.Reset()
+	return r
+}
+
+var errHead = errors.New("malformed response head")
+
+// frame learns from the head, of n bytes, how the body is framed, and takes the head off what was read. interim says that another head
+// follows.
+func (a *Attempt) frame(n int) (interim bool, err error) {
+	c := a.conn
 	a.Status = a.Head.StatusCode()
 	if a.Status < 200 && a.Status != 101 {
 		c.consume(n)

@@ -234,18 +234,34 @@ func (c *Client) newHost(ep *endpoint.Endpoint) (*Host, error) {
 		MaxConns:            1 << 20, // the router limits what is in flight
 		MaxIdleConnDuration: o.UpstreamIdle,
 		ConnPoolStrategy:    fasthttp.LIFO,
-		Dial: func(string) (net.Conn, error) {
-			ctx, cancel := context.WithTimeout(context.Background(), o.Connect)
-			defer cancel()
-			nc, err := connect(ctx)
-			if err != nil {
-				return nil, err
-			}
-			return newConn(nc), nil
-		},
+		Dial:                func(string) (net.Conn, error) { return dialApart(connect, o.Connect) },
 	}
 	h.pool = newPool(hc.AcquireConn, hc.ReleaseConn, hc.CloseConn, hc.CloseIdleConnections)
 	return h, nil
+}
+
+// dialApart opens a connection on a stack of its own: dialling needs more of it than all else that a request does before its answer
+// comes, and a stack that has grown stays with the caller's connection, held streams and all.
+func dialApart(connect func(context.Context) (net.Conn, error), within time.Duration) (net.Conn, error) {
+	var c net.Conn
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer func() {
+			if r := recover(); r != nil { // it would end the process: nobody above this one recovers
+				err = fmt.Errorf("panic: %v", r)
+			}
+		}()
+		ctx, cancel := context.WithTimeout(context.Background(), within)
+		defer cancel()
+		var nc net.Conn
+		if nc, err = connect(ctx); err == nil {
+			c = newConn(nc)
+		}
+	}()
+	<-done
+	return c, err
 }
 
 // direct prepares h for an endpoint that is spoken to over the network.

@@ -73,7 +73,8 @@ type marks struct {
 // Parse reads one event by its SSE name (nil for none) and data: Chat Completions and Completions,
 // Responses and Anthropic Messages by their "type". It overwrites c, never fails and never allocates.
 func (c *Chunk) Parse(name, data []byte) {
-	*c = Chunk{Usage: NoUsage()}
+	*c = Chunk{} // and not with its usage, which would go through the stack
+	c.Usage = NoUsage()
 	if bytes.HasPrefix(data, []byte("[DONE]")) { // the SDKs look at the prefix too
 		c.Done = true
 		return
@@ -99,7 +100,8 @@ func (c *Chunk) Parse(name, data []byte) {
 // text_completion, response, message, embeddings, rerank and score. It overwrites c and never
 // allocates. Done stays false.
 func (c *Chunk) ParseBody(body []byte) {
-	*c = Chunk{Usage: NoUsage()}
+	*c = Chunk{}
+	c.Usage = NoUsage()
 	var m marks
 	c.top(body, &m)
 	switch {

@@ -2,6 +2,7 @@ package openai
 
 import (
 	"bytes"
+	"math"
 	"unicode/utf8"
 )
 
@@ -71,24 +72,25 @@ type Request struct {
 	Layout Layout // of the prompt
 }
 
-// keySet finds names that occur twice. It costs no memory for the few dozen names of a real request.
+// keySet finds names of one body that occur twice. It costs no memory for the few dozen names of a real request, and little of the
+// stack: see "Memory of a silent stream" in ARCHITECTURE.md.
 type keySet struct {
 	n     int
 	seen  uint64 // one bit for each hash of a name in it, to skip most comparisons
-	names [40][]byte
-	rest  map[string]struct{} // names beyond those, so that a body of a million names stays cheap
+	names [40]struct{ at, len uint32 }
+	rest  map[string]struct{} // names beyond those, so that a body of a million names stays cheap, and those written with escapes
 }
 
-// add puts name in and returns false when it was there. It keeps name.
-func (k *keySet) add(name []byte) bool {
+// add puts name in, which is at body[at:], or nowhere in body where at is negative, and returns false when it was there.
+func (k *keySet) add(body, name []byte, at int) bool {
 	h := uint64(len(name)) * 7
 	if len(name) > 0 {
 		h += uint64(name[0])*3 + uint64(name[len(name)-1])*11 + uint64(name[len(name)/2])
 	}
 	bit := uint64(1) << (h % 64)
 	if k.seen&bit != 0 {
-		for _, other := range k.names[:k.n] {
-			if bytes.Equal(other, name) {
+		for _, s := range k.names[:k.n] {
+			if bytes.Equal(body[s.at:][:s.len], name) {
 				return false
 			}
 		}
@@ -97,8 +99,8 @@ func (k *keySet) add(name []byte) bool {
 		}
 	}
 	k.seen |= bit
-	if k.n < len(k.names) {
-		k.names[k.n] = name
+	if k.n < len(k.names) && at >= 0 && at+len(name) <= math.MaxUint32 {
+		k.names[k.n].at, k.names[k.n].len = uint32(at), uint32(len(name)) //nolint:gosec // bounded above
 		k.n++
 		return true
 	}
@@ -138,10 +140,11 @@ func (r *Request) Scan(body []byte) error {
 		if !ok {
 			break
 		}
+		nameAt := at + bytes.IndexByte(body[at:], '"') + 1
 		if rd.esc || !utf8.Valid(name) {
-			name = appendUnescaped(nil, name)
+			name, nameAt = appendUnescaped(nil, name), -1
 		}
-		if !keys.add(name) {
+		if !keys.add(body, name, nameAt) {
 			return duplicate(body, at, name)
 		}
 		from := rd.i
@@ -249,7 +252,7 @@ func (r *Request) Scan(body []byte) error {
 	if rd.peek(); rd.i < len(body) {
 		return trailing(body, rd.i)
 	}
-	r.Empty = keys.n == 0
+	r.Empty = keys.seen == 0
 	for _, p := range prompts {
 		r.PromptBytes += p.To - p.From
 		if !r.PromptAt.Present() {
