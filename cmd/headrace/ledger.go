@@ -13,7 +13,7 @@ import (
 	"headrace/router/outcome"
 )
 
-// newBooks returns the ledger of a config. Its file is opened when there is something to write.
+// newBooks returns the ledger of a config. Its file is opened soon after the start.
 func newBooks(cfg *config.Config, log *slog.Logger) *books.Books {
 	l := &cfg.Ledger
 	o := books.Options{Path: l.Path, Flush: l.Flush, Keep: l.Keep, KeepSums: l.KeepSums, MaxBytes: l.MaxSize, Now: time.Now, Log: log}

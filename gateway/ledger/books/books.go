@@ -36,13 +36,14 @@ type Options struct {
 const DefaultWaiting = 32768
 
 const (
-	mostCells  = 100_000          // of sums in memory; beyond they are added up without names
-	hoursEvery = 10 * time.Second // hosts' hours are written that often where no request comes
-	tidyEvery  = 10 * time.Minute // old lines are looked for
-	retryMost  = 30 * time.Second // between two tries to write to a disk that fails
-	otherName  = "(other)"        // stands for names that there was no room for
-	noModel    = "(unknown)"      // stands in sums for whatever callers name that no host serves: they could name anything
-	seenSize   = 1 << 12          // of the newest requests' hashes
+	mostCells  = 100_000               // of sums in memory; beyond they are added up without names
+	openAfter  = 50 * time.Millisecond // of Run the file is opened: megabytes of SQLite come in with it, which the first answers need not wait for
+	hoursEvery = 10 * time.Second      // hosts' hours are written that often where no request comes
+	tidyEvery  = 10 * time.Minute      // old lines are looked for
+	retryMost  = 30 * time.Second      // between two tries to write to a disk that fails
+	otherName  = "(other)"             // stands for names that there was no room for
+	noModel    = "(unknown)"           // stands in sums for whatever callers name that no host serves: they could name anything
+	seenSize   = 1 << 12               // of the newest requests' hashes
 )
 
 // Books keep the ledger. Methods may be called by any goroutine unless they say otherwise.
@@ -301,8 +302,12 @@ func (b *Books) Run(ctx context.Context, prices func() []Price) error {
 	b.price = prices
 	tick := time.NewTicker(b.opt.Flush)
 	defer tick.Stop()
+	early := time.NewTimer(openAfter)
+	defer early.Stop()
 	for {
 		select {
+		case <-early.C:
+			_ = b.flush(false)
 		case <-ctx.Done():
 			_ = b.flush(true) // Status and the log say why it failed
 			b.f.close()

@@ -290,3 +290,32 @@ func BenchmarkWrite(b *testing.B) {
 	cancel()
 	<-done
 }
+
+// The file is opened soon after the start, long before it is time to write: what that takes in memory and how it may fail is seen then.
+func TestOpensEarly(t *testing.T) {
+	t.Parallel()
+	c, path := newClock(), filepath.Join(t.TempDir(), "ledger.db")
+	b := books.New(books.Options{Path: path, Flush: time.Hour, Now: c.now})
+	ctx, cancel := context.WithCancel(t.Context())
+	asked, over := make(chan struct{}, 1), make(chan error, 1)
+	go func() {
+		over <- b.Run(ctx, func() []books.Price {
+			select {
+			case asked <- struct{}{}: // by a write
+			default:
+			}
+			return nil
+		})
+	}()
+	select {
+	case <-asked:
+	case <-time.After(30 * time.Second):
+		t.Error("nothing was written")
+	}
+	cancel()
+	<-over
+	from, to := c.hour()
+	if p, err := books.Read(path, from, to); err != nil || len(p.Runs) != 1 {
+		t.Errorf("%d runs, %v", len(p.Runs), err)
+	}
+}
