@@ -64,7 +64,7 @@ func faults() []fault {
 			c.send(jsonAnswer(200, `{"object":"error","message":"SECRET-UPSTREAM-TEXT","type":"InternalServerError","param":null,"code":500}`))
 		}, outcome.UpstreamFault, true, 502, "host_failed"},
 		{"role event, then reset", then(stream(roleEvent), (*upConn).reset), outcome.Severed, false, 502, "host_failed"},
-		{"role event, then a clean end", stream(roleEvent, "", "0"), outcome.UpstreamFault, false, 502, "host_failed"},
+		{"role event, then a clean end", stream(roleEvent, ""), outcome.UpstreamFault, false, 502, "host_failed"},
 		{"error event first", stream("data: {\"error\":{\"message\":\"SECRET-UPSTREAM-TEXT\",\"code\":500}}\n\n"), outcome.UpstreamFault, false, 502, "host_failed"},
 		{"named error event first", stream("event: error\ndata: {\"message\":\"SECRET-UPSTREAM-TEXT\"}\n\n"), outcome.UpstreamFault, false, 502, "host_failed"},
 		{"throttled by event", stream("data: {\"error\":{\"message\":\"SECRET-UPSTREAM-TEXT\",\"code\":429}}\n\n"), outcome.Throttled, false, 429, "rate_limit_exceeded"},
@@ -195,7 +195,7 @@ func TestFailsWell(t *testing.T) {
 				}
 				rec := g.recordN(0)
 				if rec.Status != f.status || rec.Class != f.class || rec.Code != f.code || rec.ID != r.Header.Get("X-Request-Id") {
-					t.Errorf("record: status %d, class %v, code %q, id %q", rec.Status, rec.Class, rec.Code, rec.ID)
+					t.Errorf("record: status %d, class %v, code %q, id %q\n%s", rec.Status, rec.Class, rec.Code, rec.ID, g.logs)
 				}
 			})
 		}
