@@ -22,7 +22,8 @@ func TestStackOfHeldStream(t *testing.T) {
 	}
 	if os.Getenv(memoryAlone) == "" { // other tests' goroutines come and go meanwhile
 		c := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=1m") //nolint:gosec // this very test
-		c.Env = append(os.Environ(), memoryAlone+"=1", "GODEBUG=adaptivestackstart=0") // each begins with 2 KiB
+		// Stacks begin with 2 KiB then.
+		c.Env = append(os.Environ(), memoryAlone+"=1", "GODEBUG=adaptivestackstart=0")
 		out, err := c.CombinedOutput()
 		t.Logf("%s", out)
 		if err != nil || !bytes.Contains(out, []byte("--- PASS: "+t.Name())) {
