@@ -311,7 +311,7 @@ func TestExperimentWithoutRedis(t *testing.T) {
 	redis := redistest.Start(t)
 	base := startHost(t, fakecloud.HostConfig{Name: "base", Models: []string{"m-base"}, TPS: 40, TTFT: 200 * time.Millisecond, TimeScale: 10, MaxNumSeqs: 256})
 	awq := startHost(t, fakecloud.HostConfig{Name: "awq", Models: []string{"m-awq"}, TPS: 40, TTFT: 200 * time.Millisecond, TimeScale: 10, MaxNumSeqs: 256})
-	yaml := fmt.Sprintf(experimentYAML, redis.URL(), base.URL(), awq.URL()) + fmt.Sprintf(strings.NewReplacer("[10%%, 50%%, 100%%]", "[30%%, 50%%, 100%%]", "error_rate: +5%%", "error_rate: +1%%").Replace(eightLines), "e")
+	yaml := fmt.Sprintf(experimentYAML, redis.URL(), base.URL(), awq.URL()) + fmt.Sprintf(strings.NewReplacer("[10%%, 50%%, 100%%]", "[30%%, 50%%, 100%%]", "error_rate: +5%%", "error_rate: +0%%").Replace(eightLines), "e")
 	a, b := startApp(t, t.TempDir(), yaml, nil), startApp(t, t.TempDir(), yaml, nil)
 	c := &crowd{t: t, users: 1500, arm: map[string]string{}, n: map[string]int{}}
 	c.ask(a.base, b.base)
