@@ -431,8 +431,11 @@ func (m *Metrics) collectGateway(to sink) {
 		for _, b := range l.Bills {
 			to.number(ledgerBill, b.Billed, b.Account, "billed")
 			to.number(ledgerBill, b.Ledger, b.Account, "ledger")
-			if b.Billed > 0 {
+			switch {
+			case b.Billed > 0:
 				to.number(ledgerBillError, (b.Ledger-b.Billed)/b.Billed, b.Account)
+			case b.Ledger > 0:
+				to.number(ledgerBillError, 1, b.Account)
 			}
 		}
 	}

@@ -21,7 +21,7 @@ const reconcileEvery = 10 * time.Second
 type auditor struct {
 	bills   func() map[string]*api.Bill // by account; nil where none was read
 	between func(host endpoint.ID, from, to time.Time) (usd float64, known bool)
-	billed  func(books.Bill)
+	billed  func(books.Bill, []books.Charge)
 	log     *slog.Logger
 
 	mu     sync.Mutex // guards newest
@@ -51,7 +51,7 @@ func (a *auditor) look() {
 		if seen && !bill.AsOf.After(old.AsOf) {
 			continue
 		}
-		b := a.compare(account, bill)
+		b, parts := a.compare(account, bill)
 		a.mu.Lock()
 		if a.newest == nil {
 			a.newest = map[string]books.Bill{}
@@ -61,7 +61,7 @@ func (a *auditor) look() {
 		if b.Hosts == 0 {
 			continue
 		}
-		a.billed(b)
+		a.billed(b, parts)
 		level := slog.LevelDebug
 		if math.Abs(b.ErrorPercent()) > 10 && math.Abs(b.Ledger-b.Billed) > 0.05 {
 			level = slog.LevelWarn
@@ -71,15 +71,17 @@ func (a *auditor) look() {
 	}
 }
 
-// compare leaves out what the ledger has not watched.
-func (a *auditor) compare(account string, bill *api.Bill) books.Bill {
-	b := books.Bill{Account: account, AsOf: bill.AsOf, From: bill.To, To: bill.From}
+// compare leaves out what the ledger has not watched. Of the rest it returns the parts too.
+func (a *auditor) compare(account string, bill *api.Bill) (b books.Bill, parts []books.Charge) {
+	b = books.Bill{Account: account, AsOf: bill.AsOf, From: bill.To, To: bill.From}
 	var hosts []endpoint.ID
 	for _, p := range bill.Parts {
 		usd, known := a.between(p.Endpoint, p.From, p.To)
 		if !known {
+			b.LeftOut += p.USD
 			continue
 		}
+		parts = append(parts, books.Charge{Host: p.Endpoint, From: p.From, To: p.To, Billed: p.USD, Ledger: usd})
 		b.Billed += p.USD
 		b.Ledger += usd
 		if p.From.Before(b.From) {
@@ -93,7 +95,7 @@ func (a *auditor) compare(account string, bill *api.Bill) books.Bill {
 		}
 	}
 	b.Hosts = len(hosts)
-	return b
+	return b, parts
 }
 
 // lately returns the newest comparison of each account.

@@ -12,7 +12,9 @@ import (
 
 	"headrace/gateway/ledger/books"
 	"headrace/providers/api"
+	"headrace/providers/fakecloud/fakerunpod"
 	"headrace/providers/fakecloud/fakevast"
+	"headrace/providers/runpod"
 	"headrace/providers/vast"
 	"headrace/router/endpoint"
 )
@@ -29,12 +31,13 @@ func TestReconcile(t *testing.T) {
 	}}
 	log := newLogBuffer()
 	var noted []books.Bill
+	var charges []books.Charge
 	a := &auditor{
 		bills: func() map[string]*api.Bill {
 			return map[string]*api.Bill{"vast": bill, "runpod": nil, "vast serverless": {}}
 		},
 		between: func(id endpoint.ID, _, _ time.Time) (float64, bool) { return 1, id != "vast:2" },
-		billed:  func(b books.Bill) { noted = append(noted, b) },
+		billed:  func(b books.Bill, parts []books.Charge) { noted, charges = append(noted, b), parts },
 		log:     slog.New(slog.NewTextHandler(log, nil)),
 	}
 	for range 3 {
@@ -47,6 +50,9 @@ func TestReconcile(t *testing.T) {
 	if b.Account != "vast" || b.Hosts != 2 || math.Abs(b.Billed-2.7) > 1e-12 || b.Ledger != 3 || !b.From.Equal(at) || !b.To.Equal(at.Add(2*time.Hour)) || math.Abs(b.ErrorPercent()-100*0.3/2.7) > 1e-9 {
 		t.Errorf("%+v, %v%%", b, b.ErrorPercent())
 	}
+	if len(charges) != 3 || charges[1].Host != "vast:1" || charges[1].Billed != 1.2 || charges[1].Ledger != 1 || !charges[1].To.Equal(at.Add(2*time.Hour)) {
+		t.Errorf("charges %+v", charges)
+	}
 	if n := strings.Count(log.String(), "the ledger against a bill"); n != 1 {
 		t.Errorf("%d warnings for one bill that is off by 11%%:\n%s", n, log)
 	}
@@ -56,6 +62,29 @@ func TestReconcile(t *testing.T) {
 	a.look()
 	if list := a.lately(); len(noted) != 2 || len(list) != 1 || !list[0].AsOf.Equal(next.AsOf) {
 		t.Errorf("noted %+v, lately %+v", noted, list)
+	}
+}
+
+// TestReconcileNothingBilled has a bill with nothing of hosts that the ledger has, and one of a host that it has not watched.
+func TestReconcileNothingBilled(t *testing.T) {
+	at := time.Date(2026, 11, 28, 10, 0, 0, 0, time.UTC)
+	log := newLogBuffer()
+	a := &auditor{
+		bills: func() map[string]*api.Bill {
+			return map[string]*api.Bill{"runpod": {AsOf: at, Parts: []api.BillPart{
+				{Endpoint: "runpod:a", From: at.Add(-time.Hour), To: at}, {Endpoint: "runpod:b", From: at.Add(-time.Hour), To: at, USD: 7},
+			}}}
+		},
+		between: func(id endpoint.ID, _, _ time.Time) (float64, bool) { return 500, id == "runpod:a" },
+		billed:  func(books.Bill, []books.Charge) {},
+		log:     slog.New(slog.NewTextHandler(log, nil)),
+	}
+	a.look()
+	if b := a.lately()[0]; b.ErrorPercent() != 100 || b.LeftOut != 7 || b.Ledger != 500 || b.Billed != 0 {
+		t.Errorf("%+v, off by %v%%", b, b.ErrorPercent())
+	}
+	if !strings.Contains(log.String(), "level=WARN") {
+		t.Errorf("nobody is warned that $500 were never billed:\n%s", log)
 	}
 }
 
@@ -143,6 +172,125 @@ func TestLedgerAgainstVastBill(t *testing.T) {
 				t.Errorf("%+v, off by %v%%", bill, e)
 			}
 			if text := reportText(&r); !strings.Contains(text, "Bills against the ledger:") || !strings.Contains(text, "2 hosts") {
+				t.Errorf("the report does not tell:\n%s", text)
+			}
+		})
+	}
+}
+
+// TestLedgerAgainstRunPodBill has RunPod's billing API compared with hours that the ledger booked of the same endpoints: one whose workers stay
+// up, and one whose worker goes amid it. What is billed takes the place of what was estimated.
+func TestLedgerAgainstRunPodBill(t *testing.T) {
+	for name, tc := range map[string]struct{ factor, low, high float64 }{
+		"as it says":   {1, -4, 4},
+		"30 % is more": {1.3, -26, -20},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var at atomic.Int64
+			at.Store(time.Date(2026, 11, 28, 9, 30, 0, 0, time.UTC).UnixNano())
+			now := func() time.Time { return time.Unix(0, at.Load()) }
+			cloud := startRunPod(t, fakerunpod.Config{
+				BillNow: now, TimeScale: 100, RateLimits: fakerunpod.RateLimits{Off: true}, Management: fakerunpod.Management{PerMinute: 1e6, PerHour: 1e6, PerDay: 1e6},
+			})
+			var going *fakerunpod.Endpoint
+			for _, id := range []string{"stays", "goes"} {
+				going = cloud.AddEndpoint(fakerunpod.EndpointConfig{
+					ID: id, WorkersMin: 2, WorkersMax: 3, ColdStart: time.Second, IdleTimeout: time.Second, Env: map[string]string{"MODEL_NAME": "m"},
+				})
+			}
+			cloud.SetBilling(tc.factor)
+			p := runpod.New(runpod.Options{
+				Key: endpoint.Secret(cloud.Key()), ManagementURL: cloud.ManagementURL(), QueueURL: cloud.QueueURL(), BalancerURL: cloud.BalancerURL(), PodURL: cloud.PodURL(),
+				Poll: 30 * time.Millisecond, HealthPoll: 10 * time.Millisecond, CatalogPoll: 50 * time.Millisecond, Settle: time.Nanosecond, Pace: 0.01, HealthPerSecond: 1000,
+				Now: now, Log: slog.New(slog.DiscardHandler),
+			})
+			b := books.New(books.Options{Flush: time.Hour, Now: now})
+			ctx, cancel := context.WithCancel(t.Context())
+			var wg sync.WaitGroup
+			defer wg.Wait()
+			defer cancel()
+			out := make(chan []endpoint.Endpoint)
+			wg.Go(func() { _ = p.Run(ctx, out) })
+			wg.Go(func() { _ = b.Run(ctx, nil) })
+			wg.Go(func() {
+				for {
+					select {
+					case eps := <-out:
+						b.Follow(eps)
+					case <-ctx.Done():
+						return
+					}
+				}
+			})
+			// until has the clock creep on while it waits for the provider, so that looks come due.
+			until := func(what string, ok func() bool) {
+				t.Helper()
+				tick := time.NewTicker(time.Millisecond)
+				defer tick.Stop()
+				late := time.After(time.Minute)
+				for !ok() {
+					select {
+					case <-tick.C:
+						at.Add(int64(time.Millisecond))
+					case <-late:
+						t.Fatalf("%s: not within a minute", what)
+					}
+				}
+			}
+			looks := func() (n int64) {
+				for _, c := range p.Status().Calls {
+					if c.Name == "GET /health" {
+						n += c.Calls
+					}
+				}
+				return n
+			}
+			up := func(e *fakerunpod.Endpoint, n int) {
+				t.Helper()
+				if err := e.Wait(ctx, func(s fakerunpod.Stats) bool { return s.Workers == n }); err != nil {
+					t.Fatal(err)
+				}
+			}
+			until("both are booked", func() bool {
+				_, one := b.Between("runpod:stays", now(), now())
+				_, two := b.Between("runpod:goes", now(), now())
+				return one && two
+			})
+			for i := range 80 { // four hours
+				if i == 27 {
+					going.SetWorkersMin(0)
+					up(going, 0)
+				}
+				before := looks()
+				at.Add(int64(3 * time.Minute))
+				until("looks", func() bool { return looks() >= before+4 }) // the first of both may have been under way
+				if err := b.Flush(ctx); err != nil {
+					t.Fatal(err)
+				}
+			}
+			a := &auditor{
+				bills: func() map[string]*api.Bill { return map[string]*api.Bill{"runpod": p.Status().Bill} }, between: b.Between, billed: b.Billed, log: slog.New(slog.DiscardHandler),
+			}
+			a.look()
+			period, err := b.Period(ctx, now().Add(-6*time.Hour), now())
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := period.Report(nil, nil)
+			if len(r.Bills) != 1 {
+				t.Fatalf("bills %+v, the provider has %+v", r.Bills, p.Status().Bill)
+			}
+			bill := r.Bills[0]
+			t.Logf("billed $%.3f, ledger $%.3f, %+.2f %%, %v; the report has $%.3f, of which $%.3f are billed and were estimated at $%.3f", bill.Billed, bill.Ledger, bill.ErrorPercent(),
+				bill.To.Sub(bill.From), r.Rented, r.BilledUSD, r.EstimatedUSD)
+			if e := bill.ErrorPercent(); bill.Hosts != 2 || bill.Billed < 2 || bill.To.Sub(bill.From) < time.Hour || e < tc.low || e > tc.high {
+				t.Errorf("%+v, off by %v%%", bill, e)
+			}
+			if !nearly(r.BilledUSD, bill.Billed) || r.Rented < r.BilledUSD || r.EstimatedUSD <= 0 {
+				t.Errorf("the report has $%v as billed, the bill has $%v", r.BilledUSD, bill.Billed)
+			}
+			if text := reportText(&r); !strings.Contains(text, "is as billed; it had been estimated at") {
 				t.Errorf("the report does not tell:\n%s", text)
 			}
 		})

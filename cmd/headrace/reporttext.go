@@ -47,6 +47,13 @@ func reportText(r *books.Report) string {
 		}
 		fmt.Fprintf(&b, "  %-14s billed %s, ledger %s (%+.1f%%), %s, %s to %s\n", bill.Account, usdText(bill.Billed), usdText(bill.Ledger), bill.ErrorPercent(),
 			count(int64(bill.Hosts), "host"), bill.From.UTC().Format("01-02 15:04"), bill.To.UTC().Format("01-02 15:04"))
+		if bill.LeftOut > 0 {
+			fmt.Fprintf(&b, "  %-14s %s was billed for hosts and times that the ledger has not watched\n", "", usdText(bill.LeftOut))
+		}
+	}
+	if r.BilledUSD > 0 {
+		fmt.Fprintf(&b, "\nOf what hosts were paid for by time %s is as billed; it had been estimated at %s (%+.1f%%). The rest is an estimate.\n", usdText(r.BilledUSD),
+			usdText(r.EstimatedUSD), 100*(r.EstimatedUSD-r.BilledUSD)/r.BilledUSD)
 	}
 	if n := r.Total.N[books.UnknownPrice]; n > 0 {
 		fmt.Fprintf(&b, "\n%s went to hosts of unknown price: what they cost is not in it.\n", count(n, "attempt"))

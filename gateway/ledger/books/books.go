@@ -251,12 +251,13 @@ type pending struct {
 	blocks []*block
 	hours  []HostHour
 	bills  []Bill
+	billed []Charge
 	prices []Price
 }
 
 // take takes what is not written yet.
 func (b *Books) take(at time.Time) (p pending) {
-	p.bills = b.bills.take()
+	p.bills, p.billed = b.bills.take()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p.sums, p.blocks = b.sums, b.full
@@ -271,7 +272,7 @@ func (b *Books) take(at time.Time) (p pending) {
 
 // giveBack takes back what could not be written: sums and hours all, requests as far as there is room for them.
 func (b *Books) giveBack(p *pending) {
-	b.bills.giveBack(p.bills)
+	b.bills.giveBack(p.bills, p.billed)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for c, e := range p.sums {
@@ -415,7 +416,7 @@ func (b *Books) failed(err error, at time.Time) {
 
 // stay keeps in memory what a file would have: hosts' hours and bills, beside the sums, all for as long as they may stay.
 func (b *Books) stay(at time.Time) {
-	bills := b.bills.take()
+	bills, billed := b.bills.take()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	m := &b.kept
@@ -427,6 +428,17 @@ func (b *Books) stay(at time.Time) {
 		}
 		s.add(&h)
 		m.hours[k] = s
+	}
+	for i := range billed {
+		from, to := billed[i].hours()
+		for h := from; h < to; h += 3600 {
+			k := hostHour{h, string(billed[i].Host)}
+			if s, there := m.hours[k]; there {
+				usd := billed[i].of(s.USD)
+				s.Billed = &usd
+				m.hours[k] = s
+			}
+		}
 	}
 	if m.bills = append(m.bills, bills...); len(m.bills) > mostBills {
 		m.bills = slices.Delete(m.bills, 0, len(m.bills)-mostBills)

@@ -39,6 +39,8 @@ var migrations = [...]string{
 	CREATE TABLE bills (account TEXT NOT NULL, since INTEGER NOT NULL, until INTEGER NOT NULL, billed REAL NOT NULL, ledger REAL NOT NULL, hosts INTEGER NOT NULL,
 		at INTEGER NOT NULL, PRIMARY KEY (account, at)) WITHOUT ROWID;`,
 	`CREATE INDEX requests_until ON requests (until);`,
+	`ALTER TABLE hours ADD COLUMN billed REAL;
+	ALTER TABLE bills ADD COLUMN left_out REAL NOT NULL DEFAULT 0;`,
 }
 
 const (
@@ -71,7 +73,7 @@ type file struct {
 	writes int64
 	size   int64 // bytes
 
-	insert, upsert, number, newCell, hour, price, bill, alive, pages *sqlite3.Stmt
+	insert, upsert, number, newCell, hour, billed, price, bill, alive, pages *sqlite3.Stmt
 
 	cells        map[Cell]int64 // with Hour 0
 	body, hashes []byte
@@ -140,10 +142,11 @@ func (f *file) open() (err error) {
 			list(cols, func(c string) string { return quoted(c) + "=" + quoted(c) + "+excluded." + quoted(c) })},
 		{&f.number, "SELECT id FROM cells WHERE key=? AND model=? AND served=? AND provider=? AND host=? AND arm=?"},
 		{&f.newCell, "INSERT INTO cells (key,model,served,provider,host,arm) VALUES (?,?,?,?,?,?)"},
-		{&f.hour, `INSERT INTO hours VALUES (?,?,?,?,?,?,?,?) ON CONFLICT DO UPDATE SET seconds=seconds+excluded.seconds, up=up+excluded.up, usd=usd+excluded.usd,
+		{&f.hour, `INSERT INTO hours (hour,provider,host,seconds,up,usd,starts,cold_usd) VALUES (?,?,?,?,?,?,?,?) ON CONFLICT DO UPDATE SET seconds=seconds+excluded.seconds, up=up+excluded.up, usd=usd+excluded.usd,
 			starts=starts+excluded.starts, cold_usd=cold_usd+excluded.cold_usd`},
+		{&f.billed, "UPDATE hours SET billed=usd*?+? WHERE host=? AND hour>=? AND hour<?"},
 		{&f.price, "INSERT OR REPLACE INTO prices (host,served,provider,basis,usd,usd_in,usd_cached,usd_out,gpu,source,at) VALUES (?,?,?,?,?,?,?,?,?,?,?)"},
-		{&f.bill, "INSERT OR REPLACE INTO bills (account,since,until,billed,ledger,hosts,at) VALUES (?,?,?,?,?,?,?)"},
+		{&f.bill, "INSERT OR REPLACE INTO bills (account,since,until,billed,ledger,hosts,at,left_out) VALUES (?,?,?,?,?,?,?,?)"},
 		{&f.alive, "UPDATE runs SET alive=?, writes=? WHERE run=?"},
 		{&f.pages, "SELECT (page_count-freelist_count)*page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size"},
 	} {
@@ -255,7 +258,7 @@ func (f *file) close() {
 }
 
 func (f *file) statements() []*sqlite3.Stmt {
-	return []*sqlite3.Stmt{f.insert, f.upsert, f.number, f.newCell, f.hour, f.price, f.bill, f.alive, f.pages}
+	return []*sqlite3.Stmt{f.insert, f.upsert, f.number, f.newCell, f.hour, f.billed, f.price, f.bill, f.alive, f.pages}
 }
 
 func (f *file) begin() error { return f.db.Exec("BEGIN IMMEDIATE") }
@@ -370,9 +373,17 @@ func (f *file) write(at time.Time, p *pending) (err error) {
 			return err
 		}
 	}
+	for i := range p.billed {
+		c := &p.billed[i]
+		from, to := c.hours()
+		fixed := c.of(0) // it is linear
+		if err := run(f.billed, finite(c.of(1)-fixed), finite(fixed), string(c.Host), from, to); err != nil {
+			return err
+		}
+	}
 	for i := range p.bills {
 		b := &p.bills[i]
-		if err := run(f.bill, b.Account, b.From.UnixMicro(), b.To.UnixMicro(), b.Billed, b.Ledger, int64(b.Hosts), b.AsOf.UnixMicro()); err != nil {
+		if err := run(f.bill, b.Account, b.From.UnixMicro(), b.To.UnixMicro(), finite(b.Billed), finite(b.Ledger), int64(b.Hosts), b.AsOf.UnixMicro(), finite(b.LeftOut)); err != nil {
 			return err
 		}
 	}
@@ -510,10 +521,15 @@ func read(db *sqlite3.Conn, since, until time.Time) (p Period, err error) {
 	if err != nil {
 		return p, err
 	}
-	err = query(db, "SELECT hour,provider,host,seconds,up,usd,starts,cold_usd FROM hours WHERE hour>=? AND hour<? ORDER BY hour", func(st *sqlite3.Stmt) error {
-		p.Hours = append(p.Hours, HostHour{
-			st.ColumnInt64(0), st.ColumnText(1), st.ColumnText(2), st.ColumnFloat(3), st.ColumnFloat(4), st.ColumnFloat(5), st.ColumnInt64(6), st.ColumnFloat(7),
-		})
+	err = query(db, "SELECT hour,provider,host,seconds,up,usd,starts,cold_usd,billed FROM hours WHERE hour>=? AND hour<? ORDER BY hour", func(st *sqlite3.Stmt) error {
+		h := HostHour{
+			st.ColumnInt64(0), st.ColumnText(1), st.ColumnText(2), st.ColumnFloat(3), st.ColumnFloat(4), st.ColumnFloat(5), st.ColumnInt64(6), st.ColumnFloat(7), nil,
+		}
+		if st.ColumnType(8) != sqlite3.NULL {
+			usd := st.ColumnFloat(8)
+			h.Billed = &usd
+		}
+		p.Hours = append(p.Hours, h)
 		return nil
 	}, from, to)
 	if err != nil {
@@ -529,10 +545,10 @@ func read(db *sqlite3.Conn, since, until time.Time) (p Period, err error) {
 	if err != nil {
 		return p, err
 	}
-	err = query(db, "SELECT account,since,until,billed,ledger,hosts,at FROM bills WHERE until>=? AND since<? ORDER BY at", func(st *sqlite3.Stmt) error {
+	err = query(db, "SELECT account,since,until,billed,ledger,hosts,at,left_out FROM bills WHERE until>=? AND since<? ORDER BY at", func(st *sqlite3.Stmt) error {
 		p.Bills = append(p.Bills, Bill{
 			st.ColumnText(0), time.UnixMicro(st.ColumnInt64(1)), time.UnixMicro(st.ColumnInt64(2)), st.ColumnFloat(3), st.ColumnFloat(4), st.ColumnInt(5),
-			time.UnixMicro(st.ColumnInt64(6)),
+			time.UnixMicro(st.ColumnInt64(6)), st.ColumnFloat(7),
 		})
 		return nil
 	}, from*1e6, to*1e6)

@@ -1,7 +1,6 @@
 package books
 
 import (
-	"sync"
 	"time"
 
 	"headrace/router/endpoint"
@@ -435,36 +434,3 @@ func (b *Books) Between(host endpoint.ID, from, to time.Time) (usd float64, know
 	defer b.mu.Unlock()
 	return b.hours.between(string(host), from, to)
 }
-
-// pendingBills are comparisons that wait for being written.
-type pendingBills struct {
-	mu   sync.Mutex // guards list
-	list []Bill
-}
-
-const mostBills = 100
-
-func (p *pendingBills) any() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return len(p.list) > 0
-}
-
-func (p *pendingBills) take() []Bill {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	l := p.list
-	p.list = nil
-	return l
-}
-
-func (p *pendingBills) giveBack(l []Bill) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.list = append(l, p.list...); len(p.list) > mostBills {
-		p.list = p.list[len(p.list)-mostBills:]
-	}
-}
-
-// Billed notes how a bill compares.
-func (b *Books) Billed(bill Bill) { b.bills.giveBack([]Bill{bill}) }

@@ -94,6 +94,8 @@ type Report struct {
 	Total        Line
 	Rented       float64 // USD: what hosts were paid for by time, used or not
 	ColdUSD      float64 // of it, for workers' starts, as far as that is known
+	BilledUSD    float64 // of Rented, what bills name: the rest is an estimate by prices and time
+	EstimatedUSD float64 // what had been estimated where bills name it
 	Alternatives []Alternative
 	Bills        []Bill // the newest of each account
 	Replicas     []string
@@ -123,6 +125,7 @@ func (r Report) MarshalJSON() ([]byte, error) {
 	}
 	return json.Marshal(map[string]any{
 		"since": r.Since, "until": r.Until, "by": r.By, "lines": r.Lines, "total": r.Total, "rented_usd": r.Rented, "cold_start_usd": r.ColdUSD,
+		"billed_usd": r.BilledUSD, "estimated_usd": r.EstimatedUSD,
 		"elsewhere": r.Alternatives, "bills": bills, "ledgers": r.Replicas, "requests_without_details": r.Dropped, "unwatched_seconds": r.Unwatched.Seconds(),
 	})
 }
@@ -248,8 +251,13 @@ func (p *Period) Report(by []Dim, listPrice *ListPrice) Report {
 		}
 	}
 	for i := range p.Hours {
-		out.Rented += p.Hours[i].USD
-		out.ColdUSD += p.Hours[i].ColdUSD
+		h := &p.Hours[i]
+		out.Rented += h.Paid()
+		out.ColdUSD += h.ColdUSD
+		if h.Billed != nil {
+			out.BilledUSD += *h.Billed
+			out.EstimatedUSD += h.USD
+		}
 	}
 	for _, l := range lines {
 		out.Lines = append(out.Lines, *l)
@@ -304,7 +312,7 @@ func (p *Period) idle(span func(int64) int64) map[bucket]*usage {
 			u = &usage{hour: h.Hour, provider: h.Provider}
 			of[h.Hour] = u
 		}
-		u.rent += h.USD
+		u.rent += h.Paid()
 	}
 	for i := range p.Rollups {
 		r := &p.Rollups[i]

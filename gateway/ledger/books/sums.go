@@ -147,6 +147,16 @@ type HostHour struct {
 	USD      float64 `json:"usd"`
 	Starts   int64   `json:"worker_starts"`  // of workers
 	ColdUSD  float64 `json:"cold_start_usd"` // of USD: what they cost until they could work, as their price tells
+	// Billed is what its provider billed for the hour, in USD, which counts in the place of USD; nil while no bill names it.
+	Billed *float64 `json:"billed_usd,omitempty"`
+}
+
+// Paid is what the host cost in the hour, in USD: as billed, else as estimated.
+func (h *HostHour) Paid() float64 {
+	if h.Billed != nil {
+		return *h.Billed
+	}
+	return h.USD
 }
 
 // Price is what a host asked at some time, to compare what others would have cost.
@@ -173,11 +183,15 @@ type Bill struct {
 	Ledger  float64   `json:"ledger_usd"`
 	Hosts   int       `json:"hosts"` // that are compared
 	AsOf    time.Time `json:"as_of"`
+	LeftOut float64   `json:"left_out_usd"` // billed for hosts and times that the ledger has not watched whole; not in Billed
 }
 
-// ErrorPercent is how much more the ledger has than was billed, below 0 for less; 0 where nothing was billed.
+// ErrorPercent is how much more the ledger has than was billed, below 0 for less; 100 where nothing was billed of what it has.
 func (b *Bill) ErrorPercent() float64 {
 	if b.Billed == 0 {
+		if b.Ledger > 0 {
+			return 100
+		}
 		return 0
 	}
 	return 100 * (b.Ledger - b.Billed) / b.Billed

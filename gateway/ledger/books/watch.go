@@ -39,6 +39,9 @@ func (w *watch) together(l []watched) HostHour {
 	seen := w.spans(l[0].ledger, h.Hour)
 	for i := range l[1:] {
 		o := &l[1+i]
+		if h.Billed == nil {
+			h.Billed = o.Billed // of the whole hour, whoever watched
+		}
 		own := w.spans(o.ledger, h.Hour)
 		all := joined(append(slices.Clone(seen), own...))
 		ran := length(own)
