@@ -60,8 +60,11 @@ func worked(class outcome.Class, status int) bool {
 // used is what the attempt has taken from its host by now.
 func (x *exchange) used(now time.Time) cost.Used {
 	u := cost.Used{
-		Busy: now.Sub(x.beginAt), InFlight: x.lease.MeanInFlight(now), Executed: x.worker.Executed, Prompt: -1, Cached: -1, Output: -1,
+		Busy: now.Sub(x.beginAt), InFlight: x.lease.MeanInFlight(now), Prompt: -1, Cached: -1, Output: -1,
 		BytesIn: x.rec.BytesIn, BytesOut: x.rec.BytesOut,
+	}
+	if x.worker != nil {
+		u.Executed = x.worker.Executed
 	}
 	if x.tale != nil {
 		u.BytesOut -= x.tale.sent

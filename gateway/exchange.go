@@ -92,7 +92,7 @@ type exchange struct {
 	outside bool          // ahead is none of the arm's hosts
 	pinned  endpoint.ID   // passthrough: the one endpoint, without a lease
 	attempt *forward.Attempt
-	worker  endpoint.WorkerReport // of the attempt that just ended
+	worker  *endpoint.WorkerReport // of the attempt that just ended; nil for none, and the record's
 	tried   [maxTried]endpoint.ID
 	retries int
 	last    *outcome.Error // of the attempt that is being retried
@@ -496,13 +496,16 @@ func (x *exchange) mayRetry() bool {
 
 // endAttempt settles the attempt's lease and connection and notes it in the record.
 func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
-	x.worker, x.hedgeAt = endpoint.WorkerReport{}, time.Time{}
+	x.worker, x.hedgeAt = nil, time.Time{}
 	if x.attempt != nil {
-		var told bool
-		if x.worker, told = x.attempt.Report(); told && x.s.opt.Worked != nil {
-			x.s.opt.Worked(oe.Endpoint, x.worker)
+		if w, told := x.attempt.Report(); told {
+			x.worker = reported(w)
+			if x.s.opt.Worked != nil {
+				x.s.opt.Worked(oe.Endpoint, w)
+			}
 		}
 	}
+	x.believe()
 	if x.watch.drained.Load() && oe.Class == outcome.ClientGone {
 		oe.Class = outcome.Truncated // ended by us: neither the caller left nor the host failed; see errDraining
 	}
@@ -547,7 +550,7 @@ func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
 func (x *exchange) note(a *ledger.Attempt, oe *outcome.Error, now time.Time) {
 	*a = ledger.Attempt{} // and not as one literal, which would go through the stack
 	a.Endpoint, a.Class, a.Status, a.Duration, a.After = oe.Endpoint, oe.Class, oe.Status, now.Sub(x.beginAt), x.beginAt.Sub(x.rec.At)
-	a.Worker, a.Span = reported(x.worker), x.span
+	a.Worker, a.Span = x.worker, x.span
 	a.Resumed, a.Offset, a.Exact, a.Hedge = x.offset >= 0, max(0, x.offset), x.exact, x.hedged
 	if !x.m.firstAt.IsZero() {
 		a.First = x.m.firstAt.Sub(x.beginAt)

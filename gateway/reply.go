@@ -414,7 +414,7 @@ func (x *exchange) progress() {
 func (x *exchange) forget() {
 	if x.form == nil && x.pinned == "" && x.tale == nil {
 		x.parts = [len(x.parts)][]byte{}
-		x.req.Body, x.scan = nil, openai.Request{N: x.scan.N, Stop: x.scan.Stop}
+		x.req.Body, x.scan = nil, openai.Request{N: x.scan.N, Stop: x.scan.Stop, MaxTokens: x.scan.MaxTokens}
 		x.ctx.Request.ResetBody()
 	}
 }

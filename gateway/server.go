@@ -122,6 +122,10 @@ type Server struct {
 	room     *queue.Room
 	kinds    maphash.Seed // of exchange.kind
 	hedges   atomic.Int64 // goroutines of hedges
+
+	disbelieved atomic.Int64
+	disbelief   sync.Map // endpoint.ID -> struct{}: said once
+
 	shadows  *shadows
 	draining atomic.Bool
 	created  int64 // Unix seconds

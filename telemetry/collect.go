@@ -54,6 +54,7 @@ type Shared struct {
 // Ledger is how the ledger fares.
 type Ledger struct {
 	Records, Dropped, Failures int64
+	Disbelieved                int64 // attempts whose host reported more tokens than there can have been
 	Bytes                      int64
 	Written                    bool // all that came up to the last write
 	Bills                      []Bill
@@ -425,6 +426,7 @@ func (m *Metrics) collectGateway(to sink) {
 		l := s.Ledger()
 		to.number(ledgerRecords, float64(l.Records))
 		to.number(ledgerDropped, float64(l.Dropped))
+		to.number(ledgerDisbelieved, float64(l.Disbelieved))
 		to.number(ledgerFailures, float64(l.Failures))
 		to.number(ledgerSize, float64(l.Bytes))
 		to.number(ledgerWritten, flag(l.Written))

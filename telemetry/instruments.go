@@ -225,6 +225,7 @@ const (
 
 	ledgerRecords
 	ledgerDropped
+	ledgerDisbelieved
 	ledgerFailures
 	ledgerSize
 	ledgerWritten
@@ -626,6 +627,10 @@ var table = [instruments]Instrument{
 	ledgerDropped: {
 		"headrace.ledger.dropped", Counter, "{request}", Always, nil, nil,
 		"Of these, requests of which the sums are kept and nothing else: they came faster than they could be written, or the disk failed.",
+	},
+	ledgerDisbelieved: {
+		"headrace.ledger.disbelieved", Counter, "{attempt}", Always, nil, nil,
+		"Attempts whose host reported more tokens than there can have been: these are estimated.",
 	},
 	ledgerFailures: {
 		"headrace.ledger.write.failures", Counter, "{write}", Always, nil, nil,

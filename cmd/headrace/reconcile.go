@@ -123,7 +123,7 @@ func (a *app) accountBills() map[string]*api.Bill {
 // ledgerFigures tells how the ledger fares.
 func (a *app) ledgerFigures() telemetry.Ledger {
 	s := a.books.Status()
-	l := telemetry.Ledger{Records: s.Records, Dropped: s.Dropped, Failures: s.Failures, Bytes: s.Bytes, Written: s.Error == ""}
+	l := telemetry.Ledger{Records: s.Records, Dropped: s.Dropped, Failures: s.Failures, Disbelieved: a.server.Disbelieved(), Bytes: s.Bytes, Written: s.Error == ""}
 	for _, b := range a.audit.lately() {
 		l.Bills = append(l.Bills, telemetry.Bill{Account: b.Account, Billed: b.Billed, Ledger: b.Ledger})
 	}
