@@ -30,6 +30,7 @@ type watch struct {
 	forward.Guard
 	second  atomic.Pointer[forward.Guard] // of its hedge, nil for none
 	waiter  atomic.Pointer[queue.Waiter]  // where it waits, nil for nowhere
+	held    atomic.Pointer[holding]       // likewise, in the middle of an answer
 	drained atomic.Bool
 	self    listen.Handler
 }
@@ -45,6 +46,9 @@ func (w *watch) ClientGone(why listen.Why) {
 	}
 	if q := w.waiter.Load(); q != nil {
 		q.Cancel()
+	}
+	if h := w.held.Load(); h != nil {
+		h.nudge()
 	}
 }
 
@@ -260,8 +264,9 @@ func (x *exchange) pick(until time.Time) bool {
 		switch {
 		case err == nil:
 			x.found()
+			x.unhold(true)
 		case err != nil && x.resumed() && x.startOver():
-		case err != nil && x.resumed() && x.hold(now):
+		case err != nil && x.resumed() && x.hold(err, now, until):
 			return false
 		case err != nil && x.resumed():
 			x.failAttempt(x.last)

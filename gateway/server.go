@@ -120,6 +120,7 @@ type Server struct {
 	inFlight atomic.Int64
 	inside   atomic.Int64 // of these, those that have a place of Settings.MaxInFlight
 	room     *queue.Room
+	held     holders
 	kinds    maphash.Seed // of exchange.kind
 	hedges   atomic.Int64 // goroutines of hedges
 

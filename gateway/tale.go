@@ -63,10 +63,10 @@ type tale struct {
 	asked   time.Time // the same, or later when nobody else could go on with it
 	sent    int64     // bytes that the caller got of attempts before
 	holdBy  time.Time // until when a host is waited for that can go on
-	pause   time.Duration
-	path    string // that the caller's request goes to, below a host's base URL
-	textual bool   // a host would not go on by the numbers of tokens: none is asked to any more
-	poor    bool   // what was asked to go on with it last failed, and no retry was left
+	held    *holding  // among those who wait for one; nil while it does not
+	path    string    // that the caller's request goes to, below a host's base URL
+	textual bool      // a host would not go on by the numbers of tokens: none is asked to any more
+	poor    bool      // what was asked to go on with it last failed, and no retry was left
 }
 
 var (
@@ -104,6 +104,7 @@ func (x *exchange) endTale() {
 	if t == nil {
 		return
 	}
+	x.unhold(false)
 	x.tale = nil
 	t.story.Release()
 	t.dropBody()
@@ -137,6 +138,7 @@ func (x *exchange) follow() {
 // beginTale forgets all of the answer that was seen.
 func (x *exchange) beginTale() {
 	t := x.tale
+	x.unhold(false)
 	t.story.Begin(x.chats(), t.gather, x.set.MaxContinuation)
 	t.story.Bound(x.set.MaxGathered)
 	t.seam, x.errand, t.breaks, t.lost, t.before, t.judged, t.stall = false, nil, 0, 0, meter{}, 0, x.set.Stall
@@ -473,7 +475,7 @@ func (x *exchange) goOn(oe *outcome.Error) bool {
 	x.want(&x.ask)
 	t.sent = x.rec.BytesOut
 	x.began = time.Now()
-	t.holdBy, t.pause = x.began.Add(x.set.Resume), 0
+	t.holdBy = x.began.Add(x.set.Resume)
 	t.before.add(&x.m)
 	t.lost = delivered
 	t.breaks++
@@ -482,26 +484,6 @@ func (x *exchange) goOn(oe *outcome.Error) bool {
 	x.endAttempt(*oe, x.began)
 	x.last = oe
 	x.again()
-	return true
-}
-
-// Waiting for a host that can go on looks that often, from more to less.
-const (
-	leastPause = 10 * time.Millisecond
-	mostPause  = 320 * time.Millisecond
-)
-
-// hold waits a while for a host that can go on with the answer; false when it has waited long enough. Hosts that were lost come
-// back, and others get free: a caller who is reading had rather have a pause than an error.
-func (x *exchange) hold(now time.Time) bool {
-	t := x.tale
-	if x.watch.Aborted() || !now.Before(earlier(t.holdBy, x.totalBy)) {
-		return false
-	}
-	t.want.Back = true
-	t.pause = min(max(2*t.pause, leastPause), mostPause)
-	timer := time.NewTimer(t.pause)
-	<-timer.C
 	return true
 }
 

@@ -476,7 +476,8 @@ func TestWaitsForAHost(t *testing.T) {
 		g.router.SetPrefill("static:h1", model, router.Prefill{Known: true})
 		go func() {
 			<-lost
-			pause := time.NewTimer(150 * time.Millisecond) // of several looks
+			eventually(t, "the caller is held", func() bool { return g.srv.held.n.Load() == 1 })
+			pause := time.NewTimer(150 * time.Millisecond) // of several comments
 			<-pause.C
 			g.router.SetPrefill("static:h1", model, router.Prefill{Known: true, OK: true})
 		}()
@@ -495,6 +496,7 @@ func TestWaitsForAHost(t *testing.T) {
 		g.router.SetPrefill("static:h1", model, router.Prefill{Known: true})
 		c := g.dial().send(ask(chatPath, streamed))
 		<-lost
+		eventually(t, "the caller is held", func() bool { return g.srv.held.n.Load() == 1 })
 		c.reset()
 		if r := g.recordN(0); r.Class != outcome.ClientGone || r.Duration > 10*time.Second {
 			t.Errorf("%s after %v", r.Class, r.Duration)

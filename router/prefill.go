@@ -78,6 +78,7 @@ func (h *host) prefill(served string) Prefill {
 // kept until the endpoint no longer serves the model and, unless it was Told, the host is started anew or moves to another machine.
 // Endpoints that are not in the snapshot, and models that they do not serve, are left alone.
 func (r *Router) SetPrefill(id endpoint.ID, served string, p Prefill) {
+	defer r.freed(id)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.setPrefill(r.snap.Load().byID[id], served, p)
@@ -86,6 +87,7 @@ func (r *Router) SetPrefill(id endpoint.ID, served string, p Prefill) {
 // Tested is SetPrefill for what a self-test that Probes handed out has found. It is kept, and kept is true, where the engine that was
 // tested is the one that runs as far as is known, and nothing was told meanwhile.
 func (r *Router) Tested(p *Probe, found Prefill) (kept bool) {
+	defer r.freed(p.Endpoint.ID)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	c := r.snap.Load().byID[p.Endpoint.ID]
