@@ -147,6 +147,9 @@ func (x *exchange) confined() *openai.Error {
 // mostChoices is how many answers are charged in advance; no host gives more.
 const mostChoices = 128
 
+// choices is how many answers a host makes for the request, be it to give the best of them.
+func (x *exchange) choices() int64 { return min(max(x.scan.N, int64(x.scan.Best)), mostChoices) }
+
 // spend takes what the request is going to use from the key's limits and budgets.
 func (x *exchange) spend() *openai.Error {
 	if x.grant == nil {
@@ -154,7 +157,7 @@ func (x *exchange) spend() *openai.Error {
 	}
 	var left admission.Left
 	ask := admission.Ask{
-		Now: x.rec.At, Prompt: x.ask.PromptTokens, Output: x.ask.MaxTokens, N: int(min(x.scan.N, mostChoices)), Silent: x.ask.Tokenless || x.pinned != "",
+		Now: x.rec.At, Prompt: x.ask.PromptTokens, Output: x.ask.MaxTokens, N: int(x.choices()), Silent: x.ask.Tokenless || x.pinned != "",
 	}
 	if x.grant.Key.Budget.Any() {
 		ask.Price = x.s.router.Ceiling(x.ask.Model)

@@ -90,17 +90,19 @@ func (x *exchange) goOut() {
 	}
 }
 
-// freed stirs those who wait for what the endpoint serves.
+// freed stirs those who wait for what the endpoint serves, and those who are held.
 func (s *Server) freed(id endpoint.ID) {
-	if s.room.Waiting() == 0 {
+	if s.room.Waiting() == 0 && s.held.n.Load() == 0 {
 		return
 	}
 	if id == "" {
 		s.room.Freed()
+		s.held.freed()
 		return
 	}
 	if names := s.router.Snapshot().Offers(id); len(names) > 0 {
 		s.room.Freed(names...)
+		s.held.freed(names...)
 	}
 }
 
@@ -183,7 +185,7 @@ func (x *exchange) leaveFor(e *openai.Error) {
 
 // stand takes a place in the room, for the end of what is full; false when there is none for the request, who has failed then.
 func (x *exchange) stand(pool string, full *router.UnavailableError) bool {
-	slo, tokens := x.s.router.Outlook(&x.ask)
+	slo, tokens := x.s.router.Outlook(&x.ask, x.choices())
 	a := queue.Ask{Pool: pool, Priority: x.priority, Key: x.rec.Key, Weight: x.grant.Weight(), Tokens: tokens, Bytes: x.ask.BodyBytes, By: x.waitsUntil(time.Now(), slo.TTFT)}
 	if full != nil {
 		a.Soon = full.Soon
@@ -250,7 +252,7 @@ func (x *exchange) sit() {
 // found says that a host was found for the request, if it had waited for one.
 func (x *exchange) found() {
 	if x.seat != nil {
-		_, tokens := x.s.router.Outlook(&x.ask)
+		_, tokens := x.s.router.Outlook(&x.ask, x.choices())
 		x.s.room.Served(x.seat.Waiter, tokens)
 		x.sit()
 	}

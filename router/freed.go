@@ -8,7 +8,7 @@ import (
 )
 
 // OnFreed has f called whenever an endpoint may take a request that it did not take before: a lease ended, a first token came, it was
-// found alive, or let in, or there is another one. The id is "" where it may be any. What time alone brings, such as the end of a
+// found alive or able to go on with others' answers, or let in, or there is another one. The id is "" where it may be any. What time alone brings, such as the end of a
 // cool-down, is not told: UnavailableError.Soon says when that is. f runs in whatever goroutine it came about, with no lock of
 // the Router held; it must be quick and must not block. There is one f; nil for none.
 func (r *Router) OnFreed(f func(id endpoint.ID)) {
@@ -33,9 +33,9 @@ func (s *Snapshot) Offers(id endpoint.ID) []string {
 	return nil
 }
 
-// Outlook returns what q is promised, every field filled in, and about how many tokens its prompt and answer have together. Of an unknown
-// model it returns the default and what q says.
-func (r *Router) Outlook(q *Request) (promise SLO, tokens float64) {
+// Outlook returns what q is promised, every field filled in, and about how many tokens its prompt and so many answers have together; 0 is one. Of an
+// unknown model it returns the default and what q says.
+func (r *Router) Outlook(q *Request, answers int64) (promise SLO, tokens float64) {
 	output, prompt := priorOutput, float64(q.PromptTokens)
 	promise = q.SLO
 	if m := r.snap.Load().pool(q.Model); m != nil {
@@ -51,7 +51,7 @@ func (r *Router) Outlook(q *Request) (promise SLO, tokens float64) {
 	if q.Tokenless {
 		output = 0
 	}
-	return promise.or(DefaultSLO()), max(1, prompt+output)
+	return promise.or(DefaultSLO()), max(1, prompt+output*float64(max(1, answers)))
 }
 
 // earlier0 is the earlier of two times at which somebody may take a request, in seconds; 0 is never.

@@ -46,6 +46,8 @@ func TestFreed(t *testing.T) {
 	expect("the end of a drain", "a")
 	r.Share("b", 0, 0)
 	expect("word of other replicas", "b")
+	r.SetPrefill("b", "m", Prefill{Known: true, OK: true})
+	expect("one that goes on with answers", "b")
 	mustPick(t, r, "b").Done(Result{Class: outcome.DialFailed, Cached: -1})
 	freed = nil
 	c.seconds(10)
@@ -166,11 +168,14 @@ func TestSpare(t *testing.T) {
 func TestOutlook(t *testing.T) {
 	r := brain(newClock(), 1)
 	r.Update([]endpoint.Endpoint{hourly("a", 1, 64, "m")}, []ModelRule{{Name: "m", Serves: []string{"m"}, SLO: SLO{TTFT: 5 * time.Second}}})
-	slo, tokens := r.Outlook(&Request{Model: "m", PromptTokens: 100, MaxTokens: 50, SLO: SLO{TPS: 3}})
+	slo, tokens := r.Outlook(&Request{Model: "m", PromptTokens: 100, MaxTokens: 50, SLO: SLO{TPS: 3}}, 0)
 	if want := (SLO{TTFT: 5 * time.Second, TPS: 3, Confidence: DefaultSLO().Confidence}); slo != want || tokens != 150 {
 		t.Errorf("%+v and %v tokens", slo, tokens)
 	}
-	if slo, tokens := r.Outlook(&Request{Model: "x", BodyBytes: 400}); slo != DefaultSLO() || tokens != 100+priorOutput {
+	if _, tokens := r.Outlook(&Request{Model: "m", PromptTokens: 100, MaxTokens: 50}, 8); tokens != 500 {
+		t.Errorf("eight answers: %v tokens", tokens)
+	}
+	if slo, tokens := r.Outlook(&Request{Model: "x", BodyBytes: 400}, 1); slo != DefaultSLO() || tokens != 100+priorOutput {
 		t.Errorf("of an unknown model %+v and %v tokens", slo, tokens)
 	}
 }

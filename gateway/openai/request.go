@@ -43,18 +43,19 @@ type Request struct {
 	Stop           bool // "stop" or "stop_sequences" holds something
 
 	// What decides whether an answer that broke off can be continued by another host.
-	Turns           int  // messages, or items of an input that is a list
-	OwnPrefill      bool // the last of them is the assistant's, or the caller set continue_final_message or unset add_generation_prompt
-	PromptIsText    bool // the value at PromptAt is one string
-	Echo            bool // "echo" is true
-	Suffix          bool // "suffix" holds something
-	BestOf          bool // "best_of" is more than 1, or "use_beam_search" is true
-	PromptLogprobs  bool // "prompt_logprobs" is there and neither null nor false
-	Audio           bool // "modalities" names more than text
-	TokenIDs        bool // "return_token_ids" (vLLM) or "return_hidden_states" (SGLang) is true
-	KeepStop        bool // "include_stop_str_in_output" (vLLM) or "no_stop_trim" (SGLang) is true
-	PromptTruncated bool // "truncate_prompt_tokens" holds something
-	PromptElsewhere bool // "prompt_embeds", "kv_transfer_params" (vLLM) or "session_params" (SGLang) holds something
+	Turns           int   // messages, or items of an input that is a list
+	OwnPrefill      bool  // the last of them is the assistant's, or the caller set continue_final_message or unset add_generation_prompt
+	PromptIsText    bool  // the value at PromptAt is one string
+	Echo            bool  // "echo" is true
+	Suffix          bool  // "suffix" holds something
+	BestOf          bool  // "best_of" is more than 1, or "use_beam_search" is true
+	Best            uint8 // of how many answers the best are given: "best_of", 255 for more; 0 where it says nothing
+	PromptLogprobs  bool  // "prompt_logprobs" is there and neither null nor false
+	Audio           bool  // "modalities" names more than text
+	TokenIDs        bool  // "return_token_ids" (vLLM) or "return_hidden_states" (SGLang) is true
+	KeepStop        bool  // "include_stop_str_in_output" (vLLM) or "no_stop_trim" (SGLang) is true
+	PromptTruncated bool  // "truncate_prompt_tokens" holds something
+	PromptElsewhere bool  // "prompt_embeds", "kv_transfer_params" (vLLM) or "session_params" (SGLang) holds something
 
 	// Stray is the first member by which some server may be told another model than Model: another spelling of it by case, which
 	// some decoders fold, or "models", "fallbacks" or "model_group", as servers know them that are gateways themselves. Nil when
@@ -218,7 +219,8 @@ func (r *Request) Scan(body []byte) error {
 		case "suffix":
 			r.Suffix = filled(rd.skip())
 		case "best_of":
-			r.BestOf = moreThanOne(rd.skip()) || r.BestOf
+			v := rd.skip()
+			r.BestOf, r.Best = moreThanOne(v) || r.BestOf, howMany(v)
 		case "use_beam_search":
 			r.BestOf = filled(rd.skip()) || r.BestOf
 		case "prompt_logprobs":
@@ -400,6 +402,14 @@ func moreThanOne(v []byte) bool {
 	}
 	n, ok := integer(v)
 	return !ok || n > 1
+}
+
+// howMany is the JSON value v as a count of up to 255, 0 where it is none.
+func howMany(v []byte) uint8 {
+	if n, ok := integer(v); ok && n > 0 {
+		return uint8(min(n, math.MaxUint8)) //nolint:gosec // bounded
+	}
+	return 0
 }
 
 // wantsMoreThanText reads the value of "modalities".

@@ -102,9 +102,9 @@ func TestScanContinuation(t *testing.T) {
 	for body, want := range map[string]func(*request){
 		`"n":1`:                                func(*request) {},
 		`"stream":false`:                       func(r *request) { r.StreamAt = openai.Span{From: 10, To: 15} },
-		`"echo":true,"suffix":"x","best_of":2`: func(r *request) { r.Echo, r.Suffix, r.BestOf = true, true, true },
-		`"echo":false,"suffix":"","best_of":1,"use_beam_search":false`:                  func(*request) {},
-		`"use_beam_search":true,"best_of":1`:                                            func(r *request) { r.BestOf = true },
+		`"echo":true,"suffix":"x","best_of":2`: func(r *request) { r.Echo, r.Suffix, r.BestOf, r.Best = true, true, true, 2 },
+		`"echo":false,"suffix":"","best_of":1,"use_beam_search":false`:                  func(r *request) { r.Best = 1 },
+		`"use_beam_search":true,"best_of":1000`:                                         func(r *request) { r.BestOf, r.Best = true, 255 },
 		`"best_of":"many"`:                                                              func(*request) {},
 		`"best_of":1.5`:                                                                 func(r *request) { r.BestOf = true },
 		`"prompt_logprobs":0,"return_token_ids":true`:                                   func(r *request) { r.PromptLogprobs, r.TokenIDs = true, true },
