@@ -67,4 +67,21 @@ func (d *drain) doubt() time.Duration {
 	return 1
 }
 
+// appoint is when somebody who is turned away is told to come again, who would have his turn after d: one after the other, as fast as they can be
+// served, since those who are all told the same come back as one crowd. Beyond a while it begins anew: who knows how many of them come.
+func (l *line) appoint(now time.Time, d time.Duration) time.Duration {
+	each, ok := l.drain.each()
+	if !ok || d <= 0 {
+		return d
+	}
+	at := now.Add(d)
+	if next := l.told.Add(each); next.After(at) && next.Sub(at) < max(d, appointAhead) {
+		at = next
+	}
+	l.told = at
+	return at.Sub(now)
+}
+
+const appointAhead = 30 * time.Second
+
 const fewServed = 10.0 // answers that begin together end together: the first few say little of the rest

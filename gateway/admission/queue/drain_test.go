@@ -44,3 +44,35 @@ func TestSlowHourIsForgotten(t *testing.T) {
 		})
 	}
 }
+
+// TestAppoint tells those who are turned away to come again one after the other, as fast as they would be served, and not all at once.
+func TestAppoint(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	l := line{n: 1, drain: drain{served: 100, busy: 10, at: now, last: now}} // ten a second
+	seen := map[time.Duration]int{}
+	for i := range 300 {
+		got := l.appoint(now, 2*time.Second)
+		if want := 2*time.Second + time.Duration(i)*100*time.Millisecond; got != want {
+			t.Fatalf("the %d. is told %v, want %v", i, got, want)
+		}
+		seen[got.Truncate(time.Second)]++
+	}
+	for at, n := range seen {
+		if n > 10 {
+			t.Errorf("%d of 300 are told to come after %v, who are served at ten a second", n, at)
+		}
+	}
+	if got := l.appoint(now, 2*time.Second); got != 2*time.Second {
+		t.Errorf("beyond half a minute it begins anew: %v", got)
+	}
+	if got := l.appoint(now.Add(time.Minute), 3*time.Second); got != 3*time.Second {
+		t.Errorf("when all of them have come: %v", got)
+	}
+	if got := l.appoint(now.Add(time.Minute), 0); got != 0 {
+		t.Errorf("where nobody knows: %v", got)
+	}
+	l = line{}
+	if got := l.appoint(now, time.Second); got != time.Second {
+		t.Errorf("where nothing was measured: %v", got)
+	}
+}
