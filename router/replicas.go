@@ -14,6 +14,7 @@ type Transition struct {
 	Told     bool          // its control plane says so; else attempts or tests have shown it
 	For      time.Duration // until it is tested again, as far as can be told
 	At       time.Time     // when it was found, by the router's clock; zero for now
+	Started  time.Time     // endpoint.Endpoint.Started of the one that it was found of; zero when unknown
 }
 
 // tell tells the others.
@@ -22,18 +23,21 @@ func (r *Router) tell(c *candidate, what health.Change, told bool, now time.Time
 		return
 	}
 	wait, _ := c.host.breaker.Wait(now)
-	r.opt.Changed(Transition{Endpoint: c.ep.ID, Change: what, Told: told, For: wait, At: now})
+	r.opt.Changed(Transition{Endpoint: c.ep.ID, Change: what, Told: told, For: wait, At: now, Started: c.ep.Started})
 }
 
 // Heard takes in what another replica says of an endpoint: see health.Breaker.Heard. known is false when the snapshot does not have it,
-// changed when it was nothing new. It is not told on.
+// changed when it was nothing new. What is of an earlier life than the one that is known here says nothing of this one. It is not told on.
 func (r *Router) Heard(t Transition) (known, changed bool) {
 	s := r.snap.Load()
 	c := s.byID[t.Endpoint]
 	if c == nil {
 		return false, false
 	}
-	if !c.host.breaker.Heard(t.Change, t.Told, t.For, t.At) {
+	if !t.Started.IsZero() && t.Started.Before(c.ep.Started) {
+		return true, false
+	}
+	if !c.host.breaker.Heard(t.Change, t.Told, t.At) {
 		return true, false
 	}
 	if t.Told && t.Change == health.Preempted {
@@ -49,7 +53,7 @@ func (r *Router) Missing(dst []Transition) []Transition {
 	for _, c := range r.snap.Load().list {
 		b := c.host.breaker
 		if missing, told := b.Missing(); missing && (told || b.State(now) != "preempted") {
-			t := Transition{Endpoint: c.ep.ID, Change: health.Lost, Told: told, At: b.ShutAt()}
+			t := Transition{Endpoint: c.ep.ID, Change: health.Lost, Told: told, At: b.ShutAt(), Started: c.ep.Started}
 			if told {
 				t.Change = health.Preempted
 			}

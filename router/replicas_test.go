@@ -95,12 +95,16 @@ func TestHeard(t *testing.T) {
 	forced := mustPick(t, r)             // all may be that one's fault
 	forced.Done(Result{Class: outcome.ClientGone})
 	r.Probed("a", outcome.Success) // of the test above, which nobody waits for any more
-	if got := due(r, c); !slices.Equal(got, []endpoint.ID{"b"}) {
+	if got := due(r, c); !slices.Equal(got, []endpoint.ID{"a", "b"}) { // one that only answers badly too: it may be the other's doing
 		t.Errorf("%v are due for a test", got)
 	}
 	r.Probed("b", outcome.Success)
 	if got := r.breakerOf("b"); got != "closed" {
 		t.Errorf("b was tested, and is %s", got)
+	}
+	r.Probed("a", outcome.UpstreamFault)
+	if got := due(r, c); len(got) > 0 {
+		t.Errorf("%v are due for a test, just after it was failed", got)
 	}
 	say("a", health.Recovered, false, 0)
 	if got := due(r, c); !slices.Equal(got, []endpoint.ID{"a"}) {
@@ -140,5 +144,43 @@ func TestLoads(t *testing.T) {
 	l.Done(Result{Class: outcome.Success})
 	if got := r.Loads(nil); len(got) > 0 {
 		t.Errorf("done: %+v", got)
+	}
+}
+
+// TestHeardOfAnEarlierLife believes nothing of a host that was said of one of its earlier lives, and all that is said of the present one or of no
+// life by name.
+func TestHeardOfAnEarlierLife(t *testing.T) {
+	now := time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
+	for name, tc := range map[string]struct {
+		said, is time.Time
+		changed  bool
+	}{
+		"the same":      {now, now, true},
+		"an earlier":    {now.Add(-time.Hour), now, false},
+		"a later":       {now.Add(time.Hour), now, true}, // which this one's provider has yet to tell
+		"nobody knows":  {time.Time{}, time.Time{}, true},
+		"it is unnamed": {time.Time{}, now, true},
+		"ours is":       {now, time.Time{}, true},
+	} {
+		c := newClock()
+		a := spot("a", "", "", "")
+		a.Started = tc.is
+		r := probing(c, a, spot("b", "", "", ""))
+		known, changed := r.Heard(Transition{Endpoint: "a", Change: health.Preempted, Told: true, For: time.Minute, Started: tc.said})
+		if !known || changed != tc.changed || (r.breakerOf("a") == "closed") == tc.changed {
+			t.Errorf("%s: known %t, changed %t, %s", name, known, changed, r.breakerOf("a"))
+		}
+	}
+	// what is told on has the life in it, and so has what is noted
+	c := newClock()
+	var told []Transition
+	a := spot("a", "", "", "")
+	a.Started = now
+	r := New(Options{Now: c.now, Prior: tell, Seed: 1, Probes: true, Changed: func(tr Transition) { told = append(told, tr) }})
+	r.Update([]endpoint.Endpoint{a}, nil)
+	a.State = endpoint.Preempted
+	r.Update([]endpoint.Endpoint{a}, nil)
+	if missing := r.Missing(nil); len(told) != 1 || !told[0].Started.Equal(now) || len(missing) != 1 || !missing[0].Started.Equal(now) {
+		t.Errorf("told %+v, missing %+v", told, missing)
 	}
 }

@@ -345,12 +345,21 @@ func withoutMoving(card json.RawMessage) json.RawMessage {
 	return b
 }
 
+// startOf reads when a pod was started, zero where that is not told.
+func startOf(s string) time.Time {
+	t, err := time.Parse(time.RFC3339, s)
+	if err != nil {
+		return time.Time{}
+	}
+	return t.UTC()
+}
+
 // buildPod makes the pod's endpoint anew.
 func (p *Provider) buildPod(pd *pod) {
 	d := &pd.desc
 	ep := endpoint.Endpoint{
 		ID: podID(d.id), Provider: provider, BaseURL: d.base, APIKey: pd.opt.Key, Tenure: endpoint.OnDemand,
-		State: pd.state, StateReason: pd.why, Region: d.dataCenter, MaxNumSeqs: d.engine.seqs,
+		Started: startOf(d.started), State: pd.state, StateReason: pd.why, Region: d.dataCenter, MaxNumSeqs: d.engine.seqs,
 		Hardware: endpoint.Hardware{GPU: p.gpuName(d.gpuType), GPUCount: d.gpus},
 		Labels:   map[string]string{"name": d.name, "type": "pod"},
 	}

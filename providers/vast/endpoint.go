@@ -16,7 +16,7 @@ func (p *Provider) endpoint(h *host, now time.Time) endpoint.Endpoint {
 	r := h.row
 	ep := endpoint.Endpoint{
 		ID: endpointID(h.id), Provider: "vast", Served: h.served,
-		Hardware: r.hardware(), Price: r.price(h.readAt), Until: r.End.time(), Labels: r.labels(),
+		Hardware: r.hardware(), Price: r.price(h.readAt), Until: r.End.time(), Started: r.Start.time(), Labels: r.labels(),
 	}
 	ep.Trust, _ = r.trust()
 	ep.Region, _ = r.region()

@@ -29,6 +29,7 @@ type Endpoint struct {
 	Price       Price
 	Tenure      Tenure
 	Until       time.Time // when the contract ends, or the host was told to stop, and it is taken away; zero when it has no end
+	Started     time.Time // when the machine behind it was started last, as its provider says: another start is another life; zero when unknown
 	State       State
 	StateReason string // why, in plain words, "" when nothing is to be said
 	Workers     int    // of a Serverless endpoint: up now; 0 when none is or nobody knows

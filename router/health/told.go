@@ -57,11 +57,11 @@ func (b *Breaker) Suspect() bool {
 }
 
 // Heard takes in what another replica has found. What a control plane told that one holds here as well, for as long as this one's may
-// take to say so. What its own attempts showed may be a fault of its network: a closed breaker opens as a suspected one, which is tested at
-// once, or after wait where the host was only found to answer badly, and which an answer that comes here closes. Word that the host is well
+// take to say so. What its own attempts showed may be a fault of its own, or of its network: a closed breaker opens as a suspected one, which is tested
+// at once, and which an answer that comes here closes. Word that the host is well
 // has one that is open tested at once. at is when the other has found it, the zero time for now: what is older than what was found here
 // says nothing. changed is false when that is nothing new.
-func (b *Breaker) Heard(what Change, told bool, wait time.Duration, at time.Time) (changed bool) {
+func (b *Breaker) Heard(what Change, told bool, at time.Time) (changed bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now, s := b.now(), b.status.Load()
@@ -91,11 +91,8 @@ func (b *Breaker) Heard(what Change, told bool, wait time.Duration, at time.Time
 		if s != closed {
 			return false
 		}
-		if what != Opened {
-			wait = 0
-		}
 		b.pause = 0
-		b.shut(suspected, now.Add(max(0, min(wait, maxOpen))))
+		b.shut(suspected, now)
 		return true
 	case what == Recovered || what == Revived || what == Cleared:
 		if s == closed || s == taken || b.until.Load() <= now.UnixNano() {

@@ -157,6 +157,8 @@ type hostWord struct {
 	Told bool          `json:"told,omitempty"`
 	For  time.Duration `json:"for,omitempty"` // nanoseconds
 	Age  time.Duration `json:"age,omitempty"` // likewise
+	// Life is when the host was started that it is said of, in Unix milliseconds by its provider's clock; 0 for unknown.
+	Life int64 `json:"life,omitempty"`
 	// From and Keep are of notes: whose it is, and how long it was to be kept.
 	From string        `json:"from,omitempty"`
 	Keep time.Duration `json:"keep,omitempty"`
@@ -170,6 +172,9 @@ var words = map[health.Change]string{
 
 func (s *Share) encode(t router.Transition, keep time.Duration) []byte {
 	w := hostWord{Host: t.Endpoint, What: words[t.Change], Told: t.Told, For: t.For, From: s.opt.Way.ID(), Keep: keep}
+	if !t.Started.IsZero() {
+		w.Life = t.Started.UnixMilli()
+	}
 	if !t.At.IsZero() {
 		w.Age = max(0, s.opt.Now().Sub(t.At))
 	}
@@ -185,7 +190,11 @@ func decode(w *hostWord, late time.Duration, now time.Time) (t router.Transition
 	age := max(0, w.Age, w.Age+late)
 	for c, name := range words {
 		if name == w.What {
-			return router.Transition{Endpoint: w.Host, Change: c, Told: w.Told && age < toldFor, For: w.For, At: now.Add(-age)}, true
+			t = router.Transition{Endpoint: w.Host, Change: c, Told: w.Told && age < toldFor, For: w.For, At: now.Add(-age)}
+			if w.Life > 0 {
+				t.Started = time.UnixMilli(w.Life)
+			}
+			return t, true
 		}
 	}
 	return t, false // a later version's

@@ -13,6 +13,7 @@ import (
 	"headrace/gateway/state/redistest"
 	"headrace/router"
 	"headrace/router/endpoint"
+	"headrace/router/health"
 	"headrace/router/outcome"
 )
 
@@ -346,5 +347,34 @@ func TestOddWords(t *testing.T) {
 	}
 	if v := a.view("a"); v.Breaker != "closed" || v.Elsewhere != 0 {
 		t.Errorf("%s, %d elsewhere", v.Breaker, v.Elsewhere)
+	}
+}
+
+// silent is a way by which nothing goes.
+type silent struct{ Way }
+
+func (silent) ID() string { return "me" }
+
+// TestLives tells of which of a host's lives a word is, and has no word of an earlier one end the present one.
+func TestLives(t *testing.T) {
+	born := time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
+	for name, tc := range map[string]struct {
+		life time.Time
+		want string
+	}{
+		"of an earlier life": {born.Add(-time.Hour), "closed"},
+		"of this one":        {born, "preempted"},
+		"of none by name":    {time.Time{}, "preempted"},
+	} {
+		ep := host("a")
+		ep.Started = born
+		taken := 0
+		r := router.New(router.Options{Now: time.Now, Probes: true, Seed: 1})
+		r.Update([]endpoint.Endpoint{ep, host("b")}, nil)
+		s := New(Options{Router: r, Way: silent{}, Taken: func(endpoint.ID) { taken++ }})
+		s.hearHost("other", s.encode(router.Transition{Endpoint: "a", Change: health.Preempted, Told: true, Started: tc.life}, 0))
+		if got := (&gateway{t: t, r: r}).view("a").Breaker; got != tc.want || (taken > 0) != (tc.want != "closed") {
+			t.Errorf("%s: a is %s, broken off %d times", name, got, taken)
+		}
 	}
 }
