@@ -73,6 +73,7 @@ func (r *Redis) Docs(o DocsOptions) *Docs {
 	d := &Docs{r: r, opt: o, read: map[string]map[string]entry{}}
 	if o.Dir != "" {
 		d.copy = filepath.Join(o.Dir, "copies", r.place)
+		sweepTemps(d.copy, time.Now())
 	}
 	return d
 }

@@ -31,6 +31,7 @@ type Files struct {
 	wrote    atomic.Bool            // the directory is good
 	warned   atomic.Bool            // of a document that cannot be read
 	damaged  sync.Map               // kinds of which the last Load has left out such a one
+	swept    sync.Map               // kinds whose folder was rid of what killed writers left
 }
 
 // NewFiles returns a Store below dir, in its folder docs. It touches nothing yet. log may be nil.
@@ -193,6 +194,7 @@ func (f *Files) change(ctx context.Context, kind string, do func(dir string) err
 		return instead(m)
 	}
 	defer func() { _ = lock.Close() }() // and with it the lock
+	f.sweep(kind)
 	if err := do(dir); err != nil {
 		if errors.Is(err, ErrConflict) || f.wrote.Load() || !forGood(err) {
 			return err
@@ -263,6 +265,26 @@ func (f *Files) lock(ctx context.Context, dir string) (*os.File, error) {
 		if err != nil {
 			_ = lock.Close()
 			return nil, err
+		}
+	}
+}
+
+// sweep rids a kind's folder of what killed writers left, once in a process.
+func (f *Files) sweep(kind string) {
+	if _, done := f.swept.LoadOrStore(kind, true); !done {
+		sweepTemps(filepath.Join(f.dir, kind), time.Now())
+	}
+}
+
+// leftFor is how old a file has to be that replace has begun to be taken for one that nobody goes on with.
+const leftFor = time.Hour
+
+// sweepTemps removes what replace has left in a directory because its process was killed amid it.
+func sweepTemps(dir string, now time.Time) {
+	paths, _ := filepath.Glob(filepath.Join(dir, tempFile)) // fails for bad patterns only
+	for _, path := range paths {
+		if at, err := os.Lstat(path); err == nil && at.Mode().IsRegular() && now.Sub(at.ModTime()) > leftFor {
+			_ = os.Remove(path) // or the next process does
 		}
 	}
 }
@@ -361,6 +383,7 @@ func (f *Files) Watch(kind string) (changes <-chan struct{}, stop func()) {
 // follow tells of changes that other processes make.
 func (f *Files) follow(ctx context.Context, kind string) {
 	dir := filepath.Join(f.dir, kind)
+	f.sweep(kind)
 	var events <-chan fsnotify.Event
 	var failures <-chan error
 	notify, err := fsnotify.NewWatcher()

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"sync/atomic"
 	"time"
 
@@ -121,6 +122,8 @@ local n = redis.call("INCR", KEYS[2]) redis.call("PEXPIRE", KEYS[2], ARGV[3]) re
 	// saveScript writes an answer, unless a lease was handed out since.
 	saveScript = redis.NewScript(`local n = redis.call("GET", KEYS[2]) if n and n ~= ARGV[1] then return 0 end
 redis.call("SET", KEYS[1], ARGV[2], "PX", ARGV[3]) return 1`)
+	// freshScript returns an answer, and for how many milliseconds it is kept.
+	freshScript = redis.NewScript(`local v = redis.call("GET", KEYS[1]) if not v then return false end return {v, redis.call("PTTL", KEYS[1])}`)
 	// restScript lets a lease that is still ours run out in a while.
 	restScript = redis.NewScript(`if redis.call("GET", KEYS[1]) == ARGV[1] then return redis.call("PEXPIRE", KEYS[1], ARGV[2]) end return 0`)
 	// releaseScript deletes a lease that is still ours: one that has run out may be another's by now.
@@ -225,7 +228,7 @@ func (r *Redis) fetch(ctx context.Context, p *poll, held int64, fetch func(conte
 		defer close(done)
 		for pause(renewCtx, p.hold/3) == nil {
 			c, cancel := context.WithTimeout(renewCtx, r.opt.Timeout)
-			_ = r.client.PExpire(c, p.lease, p.hold).Err() // lost leases cost a second fetch, nothing else
+			_ = restScript.Run(c, r.client, []string{p.lease}, r.me, p.hold.Milliseconds()).Err() // lost leases cost a second fetch, nothing else
 			cancel()
 		}
 	}()
@@ -243,7 +246,7 @@ func (r *Redis) fetch(ctx context.Context, p *poll, held int64, fetch func(conte
 	r.fetched.Add(1)
 	c, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.opt.Timeout)
 	defer cancel()
-	stamped := binary.BigEndian.AppendUint64(nil, uint64(r.opt.Now().UnixMilli())) //nolint:gosec // after 1970
+	stamped := binary.BigEndian.AppendUint64(nil, uint64(p.keep().Milliseconds())) //nolint:gosec // above 0
 	saved, serr := saveScript.Run(c, r.client, []string{p.value, p.fence}, held, append(stamped, b...), p.keep().Milliseconds()).Int()
 	switch {
 	case serr != nil:
@@ -271,25 +274,31 @@ func (r *Redis) drop(ctx context.Context, lease string) {
 	_ = releaseScript.Run(c, r.client, []string{lease}, r.me).Err()
 }
 
-// fresh returns the shared answer if it is young enough, nil if there is none.
+// fresh returns the shared answer if it is young enough, nil if there is none. How old it is follows from how long Redis will still keep it: the
+// clocks of replicas differ. In front of it stands how long that was at first, in milliseconds.
 func (r *Redis) fresh(ctx context.Context, p *poll) ([]byte, error) {
 	c, cancel := context.WithTimeout(ctx, r.opt.Timeout)
 	defer cancel()
-	b, err := r.client.Get(c, p.value).Bytes()
+	is, err := freshScript.Run(c, r.client, []string{p.value}).Slice()
 	if errors.Is(err, redis.Nil) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	if len(b) < 8 {
+	if len(is) != 2 {
 		return nil, nil
 	}
-	at := time.UnixMilli(int64(binary.BigEndian.Uint64(b))) //nolint:gosec // what was written above
-	if age := r.opt.Now().Sub(at); age >= p.every || age < -time.Minute {
+	s, _ := is[0].(string)
+	left, _ := is[1].(int64)
+	if len(s) < 8 || left <= 0 {
 		return nil, nil
 	}
-	return b[8:], nil
+	kept := binary.BigEndian.Uint64([]byte(s[:8]))
+	if age := time.Duration(int64(min(kept, math.MaxInt64/uint64(time.Millisecond)))-left) * time.Millisecond; age >= p.every { //nolint:gosec // bounded
+		return nil, nil
+	}
+	return []byte(s[8:]), nil
 }
 
 // acquire returns the number of a lease that nobody had, 0 when somebody has it.

@@ -34,15 +34,21 @@ func (s *server) open(now func() time.Time) *Redis {
 	return r
 }
 
+// ages makes the answer k of a kind, which is good for every, too old.
+func ages(t *testing.T, r *Redis, kind string, every time.Duration) {
+	t.Helper()
+	p := poll{value: r.tagged(kind, "k"), every: every}
+	if ok, err := r.client.PExpire(t.Context(), p.value, p.keep()-every).Result(); err != nil || !ok {
+		t.Fatalf("no answer to make older: %t, %v", ok, err)
+	}
+}
+
 // TestOnePoller has many replicas ask at once, again and again: one of them fetches each time.
 func TestOnePoller(t *testing.T) {
 	s := startRedis(t)
-	var clock atomic.Int64
-	clock.Store(1_800_000_000_000)
-	now := func() time.Time { return time.UnixMilli(clock.Load()) }
 	replicas := make([]*Redis, 8)
-	for i := range replicas {
-		replicas[i] = s.open(now)
+	for i := range replicas { // whose clocks differ by hours
+		replicas[i] = s.open(func() time.Time { return time.Now().Add(time.Duration(i-4) * time.Hour) })
 	}
 	var fetches atomic.Int64
 	for round := range 5 {
@@ -58,7 +64,7 @@ func TestOnePoller(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		clock.Add(time.Minute.Milliseconds())
+		ages(t, replicas[0], "poll", time.Minute)
 	}
 	if n := fetches.Load(); n != 5 {
 		t.Errorf("%d fetches in 5 rounds", n)
@@ -151,18 +157,16 @@ func TestHolderDies(t *testing.T) {
 // those that come later, and one who fails leaves it to the next at once.
 func TestOnce(t *testing.T) {
 	s := startRedis(t)
-	var clock, done atomic.Int64
-	clock.Store(1_800_000_000_000)
-	now := func() time.Time { return time.UnixMilli(clock.Load()) }
+	var done atomic.Int64
 	replicas := make([]*Redis, 4)
 	for i := range replicas {
-		replicas[i] = s.open(now)
+		replicas[i] = s.open(nil)
 	}
 	for round := range 3 {
 		var wg sync.WaitGroup
 		for _, r := range replicas {
 			wg.Go(func() {
-				b, err := r.Once(t.Context(), "k", time.Second, func(context.Context) ([]byte, error) {
+				b, err := r.Once(t.Context(), "k", time.Minute, func(context.Context) ([]byte, error) {
 					return fmt.Appendf(nil, "%d", done.Add(1)), nil
 				})
 				if want := fmt.Sprint(round + 1); err != nil || string(b) != want {
@@ -171,7 +175,7 @@ func TestOnce(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		clock.Add(time.Second.Milliseconds())
+		ages(t, replicas[0], "once", time.Minute)
 	}
 	boom := errors.New("boom")
 	if _, err := replicas[0].Once(t.Context(), "k", time.Second, func(context.Context) ([]byte, error) { return nil, boom }); !errors.Is(err, boom) {

@@ -499,3 +499,36 @@ func TestPermissions(t *testing.T) {
 		t.Errorf("denied: %v, %v", denied, err)
 	}
 }
+
+// TestLeftovers has a killed writer's half of a file removed by the next process, and nobody else's.
+func TestLeftovers(t *testing.T) {
+	dir := t.TempDir()
+	leave := func(name string, age time.Duration) string {
+		t.Helper()
+		path := filepath.Join(dir, "docs", "keys", name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte("headrace docu"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		at := time.Now().Add(-age)
+		if err := os.Chtimes(path, at, at); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	old, young, other := leave(".new-123", 2*leftFor), leave(".new-456", leftFor/2), leave(".nfs123", 2*leftFor)
+	f := NewFiles(dir, nil)
+	if _, err := f.Put(t.Context(), "keys", "a", 0, []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	for path, stays := range map[string]bool{old: false, young: true, other: true} {
+		if _, err := os.Stat(path); (err == nil) != stays {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	if docs, err := f.Load(t.Context(), "keys"); err != nil || len(docs) != 1 {
+		t.Errorf("%v, %v", docs, err)
+	}
+}
