@@ -94,7 +94,7 @@ func TestHeard(t *testing.T) {
 	say("b", health.Preempted, false, 0) // as its network shows: nobody here has seen it
 	forced := mustPick(t, r)             // all may be that one's fault
 	forced.Done(Result{Class: outcome.ClientGone})
-	r.Probed("a", outcome.Success) // of the test above, which nobody waits for any more
+	r.Probed("a", outcome.Success)                                     // of the test above, which nobody waits for any more
 	if got := due(r, c); !slices.Equal(got, []endpoint.ID{"a", "b"}) { // one that only answers badly too: it may be the other's doing
 		t.Errorf("%v are due for a test", got)
 	}
