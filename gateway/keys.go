@@ -148,7 +148,7 @@ func (x *exchange) confined() *openai.Error {
 const mostChoices = 128
 
 // choices is how many answers a host makes for the request, be it to give the best of them.
-func (x *exchange) choices() int64 { return min(max(x.scan.N, int64(x.scan.Best)), mostChoices) }
+func (x *exchange) choices() int64 { return min(max(x.scan.N, int64(x.scan.BestOf)), mostChoices) }
 
 // spend takes what the request is going to use from the key's limits and budgets.
 func (x *exchange) spend() *openai.Error {

@@ -48,8 +48,7 @@ type Request struct {
 	PromptIsText    bool  // the value at PromptAt is one string
 	Echo            bool  // "echo" is true
 	Suffix          bool  // "suffix" holds something
-	BestOf          bool  // "best_of" is more than 1, or "use_beam_search" is true
-	Best            uint8 // of how many answers the best are given: "best_of", 255 for more; 0 where it says nothing
+	BestOf          uint8 // of how many answers the best are given: "best_of", 255 for more, and at least 2 for "use_beam_search"; 0 where nothing is said
 	PromptLogprobs  bool  // "prompt_logprobs" is there and neither null nor false
 	Audio           bool  // "modalities" names more than text
 	TokenIDs        bool  // "return_token_ids" (vLLM) or "return_hidden_states" (SGLang) is true
@@ -219,10 +218,11 @@ func (r *Request) Scan(body []byte) error {
 		case "suffix":
 			r.Suffix = filled(rd.skip())
 		case "best_of":
-			v := rd.skip()
-			r.BestOf, r.Best = moreThanOne(v) || r.BestOf, howMany(v)
+			r.BestOf = max(r.BestOf, howMany(rd.skip()))
 		case "use_beam_search":
-			r.BestOf = filled(rd.skip()) || r.BestOf
+			if filled(rd.skip()) {
+				r.BestOf = max(r.BestOf, 2)
+			}
 		case "prompt_logprobs":
 			r.PromptLogprobs = filled(rd.skip())
 		case "modalities":
@@ -395,21 +395,16 @@ func (r *reader) bindsText() bool {
 	return binds
 }
 
-// moreThanOne says whether the JSON value v is a number above 1.
-func moreThanOne(v []byte) bool {
+// howMany is the JSON value v as a count of up to 255, which stands for any number that is none, too; 0 where v is no number.
+func howMany(v []byte) uint8 {
 	if len(v) == 0 || v[0]-'0' > 9 {
-		return false
+		return 0
 	}
 	n, ok := integer(v)
-	return !ok || n > 1
-}
-
-// howMany is the JSON value v as a count of up to 255, 0 where it is none.
-func howMany(v []byte) uint8 {
-	if n, ok := integer(v); ok && n > 0 {
-		return uint8(min(n, math.MaxUint8)) //nolint:gosec // bounded
+	if !ok {
+		return math.MaxUint8
 	}
-	return 0
+	return uint8(min(max(n, 0), math.MaxUint8)) //nolint:gosec // bounded
 }
 
 // wantsMoreThanText reads the value of "modalities".

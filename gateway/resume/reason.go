@@ -52,7 +52,7 @@ func Allowed(path string, q *openai.Request) Reason {
 		return Tools
 	case q.ResponseFormat:
 		return StructuredOutput
-	case q.N > 1 || q.BestOf:
+	case q.N > 1 || q.BestOf > 1:
 		return Choices
 	case q.Logprobs || q.PromptLogprobs:
 		return Logprobs
