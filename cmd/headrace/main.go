@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -18,6 +19,7 @@ import (
 var version = ""
 
 func main() {
+	collectLate()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
@@ -31,6 +33,21 @@ func main() {
 		}
 		os.Exit(ee.code) //nolint:gocritic // stop only restores the default signal handling
 	}
+}
+
+const (
+	startPercent = 400                    // first collection at 16 MB
+	startLasts   = 100 * time.Millisecond // more than enough to be listening
+)
+
+// collectLate keeps the garbage collector from the first moments of the process: what a start makes is nearly all kept, and comes to just
+// what makes the collector begin, a tenth of the time to the first answer. Who sets GOGC gets what it says at all times.
+func collectLate() {
+	if os.Getenv("GOGC") != "" {
+		return
+	}
+	usual := debug.SetGCPercent(startPercent)
+	time.AfterFunc(startLasts, func() { debug.SetGCPercent(usual) })
 }
 
 // exitError ends the program with a code of its own: 2 for a config or a flag that is wrong, 1 for all else.
