@@ -861,7 +861,7 @@ func TestStuck(t *testing.T) {
 					t.Errorf("%+v", s)
 				}
 				close(goOn)
-				if r := g.recordN(0); r.Attempts[0].Class != outcome.FirstByteTimeout || r.Duration > 5*time.Second {
+				if r := g.recordN(0); r.Attempts[0].Class != outcome.FirstByteTimeout || r.Duration > 9*time.Second {
 					t.Errorf("%s after %v", r.Attempts[0].Class, r.Duration)
 				}
 				return

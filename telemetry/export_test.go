@@ -523,12 +523,12 @@ func TestDeadCollector(t *testing.T) {
 		slowest = max(slowest, time.Since(at))
 	}
 	t.Logf("%d requests in %s, the slowest record %s", many, time.Since(began), slowest)
-	if slowest > time.Second {
+	if slowest > 5*time.Second {
 		t.Errorf("a request waited %s for a collector", slowest)
 	}
 	ending := time.Now()
 	stop()
-	if d := time.Since(ending); d > 8*time.Second {
+	if d := time.Since(ending); d > 20*time.Second {
 		t.Errorf("the end took %s", d)
 	}
 	page := scrape(t, m, "text/plain")

@@ -121,6 +121,7 @@ func (b *burst) advice(t *testing.T) (a shownAdvice) {
 
 // TestBurstWakesAWorker has a worker up before the first request that needs it comes.
 func TestBurstWakesAWorker(t *testing.T) {
+	t.Parallel()
 	b := startBurst(t, "wake")
 	eventually(t, "woken and up", func() bool {
 		return b.e.Stats().Completed == 1 && stateOf(b.app.router.Hosts(), "runpod:e1") == "ready"
@@ -238,6 +239,7 @@ func TestHoldFollowsDemand(t *testing.T) {
 
 // TestReplicasThroughRedis has one of two gateways find what a third had held when it died, and the other take its place.
 func TestReplicasThroughRedis(t *testing.T) {
+	t.Parallel()
 	redis := redistest.Start(t).URL()
 	cloud := startRunPod(t, fakerunpod.Config{TimeScale: 100, Seed: 1})
 	e := cloud.AddEndpoint(fakerunpod.EndpointConfig{ID: "e1", WorkersMin: 2, Env: map[string]string{"MODEL_NAME": "org/llama"}})

@@ -172,6 +172,7 @@ providers:
 `
 
 func TestReload(t *testing.T) {
+	t.Parallel()
 	h := startHost(t, fakecloud.HostConfig{Name: "a", Models: []string{"m"}})
 	hup := make(chan os.Signal)
 	yaml := fmt.Sprintf(appYAML, h.URL()+"/v1")
@@ -341,6 +342,7 @@ func TestCertificateReload(t *testing.T) {
 
 // TestBinary runs the program as a person does.
 func TestBinary(t *testing.T) {
+	t.Parallel()
 	bin := filepath.Join(t.TempDir(), "headrace")
 	if out, err := exec.Command("go", "build", "-o", bin, ".").CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)

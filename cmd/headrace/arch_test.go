@@ -90,6 +90,7 @@ type listed struct {
 
 // TestImportDirections holds the tree to the directions of ARCHITECTURE.md.
 func TestImportDirections(t *testing.T) {
+	t.Parallel()
 	root := filepath.Join("..", "..")
 	for _, f := range findings(t, root) {
 		t.Error(f)

@@ -72,6 +72,7 @@ func own(t *testing.T, more string) string {
 
 // TestChaosWithoutFaults meets every target, in the clear and over TLS.
 func TestChaosWithoutFaults(t *testing.T) {
+	t.Parallel()
 	for name, args := range map[string][]string{"plain": nil, "TLS": {"--tls"}} {
 		t.Run(name, func(t *testing.T) {
 			asked := func(r *chaos.Report) bool {
@@ -87,6 +88,7 @@ func TestChaosWithoutFaults(t *testing.T) {
 
 // TestChaosKillsAreSeen takes hosts away: what breaks is told of, and nothing of it is silent.
 func TestChaosKillsAreSeen(t *testing.T) {
+	t.Parallel()
 	report := filepath.Join(t.TempDir(), "report.json")
 	broke := func(r *chaos.Report) bool {
 		n := 0
@@ -107,6 +109,7 @@ func TestChaosKillsAreSeen(t *testing.T) {
 
 // TestChaosByNumbers has answers go on by the numbers of their tokens: the flag reaches the gateway, and each token comes once all the same.
 func TestChaosByNumbers(t *testing.T) {
+	t.Parallel()
 	exact := 0
 	rep, _, _ := playedUntil(t, func(r *chaos.Report) bool { // a host is asked by numbers once a test has shown that it knows them
 		exact = 0

@@ -24,6 +24,7 @@ func power(t *testing.T, args ...string) (string, error) {
 }
 
 func TestExperimentPower(t *testing.T) {
+	t.Parallel()
 	out, err := power(t, "--requests", "1500,500", "--runs", "20", "--failures", "25%", "--ttft", "0.1", "--share", "20%", "-o", "json")
 	if err != nil {
 		t.Fatal(err)

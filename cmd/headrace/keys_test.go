@@ -205,20 +205,39 @@ func TestAdminKey(t *testing.T) {
 }
 
 // withinASecond does something over and over, until it took no longer than that: a busy machine may hold any process up for a while, and what
-// waits for somebody's next look never is so quick. do tells whether it was done at all.
+// waits for somebody's next look never is so quick. What the machine takes for hops round trips is added, for it has nothing to do with what is
+// waited for. do tells whether it was done at all.
 func withinASecond(t *testing.T, what string, do func() bool) {
 	t.Helper()
 	for tries := 1; ; tries++ {
 		began := time.Now()
 		done := do()
 		took := time.Since(began)
-		if done && took <= time.Second {
+		if done && took <= time.Second+hops*roundTrip(t) {
 			return
 		}
 		if t.Logf("%s after %s", what, took); tries == 10 {
 			t.Fatalf("%s: never within a second", what)
 		}
 	}
+}
+
+// hops is how many round trips lie at most between a change and the last answer that shows it.
+const hops = 30
+
+// roundTrip is how long an HTTP request over loopback takes now.
+func roundTrip(t *testing.T) time.Duration {
+	t.Helper()
+	s := httptest.NewServer(http.NotFoundHandler())
+	defer s.Close()
+	const n = 10
+	began := time.Now()
+	for range n {
+		if status, _ := get(t, s.URL); status != http.StatusNotFound {
+			t.Fatalf("status %d", status)
+		}
+	}
+	return time.Since(began) / n
 }
 
 // TestReplicasShareKeys has three gateways behave as one: a key made at one of them opens all within a second, its limit holds over all of
@@ -235,7 +254,7 @@ func TestReplicasShareKeys(t *testing.T) {
 		return rs[0].app.redis.Replicas() == 3 && rs[1].app.redis.Replicas() == 3 && rs[2].app.redis.Replicas() == 3
 	})
 	admin := func(i int) string { return rs[i].app.admin.Addr().String() }
-	const rpm = 240
+	const rpm = 120
 	opens := func(key string, want int) func() bool {
 		return func() bool {
 			for _, r := range rs {

@@ -16,6 +16,7 @@ import (
 
 // TestEnginesAreAsked fills a host behind the gateway's back: its engine's queue tells the gateway how many it really takes.
 func TestEnginesAreAsked(t *testing.T) {
+	t.Parallel()
 	h := startHost(t, fakecloud.HostConfig{Models: []string{"m"}, MaxNumSeqs: 2, TPS: 10, TimeScale: 1})
 	yaml := strings.Replace(fmt.Sprintf(appYAML, h.URL()+"/v1"), "price:", "models: [m], max_num_seqs: 8, price:", 1)
 	r := startApp(t, t.TempDir(), yaml, nil)

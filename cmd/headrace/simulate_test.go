@@ -47,6 +47,7 @@ func readReport(t *testing.T, out string) (rep sim.Report) {
 }
 
 func TestSimulateSameSeedSameResult(t *testing.T) {
+	t.Parallel()
 	args := []string{"S2", "--hours", "0.1", "--policy", "headrace,oracle,random", "--seeds", "2", "-o", "json"}
 	one, errs, code := simulate(t, append(args, "--jobs", "1")...)
 	if code != 0 || errs != "" {
@@ -175,6 +176,7 @@ func golden(t *testing.T, file, got string) {
 
 // TestFleetExample reads the example, which shows every key, and simulates a little of it.
 func TestFleetExample(t *testing.T) {
+	t.Parallel()
 	const path = "../../deploy/fleet.example.yaml"
 	s, err := readFleet(path, os.LookupEnv)
 	if err != nil {
@@ -256,6 +258,10 @@ func TestSimulateTraces(t *testing.T) {
 
 // TestSuiteMisses runs the short suite, cut shorter still, on a fleet that can keep no promise.
 func TestSuiteMisses(t *testing.T) {
+	if underRace {
+		t.Skip("a minute of reckoning; TestSimulateSameSeedSameResult runs the same code side by side")
+	}
+	t.Parallel()
 	args := []string{"--suite", "short", "--fleet", filepath.Join("testdata", "simulate", "slow.yaml"), "--hours", "0.05", "--seeds", "1"}
 	out, errs, code := simulate(t, args...)
 	if code != 1 || !strings.Contains(errs, "targets missed: ") || !strings.Contains(errs, "slo-S1") {
@@ -312,6 +318,7 @@ func TestSimulateInterrupted(t *testing.T) {
 
 // TestSimulateInterruptedExperiments ends a suite among its experiments, when all hosts are simulated: nothing is judged.
 func TestSimulateInterruptedExperiments(t *testing.T) {
+	t.Parallel()
 	c := simulateCommand()
 	var out bytes.Buffer
 	c.SetOut(&out)

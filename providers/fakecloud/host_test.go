@@ -123,7 +123,7 @@ func TestSpeed(t *testing.T) {
 	status, _, _ := do(t, h, http.MethodPost, "/v1/chat/completions", chatBody("x", `,"stream":true,"max_tokens":400`))
 	took := time.Since(began)
 	want := (500*time.Millisecond + (tokens-1)*time.Second/40) / scale
-	if status != 200 || took < want || took > 4*want+time.Second {
+	if status != 200 || took < want || took > scale*want {
 		t.Errorf("status %d after %v, want 200 after %v", status, took, want)
 	}
 }
@@ -237,7 +237,7 @@ func TestStopLetsRequestsFinish(t *testing.T) {
 		if s := h.Stats(); s.Completed != 1 || s.OutputTokens != 60 || s.Connections != 0 {
 			t.Errorf("books %+v", s)
 		}
-		if d := time.Since(began); d > 3*time.Second {
+		if d := time.Since(began); d > 4500*time.Millisecond { // net/http waits for 5 s where connections are left to it
 			t.Errorf("it took %v", d)
 		}
 		h.Stop()
