@@ -157,22 +157,25 @@ func (a *Assigner) Draw(what, id string) float64 {
 }
 
 // hasher hashes units under a name: the first 8 bytes of the SHA-256 of the name, a zero byte and the unit. Units that do not fit into
-// its buffer are hashed before.
+// its buffer, of more than 400 bytes, are hashed before.
 type hasher struct {
-	buf  [96]byte
+	name [96]byte
 	used int
 }
 
+const longestHashed = 96 + 400
+
 func (h *hasher) set(name string) {
-	if len(name)+1+sha256.Size > len(h.buf) {
+	if len(name)+1 > len(h.name) {
 		sum := sha256.Sum256([]byte(name))
 		name = string(sum[:])
 	}
-	h.used = copy(h.buf[:], name) + 1
+	h.used = copy(h.name[:], name) + 1
 }
 
 func (h *hasher) of(unit []byte) Key {
-	buf := h.buf
+	var buf [longestHashed]byte
+	copy(buf[:], h.name[:h.used])
 	if len(unit) > len(buf)-h.used {
 		sum := sha256.Sum256(unit)
 		unit = sum[:]

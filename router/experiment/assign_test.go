@@ -1,11 +1,14 @@
 package experiment
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"math"
 	"math/rand/v2"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -197,9 +200,26 @@ func TestAssignAllocates(t *testing.T) {
 	}
 }
 
+// TestPlace hashes a unit with its experiment's name once, as docs/experiments.md has it, and one that is very long before that.
+func TestPlace(t *testing.T) {
+	a := NewAssigner(threeArms(), 1, nil, true)
+	for _, n := range []int{1, 30, 70, 100, 255, 400, 1000} {
+		unit := []byte(strings.Repeat("u", n))
+		hashed := unit
+		if n > 495 {
+			sum := sha256.Sum256(unit)
+			hashed = sum[:]
+		}
+		sum := sha256.Sum256(append([]byte(a.Spec.Name+"\x00"), hashed...))
+		if want := Key(binary.BigEndian.Uint64(sum[:])); a.Key(unit) != want {
+			t.Errorf("a unit of %d bytes is at %d, want %d", n, a.Key(unit), want)
+		}
+	}
+}
+
 func BenchmarkAssign(b *testing.B) {
 	a := NewAssigner(threeArms(), 1, []float64{0.5, 0.125, 0.375}, true)
-	for _, unit := range []string{"user-0123456789", "req_2vjvuxn2hcd6wq3a2vjvuxn2hc", fmt.Sprintf("%0100d", 1)} {
+	for _, unit := range []string{"user-0123456789", "req_2vjvuxn2hcd6wq3a2vjvuxn2hc", strings.Repeat("u", 100), strings.Repeat("u", 200)} {
 		b.Run(strconv.Itoa(len(unit)), func(b *testing.B) {
 			b.ReportAllocs()
 			u := []byte(unit)
