@@ -34,6 +34,7 @@ type explainOptions struct {
 	region       string
 	session      string
 	key          string
+	unit, arm    string
 }
 
 func explainCommand() *cobra.Command {
@@ -45,7 +46,8 @@ func explainCommand() *cobra.Command {
 be, what kept the others from it, and what came of it. The request's ID is in its answer's header x-request-id; the newest
 1,024 decisions are kept, one for each attempt.
 
-With --model tell where such a request would go now. It is not sent, and nothing is reserved for it.
+With --model tell where such a request would go now: where an experiment is on the model, one without a unit, of --unit, or of --arm.
+It is not sent, and nothing is reserved for it.
 Without arguments list the newest 10 decisions.
 
 Exit codes: 0 all is well, 1 no gateway answers, it knows no such request or model, or no host can take the request that is
@@ -95,6 +97,8 @@ asked about, 2 the command line or the config is wrong.`,
 	f.StringVar(&o.region, "region", "", "regions of the host parted by commas, such as EU or US-KS-2,CA")
 	f.StringVar(&o.session, "session", "", "of this session (x-headrace-session)")
 	f.StringVar(&o.key, "key", "", "of this key, by its name or ID: each key has sessions of its own")
+	f.StringVar(&o.unit, "unit", "", "of this unit of the model's experiment: a user, session or key, as the first of its assign_by has it")
+	f.StringVar(&o.arm, "arm", "", "of this arm, such as awq-canary=canary (x-headrace-arm)")
 	for name, words := range map[string][]string{
 		"policy": policyWords(), "output": {"table", "json"}, "trust": {"community", "verified", "datacenter", "secure"},
 	} {
@@ -121,7 +125,7 @@ func (o *explainOptions) query(cmd *cobra.Command) url.Values {
 	for name, flag := range map[string]struct{ flag, value string }{
 		"model": {"model", o.model}, "prompt_tokens": {"prompt-tokens", strconv.Itoa(o.promptTokens)}, "max_tokens": {"max-tokens", strconv.Itoa(o.maxTokens)},
 		"policy": {"policy", o.policy}, "ttft": {"ttft", o.ttft}, "tps": {"tps", o.tps}, "trust": {"trust", o.trust}, "region": {"region", o.region}, "session": {"session", o.session},
-		"key": {"key", o.key},
+		"key": {"key", o.key}, "unit": {"unit", o.unit}, "arm": {"arm", o.arm},
 	} {
 		if cmd.Flags().Changed(flag.flag) {
 			q.Set(name, flag.value)
@@ -264,6 +268,9 @@ type settledRequest struct {
 	Cached   *int64    `json:"cached_tokens"`
 	Output   *int64    `json:"output_tokens"`
 	USD      *float64  `json:"usd"`
+	Arm      string    `json:"arm"`
+	OutOfArm bool      `json:"out_of_arm"`
+	Forced   bool      `json:"arm_forced"`
 }
 
 type explainedRequest struct {

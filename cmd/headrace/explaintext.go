@@ -295,6 +295,21 @@ func whole(r *settledRequest) string {
 	if r.USD != nil {
 		s += fmt.Sprintf("; %s is its share of the bill", usdText(*r.USD))
 	}
+	return s + ".\n" + armText(r)
+}
+
+// armText tells of which experiment's arm it was.
+func armText(r *settledRequest) string {
+	if r.Arm == "" {
+		return ""
+	}
+	s := "It was of the arm " + r.Arm
+	if r.Forced {
+		s += ", which it had asked for"
+	}
+	if r.OutOfArm {
+		s += ", and served by a host that is none of the arm's: those had no room, or failed"
+	}
 	return s + ".\n"
 }
 

@@ -46,9 +46,20 @@ func (o *Options) explain(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	ask.Affinity.Salt(salt)
+	model := ask.Model
+	if o.Experiments != nil {
+		pool, err := o.Experiments.Pool(model, q.Get("unit"), q.Get("arm"))
+		if err != nil {
+			fail(w, http.StatusBadRequest, "invalid_parameter", err.Error()+". /admin/v1/experiments lists them.")
+			return
+		}
+		if _, there := o.Router.Snapshot().Pool(pool); there {
+			ask.Model = pool
+		}
+	}
 	x, err := o.Router.Explain(ask)
 	if err != nil { // ErrUnknownModel, nothing else
-		fail(w, http.StatusNotFound, "model_not_found", fmt.Sprintf("The model %q does not exist. Available: %s.", ask.Model, listed(o.Router.Snapshot().Models())))
+		fail(w, http.StatusNotFound, "model_not_found", fmt.Sprintf("The model %q does not exist. Available: %s.", model, listed(o.Router.Snapshot().Models())))
 		return
 	}
 	write(w, http.StatusOK, &x)
@@ -68,6 +79,13 @@ func asked(q url.Values) (ask *router.Request, refused string) {
 		want := ""
 		switch name {
 		case "model":
+		case "unit", "arm":
+			if value == "" {
+				want = "a user, session or key, as the experiment's assign_by has it"
+				if name == "arm" {
+					want = "experiment=arm"
+				}
+			}
 		case "key":
 			if value == "" {
 				want = "the name or ID of a key"
@@ -84,7 +102,7 @@ func asked(q url.Values) (ask *router.Request, refused string) {
 		default:
 			var known bool
 			if want, known = ask.Wish(name, value); !known {
-				return nil, "There is no parameter " + strconv.Quote(name) + ". There are model, prompt_tokens, max_tokens, policy, ttft, tps, trust, region, session and key."
+				return nil, "There is no parameter " + strconv.Quote(name) + ". There are model, prompt_tokens, max_tokens, policy, ttft, tps, trust, region, session, key, unit and arm."
 			}
 		}
 		if want != "" {

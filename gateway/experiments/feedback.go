@@ -2,12 +2,10 @@ package experiments
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/bits"
 
-	"headrace/router/affinity"
 	"headrace/router/experiment"
 )
 
@@ -57,10 +55,7 @@ func (m *Manager) Feedback(ctx context.Context, name string, f Feedback) (arm st
 				return bad("by must be one of the experiment's assign_by")
 			}
 		}
-		unit := []byte(f.Unit)
-		if kind.Kind == experiment.BySession {
-			unit = binary.BigEndian.AppendUint64(nil, affinity.SessionHash(t.Spec.Model, unit))
-		}
+		unit := unitBytes(t.Spec, kind, f.Unit)
 		a := m.table.Load().Named(name)
 		if !a.Takes(unit) {
 			return bad("that unit is not in the experiment")
