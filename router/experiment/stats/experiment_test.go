@@ -181,7 +181,7 @@ func TestWeightsThatFall(t *testing.T) {
 // of the e-value over all places stays one after each of them, for each counts by the weights that its arm was drawn by.
 func TestLateVotesAreFair(t *testing.T) {
 	weights := []float64{0.1, 0.4, 0.8}
-	const places = 1000
+	const places = 250
 	for _, order := range [][]int{{0, 1, 2}, {1, 0, 2}, {2, 1, 0}, {0, 2, 1}, {2, 0, 1}} {
 		for _, sticky := range []bool{false, true} {
 			mean := make([]float64, len(order))
@@ -668,7 +668,7 @@ func TestSlowArm(t *testing.T) {
 				broken := false
 				for i, d := range due {
 					[]*stats.Experiment{one, two}[i%2].Record(&d.o)
-					if i%500 == 0 {
+					if i%1500 == 0 {
 						if err := one.Merge("two", two.Snapshot()); err != nil {
 							t.Fatal(err)
 						}

@@ -29,7 +29,7 @@ func walk(t *testing.T, e *stats.Experiment, r *rand.Rand, sticky bool, m stats.
 		for range s.requests {
 			unit := r.Uint64()
 			if sticky {
-				unit = uint64(r.IntN(4000)) * 0x9e3779b97f4a7c15
+				unit = uint64(r.IntN(2000)) * 0x9e3779b97f4a7c15
 			}
 			o := stats.Unknown(unit, 0)
 			if place := float64(unit*0xd6e8feb86659fd93>>11) / (1 << 53); place < s.weight {
@@ -64,14 +64,14 @@ func TestSteps(t *testing.T) {
 	type pair = [2]float64
 	alike := func(v float64) pair { return pair{v, v} }
 	shares := map[string][]step{
-		"more goes bad, with both":                               {{0.05, 20000, alike(0.002), pair{}}, {0.5, 8000, alike(0.05), pair{}}},
-		"less goes bad, and three times as much with the canary": {{0.05, 20000, alike(0.1), pair{}}, {0.5, 16000, pair{0.01, 0.03}, pair{}}},
+		"more goes bad, with both":                               {{0.05, 8000, alike(0.002), pair{}}, {0.5, 4000, alike(0.06), pair{}}},
+		"less goes bad, and five times as much with the canary": {{0.05, 6000, alike(0.1), pair{}}, {0.5, 6000, pair{0.01, 0.05}, pair{}}},
 	}
 	levels := map[string][]step{
-		"slower, with both":                  {{0.05, 8000, pair{}, alike(0)}, {0.5, 3000, pair{}, alike(0.7)}},
-		"faster, and less so the canary":     {{0.05, 8000, pair{}, alike(0.7)}, {0.5, 8000, pair{}, pair{0, 0.25}}},
-		"liked less, with both":              {{0.05, 8000, pair{}, alike(0.9)}, {0.5, 3000, pair{}, alike(0.3)}},
-		"liked more, and less so the canary": {{0.05, 8000, pair{}, alike(0.3)}, {0.5, 8000, pair{}, pair{0.9, 0.75}}},
+		"slower, with both":                  {{0.05, 3000, pair{}, alike(0)}, {0.5, 1500, pair{}, alike(0.7)}},
+		"faster, and less so the canary":     {{0.05, 3000, pair{}, alike(0.7)}, {0.5, 3000, pair{}, pair{0, 0.25}}},
+		"liked less, with both":              {{0.05, 3000, pair{}, alike(0.9)}, {0.5, 1500, pair{}, alike(0.3)}},
+		"liked more, and less so the canary": {{0.05, 3000, pair{}, alike(0.3)}, {0.5, 3000, pair{}, pair{0.9, 0.75}}},
 	}
 	for _, tc := range []struct {
 		m      stats.Metric
@@ -80,9 +80,9 @@ func TestSteps(t *testing.T) {
 		accuse string // where nothing differs
 		hide   string // where the canary does harm
 	}{
-		{stats.Failed, 0.005, shares, "more goes bad, with both", "less goes bad, and three times as much with the canary"},
-		{stats.Missed, 0.005, shares, "more goes bad, with both", "less goes bad, and three times as much with the canary"},
-		{stats.Truncated, 0.005, shares, "more goes bad, with both", "less goes bad, and three times as much with the canary"},
+		{stats.Failed, 0.005, shares, "more goes bad, with both", "less goes bad, and five times as much with the canary"},
+		{stats.Missed, 0.005, shares, "more goes bad, with both", "less goes bad, and five times as much with the canary"},
+		{stats.Truncated, 0.005, shares, "more goes bad, with both", "less goes bad, and five times as much with the canary"},
 		{stats.TTFT, 0.1, levels, "slower, with both", "faster, and less so the canary"},
 		{stats.TPS, 0.1, levels, "slower, with both", "faster, and less so the canary"},
 		{stats.USD, 0.1, levels, "slower, with both", "faster, and less so the canary"},
@@ -177,16 +177,16 @@ func TestTolerated(t *testing.T) {
 		s        step
 		want     stats.Action
 	}{
-		{stats.Failed, 0.02, step{0.5, 40000, [2]float64{0.01, 0.02}, [2]float64{}}, stats.Promote},
-		{stats.Failed, 0.02, step{0.5, 40000, [2]float64{0.01, 0.05}, [2]float64{}}, stats.Stop},
-		{stats.Missed, 0.05, step{0.5, 40000, [2]float64{0.1, 0.13}, [2]float64{}}, stats.Promote},
-		{stats.Missed, 0.05, step{0.5, 40000, [2]float64{0.1, 0.18}, [2]float64{}}, stats.Stop},
-		{stats.USD, 0.2, step{0.5, 40000, [2]float64{}, [2]float64{0, math.Log(1.15)}}, stats.Promote},
-		{stats.USD, 0.2, step{0.5, 40000, [2]float64{}, [2]float64{0, math.Log(1.3)}}, stats.Stop},
-		{stats.TPS, 0.15, step{0.5, 40000, [2]float64{}, [2]float64{0, -math.Log(0.88)}}, stats.Promote},
-		{stats.TPS, 0.15, step{0.5, 40000, [2]float64{}, [2]float64{0, -math.Log(0.8)}}, stats.Stop},
-		{stats.Score, 0.1, step{0.5, 40000, [2]float64{}, [2]float64{0.8, 0.73}}, stats.Promote},
-		{stats.Score, 0.1, step{0.5, 40000, [2]float64{}, [2]float64{0.8, 0.65}}, stats.Stop},
+		{stats.Failed, 0.02, step{0.5, 20000, [2]float64{0.01, 0.02}, [2]float64{}}, stats.Promote},
+		{stats.Failed, 0.02, step{0.5, 20000, [2]float64{0.01, 0.05}, [2]float64{}}, stats.Stop},
+		{stats.Missed, 0.05, step{0.5, 20000, [2]float64{0.1, 0.12}, [2]float64{}}, stats.Promote},
+		{stats.Missed, 0.05, step{0.5, 20000, [2]float64{0.1, 0.18}, [2]float64{}}, stats.Stop},
+		{stats.USD, 0.2, step{0.5, 20000, [2]float64{}, [2]float64{0, math.Log(1.15)}}, stats.Promote},
+		{stats.USD, 0.2, step{0.5, 20000, [2]float64{}, [2]float64{0, math.Log(1.3)}}, stats.Stop},
+		{stats.TPS, 0.15, step{0.5, 20000, [2]float64{}, [2]float64{0, -math.Log(0.88)}}, stats.Promote},
+		{stats.TPS, 0.15, step{0.5, 20000, [2]float64{}, [2]float64{0, -math.Log(0.8)}}, stats.Stop},
+		{stats.Score, 0.1, step{0.5, 20000, [2]float64{}, [2]float64{0.8, 0.73}}, stats.Promote},
+		{stats.Score, 0.1, step{0.5, 20000, [2]float64{}, [2]float64{0.8, 0.65}}, stats.Stop},
 	} {
 		t.Run(fmt.Sprintf("%s %v", tc.m, tc.want), func(t *testing.T) {
 			t.Parallel()
