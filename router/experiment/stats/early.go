@@ -50,16 +50,26 @@ const (
 // alarm tells how likely so many failures would be without harm, beyond what is tolerated, as part of what stops the arm: 1 and less does.
 func (e *early) alarm(alpha, tolerate float64) float64 {
 	k, n := float64(e.failed), float64(e.seen)
-	bad := float64(e.controlFailed) + tolerate*float64(e.control)
-	good := max(0, float64(e.control)-bad)
+	bad, good := e.rate(tolerate)
 	if e.failed < 2 || k*(bad+good) <= n*bad {
 		return math.Inf(1)
 	}
 	if e.seen > earlyUnits { // several replicas have had their first ones: more of them are looked at
 		alpha /= 1 + math.Log2(n/earlyUnits)/2
 	}
-	trust := failures(int(e.failed), int(e.seen), bad+earlyBad, good+earlyGood) / (trusting * alpha)
-	return max(trust, failures(int(e.failed), int(e.seen), bad+0.5, good+0.5)/(doubting*alpha))
+	return max(e.chance(tolerate)/(trusting*alpha), failures(int(e.failed), int(e.seen), bad+0.5, good+0.5)/(doubting*alpha))
+}
+
+// rate is what is known of the control's, in units that failed and that did not, with what is tolerated.
+func (e *early) rate(tolerate float64) (bad, good float64) {
+	bad = float64(e.controlFailed) + tolerate*float64(e.control)
+	return bad, max(0, float64(e.control)-bad)
+}
+
+// chance is how likely as many failures are of an arm that fails like the control, which is as sound as most until it shows otherwise.
+func (e *early) chance(tolerate float64) float64 {
+	bad, good := e.rate(tolerate)
+	return failures(int(e.failed), int(e.seen), bad+earlyBad, good+earlyGood)
 }
 
 // failures is the probability of k or more failures of n units whose rate is drawn from a beta distribution.
@@ -78,6 +88,11 @@ func failures(k, n int, a, b float64) float64 {
 }
 
 // tell says in words what the first units are like.
-func (e *early) tell(control string) string {
-	return fmt.Sprintf("error_rate: %d of the first %d units failed at their first request, of %d of %s in the same time %d did", e.failed, e.seen, e.control, control, e.controlFailed)
+func (e *early) tell(control string, tolerate float64) string {
+	beyond := ""
+	if tolerate > 0 {
+		beyond = ", and by what is tolerated more"
+	}
+	return fmt.Sprintf("error_rate: %d of the first %d units failed at their first request, of %d of %s in the same time %d did: %.2g %% likely of an arm that fails like it%s",
+		e.failed, e.seen, e.control, control, e.controlFailed, 100*e.chance(tolerate), beyond)
 }

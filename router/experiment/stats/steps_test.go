@@ -64,7 +64,7 @@ func TestSteps(t *testing.T) {
 	type pair = [2]float64
 	alike := func(v float64) pair { return pair{v, v} }
 	shares := map[string][]step{
-		"more goes bad, with both":                               {{0.05, 8000, alike(0.002), pair{}}, {0.5, 4000, alike(0.06), pair{}}},
+		"more goes bad, with both":                              {{0.05, 8000, alike(0.002), pair{}}, {0.5, 4000, alike(0.06), pair{}}},
 		"less goes bad, and five times as much with the canary": {{0.05, 6000, alike(0.1), pair{}}, {0.5, 6000, pair{0.01, 0.05}, pair{}}},
 	}
 	levels := map[string][]step{

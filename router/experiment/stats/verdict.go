@@ -260,7 +260,7 @@ func (s *state) judge(v *ArmVerdict, d *Design, k int, words bool) {
 		tolerate = d.Guardrails[i].Tolerate
 	}
 	if a.early.alarm(d.early(), tolerate) <= 1 {
-		v.Action, v.By, v.Reason = Stop, int(Failed), a.early.tell(d.Arms[d.Control])
+		v.Action, v.By, v.Reason = Stop, int(Failed), a.early.tell(d.Arms[d.Control], tolerate)
 		return
 	}
 	for _, want := range []Finding{Harm, Hosts, Suspicion, Few, Open, Unmeasured} {
