@@ -195,10 +195,12 @@ func (m *Metrics) collectRequests(to sink) {
 			some(&held, requests, s.requests[c], model, word)
 			some(&held, failovers, s.failovers[c], model, word)
 		}
-		some(&held, continuations, s.offered, model, "offered", "")
-		some(&held, continuations, s.done, model, "done", "")
+		some(&held, continuations, s.offered.byText, model, "offered", "", byText)
+		some(&held, continuations, s.offered.byNumbers, model, "offered", "", byNumbers)
+		some(&held, continuations, s.done.byText, model, "done", "", byText)
+		some(&held, continuations, s.done.byNumbers, model, "done", "", byNumbers)
 		for why, n := range s.refused {
-			some(&held, continuations, n, model, "refused", why)
+			some(&held, continuations, n, model, "refused", why, "")
 		}
 		for result, n := range s.hedges {
 			some(&held, hedges, n, model, result)

@@ -80,6 +80,7 @@ const (
 	keyClass    = "headrace.class"
 	keyReason   = "headrace.reason"
 	keyResult   = "headrace.result"
+	keyGoesOn   = "headrace.goes_on_by"
 	keyState    = "headrace.state"
 	keyPhase    = "headrace.phase"
 	keyPromise  = "headrace.promise"
@@ -96,6 +97,12 @@ const (
 	keyArm        = "headrace.arm"
 	keyBound      = "headrace.bound"
 	keyPriority   = "headrace.priority"
+)
+
+// Values of keyGoesOn, as the admin API has them.
+const (
+	byText    = "text"
+	byNumbers = "token_ids"
 )
 
 // LabelDoc says what a label holds, and what bounds its values.
@@ -120,6 +127,7 @@ func LabelDocs() []LabelDoc {
 		{keyClass, "how it ended: `success`, `dial_failed`, `throttled`, `upstream_fault`, `first_byte_timeout`, `upstream_denied`, `caller_fault`, `truncated`, `client_gone`, `unserved`, `not_ready`, `opaque`, `stalled`, `severed`, `moved` or `outrun` ([errors.md](errors.md))."},
 		{keyReason, "why not, of a closed set each."},
 		{keyResult, "of a closed set each."},
+		{keyGoesOn, "`text` or `token_ids`: what the other host was told of the answer so far ([continuation.md](continuation.md#by-the-numbers-of-tokens)); empty where none was asked."},
 		{keyState, "a state's word."},
 		{keyPhase, "`before_answer` (no host had begun), `before_first_token` or `streaming`."},
 		{keyPromise, "`ttft` or `tps`: which half of the SLO."},
@@ -378,7 +386,7 @@ var table = [instruments]Instrument{
 	},
 	continuations: {
 		"headrace.continuations", Counter, "{continuation}", Always,
-		[]string{keyAlias, keyResult, keyReason},
+		[]string{keyAlias, keyResult, keyReason, keyGoesOn},
 		nil,
 		"Answers that broke off. Results: `offered`, the rest was asked of another host; `done`, another host went on; `refused`, nobody was let go on, with the reason (docs/continuation.md).",
 	},

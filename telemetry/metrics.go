@@ -275,8 +275,8 @@ type modelSet struct {
 	mu        sync.Mutex // guards all below
 	requests  [classes]int64
 	failovers [classes]int64
-	offered   int64
-	done      int64
+	offered   goneOn
+	done      goneOn
 	refused   map[string]int64 // by reason, of a closed set
 	gap       hist
 	hedges    map[string]int64
@@ -433,8 +433,7 @@ func (m *Metrics) recordModel(r *ledger.Record, model string, ex *exemplar) {
 		}
 		s.hedges[r.Hedge]++
 	}
-	s.offered += int64(r.Offered)
-	s.done += int64(r.Resumes)
+	s.goneOn(r)
 	if r.Lost != "" {
 		if s.refused == nil {
 			s.refused = map[string]int64{}
@@ -455,6 +454,29 @@ func (m *Metrics) recordModel(r *ledger.Record, model string, ex *exemplar) {
 
 // failedOver counts each attempt that took the place of another one. A hedge stands beside its attempt, unless it has won: then
 // it is the one that is followed.
+// goneOn counts continuations by what the host that was to go on was told of the answer.
+type goneOn struct{ byText, byNumbers int64 }
+
+// goneOn counts r's. Of more attempts than a record keeps, those that it does not keep count as by text. The caller holds mu.
+func (s *modelSet) goneOn(r *ledger.Record) {
+	if r.Offered == 0 {
+		return
+	}
+	var offered, done int64
+	for i := range r.Attempts {
+		if a := &r.Attempts[i]; a.Resumed && a.Exact {
+			if offered++; a.First > 0 {
+				done++
+			}
+		}
+	}
+	offered, done = min(offered, int64(r.Offered)), min(done, int64(r.Resumes))
+	s.offered.byNumbers += offered
+	s.offered.byText += int64(r.Offered) - offered
+	s.done.byNumbers += done
+	s.done.byText += int64(r.Resumes) - done
+}
+
 func (s *modelSet) failedOver(r *ledger.Record) {
 	var before *ledger.Attempt
 	for i := range r.Attempts {

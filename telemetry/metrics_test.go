@@ -345,6 +345,31 @@ func TestAttempts(t *testing.T) {
 	}
 }
 
+// TestContinuedBy counts continuations by what the other host was told: one asked with the numbers of tokens that never answered, one that
+// went on by text, and one by numbers.
+func TestContinuedBy(t *testing.T) {
+	attempt := func(resumed, exact bool, first time.Duration) ledger.Attempt {
+		return ledger.Attempt{Endpoint: "a", Provider: "static", Served: "m", Class: outcome.Severed, Resumed: resumed, Exact: exact, First: first, Duration: time.Second}
+	}
+	m := telemetry.NewMetrics(telemetry.MetricsOptions{Now: func() time.Time { return start }})
+	m.Record(&ledger.Record{
+		At: start, Route: "/v1/chat/completions", Model: "m", Known: true, Tries: 4, Offered: 3, Resumes: 2, Lost: "too_many",
+		Attempts: []ledger.Attempt{attempt(false, false, time.Millisecond), attempt(true, true, 0), attempt(true, false, time.Millisecond), attempt(true, true, time.Millisecond)},
+	})
+	got := map[string]float64{}
+	for _, one := range families(t, scrape(t, m, "text/plain"))["headrace_continuations_total"].GetMetric() {
+		labels := map[string]string{}
+		for _, l := range one.Label {
+			labels[l.GetName()] = l.GetValue()
+		}
+		got[labels["headrace_result"]+" "+labels["headrace_goes_on_by"]] += one.Counter.GetValue()
+	}
+	want := map[string]float64{"offered text": 1, "offered token_ids": 2, "done text": 1, "done token_ids": 1, "refused ": 1}
+	if !maps.Equal(got, want) {
+		t.Errorf("counted %v, want %v", got, want)
+	}
+}
+
 // TestExemplars holds that a figure leads to a sampled request.
 func TestExemplars(t *testing.T) {
 	m := newMetrics(telemetry.NamesLatest)
