@@ -294,7 +294,8 @@ func gateway() Dashboard {
 			lines("Written", "none", "1 or 0. While it cannot be, sums are in memory only.", query{`headrace_ledger_written{` + of + `}`, "{{instance}}"}),
 			lines("Lost", "none", "In five minutes: requests of which the sums were kept and nothing else, and writes that failed.",
 				query{`sum by (instance) (increase(headrace_ledger_dropped_total{` + of + `}[5m]))`, "{{instance}} requests"},
-				query{`sum by (instance) (increase(headrace_ledger_write_failures_total{` + of + `}[5m]))`, "{{instance}} writes"}),
+				query{`sum by (instance) (increase(headrace_ledger_write_failures_total{` + of + `}[5m]))`, "{{instance}} writes"},
+				query{`sum by (instance) (increase(headrace_ledger_disbelieved_total{` + of + `}[5m]))`, "{{instance}} figures not believed"}),
 			lines("Size", "bytes", "Of the file, as far as it is in use.", query{`headrace_ledger_size_bytes{` + of + `}`, "{{instance}}"}),
 		}},
 		section{"Config and telemetry", []Panel{
