@@ -141,6 +141,7 @@ func (s *shelf) tell(to sink) {
 
 // collect tells every series there is to to, those of one instrument not together.
 func (m *Metrics) collect(to sink) {
+	m.opt.Before()
 	views := m.fleet()
 	to.from(m.since)
 	m.collectRequests(to)

@@ -43,6 +43,8 @@ type MetricsOptions struct {
 	Now       func() time.Time // the clock; required
 	Sources   Sources
 	Version   string // of this program
+	// Before is called before figures are read: records that were put by come to Record now. Nil where none are.
+	Before func()
 }
 
 // Metrics counts what requests met. Its figures are kept in sets, each with one lock, and the labels of each set are put
@@ -78,6 +80,9 @@ type signal struct {
 func NewMetrics(o MetricsOptions) *Metrics {
 	if o.Now == nil {
 		panic("BUG: telemetry.NewMetrics without a clock")
+	}
+	if o.Before == nil {
+		o.Before = func() {}
 	}
 	return &Metrics{opt: o, since: o.Now()}
 }

@@ -61,6 +61,7 @@ type app struct {
 	export  *telemetry.Export  // nil when nothing is sent
 	away    *slog.Logger       // to the collector, nil when it gets no lines
 	ring    *ledger.Ring
+	batches *ledger.Batches // of settled records, on their way to books and metrics
 	books   *books.Books
 	trying  *experiments.Manager
 	audit   *auditor
@@ -113,7 +114,8 @@ func newApp(cfg *config.Config, logTo io.Writer, given ...net.Listener) (*app, e
 		Seed:    rand.Uint64(), //nolint:gosec // replicas differ by it, nothing is guarded
 		Changed: a.changed,
 	})
-	a.books = newBooks(cfg, a.log)
+	a.batches = ledger.NewBatches(a.count)
+	a.books = newBooks(cfg, a.batches.Flush, a.log)
 	a.audit = &auditor{bills: a.accountBills, between: a.books.Between, billed: a.books.Billed, log: a.log}
 	if err := a.tellOthers(cfg); err != nil {
 		return nil, err
@@ -506,15 +508,20 @@ func (a *app) reloadStatus() *admin.ReloadStatus {
 	return &s
 }
 
-// settled records a request: in memory for the admin API, and as a line of the access log.
-func (a *app) settled(r *ledger.Record) {
-	a.ring.Add(r)
+// count adds a settled request to what is counted.
+func (a *app) count(r *ledger.Record) {
 	a.books.Record(r)
-	a.worked(r)
-	a.trying.Observe(r)
 	if a.metrics != nil {
 		a.metrics.Record(r)
 	}
+}
+
+// settled records a request: in memory for the admin API, and as a line of the access log.
+func (a *app) settled(r *ledger.Record) {
+	a.ring.Add(r)
+	a.batches.Add(r)
+	a.worked(r)
+	a.trying.Observe(r)
 	if a.export != nil {
 		a.export.Record(r)
 	}

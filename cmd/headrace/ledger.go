@@ -13,10 +13,10 @@ import (
 	"headrace/router/outcome"
 )
 
-// newBooks returns the ledger of a config. Its file is opened soon after the start.
-func newBooks(cfg *config.Config, log *slog.Logger) *books.Books {
+// newBooks returns the ledger of a config. Its file is opened soon after the start. Before is books.Options.Before.
+func newBooks(cfg *config.Config, before func(), log *slog.Logger) *books.Books {
 	l := &cfg.Ledger
-	o := books.Options{Path: l.Path, Flush: l.Flush, Keep: l.Keep, KeepSums: l.KeepSums, MaxBytes: l.MaxSize, Now: time.Now, Log: log}
+	o := books.Options{Path: l.Path, Flush: l.Flush, Keep: l.Keep, KeepSums: l.KeepSums, MaxBytes: l.MaxSize, Now: time.Now, Before: before, Log: log}
 	if l.Path == config.Off {
 		o.Path = ""
 	}

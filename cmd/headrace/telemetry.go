@@ -33,7 +33,7 @@ func (a *app) newMetrics(cfg *config.Config) *telemetry.Metrics {
 	}
 	names, _ := telemetry.ParseNames(cfg.Telemetry.Names) // the config knows its words
 	return telemetry.NewMetrics(telemetry.MetricsOptions{
-		Names: names, Exemplars: true, Version: versionText(), Now: time.Now,
+		Names: names, Exemplars: true, Version: versionText(), Now: time.Now, Before: a.batches.Flush,
 		Sources: telemetry.Sources{
 			Hosts: a.router.Hosts, Calibration: a.router.Calibration, Accounts: a.discoveries, Probes: a.probed,
 			Waiting:  func() []queue.Length { return a.server.Waiting() },

@@ -30,6 +30,8 @@ type Options struct {
 	Now         func() time.Time
 	Log         *slog.Logger
 	MostWaiting int // requests between two writes of which more than sums is kept; 0 for DefaultWaiting
+	// Before is called before anything is written or read: records that were put by come to Record now. Nil where none are.
+	Before func()
 }
 
 // DefaultWaiting is how many requests wait to be written one by one: some 5 MB of memory when that many do.
@@ -113,6 +115,9 @@ func New(o Options) *Books {
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Before == nil {
+		o.Before = func() {}
 	}
 	if o.MostWaiting <= 0 {
 		o.MostWaiting = DefaultWaiting
@@ -352,6 +357,7 @@ func (b *Books) Flush(ctx context.Context) error {
 
 // flush writes what waits; now says to write hosts' hours too, and not to wait after a failure.
 func (b *Books) flush(now bool) error {
+	b.opt.Before()
 	at := b.opt.Now()
 	if b.opt.Path == "" {
 		b.stay(at)
@@ -455,6 +461,7 @@ func (b *Books) stay(at time.Time) {
 
 // Status tells how the ledger fares.
 func (b *Books) Status() Status {
+	b.opt.Before()
 	s := *b.state.Load()
 	s.Records, s.Dropped, s.Doubled, s.Failures = b.records.Load(), b.dropped.Load(), b.doubled.Load(), b.failures.Load()
 	return s
