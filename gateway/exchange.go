@@ -617,5 +617,6 @@ func reported(w endpoint.WorkerReport) *endpoint.WorkerReport {
 	if w == (endpoint.WorkerReport{}) {
 		return nil
 	}
-	return &w
+	kept := w // or w itself would be on the heap, for all those who have none
+	return &kept
 }
