@@ -67,8 +67,9 @@ type Realised struct {
 
 // decisions remembers the newest decisions in memory that is taken once.
 type decisions struct {
-	next  atomic.Uint64
 	slots []slot
+	_     cacheLines
+	next  atomic.Uint64
 }
 
 const (

@@ -70,8 +70,14 @@ type published struct {
 
 type number struct{ bits atomic.Uint64 }
 
-func (n *number) set(v float64) { n.bits.Store(math.Float64bits(v)) }
-func (n *number) get() float64  { return math.Float64frombits(n.bits.Load()) }
+// set writes only what changed: the write takes the number from the other processors' caches.
+func (n *number) set(v float64) {
+	if b := math.Float64bits(v); n.bits.Load() != b {
+		n.bits.Store(b)
+	}
+}
+
+func (n *number) get() float64 { return math.Float64frombits(n.bits.Load()) }
 
 // publish makes what was learned visible to picks. The caller holds mu.
 func (h *host) publish() {

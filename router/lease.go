@@ -237,15 +237,17 @@ func (l *Lease) account(res *Result, tokens int64, at float64) {
 	came := !math.IsNaN(l.firstAt)
 	well := res.Class == outcome.Success && came
 	d := &l.Decision
-	c := &l.r.calibrated
-	c.mu.Lock()
-	if !d.resumed && (came || l.missed(res.Class, at)) {
-		c.ttft.add(d.PTTFT, l.slo.Confidence, l.late+ttft <= l.slo.TTFT.Seconds()) // NaN is late
+	first, speed := !d.resumed && (came || l.missed(res.Class, at)), well && tokens > fewTokens && !math.IsNaN(tps)
+	if c := &l.r.calibrated; first || speed {
+		c.mu.Lock()
+		if first {
+			c.ttft.add(d.PTTFT, l.slo.Confidence, l.late+ttft <= l.slo.TTFT.Seconds()) // NaN is late
+		}
+		if speed {
+			c.tps.add(d.PTPS, l.slo.Confidence, tps >= l.slo.TPS)
+		}
+		c.mu.Unlock()
 	}
-	if well && tokens > fewTokens && !math.IsNaN(tps) {
-		c.tps.add(d.PTPS, l.slo.Confidence, tps >= l.slo.TPS)
-	}
-	c.mu.Unlock()
 	if !well {
 		return
 	}

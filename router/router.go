@@ -53,14 +53,22 @@ type Router struct {
 	caches uint32 // affinity hosts given out
 	lore   Memory // what others have learned
 
-	snap       atomic.Pointer[Snapshot]
-	affinity   *affinity.Table
+	snap     atomic.Pointer[Snapshot]
+	affinity *affinity.Table
+	onFreed  atomic.Pointer[func(endpoint.ID)]
+	origin   time.Time // second 0 of the learners
+
+	// What each request writes stands apart from what each request reads, which would leave the other processors' caches with it.
+	_          cacheLines
 	decisions  decisions
-	calibrated calibration
-	onFreed    atomic.Pointer[func(endpoint.ID)]
+	_          cacheLines
 	dice       atomic.Uint64
-	origin     time.Time // second 0 of the learners
+	_          cacheLines
+	calibrated calibration
 }
+
+// cacheLines keep apart what different processors write, or write and read: two lines, for processors fetch them in pairs.
+type cacheLines [128]byte
 
 // modelStats is what is learned of a model's requests, wherever they went; it outlives snapshots.
 type modelStats struct {
