@@ -117,8 +117,6 @@ type Server struct {
 
 	http     *fasthttp.Server
 	uploads  *fasthttp.Server
-	inFlight atomic.Int64
-	inside   atomic.Int64 // of these, those that have a place of Settings.MaxInFlight
 	room     *queue.Room
 	held     holders
 	kinds    maphash.Seed // of exchange.kind
@@ -131,12 +129,21 @@ type Server struct {
 	draining atomic.Bool
 	created  int64 // Unix seconds
 
-	idMu   sync.Mutex // guards both below
-	idPool [64 * idBytes]byte
-	idUsed int // of idPool
+	ids sync.Pool // of *randomBits
 
 	noUsage sync.Map // endpoint.ID -> bool: refused stream_options
 	models  atomic.Pointer[modelList]
+
+	_        [128]byte // what each request writes stands apart from what each request reads, or the latter had to be fetched from another processor each time
+	inFlight atomic.Int64
+	inside   atomic.Int64 // of these, those that have a place of Settings.MaxInFlight
+	_        [128]byte
+}
+
+// randomBits are drawn many at a time; each processor has some of its own.
+type randomBits struct {
+	bits [64 * idBytes]byte
+	used int
 }
 
 var (
@@ -150,7 +157,7 @@ func New(o Options, set Settings) *Server {
 	if s.settled == nil {
 		s.settled = func(*ledger.Record) {}
 	}
-	s.idUsed = len(s.idPool)
+	s.ids.New = func() any { return &randomBits{used: len(randomBits{}.bits)} }
 	s.set.Store(&set)
 	s.first = set
 	s.kinds = maphash.MakeSeed()
@@ -277,14 +284,14 @@ const idBytes = 16
 
 // newID returns a request id: "req_" and 26 characters that carry 128 random bits.
 func (s *Server) newID() string {
-	s.idMu.Lock()
-	if s.idUsed == len(s.idPool) {
-		_, _ = rand.Read(s.idPool[:]) // never fails: crypto/rand ends the process first
-		s.idUsed = 0
+	r := s.ids.Get().(*randomBits)
+	if r.used == len(r.bits) {
+		_, _ = rand.Read(r.bits[:]) // never fails: crypto/rand ends the process first
+		r.used = 0
 	}
-	raw := [idBytes]byte(s.idPool[s.idUsed:])
-	s.idUsed += idBytes
-	s.idMu.Unlock()
+	raw := [idBytes]byte(r.bits[r.used:])
+	r.used += idBytes
+	s.ids.Put(r)
 	var b [4 + 26]byte
 	copy(b[:], "req_")
 	idEncoding.Encode(b[4:], raw[:])

@@ -298,9 +298,9 @@ func (c *conn) writeChunk(w io.Writer, n int) error {
 // Guard is how other goroutines end an exchange: it knows the upstream connection in use. The zero
 // value is ready for one exchange.
 type Guard struct {
-	mu     sync.Mutex // guards conn, gone and wanted
+	mu     sync.Mutex // guards conn, wanted and writing of gone
 	conn   *conn
-	gone   bool
+	gone   atomic.Bool
 	wanted bool // call what attaches next, too
 
 	at         *crowd // whose list it is in, nil for none; its owner's
@@ -357,7 +357,7 @@ func (l *crowd) call() (n int) {
 // then c is not to be used.
 func (g *Guard) attach(c *conn, l *crowd) bool {
 	g.mu.Lock()
-	if g.gone {
+	if g.gone.Load() {
 		g.mu.Unlock()
 		return false
 	}
@@ -402,7 +402,7 @@ func (g *Guard) detach() {
 func (g *Guard) Abort() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.gone = true
+	g.gone.Store(true)
 	if g.conn != nil {
 		c := g.conn.Conn
 		if tc, ok := c.(*tls.Conn); ok {
@@ -413,11 +413,7 @@ func (g *Guard) Abort() {
 }
 
 // Aborted tells whether Abort was called.
-func (g *Guard) Aborted() bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.gone
-}
+func (g *Guard) Aborted() bool { return g.gone.Load() }
 
 // cut takes n bytes out of unread, at bytes in.
 func (c *conn) cut(at, n int) {
