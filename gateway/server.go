@@ -41,7 +41,7 @@ type Options struct {
 	Router  *router.Router
 	Forward *forward.Client
 	Log     *slog.Logger
-	Settled func(*ledger.Record) // called once a request, from its goroutine; must not block or keep the record
+	Settled func(*ledger.Record) // called once a request, from its goroutine; must not block or keep the record, nor its attempts
 	MaxHead int                  // bytes of a request head
 	Idle    time.Duration        // keep-alive connection without a request
 	TempDir string               // for uploads that name their model behind the file; "" for the system's

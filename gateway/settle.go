@@ -28,9 +28,9 @@ func (x *exchange) CloseWithError(err error) error {
 
 // release makes a settled exchange another request's. Nothing may touch it afterwards.
 func (x *exchange) release() {
-	head := x.head
+	head, attempts := x.head, x.rec.Attempts[:0]
 	*x = exchange{} // in place: a literal that mentions x is built on the stack and copied, 4 KiB each
-	x.head = head
+	x.head, x.rec.Attempts = head, attempts
 	exchanges.Put(x)
 }
 

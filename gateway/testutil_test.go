@@ -360,7 +360,8 @@ func (g *rig) close() {
 func (g *rig) record(r *ledger.Record) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.records = append(g.records, *r)
+	g.records = append(g.records, ledger.Record{})
+	r.CopyTo(&g.records[len(g.records)-1])
 	g.settled[r.ID]++
 	close(g.signal)
 	g.signal = make(chan struct{})

@@ -176,7 +176,7 @@ func (e *Export) Record(r *ledger.Record) {
 	}
 	e.traces.add(func() *ledger.Record {
 		kept := copies.Get().(*ledger.Record)
-		*kept = *r
+		r.CopyTo(kept)
 		return kept
 	})
 }
@@ -188,7 +188,8 @@ func (e *Export) sendTraces(ctx context.Context, batch []*ledger.Record) error {
 	spans := make([]sdktrace.ReadOnlySpan, 0, 2*len(batch))
 	for _, r := range batch {
 		spans = append(spans, e.spanner.spans(r)...)
-		*r = ledger.Record{} // it refers to others' memory
+		clear(r.Attempts) // it refers to others' memory
+		*r = ledger.Record{Attempts: r.Attempts[:0]}
 		copies.Put(r)
 	}
 	return e.traceTo.ExportSpans(ctx, spans)

@@ -48,7 +48,7 @@ func (b *Batches) another() any {
 	return b.all[b.next]
 }
 
-// Add takes a copy of r, whose Attempts must not change afterwards. It does not wait for others.
+// Add takes a copy of r. It does not wait for others.
 func (b *Batches) Add(r *Record) {
 	k := b.local.Get().(*batch)
 	if !k.mu.TryLock() { // somebody reads, or shares it with us
@@ -57,7 +57,7 @@ func (b *Batches) Add(r *Record) {
 		return
 	}
 	defer k.mu.Unlock()
-	k.recs[k.n] = *r
+	r.CopyTo(&k.recs[k.n])
 	if k.n++; k.n == batchSize {
 		k.handOn(b.to)
 	}

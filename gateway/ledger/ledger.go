@@ -118,7 +118,7 @@ type Record struct {
 	Class    outcome.Class
 	Code     string    // error code sent to the caller
 	Finish   string    // the first choice's finish_reason
-	Attempts []Attempt // in memory of their own: a copy of a settled record shares it
+	Attempts []Attempt // who keeps a settled record copies them too: see CopyTo
 	Tries    int
 	Resumes  int           // times that another host went on with the answer
 	Offered  int           // times that another host was asked to
@@ -150,6 +150,13 @@ type Record struct {
 	USD float64 // share of the host's bill, when USDKnown; see router/cost
 }
 
+// CopyTo makes dst a copy of r that shares nothing with it that changes. It takes memory only where dst has had fewer attempts.
+func (r *Record) CopyTo(dst *Record) {
+	room := dst.Attempts[:0]
+	*dst = *r
+	dst.Attempts = append(room, r.Attempts...)
+}
+
 // Ring holds the newest records.
 type Ring struct {
 	mu    sync.Mutex // guards all below
@@ -167,10 +174,11 @@ func (g *Ring) Add(r *Record) {
 	defer g.mu.Unlock()
 	g.total++
 	if len(g.buf) < cap(g.buf) {
-		g.buf = append(g.buf, *r)
+		g.buf = append(g.buf, Record{})
+		r.CopyTo(&g.buf[len(g.buf)-1])
 		return
 	}
-	g.buf[g.next] = *r
+	r.CopyTo(&g.buf[g.next])
 	g.next = (g.next + 1) % len(g.buf)
 }
 
@@ -182,7 +190,8 @@ func (g *Ring) Newest(n int, keep func(*Record) bool) []Record {
 	for i := 1; i <= len(g.buf) && len(out) < n; i++ {
 		r := &g.buf[(g.next-i+2*len(g.buf))%len(g.buf)]
 		if keep == nil || keep(r) {
-			out = append(out, *r)
+			out = append(out, Record{})
+			r.CopyTo(&out[len(out)-1])
 		}
 	}
 	return out

@@ -128,3 +128,29 @@ func TestNotesTheLast(t *testing.T) {
 		t.Errorf("%d attempts: %+v", n, r.Attempts)
 	}
 }
+
+// The memory of a settled request's attempts is the next one's: who keeps a record keeps copies of them.
+func TestKeptRecordsShareNothing(t *testing.T) {
+	r := ledger.Record{ID: "r", Attempts: []ledger.Attempt{{Endpoint: "h0"}, {Endpoint: "h1"}}}
+	g := ledger.NewRing(1)
+	var came []string
+	b := ledger.NewBatches(func(r *ledger.Record) { came = append(came, string(r.Attempts[0].Endpoint)) })
+	g.Add(&r)
+	b.Add(&r)
+	r.Attempts[0].Endpoint = "of the next request"
+	kept := g.Newest(1, nil)
+	if len(kept[0].Attempts) != 2 || kept[0].Attempts[0].Endpoint != "h0" {
+		t.Errorf("the ring has %+v", kept[0].Attempts)
+	}
+	if b.Flush(); len(came) != 1 || came[0] != "h0" {
+		t.Errorf("counted for %q", came)
+	}
+	r.Attempts = r.Attempts[:1]
+	g.Add(&r)
+	if kept[0].Attempts[0].Endpoint != "h0" || len(g.Newest(1, nil)[0].Attempts) != 1 {
+		t.Errorf("what was read changes: %+v", kept[0].Attempts)
+	}
+	if n := testing.AllocsPerRun(100, func() { g.Add(&r) }); n != 0 {
+		t.Errorf("%v allocations for a record of the ring", n)
+	}
+}

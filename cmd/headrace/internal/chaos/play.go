@@ -72,7 +72,8 @@ func New(o Options) *Run {
 
 // Settled notes what the gateway's ledger says of a request.
 func (r *Run) Settled(rec *ledger.Record) {
-	c := *rec
+	var c ledger.Record
+	rec.CopyTo(&c)
 	r.mu.Lock()
 	if r.records[rec.ID] != nil {
 		r.again[rec.ID]++
