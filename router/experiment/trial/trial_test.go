@@ -84,6 +84,30 @@ func TestNoDifference(t *testing.T) {
 	}
 }
 
+// TestFirstUnits holds the test of the first 20 units to about what the docs' table says of it.
+func TestFirstUnits(t *testing.T) {
+	const n = 120
+	rows, err := trial.FirstUnits(t.Context(), []float64{0.1, 0.5}, []float64{0.005}, 0.2, n, *seed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []float64{0.87, 0.34} {
+		r := &rows[i]
+		if r.Weight != []float64{0.1, 0.5}[i] || r.Alarms.Runs != n || r.Found.Runs != n {
+			t.Fatalf("row %d: %+v", i, r)
+		}
+		if sd := math.Sqrt(want * (1 - want) / n); math.Abs(float64(r.Found.Stopped)/n-want) > 4*sd {
+			t.Errorf("%v of units: %d of %d stopped, want about %.0f %%; seed %d", r.Weight, r.Found.Stopped, n, 100*want, *seed)
+		}
+		if most := 0.025*n + 3*math.Sqrt(0.025*n); float64(r.Alarms.Stopped) > most {
+			t.Errorf("%v of units: %d of %d without harm stopped, want at most %.0f; seed %d", r.Weight, r.Alarms.Stopped, n, most, *seed)
+		}
+	}
+	if text := trial.FirstMarkdown(rows); !strings.Contains(text, "| the control fails | 10 % of units | 50 % of units |\n|--:|--:|--:|\n| 0.5 % |") {
+		t.Errorf("table:\n%s", text)
+	}
+}
+
 // TestUsersOfSeeds: who is in which arm is drawn anew with each seed. With one draw for all, what is counted over seeds says nothing.
 func TestUsersOfSeeds(t *testing.T) {
 	seen := map[int]int{}
@@ -203,7 +227,7 @@ func TestSlowHosts(t *testing.T) {
 const (
 	docs      = "../../../docs/experiments.md"
 	tableRuns = 150
-	firstRuns = 600
+	firstRuns = 2000
 )
 
 // section is what stands between two marks of the docs.
