@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"errors"
 	"math"
 
 	"headrace/router"
@@ -33,6 +34,8 @@ func newBrain(g *replica, policy router.Policy, slo SLO) *brain {
 	return p
 }
 
+func (p *brain) onFreed(do func()) { p.r.OnFreed(func(endpoint.ID) { do() }) }
+
 func (p *brain) update(eps []endpoint.Endpoint) { p.r.Update(eps, p.rules) }
 
 func (p *brain) pick(r *request, a *attempt) int {
@@ -54,7 +57,11 @@ func (p *brain) pick(r *request, a *attempt) int {
 		q.Continue = &a.more
 	}
 	r.key(&q.Affinity)
-	if p.r.Pick(q, &a.lease) != nil {
+	q.Waited = r.waited
+	if err := p.r.Pick(q, &a.lease); err != nil {
+		if ue, ok := errors.AsType[*router.UnavailableError](err); ok && ue.Soon > 0 { // else nobody is expected
+			a.full, a.soon = ue.Cause == router.Throttled || ue.Cause == router.Failing || ue.Cause == router.NoCapacity, ue.Soon.Seconds()
+		}
 		return -1
 	}
 	d := &a.lease.Decision

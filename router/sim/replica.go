@@ -21,6 +21,7 @@ type rules struct {
 	advice    bool    // workers are started as the policy advises
 	scrape    float64 // seconds between two looks at the metrics of hourly hosts' engines; 0 for none
 	knowing   bool    // sees the fleet as it is, not as control planes tell it
+	wait      float64 // share of what is left of the promised time to the first token that requests wait for room; 0 refuses them at once
 }
 
 const (
@@ -31,7 +32,7 @@ const (
 
 // ours are Headrace's own rules, plain those of a proxy that knows nothing of GPUs.
 func ours() rules {
-	return rules{first: 12, colds: 4, gap: 5, resume: true, control: true, maxResume: 2, advice: true}
+	return rules{first: 12, colds: 4, gap: 5, resume: true, control: true, maxResume: 2, advice: true, wait: 0.5}
 }
 func plain() rules { return rules{first: 60, gap: 60} }
 
@@ -52,6 +53,7 @@ type replica struct {
 	others   []int  // likewise, of the other gateways, as last heard
 	prompts  []int  // their prompt tokens without a first token yet, likewise
 	live     []*attempt
+	room     *room // nil where nobody waits
 }
 
 // picker decides where one gateway's requests go.
@@ -96,6 +98,9 @@ type request struct {
 	retries int
 	breaks  int
 	tried   []*backend
+	by      float64       // it waits no longer
+	waited  bool          // it has
+	last    outcome.Class // how its last attempt failed, with retries
 }
 
 // attempt is one try at one host. Its seq is what the host's engine sees.
@@ -112,6 +117,8 @@ type attempt struct {
 	done     bool
 	lastAt   float64 // of the newest token, once it has ended
 	forecast forecast
+	full     bool           // there was no room for it, and may be,
+	soon     float64        // in so many seconds; 0 where nobody knows
 	lease    router.Lease   // of the router's policy
 	ask      router.Request // what it was asked, which outlives the lease
 	more     router.Continuation
@@ -138,6 +145,10 @@ func newReplica(w *world, i int, p *Policy) *replica {
 // boot begins with an empty memory and what control planes say now.
 func (g *replica) boot() {
 	g.policy = g.make(g)
+	if p, ok := g.policy.(roomy); ok && g.rules.wait > 0 {
+		g.room = &room{g: g, share: g.rules.wait}
+		p.onFreed(g.room.freed)
+	}
 	for i, b := range g.w.hosts {
 		g.view[i] = b.now()
 	}
@@ -240,19 +251,34 @@ func (g *replica) accept(c *call) {
 	g.route(r)
 }
 
-// route makes one attempt, or gives up.
+// route makes one attempt, waits for room, or gives up.
 func (g *replica) route(r *request) {
+	a := g.attempt(r)
+	behind := g.room != nil && len(g.room.list) > 0 && r.got == 0 && r.retries == 0
+	i := -1
+	if !behind {
+		i = g.policy.pick(r, a)
+	}
+	switch {
+	case i >= 0:
+		g.send(a, i)
+	case r.got > 0:
+		g.w.ledger.failed(r)
+	case g.room != nil && (behind || a.full && (r.retries == 0 || r.last == outcome.Throttled)) && g.room.enter(r, a.soon):
+	default:
+		g.w.ledger.shed(r)
+	}
+}
+
+// attempt is one at a host that is still to be found.
+func (g *replica) attempt(r *request) *attempt {
 	a := &attempt{request: r, replica: g, begun: g.w.now}
 	a.seq = seq{attempt: a, prompt: r.prompt + r.got, output: r.output - r.got, session: r.session, shared: r.shared} // what was made on a lost host is in no other's cache
-	i := g.policy.pick(r, a)
-	if i < 0 {
-		if r.got > 0 {
-			g.w.ledger.failed(r)
-		} else {
-			g.w.ledger.shed(r)
-		}
-		return
-	}
+	return a
+}
+
+// send sends the attempt to a host.
+func (g *replica) send(a *attempt, i int) {
 	a.host = g.w.hosts[i]
 	a.slot = len(g.live)
 	g.live = append(g.live, a)
@@ -386,6 +412,7 @@ func (a *attempt) failed(class outcome.Class, retryAfter float64) {
 	r.tried = append(r.tried, a.host)
 	if r.retries < maxRetries && g.policy.mayRetry() {
 		r.retries++
+		r.last = class
 		g.route(r)
 		return
 	}
@@ -396,6 +423,9 @@ func (a *attempt) failed(class outcome.Class, retryAfter float64) {
 func (g *replica) die(back float64) {
 	live := g.live
 	g.live, g.up = nil, false
+	if g.room != nil {
+		g.room.clear()
+	}
 	clear(g.inFlight)
 	for _, a := range live {
 		a.done = true
