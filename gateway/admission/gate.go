@@ -380,7 +380,9 @@ func (g *Gate) Run(ctx context.Context) error {
 		case <-changes:
 			stale = true
 		case <-tick.C:
-			_ = g.told(g.flush(ctx)) // goes out with the next one
+			some, cancel := context.WithTimeout(ctx, flushAtEnd) // a store that hangs keeps nobody from hearing of keys
+			_ = g.told(g.flush(some))                            // goes out with the next one
+			cancel()
 		}
 	}
 }
