@@ -249,6 +249,9 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 		go func() { defer close(exported); _ = a.export.Run(exportCtx) }()
 		defer func() { stopExport(); <-exported }()
 	}
+	booksCtx, stopBooks := context.WithCancel(context.WithoutCancel(ctx)) // requests that drain are recorded whatever part has failed
+	booked := make(chan struct{})
+	defer func() { stopBooks(); <-booked }()
 
 	backCtx, stopBack := context.WithCancel(context.WithoutCancel(ctx)) // background parts outlive the drain
 	defer stopBack()
@@ -264,7 +267,7 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 	a.startKeys(ctx)
 	back.Go(func() error { return a.keys.Run(backCtx) })
 	back.Go(func() error { a.router.Warm(); return nil })
-	back.Go(func() error { return a.books.Run(backCtx, a.asked) })
+	go func() { defer close(booked); _ = a.books.Run(booksCtx, a.asked) }()
 	a.startExperiments(ctx)
 	back.Go(func() error { return a.trying.Run(backCtx) })
 	back.Go(func() error { return a.server.RunShadows(backCtx) })

@@ -175,6 +175,11 @@ func (o *reportOptions) periods(ctx context.Context, since, until time.Time) (bo
 		if err != nil {
 			return books.Period{}, nil, err
 		}
+		for i, other := range ps {
+			if books.Same(&p, &other) {
+				return books.Period{}, nil, &exitError{2, fmt.Errorf("--from: %s and %s are one ledger, whose requests would count twice: name it once", o.from[i], from)}
+			}
+		}
 		ps = append(ps, p)
 	}
 	return books.Merge(ps...), list, nil
@@ -219,7 +224,7 @@ func reportCSV(out io.Writer, r *books.Report) error {
 		head = append(head, string(d))
 	}
 	head = append(head, "requests", "errors", "left", "attempts", "prompt_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "estimated_tokens",
-		"marginal_usd", "used_usd", "idle_usd", "allocated_usd", "usd_per_mtok", "wasted_usd")
+		"marginal_usd", "used_usd", "idle_usd", "allocated_usd", "usd_per_mtok", "wasted_usd", "guessed_usd", "traffic_usd", "unknown_price_attempts", "host_seconds", "worker_seconds")
 	for _, why := range books.Reasons() {
 		head = append(head, "wasted_"+why.String()+"_usd")
 	}
@@ -244,7 +249,8 @@ func reportCSV(out io.Writer, r *books.Report) error {
 		if usd, ok := l.PerMTok(); ok {
 			per = exactly(usd)
 		}
-		rec = append(rec, exactly(l.F[books.MarginalUSD]), exactly(l.Used()), exactly(l.IdleUSD), exactly(l.Allocated()), per, exactly(l.WastedUSD()))
+		rec = append(rec, exactly(l.F[books.MarginalUSD]), exactly(l.Used()), exactly(l.IdleUSD), exactly(l.Allocated()), per, exactly(l.WastedUSD()), exactly(l.F[books.GuessedUSD]),
+			exactly(l.F[books.TrafficUSD]), strconv.FormatInt(l.N[books.UnknownPrice], 10), exactly(l.F[books.HostSeconds]), exactly(l.F[books.WorkerSeconds]))
 		for _, why := range books.Reasons() {
 			rec = append(rec, exactly(l.F[books.Wasted+books.Amount(why)]))
 		}

@@ -41,6 +41,7 @@ const (
 	mostCells  = 100_000               // of sums in memory; beyond they are added up without names
 	openAfter  = 50 * time.Millisecond // of Run the file is opened: megabytes of SQLite come in with it, which the first answers need not wait for
 	hoursEvery = 10 * time.Second      // hosts' hours are written that often where no request comes
+	aliveEvery = time.Minute           // a sign of life is written that often where there is nothing else
 	tidyEvery  = 10 * time.Minute      // old lines are looked for
 	retryMost  = 30 * time.Second      // between two tries to write to a disk that fails
 	otherName  = "(other)"             // stands for names that there was no room for
@@ -202,6 +203,9 @@ func (b *Books) cell(c *Cell) *entry {
 	e := b.sums[*c]
 	if e == nil {
 		if len(b.sums) >= mostCells {
+			b.fold()
+		}
+		if len(b.sums) >= mostCells {
 			*c = Cell{Hour: c.Hour, Key: otherName, Model: otherName, Provider: c.Provider, Host: otherName}
 			e = b.sums[*c]
 		}
@@ -212,6 +216,45 @@ func (b *Books) cell(c *Cell) *entry {
 	}
 	m.cell, m.e = *c, e
 	return e
+}
+
+// fold makes room for new names where there are too many: those of hosts go first, of the oldest hours, which nobody asks for any more. Whose
+// money it was stays, and what it was for. The caller holds mu.
+func (b *Books) fold() {
+	named := map[int64]int{} // cells of hosts, by hour
+	for c := range b.sums {
+		if c.Host != "" && c.Host != otherName {
+			named[c.Hour]++
+		}
+	}
+	until, n := int64(0), 0
+	for _, h := range slices.Sorted(maps.Keys(named)) {
+		if until = h; n > mostCells/10 {
+			break
+		}
+		n += named[h]
+	}
+	b.memo = [len(b.memo)]memo{}
+	rest := map[Cell]*entry{}
+	for c, e := range b.sums {
+		if c.Hour > until || c.Host == "" || c.Host == otherName {
+			continue
+		}
+		delete(b.sums, c)
+		c.Host = otherName
+		to := rest[c]
+		if to == nil {
+			to = new(entry)
+			rest[c] = to
+		}
+		to.Add(&e.Sums)
+	}
+	for c, e := range rest {
+		if old := b.sums[c]; old != nil {
+			e.Add(&old.Sums)
+		}
+		b.sums[c] = e
+	}
 }
 
 // fresh puts an empty block in place of the full one. The caller holds mu.
@@ -371,7 +414,7 @@ func (b *Books) flush(now bool) error {
 	case b.f.err != nil && at.Before(b.f.retryAt):
 		return b.f.err
 	case b.f.db == nil && b.f.err == nil: // opened before it is needed: what it takes is taken at the start
-	case idle && !b.bills.any():
+	case idle && !b.bills.any() && at.Sub(b.f.aliveAt) < aliveEvery:
 		return nil
 	}
 	err := b.f.open()
@@ -482,7 +525,7 @@ func (b *Books) Period(ctx context.Context, since, until time.Time) (Period, err
 				err = rerr
 			}
 		}
-		b.waits(&p)
+		b.waits(&p, werr != nil)
 		if b.opt.Path == "" && b.price != nil {
 			p.Prices = b.price()
 		}
@@ -493,8 +536,8 @@ func (b *Books) Period(ctx context.Context, since, until time.Time) (Period, err
 	return Merge(p), err
 }
 
-// waits adds what is in memory only.
-func (b *Books) waits(p *Period) {
+// waits adds what is in memory only; failed says that the last write did.
+func (b *Books) waits(p *Period, failed bool) {
 	from, to := hourOf(p.Since), secondOf(p.Until)
 	in := func(hour int64) bool { return hour >= from && hour < to }
 	b.mu.Lock()
@@ -505,6 +548,9 @@ func (b *Books) waits(p *Period) {
 		}
 	}
 	if b.opt.Path != "" {
+		if failed {
+			b.hours.waits(p, in)
+		}
 		return
 	}
 	for k, h := range b.kept.hours {

@@ -78,7 +78,8 @@ type file struct {
 	cells        map[Cell]int64 // with Hour 0
 	body, hashes []byte
 
-	pricedAt, tidiedAt time.Time
+	pricedAt, tidiedAt, aliveAt time.Time
+	compacted                   int64 // blocks up to this are put together
 
 	err     error // of the last write, nil when it went well
 	pause   time.Duration
@@ -114,6 +115,7 @@ func (f *file) open() (err error) {
 	}
 	defer func() {
 		if err != nil {
+			f.closeStatements() // else the file stays open
 			_ = db.Close()
 			err = fmt.Errorf("open %s: %w", name, err)
 		}
@@ -154,17 +156,20 @@ func (f *file) open() (err error) {
 			return err
 		}
 	}
-	f.db, f.cells = db, map[Cell]int64{}
 	if f.began.IsZero() { // else it was closed after a failure
 		f.began = f.now()
 		_, _ = rand.Read(f.run[:]) // never fails
 	}
-	return f.begun()
+	if err = f.begun(db); err != nil { // without its line nobody could tell whether a commit that failed took place
+		return err
+	}
+	f.db, f.cells = db, map[Cell]int64{}
+	return nil
 }
 
 // begun sees that this run has a line.
-func (f *file) begun() error {
-	st, _, err := f.db.Prepare("INSERT INTO runs VALUES (?,?,?,0) ON CONFLICT DO NOTHING")
+func (f *file) begun(db *sqlite3.Conn) error {
+	st, _, err := db.Prepare("INSERT INTO runs VALUES (?,?,?,0) ON CONFLICT DO NOTHING")
 	if err != nil {
 		return err
 	}
@@ -244,9 +249,7 @@ func query(db *sqlite3.Conn, sql string, row func(*sqlite3.Stmt) error, args ...
 
 func (f *file) close() {
 	if f.db != nil {
-		for _, st := range f.statements() {
-			_ = st.Close() // else the file stays open
-		}
+		f.closeStatements()                              // else the file stays open
 		_ = f.db.Exec("PRAGMA wal_checkpoint(truncate)") // what was committed is there
 		_ = f.db.Close()
 		f.db = nil
@@ -257,8 +260,13 @@ func (f *file) close() {
 	}
 }
 
-func (f *file) statements() []*sqlite3.Stmt {
-	return []*sqlite3.Stmt{f.insert, f.upsert, f.number, f.newCell, f.hour, f.billed, f.price, f.bill, f.alive, f.pages}
+func (f *file) closeStatements() {
+	for _, st := range []**sqlite3.Stmt{&f.insert, &f.upsert, &f.number, &f.newCell, &f.hour, &f.billed, &f.price, &f.bill, &f.alive, &f.pages} {
+		if *st != nil {
+			_ = (*st).Close()
+			*st = nil
+		}
+	}
 }
 
 func (f *file) begin() error { return f.db.Exec("BEGIN IMMEDIATE") }
@@ -400,6 +408,7 @@ func (f *file) write(at time.Time, p *pending) (err error) {
 		return err
 	}
 	f.writes++
+	f.aliveAt = at
 	if f.pages.Step() {
 		f.size = f.pages.ColumnInt64(0)
 	}
@@ -464,6 +473,9 @@ func (f *file) tidy(at time.Time, keep, keepSums time.Duration, maxBytes int64) 
 		if n == tidyBlocks {
 			f.tidiedAt = time.Time{} // there is more: go on after the next write
 		}
+	}
+	if due {
+		f.compact(keep)
 	}
 	if keepSums > 0 && due {
 		before := hourOf(at.Add(-keepSums))
@@ -603,13 +615,29 @@ func reading(path string, fn func(*sqlite3.Conn) error) error {
 	if _, err := os.Stat(path + "-wal"); errors.Is(err, os.ErrNotExist) { // nobody writes: leave nothing behind
 		name, flags = (&url.URL{Scheme: "file", Path: path, RawQuery: "immutable=1"}).String(), flags|sqlite3.OPEN_URI
 	}
+	again, err := readingAs(path, name, flags, fn)
+	if again { // a gateway has begun to write meanwhile
+		_, err = readingAs(path, path, sqlite3.OPEN_READONLY, fn)
+	}
+	return err
+}
+
+// readingAs opens a file by name and calls fn. Again says that it was taken for one that nobody writes, and was written.
+func readingAs(path, name string, flags sqlite3.OpenFlag, fn func(*sqlite3.Conn) error) (again bool, err error) {
 	db, err := sqlite3.OpenFlags(name, flags)
 	if err != nil {
-		return fmt.Errorf("open %s: %w", path, err)
+		return false, fmt.Errorf("open %s: %w", path, err)
 	}
 	defer func() { _ = db.Close() }()
+	if name != path {
+		defer func() {
+			if _, serr := os.Stat(path + "-wal"); serr == nil {
+				again = true
+			}
+		}()
+	}
 	if err := db.BusyTimeout(busyFor); err != nil {
-		return err
+		return false, err
 	}
 	v, err := version(db)
 	if err == nil && v < len(migrations) {
@@ -619,9 +647,9 @@ func reading(path string, fn func(*sqlite3.Conn) error) error {
 		err = fn(db)
 	}
 	if err != nil {
-		return fmt.Errorf("read %s: %w", path, err)
+		return false, fmt.Errorf("read %s: %w", path, err)
 	}
-	return nil
+	return false, nil
 }
 
 var errNoLedger = errors.New("it is no ledger of this version: let a gateway of this version use it once")

@@ -336,6 +336,26 @@ func (a *accountant) take(at time.Time) (hs []HostHour) {
 	return hs
 }
 
+// waits adds what was not taken yet to a period, beside what that has of the same hours.
+func (a *accountant) waits(p *Period, in func(hour int64) bool) {
+	at := map[hostHour]int{}
+	for i := range p.Hours {
+		at[hostHour{p.Hours[i].Hour, p.Hours[i].Host}] = i
+	}
+	for id, m := range a.hosts {
+		for hour, s := range m.slots {
+			if !in(hour) {
+				continue
+			}
+			if i, there := at[hostHour{hour, id}]; there {
+				p.Hours[i].add(s)
+			} else {
+				p.Hours = append(p.Hours, *s)
+			}
+		}
+	}
+}
+
 // giveBack takes back what could not be written.
 func (a *accountant) giveBack(hs []HostHour) {
 	for i := range hs {

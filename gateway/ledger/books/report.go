@@ -214,7 +214,10 @@ type bucket struct {
 
 // Report sums a period up, by what tells lines apart. List, which may be nil, adds the price of an API of choice.
 func (p *Period) Report(by []Dim, listPrice *ListPrice) Report {
-	out := Report{Since: p.Since, Until: p.Until, By: by, Replicas: p.Replicas, Dropped: p.Dropped}
+	if by == nil {
+		by = []Dim{}
+	}
+	out := Report{Since: p.Since, Until: p.Until, By: by, Lines: []Line{}, Bills: []Bill{}, Alternatives: []Alternative{}, Replicas: p.Replicas, Dropped: p.Dropped}
 	span := func(hour int64) int64 { // the finest time that lines tell apart
 		switch {
 		case slices.Contains(by, ByHour):
@@ -271,7 +274,7 @@ func (p *Period) Report(by []Dim, listPrice *ListPrice) Report {
 		}
 		return cmp.Or(cmp.Compare(b.Allocated(), a.Allocated()), slices.Compare(a.Group, b.Group))
 	})
-	out.Alternatives = p.alternatives(listPrice)
+	out.Alternatives = append(out.Alternatives, p.alternatives(listPrice)...)
 	newest := map[string]int{}
 	for _, b := range p.Bills {
 		if i, there := newest[b.Account]; there {
@@ -406,11 +409,11 @@ func group(by []Dim, c *Cell) []string {
 	return g
 }
 
-// unwatched is how much of the period nobody was there, up to the newest sign of life.
+// unwatched is how much of the period nobody was there, up to the newest sign of life; 0 where there is none.
 func (p *Period) unwatched() (d time.Duration) {
 	runs := slices.Clone(p.Runs)
 	slices.SortFunc(runs, func(a, b Span) int { return a.From.Compare(b.From) })
-	var seen time.Time
+	seen := p.Since
 	for _, r := range runs {
 		from, to := r.From, r.To
 		if from.Before(p.Since) {
@@ -419,7 +422,7 @@ func (p *Period) unwatched() (d time.Duration) {
 		if to.After(p.Until) {
 			to = p.Until
 		}
-		if !seen.IsZero() && from.After(seen) {
+		if from.After(seen) {
 			d += from.Sub(seen)
 		}
 		if to.After(seen) {

@@ -41,7 +41,7 @@ func split(r *ledger.Record, of func(attempt int) *Sums) {
 			s.F[WorkerSeconds] += a.Worker.Executed.Seconds()
 		}
 		switch {
-		case a.USDKnown:
+		case a.USDKnown && finite(a.USD) == a.USD:
 			usd += a.USD
 			s.spend(a)
 		case a.Provider != "":
@@ -93,7 +93,7 @@ func split(r *ledger.Record, of func(attempt int) *Sums) {
 		if more := int64(r.Tries - n); more > 0 { // that the record does not name
 			s.N[Attempts] += more
 		}
-		if rest := r.USD - usd; r.USDKnown && rest > 1e-12 {
+		if rest := finite(r.USD) - usd; r.USDKnown && rest > 1e-12 {
 			s.F[UsedPerHour] += rest
 			s.waste(Retry, rest, true)
 		}
@@ -119,7 +119,7 @@ func (s *Sums) spend(a *ledger.Attempt) {
 }
 
 func (s *Sums) waste(why Reason, usd float64, known bool) {
-	if known {
+	if known && finite(usd) == usd {
 		s.F[Wasted+Amount(why)] += usd
 	}
 }

@@ -106,3 +106,10 @@ func length(s []Span) (d time.Duration) {
 	}
 	return d
 }
+
+// Same tells whether two periods are of one ledger: no two gateways begin in the same microsecond.
+func Same(p, q *Period) bool {
+	return slices.ContainsFunc(p.Runs, func(r Span) bool {
+		return slices.ContainsFunc(q.Runs, func(o Span) bool { return r.From.Equal(o.From) })
+	})
+}
