@@ -61,6 +61,7 @@ type Books struct {
 	free    []*block
 	waiting int
 	blocks  uint32
+	most    int // cells of sums
 	seen    [seenSize]uint64
 	hours   accountant
 	kept    memory
@@ -123,7 +124,7 @@ func New(o Options) *Books {
 	if o.MostWaiting <= 0 {
 		o.MostWaiting = DefaultWaiting
 	}
-	b := &Books{opt: o, sums: map[Cell]*entry{}, wake: make(chan struct{}, 1), asks: make(chan ask), done: make(chan struct{})}
+	b := &Books{opt: o, most: mostCells, sums: map[Cell]*entry{}, wake: make(chan struct{}, 1), asks: make(chan ask), done: make(chan struct{})}
 	b.f.path, b.f.now = o.Path, o.Now
 	b.kept = memory{hours: map[hostHour]HostHour{}, began: o.Now()}
 	b.hours.init(o.Now)
@@ -202,10 +203,10 @@ func (b *Books) cell(c *Cell) *entry {
 	}
 	e := b.sums[*c]
 	if e == nil {
-		if len(b.sums) >= mostCells {
+		if len(b.sums) >= b.most {
 			b.fold()
 		}
-		if len(b.sums) >= mostCells {
+		if len(b.sums) >= b.most {
 			*c = Cell{Hour: c.Hour, Key: otherName, Model: otherName, Provider: c.Provider, Host: otherName}
 			e = b.sums[*c]
 		}
@@ -229,7 +230,7 @@ func (b *Books) fold() {
 	}
 	until, n := int64(0), 0
 	for _, h := range slices.Sorted(maps.Keys(named)) {
-		if until = h; n > mostCells/10 {
+		if until = h; n > b.most/10 {
 			break
 		}
 		n += named[h]
