@@ -115,12 +115,12 @@ type Server struct {
 	log     *slog.Logger
 	settled func(*ledger.Record)
 
-	http     *fasthttp.Server
-	uploads  *fasthttp.Server
-	room     *queue.Room
-	held     holders
-	kinds    maphash.Seed // of exchange.kind
-	hedges   atomic.Int64 // goroutines of hedges
+	http    *fasthttp.Server
+	uploads *fasthttp.Server
+	room    *queue.Room
+	held    holders
+	kinds   maphash.Seed // of exchange.kind
+	hedges  atomic.Int64 // goroutines of hedges
 
 	disbelieved atomic.Int64
 	disbelief   sync.Map // endpoint.ID -> struct{}: said once
