@@ -9,6 +9,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"headrace/gateway/admission"
+	"headrace/gateway/ledger"
 	"headrace/gateway/listen"
 	"headrace/gateway/openai"
 	"headrace/gateway/trace"
@@ -55,6 +56,10 @@ func (x *exchange) admit() *openai.Error {
 	}
 	if err := x.scan.Scan(body); err != nil {
 		return errScan(err)
+	}
+	if x.set.Content > 0 && x.rec.Trace.Sampled {
+		x.rec.Said = &ledger.Said{Room: x.set.Content}
+		x.rec.Said.Ask(body)
 	}
 	if len(x.scan.Model) == 0 {
 		return errModelMissing()

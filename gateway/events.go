@@ -127,6 +127,9 @@ func (x *exchange) take(ev *sse.Event, now time.Time) {
 		x.number(ev)
 	}
 	x.m.see(c, now)
+	if x.rec.Said != nil && (c.Content || c.Finish) {
+		x.rec.Said.Answer(ev.Data)
+	}
 	if x.phase == awaitingContent && x.leased && x.lease.Unnamed {
 		x.learn(ev.Data)
 	}

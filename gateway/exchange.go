@@ -293,6 +293,8 @@ func (x *exchange) bring() *forward.Host {
 	now, id := x.beginAt, x.endpointID()
 	if x.offset = -1; x.resumed() {
 		x.offset = x.tale.lost
+	} else if x.rec.Said != nil {
+		x.rec.Said.Anew()
 	}
 	x.follows(x.s.router.Snapshot().Endpoint(id))
 	host := x.s.forward.Host(id)

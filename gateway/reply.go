@@ -45,6 +45,9 @@ func (x *exchange) answer() (complete bool) {
 		x.bodyEnd = true
 		x.ctx.Response.SetBody(a.Unread()) // a copy: the buffer goes back with the attempt
 		x.rec.BytesOut = int64(len(a.Unread()))
+		if x.rec.Said != nil && a.Status < 300 {
+			x.rec.Said.Answer(a.Unread())
+		}
 		if x.ctx.IsHead() { // the length that GET would have, not the length of nothing
 			x.ctx.Response.SkipBody = true
 			x.ctx.Response.Header.SetContentLength(max(0, a.Head.ContentLength()))

@@ -98,6 +98,7 @@ type Settings struct {
 	Stuck           time.Duration         // as FirstEvent, where the host is up and another can be asked; 4 expected times where that is more
 
 	Tracing   trace.Policy                  // which requests are traced
+	Content   int                           // bytes of a sampled request's body, and of its answer, that are recorded with it; 0 for none
 	Propagate func(*endpoint.Endpoint) bool // tells which hosts are sent a traceparent; nil is none of them
 
 	Queue Queue // where there is no room

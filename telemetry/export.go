@@ -55,6 +55,7 @@ type Export struct {
 	scope    instrumentation.Scope
 	spanner  spanner
 	failures atomic.Bool
+	said     atomic.Int64 // bytes of what was said that wait
 
 	traces *queue[*ledger.Record] // nil when none are sent, as is logs
 	logs   *queue[sdklog.Record]
@@ -177,6 +178,7 @@ func (e *Export) Record(r *ledger.Record) {
 	e.traces.add(func() *ledger.Record {
 		kept := copies.Get().(*ledger.Record)
 		r.CopyTo(kept)
+		kept.Said = e.hold(r.Said)
 		return kept
 	})
 }
@@ -188,6 +190,7 @@ func (e *Export) sendTraces(ctx context.Context, batch []*ledger.Record) error {
 	spans := make([]sdktrace.ReadOnlySpan, 0, 2*len(batch))
 	for _, r := range batch {
 		spans = append(spans, e.spanner.spans(r)...)
+		e.letGo(r.Said)
 		clear(r.Attempts) // it refers to others' memory
 		*r = ledger.Record{Attempts: r.Attempts[:0]}
 		copies.Put(r)

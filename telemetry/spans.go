@@ -248,6 +248,9 @@ func (s *spanner) usage(a *attrs, r *ledger.Record) {
 			a.count(u.key, u.n)
 		}
 	}
+	if r.Said != nil {
+		a.said(r)
+	}
 	if r.Finish != "" {
 		*a = append(*a, attribute.StringSlice("gen_ai.response.finish_reasons", []string{valid(r.Finish)}))
 	}

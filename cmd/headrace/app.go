@@ -217,6 +217,7 @@ func settings(c *config.Config) gateway.Settings {
 		Size: c.Queue.Size, MaxBytes: c.Queue.MaxBytes, MaxWait: c.Queue.MaxWait, InteractiveWait: c.Queue.InteractiveWait, BatchShare: c.Queue.BatchShare, BatchSpare: c.Queue.BatchSpare,
 	}
 	s.Tracing, s.Propagate = tracing(&c.Telemetry)
+	s.Content = content(&c.Telemetry)
 	if c.Passthrough != "" {
 		s.Passthrough = endpoint.ID("static:" + c.Passthrough)
 	}
@@ -298,6 +299,7 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 			})
 		})
 	}
+	a.warnOfContent(&cfg.Telemetry)
 	for _, l := range a.listeners {
 		a.log.Info("listening", "address", l.Addr().String(), "tls", l.TLS != nil)
 	}
@@ -439,6 +441,7 @@ func (a *app) reconfigure(r reading) bool {
 	a.server.Configure(settings(r.cfg))
 	a.leaver.Configure(r.cfg.Timeouts.Leave)
 	a.prober.Configure(probing(r.cfg))
+	a.warnOfContent(&r.cfg.Telemetry)
 	a.log.Info("config reloaded")
 	return true
 }

@@ -123,10 +123,26 @@ func tracing(t *config.Telemetry) (trace.Policy, func(*endpoint.Endpoint) bool) 
 	return p, nil
 }
 
+// content is how much of what is said spans get; 0 for nothing.
+func content(t *config.Telemetry) int {
+	if t.Content != "messages" || t.OTLP == "" || !t.OTLPTraces {
+		return 0
+	}
+	return int(t.ContentMax)
+}
+
+// warnOfContent is loud about what somebody may have set on another day for an hour.
+func (a *app) warnOfContent(t *config.Telemetry) {
+	if n := content(t); n > 0 {
+		a.log.Warn("prompts and answers are sent with traces (telemetry.content: messages): whoever reads traces reads what callers and models say",
+			"share_of_requests", t.Sample, "content_max", n)
+	}
+}
+
 // telemetryLater names the keys of telemetry that differ and take effect at the next start.
 func telemetryLater(old, cur config.Telemetry) []string {
 	for _, t := range []*config.Telemetry{&old, &cur} { // these do not need one
-		t.Sample, t.Failures, t.Trust, t.Propagate = 0, false, false, ""
+		t.Sample, t.Failures, t.Trust, t.Propagate, t.Content, t.ContentMax = 0, false, false, "", "", 0
 	}
 	if old == cur {
 		return nil

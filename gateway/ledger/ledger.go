@@ -148,12 +148,15 @@ type Record struct {
 	BytesIn, BytesOut                 int64
 
 	USD float64 // share of the host's bill, when USDKnown; see router/cost
+
+	Said *Said // nil unless traces are to have it
 }
 
-// CopyTo makes dst a copy of r that shares nothing with it that changes. It takes memory only where dst has had fewer attempts.
+// CopyTo makes dst a copy of r, without Said, that shares nothing with it that changes. It takes memory only where dst has had fewer attempts.
 func (r *Record) CopyTo(dst *Record) {
 	room := dst.Attempts[:0]
 	*dst = *r
+	dst.Said = nil
 	dst.Attempts = append(room, r.Attempts...)
 }
 
