@@ -245,7 +245,7 @@ func TestExperimentLive(t *testing.T) {
 	if err := awq.SetFaults(fakecloud.Fault{Kind: fakecloud.Error500, P: 0.2}); err != nil {
 		t.Fatal(err)
 	}
-	bad := head + fmt.Sprintf(strings.Replace(eightLines, "error_rate: +5%%", "error_rate: +1%%", 1), "bad")
+	bad := head + fmt.Sprintf(strings.Replace(eightLines, "error_rate: +5%%", "error_rate: +0%%", 1), "bad")
 	a.write(t, bad)
 	b.write(t, bad)
 	eventually(t, "the canary is tried", func() bool {

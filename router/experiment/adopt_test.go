@@ -150,3 +150,58 @@ func TestWithdraw(t *testing.T) {
 		t.Errorf("one that ran comes back: run %d %s", back.Run, back.State)
 	}
 }
+
+// TestReconcile makes one document of what replicas share and what one of them knows.
+func TestReconcile(t *testing.T) {
+	s := armsOnSteps(.2, .5)
+	stop := func(arm int) Readings {
+		r := Readings{Arms: make([]Reading, 3)}
+		r.Arms[arm].Judgement, r.Arms[arm].Why = Stop, "harm"
+		return r
+	}
+	start := NewDoc(s, t0)
+	without, _ := start.Guard(s, stop(1), at(1))
+	both, _ := without.Guard(s, stop(2), at(2))
+	paused, err := start.Apply(s, Pause, "", "operator", at(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resumed, err := paused.Apply(s, Resume, "", "operator", at(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	aborted, err := start.Apply(s, Abort, "", "operator", at(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, err := aborted.Apply(s, Start, "", "operator", at(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		shared, mine Doc
+		alone        bool
+		changed      bool
+		state        State
+		shares       []float64
+		run, log     int
+	}{
+		"the same":                     {start, start, false, false, Running, []float64{.8, .1, .1}, 1, 1},
+		"gone back in time":            {start, paused, false, true, Paused, []float64{.8, .1, .1}, 1, 2},
+		"an arm was taken away":        {paused, without, false, true, Paused, []float64{.9, 0, .1}, 1, 3},
+		"all arms were":                {resumed, both, false, true, RolledBack, []float64{1, 0, 0}, 1, 4},
+		"aborted, and paused there":    {paused, aborted, true, true, Aborted, []float64{1, 0, 0}, 1, 3},
+		"rolled back, and aborted":     {both, aborted, true, true, Aborted, []float64{1, 0, 0}, 1, 4},
+		"heard of it later":            {both, aborted, false, false, RolledBack, []float64{1, 0, 0}, 1, 3},
+		"another run has begun":        {next, both, true, false, Running, []float64{.8, .1, .1}, 2, 3},
+		"back before this run's start": {both, next, false, true, Running, []float64{.8, .1, .1}, 2, 3},
+	} {
+		d, changed := tc.shared.Reconcile(&tc.mine, tc.alone, at(5))
+		if changed != tc.changed || d.State != tc.state || !slices.Equal(d.Shares, tc.shares) || d.Run != tc.run || len(d.Log) != tc.log {
+			t.Errorf("%s: changed %v, run %d is %s with %v after %d decisions", name, changed, d.Run, d.State, d.Shares, len(d.Log))
+		}
+		if again, more := d.Reconcile(&tc.mine, false, at(6)); more {
+			t.Errorf("%s: once more it changes to %s", name, again.State)
+		}
+	}
+}
