@@ -17,8 +17,11 @@ import (
 // TestRandomAborts has thousands of clients leave at random moments, and looks for what they left behind.
 func TestRandomAborts(t *testing.T) {
 	total, workers := 10_000, 50
-	if testing.Short() {
+	switch {
+	case testing.Short():
 		total = 1000
+	case raceEnabled: // each takes ten times as long
+		total = 2000
 	}
 	r := random(t)
 	seed := r.Uint64()

@@ -161,7 +161,7 @@ func (p *pattern) Read(b []byte) (int, error) {
 // TestUploadMemory sends 200 MB, the model first and last: memory stays flat.
 func TestUploadMemory(t *testing.T) {
 	size := int64(200 << 20)
-	if testing.Short() {
+	if testing.Short() || raceEnabled {
 		size = 50 << 20
 	}
 	var got atomic.Int64
