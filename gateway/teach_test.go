@@ -16,7 +16,7 @@ import (
 
 // TestSlowReaderNoBlame streams far more than sockets hold to a caller who pauses: the host is not taken for slow.
 func TestSlowReaderNoBlame(t *testing.T) {
-	const tokens, size = 400, 64 << 10
+	const tokens, size = 200, 64 << 10
 	up := newUpstream(t, func(c *upConn, _ *upRequest) bool {
 		events := make([]string, tokens, tokens+2)
 		for i := range events {

@@ -34,7 +34,7 @@ import (
 )
 
 // patience bounds every wait for an event; a test that needs it has failed.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // upstream is a host on a raw TCP socket. Its handler writes what it likes.
 type upstream struct {

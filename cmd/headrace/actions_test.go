@@ -25,7 +25,7 @@ import (
 )
 
 // patience is how long a test waits for what is to happen at all, however busy the machine.
-const patience = 90 * time.Second
+const patience = 150 * time.Second
 
 // eventually polls until ok.
 func eventually(t *testing.T, what string, ok func() bool) {
