@@ -120,24 +120,28 @@ func (c *callersTook) p50() time.Duration {
 	return c.took[len(c.took)/2]
 }
 
-// slower tells whether the median request of one load took longer than that of another, by what is no chance: one that waits for Redis in vain
-// gives up after 5 ms.
-func slower(c, than *callersTook) bool {
-	usual := than.p50()
-	return c.p50()-usual > max(2*time.Millisecond, usual)
+// waits is how many requests have waited for Redis, in vain or not.
+func waits(all []*running) (n int64) {
+	for _, r := range all {
+		answered, alone := r.app.keys.Waits()
+		n += answered + alone
+	}
+	return n
 }
+
+// callersEach is how many callers a load has at each gateway.
+const callersEach = 2
 
 // load has a few callers ask all gateways for answers, one after another, for so long.
 func load(t *testing.T, all []*running, d time.Duration) *callersTook {
 	t.Helper()
-	const each = 2
 	var mu sync.Mutex
 	c := &callersTook{}
 	var wg sync.WaitGroup
 	end := time.Now().Add(d)
 	body := []byte(`{"model":"m","max_tokens":4,"messages":[{"role":"user","content":"hello"}]}`)
 	for _, r := range all {
-		for range each {
+		for range callersEach {
 			wg.Go(func() {
 				for time.Now().Before(end) {
 					from := time.Now()
@@ -198,13 +202,10 @@ func TestRedisTrouble(t *testing.T) {
 		{"hanging", func() { s.Signal(syscall.SIGSTOP) }, func() { s.Signal(syscall.SIGCONT) }},
 		{"slow", func() { s.delay.Store(int64(100 * time.Millisecond)) }, func() { s.delay.Store(0) }},
 	} {
+		waited := waits(all)
 		trouble.begin()
 		during := load(t, all, phase)
-		for tries := 0; tries < 8 && slower(during, before); tries++ { // the machine has other things to do as well
-			again := load(t, all, phase/2)
-			again.bad = append(again.bad, during.bad...)
-			during = again
-		}
+		waited = waits(all) - waited
 		trouble.mend()
 		began := time.Now()
 		s.together(all)
@@ -217,8 +218,9 @@ func TestRedisTrouble(t *testing.T) {
 		}
 		t.Logf("%s: %d requests, p50 %s before, %s meanwhile, %s afterwards; shared again after %s", trouble.name, before.n+during.n+mended.n,
 			before.p50().Round(time.Microsecond), during.p50().Round(time.Microsecond), mended.p50().Round(time.Microsecond), back.Round(time.Millisecond))
-		if slower(during, before) && slower(during, mended) {
-			t.Errorf("%s: the median request takes %s longer", trouble.name, during.p50()-max(before.p50(), mended.p50()))
+		// Whoever waits as it begins does so for 5 ms, and nobody after him: by a clock it would be the machine that is tested.
+		if most := int64(2 * callersEach * len(all)); waited > most {
+			t.Errorf("%s: %d of %d requests have waited for Redis, want %d at most", trouble.name, waited, during.n, most)
 		}
 		before = mended
 		for _, r := range all {
@@ -293,24 +295,28 @@ func TestPreemptionSeenByOne(t *testing.T) {
 	if running.text != fakecloud.Answer(model, "what does the river say?", tokens) || !running.done || running.resumed != 1 {
 		t.Errorf("the answer that ran there: resumed %d times, done %t, %q", running.resumed, running.done, running.text)
 	}
-	_, body := get(t, "http://"+all[1].app.admin.Addr().String()+"/admin/v1/status")
-	var status struct {
-		State struct {
-			Documents string
-			Replica   string
-			Replicas  []string
-			Fleet     struct{ Heard int }
+	address := "http://" + all[1].app.admin.Addr().String()
+	eventually(t, "a status that tells of the others", func() bool { // on a busy machine Redis may not have answered for a moment
+		_, body := get(t, address+"/admin/v1/status")
+		var status struct {
+			State struct {
+				Documents string
+				Replica   string
+				Replicas  []string
+				Fleet     struct{ Heard int }
+			}
 		}
-	}
-	if err := json.Unmarshal([]byte(body), &status); err != nil || status.State.Documents != "redis" || len(status.State.Replicas) != 3 ||
-		!slices.Contains(status.State.Replicas, status.State.Replica) || status.State.Fleet.Heard == 0 {
-		t.Errorf("status %s, %v", body, err)
-	}
-	_, page := get(t, "http://"+all[1].app.admin.Addr().String()+"/metrics")
+		if err := json.Unmarshal([]byte(body), &status); err != nil {
+			t.Fatalf("status %s, %v", body, err)
+		}
+		is := &status.State
+		return is.Documents == "redis" && len(is.Replicas) == 3 && slices.Contains(is.Replicas, is.Replica) && is.Fleet.Heard > 0
+	})
 	for _, want := range []string{"\nheadrace_redis_up 1\n", "\nheadrace_replicas 3\n", `headrace_replicas_hosts_total{headrace_result="heard"}`} {
-		if !strings.Contains(page, want) {
-			t.Errorf("metrics do not say %q", strings.TrimSpace(want))
-		}
+		eventually(t, "metrics that say "+strings.TrimSpace(want), func() bool {
+			_, page := get(t, address+"/metrics")
+			return strings.Contains(page, want)
+		})
 	}
 }
 
