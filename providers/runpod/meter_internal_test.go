@@ -57,7 +57,7 @@ func TestMeter(t *testing.T) {
 		pull       time.Duration
 		percent    float64
 	}{
-		"looks alone":            {false, false, 5 * time.Second, 0, 12},
+		"looks alone":            {false, false, 5 * time.Second, 0, 15},
 		"jobs":                   {true, false, 5 * time.Second, 0, 0.5},
 		"jobs, looks that sleep": {true, false, 30 * time.Second, 0, 1.5},
 		"the list":               {false, true, 5 * time.Second, 0, 2},
