@@ -67,15 +67,22 @@ func (w *world) serve(n int, rs ...*replica) {
 	pass(5 * time.Second)
 }
 
-// steady never takes a step.
-func steady(s *experiment.Spec) { s.MinTime = time.Hour }
+// failuresOnly judges by failures, of which there are none: chance holds nothing and ends nothing.
+func failuresOnly(change ...func(*experiment.Spec)) Trial {
+	tr := trialOf(change...)
+	tr.Guardrails = tr.Guardrails[:1]
+	return tr
+}
+
+// steady takes no step.
+func steady() Trial { return failuresOnly(func(s *experiment.Spec) { s.MinTime = time.Hour }) }
 
 // TestHearsOnlyNews reads what others have stored when that has changed, and not at every round.
 func TestHearsOnlyNews(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := state.NewMemory()
 		sa := &counting{Store: store}
-		a, b := startReplica(t, sa, trialOf(steady)), startReplica(t, store, trialOf(steady))
+		a, b := startReplica(t, sa, steady()), startReplica(t, store, steady())
 		w := newWorld(t)
 		w.serve(200, b)
 		if n := seq(t, a); n != 200 {
@@ -102,7 +109,7 @@ func TestOutAndBack(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				store := state.NewMemory()
-				a := startReplica(t, store, trialOf(steady))
+				a := startReplica(t, store, steady())
 				w := newWorld(t)
 				w.serve(300, a)
 				a.Configure(nil)
@@ -111,14 +118,14 @@ func TestOutAndBack(t *testing.T) {
 					a.stop()
 					a = startReplica(t, store)
 				}
-				a.Configure([]Trial{trialOf(steady)})
+				a.Configure([]Trial{steady()})
 				pass(5 * time.Second)
 				w.serve(50, a)
 				if v, _ := a.Show(t.Context(), "e"); v.Run != 1 || v.State != experiment.Running || v.Verdict.Seq != 350 {
 					t.Errorf("run %d is %s, and of 350 requests %d are known", v.Run, v.State, v.Verdict.Seq)
 				}
 				a.stop()
-				if b := startReplica(t, store, trialOf(steady)); seq(t, b) != 350 {
+				if b := startReplica(t, store, steady()); seq(t, b) != 350 {
 					t.Errorf("after a restart %d are", seq(t, b))
 				}
 			})
@@ -130,26 +137,26 @@ func TestOutAndBack(t *testing.T) {
 func TestTakenUpLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := state.NewMemory()
-		a := startReplica(t, store, trialOf(steady))
+		a := startReplica(t, store, steady())
 		w := newWorld(t)
 		w.serve(100, a)
 		a.stop()
 		again := &counting{Store: store}
 		again.refuses("experiment-stats")
-		a = startReplica(t, again, trialOf(steady))
+		a = startReplica(t, again, steady())
 		w.serve(50, a)
 		again.refuses("")
 		w.serve(25, a)
 		if n := seq(t, a); n != 175 {
 			t.Errorf("it knows of %d requests, want 175", n)
 		}
-		b := startReplica(t, store, trialOf(steady))
+		b := startReplica(t, store, steady())
 		if n := seq(t, b); n != 175 {
 			t.Errorf("another one knows of %d, want 175", n)
 		}
 		a.stop()
 		b.stop()
-		if c := startReplica(t, store, trialOf(steady)); seq(t, c) != 175 {
+		if c := startReplica(t, store, steady()); seq(t, c) != 175 {
 			t.Errorf("after both have stopped %d are known, want 175", seq(t, c))
 		}
 	})
@@ -159,14 +166,14 @@ func TestTakenUpLate(t *testing.T) {
 func TestOtherMarginsOfAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := state.NewMemory()
-		a, b := startReplica(t, store, trialOf(steady)), startReplica(t, store, trialOf(steady))
+		a, b := startReplica(t, store, steady()), startReplica(t, store, steady())
 		w := newWorld(t)
 		w.serve(200, a, b)
 		for _, r := range []*replica{a, b} {
 			if n := seq(t, r); n != 200 {
 				t.Fatalf("known %d", n)
 			}
-			tr := trialOf(steady)
+			tr := steady()
 			tr.Alpha = 0.1
 			r.Configure([]Trial{tr})
 			pass(5 * time.Second)
@@ -184,7 +191,7 @@ func TestUnheard(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := state.NewMemory()
 		calm := Options{Store: store, Look: time.Second}
-		a, b := startWith(t, calm, trialOf()), startWith(t, calm, trialOf())
+		a, b := startWith(t, calm, failuresOnly()), startWith(t, calm, failuresOnly())
 		w := newWorld(t)
 		w.serve(100, a, b)
 		b.stop()
@@ -291,12 +298,12 @@ func TestStatsKind(t *testing.T) {
 func TestFeedbackElsewhere(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := state.NewMemory()
-		a, b := startReplica(t, store, trialOf(steady)), startReplica(t, store, trialOf(steady))
+		a, b := startReplica(t, store, steady()), startReplica(t, store, steady())
 		w := newWorld(t)
 		w.serve(200, a)
 		served := maps.Clone(w.arms)
 		for _, r := range []*replica{a, b} { // other steps, and one of them at once
-			r.Configure([]Trial{trialOf(func(s *experiment.Spec) { s.Steps, s.MinTime, s.MinUnits = []float64{0.1, 0.9}, time.Second, 1 })})
+			r.Configure([]Trial{failuresOnly(func(s *experiment.Spec) { s.Steps, s.MinTime, s.MinUnits = []float64{0.1, 0.9}, time.Second, 1 })})
 		}
 		w.serve(200, a)
 		if b.canary() != 0.9 {

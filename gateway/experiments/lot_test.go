@@ -72,11 +72,11 @@ func TestLateRun(t *testing.T) {
 // TestTooManyShares records nothing, and takes no step, when statistics can tell no more shares apart; harm that was proven ends it all the same.
 func TestTooManyShares(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := startReplica(t, state.NewMemory(), trialOf(func(s *experiment.Spec) { s.MinTime, s.MinUnits = time.Second, 1 }))
+		a := startReplica(t, state.NewMemory(), failuresOnly(func(s *experiment.Spec) { s.MinTime, s.MinUnits = time.Second, 1 }))
 		w := newWorld(t)
 		for k := range 40 { // a config that is rolled out again and again, with more each time
 			steps := []float64{0.1 + 0.02*float64(k), 0.11 + 0.02*float64(k), 1}
-			a.Configure([]Trial{trialOf(func(s *experiment.Spec) { s.Steps, s.MinTime, s.MinUnits = steps, time.Second, 1 })})
+			a.Configure([]Trial{failuresOnly(func(s *experiment.Spec) { s.Steps, s.MinTime, s.MinUnits = steps, time.Second, 1 })})
 			for range 20 {
 				w.request(a)
 				pass(200 * time.Millisecond)
