@@ -140,11 +140,12 @@ func (x *exchange) choose(q *router.Request, l *router.Lease) (outside bool, err
 // requests may spill over to them while they are tried. q's Model and Firm are anything afterwards.
 func (x *exchange) beyondArm(q *router.Request, l *router.Lease) error {
 	r, list := x.s.router, x.s.opt.Arms().Of(x.model)
-	if len(list) == 0 { // the experiments were taken out of the config meanwhile
-		q.Model = x.model
-		return r.Pick(q, l)
+	rest := x.model // of which no part is on trial, once the experiments were taken out of the config
+	if len(list) > 0 {
+		if _, ok := r.Snapshot().Pool(list[0].Spec.Rest()); ok { // the router may have read that config before the table has
+			rest = list[0].Spec.Rest()
+		}
 	}
-	rest := list[0].Spec.Rest()
 	if slices.ContainsFunc(list, func(a *experiment.Assigner) bool { return a.Spec.Spill }) {
 		q.Firm, q.Model = true, rest
 		if err := r.Pick(q, l); err == nil {

@@ -65,6 +65,28 @@ func withUser(user string) string {
 	return post(chatPath, fmt.Sprintf(`{"model":%q,"user":%q,"messages":[{"role":"user","content":"hi"}]}`, model, user))
 }
 
+// TestArmsLeaveTheConfig answers while the router has read a config without the experiment and the table of arms has not: hosts that were
+// kept for arms are anybody's then.
+func TestArmsLeaveTheConfig(t *testing.T) {
+	for name, spill := range map[string]bool{"kept apart": false, "spilling over": true} {
+		t.Run(name, func(t *testing.T) {
+			a, b := newUpstream(t, answering), newUpstream(t, answering)
+			var eps []endpoint.Endpoint
+			g := newTrialRigOf(t, []string{a.url(), b.url()}, func(s *experiment.Spec, o *rigOptions) {
+				s.Spill = spill
+				o.edit = func(e []endpoint.Endpoint) { eps = e }
+			}, experiment.Unit{Kind: experiment.ByUser})
+			g.srv.router.Update(eps, nil)
+			for i, req := range []string{withUser("u"), chat(false)} {
+				r, body, err := g.do(req)
+				if err != nil || r.StatusCode != http.StatusOK {
+					t.Fatalf("request %d: %v %v %s", i, err, r, body)
+				}
+			}
+		})
+	}
+}
+
 // TestArms serves every user by the hosts of one arm, which the answer, the record and the log tell, and moves users only from the control
 // to the canary while its share grows.
 func TestArms(t *testing.T) {
