@@ -357,7 +357,7 @@ func (c *choice) message() message {
 
 // keyLike finds what looks like a credential: tokens with the prefixes that vendors give theirs, bearers, AWS key ids, private keys and
 // JSON web tokens. What is spelled otherwise stays: this is a net, and no promise.
-var keyLike = sync.OnceValue(func() *regexp.Regexp {
+var keyLike = sync.OnceValue(func() *regexp.Regexp { //nolint:gochecknoglobals // a table, made when it is needed
 	return regexp.MustCompile(`(?i:\bbearer\s+)[\w.~+/=-]{8,}` +
 		`|\b(?:sk|pk|rk|rpa|hr|hf|gsk|xai|ghp|gho|ghs|github_pat|glpat|xox[abprs])[-_][\w-]{12,}` +
 		`|\bAKIA[0-9A-Z]{16}\b|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+` +

@@ -22,6 +22,8 @@ const (
 	maxRounds = 50
 	// settle is the pause after a start, for what a program does once it is up.
 	settle = 200 * time.Millisecond
+	// settleMemory is the same where growth of memory is measured: what a program opens once in its first second is no stream's.
+	settleMemory = 1500 * time.Millisecond
 	// spareFiles is how many descriptors a process needs beside its connections.
 	spareFiles = 200
 )
@@ -262,7 +264,11 @@ func (s *comparison) turn(ctx context.Context, sc scenario, b *subject, round in
 		if sc.name == Cold {
 			return one, nil
 		}
-		if err := load.Pause(ctx, settle); err != nil {
+		pause := settleMemory
+		if s.Quick {
+			pause = settle
+		}
+		if err := load.Pause(ctx, pause); err != nil {
 			return one, err
 		}
 	case sc.name == Cold: // runs already: there is no start to be timed
