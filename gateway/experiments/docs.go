@@ -56,7 +56,6 @@ func (m *Manager) take(ctx context.Context, t *trial, d state.Doc, exists bool) 
 	}
 	if !exists {
 		t.version = 0
-		t.adopt = false
 		first := t.doc // the store has lost it: what was rolled back is not to begin anew for that
 		if !t.known || t.foreign {
 			first = experiment.NewDoc(t.Spec, now)
@@ -64,7 +63,9 @@ func (m *Manager) take(ctx context.Context, t *trial, d state.Doc, exists bool) 
 		if adopted, changed := first.Adopt(t.Spec, now); changed {
 			first = adopted
 		}
-		m.put(ctx, t, first)
+		if m.putOn(ctx, t, 0, first) {
+			t.adopt, t.outOf = false, time.Time{}
+		}
 		return
 	}
 	var doc experiment.Doc
@@ -76,26 +77,30 @@ func (m *Manager) take(ctx context.Context, t *trial, d state.Doc, exists bool) 
 	}
 	if t.known && !t.foreign { // the store may have lost what it had, or this replica has decided while it could not be asked
 		if next, changed := doc.Reconcile(&t.doc, t.ahead, now); changed {
-			t.version = d.Version
-			m.opt.Log.Warn("what replicas share of an experiment is behind what is known here: it is written anew", "experiment", t.Spec.Name, "state", string(next.State))
-			m.put(ctx, t, next)
+			if m.putOn(ctx, t, d.Version, next) {
+				m.opt.Log.Warn("what replicas share of an experiment was behind what is known here, and was written anew", "experiment", t.Spec.Name, "state", string(next.State))
+				return
+			}
+			was, ahead := t.version, t.ahead
+			m.set(t, next, was) // in force here at once, and read again until it can be written
+			t.ahead = ahead
 			return
 		}
 	}
 	if t.adopt {
+		next, changed := doc.Adopt(t.Spec, now)
 		if t.outOf.IsZero() {
 			t.outOf = doc.Withdrawn
 		}
-		next, changed := doc.Adopt(t.Spec, now)
 		if !t.outOf.IsZero() {
 			next, changed = doc.Return(t.Spec, t.outOf, now)
 		}
-		t.adopt, t.outOf = false, time.Time{}
-		if changed {
-			t.version = d.Version
-			m.put(ctx, t, next)
-			return
-		}
+		if !changed || m.putOn(ctx, t, d.Version, next) {
+			t.adopt, t.outOf = false, time.Time{}
+			if changed {
+				return
+			}
+		} // else it is asked for again at the next reading; what others have decided meanwhile holds here too
 	}
 	first := !t.known
 	m.set(t, doc, d.Version)
@@ -103,18 +108,24 @@ func (m *Manager) take(ctx context.Context, t *trial, d state.Doc, exists bool) 
 		m.opt.Log.Warn("an experiment was promoted earlier, and its arm serves all requests: write the arm into the config for good, or start it anew with headrace experiment start",
 			"experiment", t.Spec.Name, "since", doc.EndedAt)
 	}
-	if t.foreign {
+	if t.foreign && !t.adopt {
 		m.opt.Log.Warn("replicas try something else under the name of an experiment: here the control serves its requests", "experiment", t.Spec.Name)
 	}
 }
 
-// put writes a document that follows from the one the store has. The caller holds mu.
+// put writes a document that follows from the one that is in force. The caller holds mu.
 func (m *Manager) put(ctx context.Context, t *trial, next experiment.Doc) bool {
+	return m.putOn(ctx, t, t.version, next)
+}
+
+// putOn writes a document that follows from the store's of that version, 0 for none, and puts it in force. Where it cannot be written nothing
+// has changed, so that the store's is read as news again. The caller holds mu.
+func (m *Manager) putOn(ctx context.Context, t *trial, on state.Version, next experiment.Doc) bool {
 	body, err := json.Marshal(next)
 	if err != nil {
 		panic("BUG: an experiment's document cannot be written: " + err.Error())
 	}
-	v, err := m.opt.Store.Put(ctx, kindDocs, t.Spec.Name, t.version, body)
+	v, err := m.opt.Store.Put(ctx, kindDocs, t.Spec.Name, on, body)
 	if !m.answered(ctx, err) {
 		return false
 	}
