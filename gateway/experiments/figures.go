@@ -164,6 +164,23 @@ func readings(v stats.Verdict) experiment.Readings {
 	return r
 }
 
+// toDecide are the readings that the next step goes by. The caller holds mu.
+func (m *Manager) toDecide(t *trial, v stats.Verdict) experiment.Readings {
+	r := readings(v)
+	why := cmp.Or(t.failed, t.muffled())
+	for i := range r.Arms {
+		a := &r.Arms[i]
+		if m.opt.Pool != nil {
+			n, _ := m.opt.Pool(t.Spec.Arms[i].Pool())
+			a.Hostless = n == 0
+		}
+		if why != "" && a.Judgement != experiment.Stop {
+			a.Judgement, a.Why = experiment.Hold, why
+		}
+	}
+	return r
+}
+
 // round tells the other replicas what was seen here, and decides for all of them where it is this one's turn.
 func (m *Manager) round(ctx context.Context) {
 	m.mu.Lock()
@@ -197,16 +214,7 @@ func (m *Manager) decide(ctx context.Context, t *trial) {
 	r := experiment.Readings{}
 	if t.stats != nil {
 		t.judged = t.stats.VerdictOf(m.slot.part())
-		r = readings(t.judged)
-	}
-	for i := range r.Arms {
-		if a := &r.Arms[i]; m.opt.Pool != nil {
-			n, _ := m.opt.Pool(t.Spec.Arms[i].Pool())
-			a.Hostless = n == 0
-		}
-		if a, why := &r.Arms[i], cmp.Or(t.failed, t.muffled()); why != "" && a.Judgement != experiment.Stop {
-			a.Judgement, a.Why = experiment.Hold, why
-		}
+		r = m.toDecide(t, t.judged)
 	}
 	next, changed := t.doc.Decide(t.Spec, r, m.opt.Now())
 	m.remember(ctx, t, changed)

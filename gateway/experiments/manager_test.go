@@ -844,3 +844,47 @@ func TestParts(t *testing.T) {
 		}
 	})
 }
+
+// TestShownDecides: what is shown is what decides: the bounds of who does, at every replica, and what keeps a step back.
+func TestShownDecides(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := state.NewMemory()
+		gone := func(name string) (int, bool) {
+			if strings.HasSuffix(name, "canary") {
+				return 0, true
+			}
+			return 4, true
+		}
+		a, b := startWith(t, Options{Store: store, Pool: gone}, trialOf()), startWith(t, Options{Store: store, Pool: gone}, trialOf())
+		w := newWorld(t)
+		for range 1500 {
+			w.request(a, b)
+			pass(20 * time.Millisecond)
+		}
+		pass(time.Minute)
+		a.mu.Lock()
+		needs := a.trials[0].judged.Arms[1].Estimates[0].Needs
+		a.mu.Unlock()
+		for i, r := range []*replica{a, b} {
+			v, err := r.Show(t.Context(), "e")
+			if err != nil || v.Decides != (i == 0) {
+				t.Fatalf("replica %d decides: %v, %v", i, v.Decides, err)
+			}
+			if is := v.Verdict.Arms[1].Estimates[0].Needs; is != needs {
+				t.Errorf("replica %d shows a bound of %v, and what decides is %v", i, is, needs)
+			}
+			if is := r.Figures()[0].Verdict.Arms[1].Estimates[0].Needs; is != needs {
+				t.Errorf("replica %d measures a bound of %v, and what decides is %v", i, is, needs)
+			}
+			if v.Step != 1 || v.Waits != "hosts of canary: there is none now" {
+				t.Errorf("replica %d is at step %d, and waits for %q", i, v.Step, v.Waits)
+			}
+			rep, err := r.Report(t.Context(), "e")
+			if err != nil || rep.Alpha != 0.05 || rep.Verdict.Alpha != 0.025 {
+				t.Errorf("replica %d reports alpha %v, %v of it: %v", i, rep.Alpha, rep.Verdict.Alpha, err)
+			}
+		}
+		a.stop()
+		b.stop()
+	})
+}

@@ -32,13 +32,18 @@ type slot struct {
 // seen and has one half; the others look at little more than their own and share the other half. Who is out of the store's reach keeps to
 // that, for the others go on with theirs.
 func (s *slot) part() float64 {
-	switch {
-	case s.others == 0:
-		return 1
-	case s.leads:
-		return 0.5
+	if s.leads || s.others == 0 {
+		return s.deciding()
 	}
 	return 0.5 / float64(s.others)
+}
+
+// deciding is the part of whoever decides, by which steps are taken: what is shown is held to that, wherever it is asked for.
+func (s *slot) deciding() float64 {
+	if s.others == 0 {
+		return 1
+	}
+	return 0.5
 }
 
 // holder is a slot as it was last seen.

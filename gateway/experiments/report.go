@@ -99,7 +99,7 @@ func (m *Manager) Report(ctx context.Context, name string) (*report.Report, erro
 	v := m.view(t)
 	r := &report.Report{
 		Name: v.Name, Model: v.Model, AssignBy: strings.Join(v.AssignBy, ", else "), State: string(v.State), At: m.opt.Now(),
-		Started: t.doc.StartedAt, Ended: t.doc.EndedAt, Hosts: v.Hosts, Kinds: v.Kinds, Advice: advice(t), Command: "headrace experiment report " + name + " --html FILE",
+		Started: t.doc.StartedAt, Ended: t.doc.EndedAt, Alpha: v.Alpha, Hosts: v.Hosts, Kinds: v.Kinds, Advice: advice(t), Command: "headrace experiment report " + name + " --html FILE",
 	}
 	if v.Verdict != nil {
 		r.Verdict = *v.Verdict

@@ -37,7 +37,7 @@ type View struct {
 	Problem    string                `json:"problem,omitempty"`
 	Advice     string                `json:"advice,omitempty"` // what is left to the operator
 	Guardrails []stats.Guardrail     `json:"guardrails"`
-	Alpha      float64               `json:"alpha"`
+	Alpha      float64               `json:"alpha"` // of the experiment; the Verdict's is the part that who decides goes by
 }
 
 // ArmView is an arm of it.
@@ -84,11 +84,11 @@ func (m *Manager) view(t *trial) View {
 	if t.stats == nil {
 		return v
 	}
-	verdict := t.stats.Verdict()
+	verdict := t.stats.VerdictOf(m.slot.deciding())
 	v.Verdict = &verdict
 	v.Guardrails, v.Alpha = t.stats.Design().Guardrails, t.stats.Design().Alpha
 	if d.State == experiment.Running && !d.Passed {
-		v.Waits = d.Waits(s, readings(verdict), m.opt.Now())
+		v.Waits = d.Waits(s, m.toDecide(t, verdict), m.opt.Now())
 	}
 	v.Hosts, v.Kinds = map[uint32]string{}, map[uint32]string{}
 	for i := range verdict.Arms {
@@ -167,7 +167,7 @@ func (m *Manager) Figures() []View {
 	for _, t := range m.trials {
 		v := View{Name: t.Spec.Name, State: t.doc.State, Made: t.doc.Decisions, Arms: m.arms(t)}
 		if t.known && !t.foreign && t.stats != nil {
-			verdict := t.stats.Peek()
+			verdict := t.stats.PeekOf(m.slot.deciding())
 			v.Verdict = &verdict
 		}
 		vs = append(vs, v)

@@ -17,6 +17,7 @@ type Report struct {
 	At       time.Time `json:"at"`
 	Started  time.Time `json:"started"` // zero when it has not
 	Ended    time.Time `json:"ended"`   // zero while it runs
+	Alpha    float64   `json:"alpha"`   // of the experiment; the Verdict's is less where several replicas share it
 
 	Arms      []Arm             `json:"arms"` // as the Verdict's
 	Verdict   stats.Verdict     `json:"verdict"`

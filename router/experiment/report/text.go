@@ -45,7 +45,11 @@ func WriteText(w io.Writer, r *Report) error {
 	head, rows := r.arms()
 	table("Arms", head, rows)
 	head, rows = r.estimates()
-	table(fmt.Sprintf("Against %s (always valid, alpha %.3g in all)", r.control(), r.Verdict.Alpha), head, rows)
+	alpha := fmt.Sprintf("alpha %.3g in all", max(r.Alpha, r.Verdict.Alpha))
+	if r.Alpha > r.Verdict.Alpha {
+		alpha += fmt.Sprintf(", of which the replica that decides has %.3g", r.Verdict.Alpha)
+	}
+	table(fmt.Sprintf("Against %s (always valid, %s)", r.control(), alpha), head, rows)
 	head, rows = r.steps()
 	table("Step by step (the difference is of all steps together, each compared by itself)", head, rows)
 	head, rows = r.money()
