@@ -845,6 +845,35 @@ func TestParts(t *testing.T) {
 	})
 }
 
+// TestPartFromTheStart: who starts beside others judges by its part from the first look on, and by a small one while it cannot know of them.
+func TestPartFromTheStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := state.NewMemory()
+		var rs []*replica
+		for range 3 {
+			rs = append(rs, startReplica(t, store, trialOf()))
+		}
+		pass(5 * time.Second)
+		part := func(m *Manager) float64 {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			return m.slot.part()
+		}
+		m := New(Options{Store: store, Host: hosts})
+		m.Configure([]Trial{trialOf()})
+		if got := part(m); !(got <= 0.5/3) {
+			t.Errorf("before it was loaded a replica has %v of alpha", got)
+		}
+		m.Load(t.Context())
+		if got := part(m); got != 0.5/3 {
+			t.Errorf("the fourth replica has %v of alpha at its start, want a sixth", got)
+		}
+		for _, r := range rs {
+			r.stop()
+		}
+	})
+}
+
 // TestShownDecides: what is shown is what decides: the bounds of who does, at every replica, and what keeps a step back.
 func TestShownDecides(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

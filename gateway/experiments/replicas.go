@@ -32,11 +32,17 @@ type slot struct {
 // seen and has one half; the others look at little more than their own and share the other half. Who is out of the store's reach keeps to
 // that, for the others go on with theirs.
 func (s *slot) part() float64 {
-	if s.leads || s.others == 0 {
+	switch {
+	case s.number < 0 && s.others == 0: // nobody knows of it yet, nor it of anybody
+		return 0.5 / unknownOthers
+	case s.leads || s.others == 0:
 		return s.deciding()
 	}
 	return 0.5 / float64(s.others)
 }
+
+// unknownOthers is how many others there may be as far as a replica knows that could not look yet.
+const unknownOthers = 8
 
 // deciding is the part of whoever decides, by which steps are taken: what is shown is held to that, wherever it is asked for.
 func (s *slot) deciding() float64 {
@@ -97,12 +103,20 @@ func (m *Manager) claim(ctx context.Context) {
 		if exists && !m.free(d) {
 			continue
 		}
+		others := 0
+		for name, d := range slots {
+			var h held
+			if name != slotName(n) && json.Unmarshal(d.Body, &h) == nil && h.By != "" && !m.free(d) {
+				others++
+			}
+		}
 		var was held
 		_ = json.Unmarshal(d.Body, &was) // its count goes on
 		s.spoken = was.Spoken
 		v, err := m.opt.Store.Put(ctx, kindReplica, slotName(n), d.Version, m.claimed())
 		if err == nil {
 			s.number, s.version, s.stored = n, v, nil
+			s.others = max(s.others, others) // before it judges anything
 			m.resume(ctx)
 			return
 		}
