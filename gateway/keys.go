@@ -12,6 +12,7 @@ import (
 	"headrace/gateway/admission"
 	"headrace/gateway/openai"
 	"headrace/router/endpoint"
+	"headrace/router/outcome"
 )
 
 // Who may ask for what is gateway/admission's business. Here is what it reads of a request, and where it is asked: before anything of
@@ -184,9 +185,11 @@ func (x *exchange) leave() {
 	if x.route.proto == protoOpaque && u.Prompt >= 0 {
 		u.Output = max(u.Output, 0)
 	}
+	u.Unpriced = u.Output < 0 && r.Class != outcome.Success
 	for i := range r.Attempts {
 		switch a := &r.Attempts[i]; {
 		case !a.USDKnown:
+			u.Unpriced = u.Unpriced || a.Output > 0 || a.Class == outcome.Success
 		case a.Output == 0: // nothing was written, for all that is known
 			u.PromptUSD += a.USD
 		case a.Basis == endpoint.PerToken || a.First > 0:

@@ -370,6 +370,8 @@ type Used struct {
 	USD            float64 // of hosts' bills, all attempts together; 0 for unknown
 	// PromptUSD and OutputUSD are what of USD is known to be for prompts and for answers. The rest is parted by tokens.
 	PromptUSD, OutputUSD float64
+	// Unpriced says that USD does not tell what the tokens cost: no host answered, or what the one takes that did is not known.
+	Unpriced bool
 }
 
 // Settle puts what the request took in the place of what was thought when it was let in. The Pass is another request's afterwards.
@@ -398,16 +400,8 @@ func (p *Pass) Settle(u *Used) {
 			a.output.add(float64(u.Output))
 			a.longest = max(float64(u.Output), a.longest*(1-1./meanOf))
 		}
-		a.cost.add(float64(nano))
 		a.took.add(float64(max(0, now-p.at)))
-		in, out := u.Prompt, u.Output
-		if in < 0 { // nobody has counted them
-			in = p.prompt
-		}
-		if out < 0 {
-			out = max(0, p.tokens-p.prompt)
-		}
-		a.prices.learn(u, float64(in), float64(out), p.weight)
+		a.price(u, p)
 	}
 	warn, left := noWindow, int64(0)
 	if nano > 0 {

@@ -36,6 +36,23 @@ func (ps *prices) learn(u *Used, prompt, output, weight float64) {
 	ps.output.add(o, output)
 }
 
+// price learns what p has cost. Where nobody has counted tokens and nobody takes anything, nothing is known of either: what was expected of a
+// request that a host has turned away is not to be had for nothing. mu is held.
+func (a *account) price(u *Used, p *Pass) {
+	in, out, nano := u.Prompt, u.Output, nanos(u.USD)
+	if u.Unpriced || nano <= 0 && (in < 0 || out < 0) {
+		return
+	}
+	a.cost.add(float64(nano))
+	if in < 0 { // nobody has counted them
+		in = p.prompt
+	}
+	if out < 0 {
+		out = max(0, p.tokens-p.prompt)
+	}
+	a.prices.learn(u, float64(in), float64(out), p.weight)
+}
+
 // atMost is what a request may cost, in billionths of a US dollar: the tokens that it may use at what those of this key have cost lately, or at the
 // prices of the dearest host, where that is less or too little was seen. mu is held.
 func (a *account) atMost(ask *Ask) int64 {

@@ -47,6 +47,56 @@ func TestPricedApart(t *testing.T) {
 	}
 }
 
+// TestRefusalsHaveNoPrice has hosts turn large requests away, for which nobody takes anything and of which nobody counts a token: the key's tokens are
+// as dear afterwards as they were, and its budget lets in as much.
+func TestRefusalsHaveNoPrice(t *testing.T) {
+	price := router.Ceiling{Prompt: 1e-6, Output: 100e-6}
+	for name, u := range map[string]*Used{
+		"none": nil, "refused": {Now: start, Began: true, Prompt: -1, Output: -1},
+		"cost little before they failed": {Now: start, Began: true, Prompt: -1, Output: -1, USD: 1e-6, Unpriced: true},
+		"answered, price unknown":        {Now: start, Began: true, Prompt: 100_000, Output: 8000, Unpriced: true},
+	} {
+		gr := enter(t, gateWith(Key{Name: "k", Budget: Budget{USDPerDay: 5}}), goodKey, start)
+		for range meanOf {
+			p, e := gr.Admit(&Ask{Now: start, Prompt: 1000, Output: 100, Price: price}, nil)
+			if e != nil {
+				t.Fatal(name, e)
+			}
+			p.Settle(&Used{Now: start, Began: true, Prompt: 1000, Output: 100, USD: 0.011, PromptUSD: 0.001, OutputUSD: 0.01})
+		}
+		for range 100 {
+			if u == nil {
+				break
+			}
+			p, e := gr.Admit(&Ask{Now: start, Prompt: 100_000, Output: 8000, Price: price}, nil)
+			if e != nil {
+				t.Fatal(name, e)
+			}
+			p.Settle(u)
+		}
+		n := 0
+		for ; n < 1000; n++ {
+			if _, e := gr.Admit(&Ask{Now: start, Prompt: 1000, Output: 8000, Price: price}, nil); e != nil {
+				break
+			}
+		}
+		if n != 5 { // of $4.30 each takes $0.80
+			t.Errorf("%s: %d requests of $0.80 are let in where $4.30 are left", name, n)
+		}
+	}
+	gr := enter(t, gateWith(Key{Name: "k", Budget: Budget{USDPerDay: 5}}), goodKey, start)
+	for range meanOf { // a host that takes nothing for tokens which it counted does teach it
+		p, e := gr.Admit(&Ask{Now: start, Prompt: 1000, Output: 100, Price: price}, nil)
+		if e != nil {
+			t.Fatal(e)
+		}
+		p.Settle(&Used{Now: start, Began: true, Prompt: 1000, Output: 100})
+	}
+	if p, e := gr.Admit(&Ask{Now: start, Prompt: 1000, Output: 100, Price: price}, nil); e != nil || p.nano != 0 {
+		t.Errorf("%d billionths are expected of hosts that are free, %v", p.nano, e)
+	}
+}
+
 // TestNextPlace tells who has to wait for one of the running requests to end how long that takes, by how long they took of late.
 func TestNextPlace(t *testing.T) {
 	gr := enter(t, gateWith(Key{Name: "k", Concurrency: 2}), goodKey, start)
