@@ -20,7 +20,7 @@ import (
 )
 
 const prometheusConfig = `
-global: {scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s} # a page takes its time on a busy machine
+global: {scrape_interval: 3s, scrape_timeout: 3s, evaluation_interval: 1s} # a page takes its time on a busy machine
 rule_files: [%q]
 scrape_configs:
   - {job_name: headrace, static_configs: [{targets: [%q]}]}
