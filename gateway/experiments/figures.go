@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"headrace/router/experiment"
 	"headrace/router/experiment/stats"
@@ -26,7 +27,11 @@ func (m *Manager) follow(t *trial) {
 		}
 		t.stats, t.run, t.told, t.recorded, t.stored, t.judged, t.late, t.failed, t.deaf = e, d.Run, 1, 0, 0, stats.Verdict{}, 0, "", false
 		t.resumed, t.voice, t.unheard = false, "", nil
+		t.apartFrom, t.apartUntil = 0, time.Time{}
 		m.heard = nil
+	}
+	if from, apart := apart(t.stats.Epochs(), d); apart {
+		m.rejoin(t, from)
 	}
 	for ; t.told < len(d.Weights) && (t.told < len(d.Weights)-1 || d.State.Tries()); t.told++ {
 		if err := t.stats.Reweigh(d.Weights[t.told].Shares); err != nil {
@@ -37,6 +42,41 @@ func (m *Manager) follow(t *trial) {
 			return
 		}
 	}
+}
+
+// apart tells whether statistics were told of shares that are not those of the run, one after another, and from which of theirs on.
+func apart(epochs [][]float64, d *experiment.Doc) (from int, is bool) {
+	for i := range d.Weights {
+		w := d.Weights[i].Shares
+		if i > 0 && slices.Equal(w, d.Weights[i-1].Shares) { // no epoch of its own
+			continue
+		}
+		if from == len(epochs) {
+			return from, false
+		}
+		if !slices.Equal(w, epochs[from]) {
+			return from, true
+		}
+		from++
+	}
+	return from, from < len(epochs)
+}
+
+// rejoin goes on by the shares of all where this replica had ended an arm by itself while others took a step: what it saw under shares that
+// nobody else had cannot be added to anything. It goes on from what it had stored before, as after a restart; requests whose arm was found by
+// epochs from the given one on, and which end later, are in no figure. The caller holds mu.
+func (m *Manager) rejoin(t *trial, from int) {
+	e, err := stats.New(t.design(&t.doc))
+	if err != nil {
+		t.failed = err.Error()
+		m.opt.Log.Error("an experiment cannot be measured", "experiment", t.Spec.Name, "error", err)
+		return
+	}
+	m.opt.Log.Warn("others took a step in an experiment while this replica had ended an arm by itself: what it saw since it last told them is not counted", "experiment", t.Spec.Name, "requests", t.recorded-t.stored)
+	t.stats, t.told, t.recorded, t.stored, t.judged, t.deaf = e, 1, 0, 0, stats.Verdict{}, false
+	t.resumed, t.voice, t.unheard = false, "", nil
+	t.apartFrom, t.apartUntil = from+1, m.opt.Now()
+	m.heard = nil
 }
 
 // muffled says what of other replicas is not counted, "" when all is.
@@ -124,6 +164,10 @@ func (m *Manager) drain() {
 		s := &batch[i]
 		t := byName[s.place.Spec.Name]
 		if t == nil || t.stats == nil || t.foreign || !t.doc.State.Tries() || t.doc.Dropped[s.place.Index] || t.deaf {
+			continue
+		}
+		if s.Epoch >= t.apartFrom && s.At.Before(t.apartUntil) { // its epoch has other shares by now
+			t.late++
 			continue
 		}
 		if !s.lot.Of(t.run) || s.place.Spec != t.Spec && s.place.Spec.Digest() != t.Spec.Digest() {

@@ -5,10 +5,12 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"strings"
 	"time"
 
 	"headrace/gateway/state"
+	"headrace/router/experiment/stats"
 )
 
 // What a replica has seen is stored under its slot: a kind of documents for each slot, so that others read what has changed and nothing else.
@@ -88,7 +90,7 @@ func (m *Manager) resume(ctx context.Context) {
 		t.resumed = true
 		for name, d := range docs {
 			if of, _, _ := strings.Cut(name, " "); of == t.Spec.Name {
-				m.takeUp(t, name, d)
+				m.takeUp(ctx, t, name, d)
 			}
 		}
 	}
@@ -97,7 +99,7 @@ func (m *Manager) resume(ctx context.Context) {
 
 // takeUp makes a document of this replica's slot part of what it has seen. What was recorded before it could be read goes under another
 // name, beside it. The caller holds mu.
-func (m *Manager) takeUp(t *trial, name string, d state.Doc) {
+func (m *Manager) takeUp(ctx context.Context, t *trial, name string, d state.Doc) {
 	h, b, ok := t.recordIn(d)
 	if !ok {
 		return
@@ -105,19 +107,53 @@ func (m *Manager) takeUp(t *trial, name string, d state.Doc) {
 	var err error
 	switch {
 	case name == t.Spec.Name && t.recorded == 0:
-		if err = t.stats.Restore(b); err == nil {
-			t.told, t.fresh = h.Told, true
-			m.follow(t)
-		}
+		err = m.restore(t, h, b)
 	case name == t.Spec.Name:
 		t.voice = " " + rand.Text()[:8]
 		fallthrough
 	default:
 		err = t.stats.Merge(slotName(m.slot.number)+" "+name, b)
 	}
+	if errors.Is(err, stats.ErrWeights) {
+		m.setAside(ctx, t, name)
+	}
 	if err != nil {
 		m.opt.Log.Warn("what was seen of an experiment before the restart cannot be taken up", "experiment", t.Spec.Name, "error", err)
 	}
+}
+
+// restore goes on from what was stored, if that was seen under the run's shares; else the error is stats.ErrWeights. The caller holds mu.
+func (m *Manager) restore(t *trial, h heading, snapshot []byte) error {
+	e, err := stats.New(t.design(&t.doc))
+	if err == nil {
+		err = e.Restore(snapshot)
+	}
+	if err != nil {
+		return err
+	}
+	if _, is := apart(e.Epochs(), &t.doc); is {
+		return stats.ErrWeights
+	}
+	if err := t.stats.Restore(snapshot); err != nil { // beside what is heard already
+		return err
+	}
+	t.told, t.fresh = h.Told, true
+	m.follow(t)
+	return nil
+}
+
+// setAside deletes a document of this replica's slot that nobody can add to anything, so that others do not wait for it, and goes on under
+// another name: they may know some of what was under that one. The caller holds mu.
+func (m *Manager) setAside(ctx context.Context, t *trial, name string) {
+	s := &m.slot
+	if err := m.opt.Store.Delete(ctx, statsKind(s.number), name, s.stored[name]); err != nil {
+		return // what is told next takes its place
+	}
+	delete(s.stored, name)
+	if name == t.Spec.Name {
+		t.voice = " " + rand.Text()[:8]
+	}
+	s.spoken++ // there is something to hear: that it is gone
 }
 
 // recordIn returns the observations in a document, if they are of the run that is on.
@@ -154,7 +190,7 @@ func (m *Manager) hear(ctx context.Context) {
 		if !m.answered(ctx, err) || err != nil {
 			return
 		}
-		if m.listen(n, docs) {
+		if m.listen(n, docs, m.free(d)) {
 			m.heard[n] = h.Spoken
 		} else {
 			delete(m.heard, n) // tried again
@@ -162,8 +198,9 @@ func (m *Manager) hear(ctx context.Context) {
 	}
 }
 
-// listen takes in what a slot has seen, and tells whether all of it was understood. The caller holds mu.
-func (m *Manager) listen(n int, docs map[string]state.Doc) bool {
+// listen takes in what a slot has seen, and tells whether all of it was understood. What a holder who is gone saw under shares that nobody
+// else had is waited for no longer. The caller holds mu.
+func (m *Manager) listen(n int, docs map[string]state.Doc, gone bool) bool {
 	all := true
 	for _, t := range m.trials {
 		if t.stats == nil {
@@ -177,6 +214,10 @@ func (m *Manager) listen(n int, docs map[string]state.Doc) bool {
 				continue
 			}
 			if err := t.stats.Merge(slotName(n)+strings.TrimPrefix(name, of), b); err != nil {
+				if gone && errors.Is(err, stats.ErrWeights) {
+					m.opt.Log.Warn("what a replica that is gone has seen of an experiment by itself is not counted", "experiment", of, "replica", slotName(n), "error", err)
+					continue
+				}
 				if t.unheard == nil {
 					t.unheard = map[int]string{}
 				}

@@ -2,13 +2,18 @@ package experiments
 
 import (
 	"context"
+	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"headrace/gateway/ledger"
 	"headrace/gateway/state"
+	"headrace/router"
 	"headrace/router/experiment"
+	"headrace/router/outcome"
 )
 
 // refusing is a store that answers, but does not take the next so many documents of experiments.
@@ -143,4 +148,104 @@ func TestLostAndBack(t *testing.T) {
 		}
 		a.stop()
 	})
+}
+
+// lone makes requests of users at a replica, every other one of which fails in one arm, until done says so or for too long.
+func (w *world) lone(t *testing.T, bad string, done func() bool, rs ...*replica) {
+	t.Helper()
+	for range 4000 {
+		r := rs[w.rng.IntN(len(rs))]
+		w.n++
+		as := r.Table().Of("m")[0]
+		arm, key := as.Assign(fmt.Append(nil, "user ", w.rng.IntN(w.users)))
+		rec := &ledger.Record{
+			ID: fmt.Sprint("lone_", w.n), At: time.Now(), Arm: arm.Label(), Unit: key, Lot: as.Lot, Status: 200, Stream: true, Prompt: 100, Output: 200,
+			TTFT: 300 * time.Millisecond, TPS: 30, SLO: router.DefaultSLO(), Attempts: []ledger.Attempt{{Endpoint: "static:1", Decision: router.Decision{Seq: 1, Use: 0.3}}},
+		}
+		if arm.Name == bad {
+			rec.Attempts[0].Class, rec.Class, rec.Status, rec.TTFT, rec.TPS = outcome.UpstreamFault, outcome.UpstreamFault, 502, 0, 0
+		}
+		r.Observe(rec)
+		pass(20 * time.Millisecond)
+		if w.n%25 == 0 && done() {
+			return
+		}
+	}
+	t.Fatalf("after %d requests it is not so", w.n)
+}
+
+// TestArmEndedAlone: a replica that ends one of two arms while it is cut off, and others step up, counts with them again when it is back, also
+// where what it saw by itself is in the store already, and does not keep them waiting when it never comes back.
+func TestArmEndedAlone(t *testing.T) {
+	two := func(s *experiment.Spec) {
+		s.Arms = []experiment.Arm{{Name: "control"}, {Name: "canary", Share: 0.5}, {Name: "other", Share: 0.5}}
+		s.Steps, s.MinTime, s.MinUnits = []float64{0.2, 0.4, 0.6, 1}, 10*time.Second, 20
+	}
+	for name, tc := range map[string]struct{ told, back bool }{"cut off": {false, true}, "last words arrive": {true, true}, "gone": {true, false}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				shared := state.NewMemory()
+				cut := &flaky{Store: shared}
+				a := startReplica(t, shared, trialOf(two))
+				b := startReplica(t, cut, trialOf(two))
+				w := newWorld(t)
+				w.serve(100, b)
+				cut.down.Store(true)
+				dropped := func() bool { b.mu.Lock(); defer b.mu.Unlock(); return b.trials[0].doc.Dropped[1] }
+				w.lone(t, "canary", dropped, b)
+				w.lone(t, "", func() bool { return a.canary() > 0.15 }, a)
+				if tc.told { // its last words arrive
+					docs, err := shared.Load(t.Context(), statsKind(1))
+					if err != nil || len(docs) != 1 {
+						t.Fatal(docs, err)
+					}
+					head, _, _ := strings.Cut(string(docs["e"].Body), "\n")
+					b.mu.Lock()
+					body := append([]byte(head+"\n"), b.trials[0].stats.Snapshot()...)
+					b.mu.Unlock()
+					if _, err := shared.Put(t.Context(), statsKind(1), "e", docs["e"].Version, body); err != nil {
+						t.Fatal(err)
+					}
+					a.mu.Lock()
+					a.heard = nil
+					a.mu.Unlock()
+					pass(5 * time.Second)
+					if v, _ := a.Show(t.Context(), "e"); v.Problem == "" {
+						t.Fatal("what contradicts the shares of all is no problem")
+					}
+				}
+				if !tc.back {
+					b.stop() // and cannot give up its place
+					pass(abandoned + time.Minute)
+					w.lone(t, "", func() bool { v, _ := a.Show(t.Context(), "e"); return v.Problem == "" && v.Step > 2 }, a)
+					a.stop()
+					return
+				}
+				cut.down.Store(false)
+				pass(10 * time.Second)
+				var was int64
+				for _, r := range []*replica{a, b} {
+					v, err := r.Show(t.Context(), "e")
+					if err != nil || v.Problem != "" || !v.Arms[1].Dropped || v.Arms[2].Share != 0.2 {
+						t.Fatalf("together again: problem %q, %+v, %v", v.Problem, v.Arms, err)
+					}
+					was = int64(v.Verdict.Seq) //nolint:gosec // some thousand
+				}
+				kept := uint64(0) // of what was deleted, by who had heard it
+				if tc.told {
+					kept = 100
+				}
+				step := 0
+				w.lone(t, "", func() bool { v, _ := a.Show(t.Context(), "e"); step = v.Step; return step > 2 }, a, b)
+				pass(10 * time.Second)
+				va, _ := a.Show(t.Context(), "e")
+				vb, _ := b.Show(t.Context(), "e")
+				if va.Problem != "" || vb.Problem != "" || va.Verdict.Seq != vb.Verdict.Seq+kept || int64(va.Verdict.Seq) <= was { //nolint:gosec // likewise
+					t.Errorf("problems %q and %q, %d and %d requests are known after %d", va.Problem, vb.Problem, va.Verdict.Seq, vb.Verdict.Seq, was)
+				}
+				a.stop()
+				b.stop()
+			})
+		})
+	}
 }

@@ -87,7 +87,9 @@ type trial struct {
 	speakAt          time.Time      // not stored before
 	fresh            bool           // something was recorded since it was last judged
 	judged           stats.Verdict
-	late             int64 // requests of an earlier run, which are not counted
+	late             int64 // requests of an earlier run, or of shares that nobody else had, which are not counted
+	apartFrom        int   // epoch from which on requests that were accepted before apartUntil are late; see rejoin
+	apartUntil       time.Time
 	failed           string
 	deaf             bool // statistics cannot tell the shares in force from others: nothing is recorded
 }

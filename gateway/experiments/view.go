@@ -51,7 +51,7 @@ type ArmView struct {
 
 // Uncounted are requests of this replica that are in no figure.
 type Uncounted struct {
-	Late    int64 `json:"late"`    // they are of an earlier run
+	Late    int64 `json:"late"`    // they are of an earlier run, or of shares that were this replica's alone
 	Dropped int64 `json:"dropped"` // too many at once, over all experiments
 }
 

@@ -64,6 +64,17 @@ func (e *Experiment) Epoch() int {
 	return len(e.own.epochs)
 }
 
+// Epochs are all weights that were in force, one after another. The caller owns them.
+func (e *Experiment) Epochs() [][]float64 {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	epochs := make([][]float64, len(e.own.epochs))
+	for i := range epochs {
+		epochs[i] = slices.Clone(e.own.epochs[i])
+	}
+	return epochs
+}
+
 // reference is what the control's requests of a block are like.
 type reference struct {
 	w, mean [logMetrics]float64
