@@ -92,8 +92,12 @@ func (t *trial) muffled() string {
 const capacity = 1 << 14
 
 func (t *trial) design(d *experiment.Doc) stats.Design {
+	guardrails := t.Guardrails
+	if guardrails == nil {
+		guardrails = stats.Guardrails()
+	}
 	return stats.Design{
-		Arms: d.Arms, Weights: d.Weights[0].Shares, Sticky: t.Spec.Sticky(), Alpha: t.Alpha, Guardrails: t.Guardrails,
+		Arms: d.Arms, Weights: d.Weights[0].Shares, Sticky: t.Spec.Sticky(), Alpha: t.Alpha, Guardrails: guardrails,
 		MinUnits: max(2, min(t.Spec.MinUnits, 40)), Capacity: capacity,
 	}
 }

@@ -77,13 +77,19 @@ type Guardrail struct {
 	Tolerate float64 `json:"tolerate,omitempty"`
 	// Goal turns it round: the arm has to be proven better, by more than Margin, to be promoted. Harm stops it all the same.
 	Goal bool `json:"goal,omitempty"`
+	// Optional is a guardrail that nobody asked for: it holds nothing up while neither the arm nor the control has such a figure, as hosts
+	// without a price have none. Others keep an arm from being promoted until they are measured.
+	Optional bool `json:"optional,omitempty"`
 	// Share is how much of alpha it gets, in relation to the others; 0 means 1.
 	Share float64 `json:"share,omitempty"`
 }
 
 // Guardrails are those of an experiment that names none. Failures get most of alpha, for they are to be found first.
 func Guardrails() []Guardrail {
-	return []Guardrail{{Metric: Failed, Margin: 0.002, Share: 3}, {Metric: Missed, Margin: 0.01}, {Metric: TTFT, Margin: 0.10}, {Metric: TPS, Margin: 0.05}, {Metric: USD, Margin: 0.02}}
+	return []Guardrail{
+		{Metric: Failed, Margin: 0.002, Share: 3}, {Metric: Missed, Margin: 0.01},
+		{Metric: TTFT, Margin: 0.10, Optional: true}, {Metric: TPS, Margin: 0.05, Optional: true}, {Metric: USD, Margin: 0.02, Optional: true},
+	}
 }
 
 // MaxArms is how many arms an experiment may have.

@@ -496,14 +496,22 @@ func TestSetAside(t *testing.T) {
 	}
 }
 
-// TestUnmeasured: hosts without a price hold nobody up, but an arm without one is not promoted.
+// TestUnmeasured: hosts without a price hold nobody up where nobody asked for one, and the reason says so; an arm without one is not
+// promoted where the control has one, or where somebody did ask.
 func TestUnmeasured(t *testing.T) {
 	for name, tc := range map[string]struct {
-		priced [2]bool
-		want   stats.Action
-	}{"neither": {[2]bool{false, false}, stats.Promote}, "the control": {[2]bool{true, false}, stats.Advance}} {
+		priced   [2]bool
+		optional bool
+		want     stats.Action
+		why      string
+	}{
+		"neither":                  {[2]bool{false, false}, true, stats.Promote, "of neither arm there was any usd_per_mtok"},
+		"the control":              {[2]bool{true, false}, true, stats.Advance, "usd_per_mtok: not known"},
+		"both":                     {[2]bool{true, true}, true, stats.Promote, "every guardrail's interval is within its margin"},
+		"neither, and it is asked": {[2]bool{false, false}, false, stats.Advance, "usd_per_mtok: not known"},
+	} {
 		t.Run(name, func(t *testing.T) {
-			e := design(t, stats.Design{Guardrails: []stats.Guardrail{{Metric: stats.USD}, {Metric: stats.TTFT, Margin: 0.2}}})
+			e := design(t, stats.Design{Guardrails: []stats.Guardrail{{Metric: stats.USD, Margin: 0.2, Optional: tc.optional}, {Metric: stats.TTFT, Margin: 0.2}}})
 			r := rand.New(rand.NewPCG(15, 16))
 			for i := range 20000 {
 				o := answer(r, 0, i&1, 1)
@@ -512,10 +520,23 @@ func TestUnmeasured(t *testing.T) {
 				}
 				e.Record(&o)
 			}
-			if v := canary(e); v.Action != tc.want {
-				t.Errorf("%s: %s: want %s", v.Action, v.Reason, tc.want)
+			if v := canary(e); v.Action != tc.want || !strings.Contains(v.Reason, tc.why) {
+				t.Errorf("%s: %s: want %s: %s", v.Action, v.Reason, tc.want, tc.why)
 			}
 		})
+	}
+}
+
+// TestScoreNeverSaid: a score that is a guardrail and that nobody gives keeps the arm from being promoted.
+func TestScoreNeverSaid(t *testing.T) {
+	e := design(t, stats.Design{Guardrails: []stats.Guardrail{{Metric: stats.TTFT, Margin: 0.2}, {Metric: stats.Score, Margin: 0.05, Tolerate: 0.05}}})
+	r := rand.New(rand.NewPCG(15, 16))
+	for i := range 20000 {
+		o := answer(r, 0, i&1, 1)
+		e.Record(&o)
+	}
+	if v := canary(e); v.Action != stats.Advance || !strings.HasPrefix(v.Reason, "score: not known") {
+		t.Errorf("%s: %s: want advance, for want of a score", v.Action, v.Reason)
 	}
 }
 

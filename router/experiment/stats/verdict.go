@@ -190,6 +190,12 @@ func (s *state) alpha(d *Design, g *Guardrail) float64 {
 // early is the alpha of what the first units of one arm tell.
 func (d *Design) early() float64 { return earlyPart * d.Alpha / float64(len(d.Arms)-1) }
 
+// optional tells whether nobody has asked for the guardrail on m.
+func (d *Design) optional(m Metric) bool {
+	i := slices.IndexFunc(d.Guardrails, func(g Guardrail) bool { return g.Metric == m })
+	return i >= 0 && d.Guardrails[i].Optional && !d.Guardrails[i].Goal
+}
+
 func (g *Guardrail) share() float64 {
 	if g.Share == 0 {
 		return 1
@@ -263,11 +269,12 @@ func (s *state) judge(v *ArmVerdict, d *Design, k int, words bool) {
 		v.Action, v.By, v.Reason = Stop, int(Failed), a.early.tell(d.Arms[d.Control], tolerate)
 		return
 	}
+	neither := func(e *Estimate) bool { return !c.known(e.Metric) && !a.known(e.Metric) }
 	for _, want := range []Finding{Harm, Hosts, Suspicion, Few, Open, Unmeasured} {
 		for i := range v.Estimates {
 			e := &v.Estimates[i]
-			if !e.Guard || e.Finding != want || e.Finding == Unmeasured && !c.known(e.Metric) && !a.known(e.Metric) && !e.Goal {
-				continue // what neither has cannot be held against either
+			if !e.Guard || e.Finding != want || e.Finding == Unmeasured && neither(e) && d.optional(e.Metric) {
+				continue // what neither has cannot be held against either, unless somebody has asked for it
 			}
 			v.By, v.Reason = int(e.Metric), e.Metric.String()+": "+e.Reason
 			if want == Hosts {
@@ -295,6 +302,17 @@ func (s *state) judge(v *ArmVerdict, d *Design, k int, words bool) {
 		return
 	}
 	v.Action, v.Reason = Promote, "every guardrail's interval is within its margin"
+	if words {
+		var none []string
+		for i := range v.Estimates {
+			if e := &v.Estimates[i]; e.Guard && e.Finding == Unmeasured {
+				none = append(none, e.Metric.String())
+			}
+		}
+		if len(none) > 0 {
+			v.Reason = "the interval of every guardrail that was measured is within its margin; of neither arm there was any " + strings.Join(none, ", ")
+		}
+	}
 	if i := slices.IndexFunc(v.Estimates, func(e Estimate) bool { return e.Guard && e.Hosts != nil && !e.Hosts.Identifiable }); i >= 0 {
 		v.Reason += ", on the hosts it runs on: too few of them to speak of others"
 	}
