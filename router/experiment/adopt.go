@@ -47,6 +47,13 @@ func (d Doc) restep(s *Spec, now time.Time) Doc {
 		e.Why = "the config has no steps any more: every arm gets its weight"
 	case d.Step+1 < len(d.Steps):
 		e.Why = fmt.Sprintf("shares stay as they are; the next step is %s", percent(d.Steps[d.Step+1]))
+		if d.Passed { // the steps that there were
+			d.Passed, d.StepAt, d.StartedAt = false, now, now // it gets its time once more
+			e.Why += ", for what it has passed was less"
+		}
+		if d.State != Running {
+			e.Why += fmt.Sprintf("; it is %s: headrace experiment resume %s has it go on", d.State, s.Name)
+		}
 	default:
 		e.Why = "shares stay as they are; no further step is more"
 	}

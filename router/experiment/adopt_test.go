@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestOtherSteps goes on, with steps that the config did not have before, from what is in force: the next step is the first that is more,
@@ -49,6 +50,67 @@ func TestOtherSteps(t *testing.T) {
 			d, _ = d.Decide(s, read(1000), at(4)) // whoever decides has not read the config yet
 			if last := d.Log[len(d.Log)-1]; tc.next > 0 && (d.Shares[1] != tc.next || last.What != "step up") || tc.next == 0 && last.What == "step up" {
 				t.Errorf("then %q to %v, want %v", last.What, d.Shares, tc.next)
+			}
+		})
+	}
+}
+
+// TestStepsAfterAll takes steps that are written down when the ones before were passed or nothing was shown in time, to the end where they
+// have one, and says what is left to the operator.
+func TestStepsAfterAll(t *testing.T) {
+	one := func(steps ...float64) *Spec {
+		s := armsOnSteps(steps...)
+		s.Arms, s.MinTime, s.MaxTime = s.Arms[:2], 10*time.Minute, 1000*time.Minute
+		s.Ready()
+		return s
+	}
+	requests := int64(0)
+	read := func(j Judgement) Readings {
+		requests += 10_000
+		r := Readings{Arms: make([]Reading, 2)}
+		for i := range r.Arms {
+			r.Arms[i] = Reading{Units: requests, Requests: requests, Judgement: j}
+		}
+		return r
+	}
+	few, more := one(.05, .25), one(.05, .25, .5, 1)
+	for name, tc := range map[string]struct {
+		judgement Judgement
+		passed    bool
+		state     State
+		why       string
+	}{
+		"passed":       {Pass, true, Running, "the next step is 50 %, for what it has passed was less"},
+		"inconclusive": {Advance, false, Inconclusive, "it is inconclusive: headrace experiment resume e has it go on"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := NewDoc(few, t0)
+			minute := 0.0
+			goOn := func(s *Spec, j Judgement, minutes float64) {
+				for end := minute + minutes; minute < end; minute += 30 {
+					d, _ = d.Decide(s, read(j), at(minute))
+				}
+			}
+			goOn(few, tc.judgement, 1200)
+			if d.Passed != tc.passed || d.State != tc.state || d.Step != 1 {
+				t.Fatalf("passed %v, %s at step %d", d.Passed, d.State, d.Step)
+			}
+			d, _ = d.Adopt(more, at(minute))
+			if last := d.Log[len(d.Log)-1]; d.Passed || !strings.Contains(last.Why, tc.why) || d.Shares[1] != .25 {
+				t.Errorf("passed %v, shares %v, %q", d.Passed, d.Shares, last.Why)
+			}
+			if next, changed := d.Decide(more, read(Pass), at(minute)); changed && d.State == Running {
+				t.Errorf("the next step comes at once: %q", next.Log[len(next.Log)-1].What)
+			}
+			if d.State == Inconclusive {
+				var err error
+				if d, err = d.Apply(more, Resume, "", "operator", at(minute)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			goOn(more, Pass, 300)
+			if d.State != Promoted {
+				t.Errorf("%s at step %d, shares %v", d.State, d.Step, d.Shares)
 			}
 		})
 	}
