@@ -256,10 +256,9 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 
 	backCtx, stopBack := context.WithCancel(context.WithoutCancel(ctx)) // background parts outlive the drain
 	defer stopBack()
-	back, backCtx := errgroup.WithContext(backCtx)
 	serveCtx, stopServe := context.WithCancel(ctx)
 	defer stopServe()
-	context.AfterFunc(backCtx, stopServe) // a part that fails ends the server
+	back := parts{failed: stopServe} // which ends the server, while the others go on: requests that drain need hosts, and their keys are to be charged
 
 	cfg := a.cfg                                                                                      // which a reload replaces
 	a.discovered(slices.Clone(static.New(cfg.StaticEndpoints(time.Now()), static.Options{}).Hosts())) // before the first request
@@ -318,6 +317,23 @@ func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 	}
 	a.log.Info("stopped", "requests", a.ring.Total())
 	return err
+}
+
+// parts are goroutines of which one that fails has something done, and stops none of the others.
+type parts struct {
+	errgroup.Group
+	failed func()
+}
+
+// Go runs a part.
+func (p *parts) Go(part func() error) {
+	p.Group.Go(func() error {
+		err := part()
+		if err != nil {
+			p.failed()
+		}
+		return err
+	})
 }
 
 // discover runs the providers, anew with each good config.
