@@ -90,7 +90,7 @@ func (m *Manager) take(ctx context.Context, t *trial, d state.Doc, exists bool) 
 	if t.adopt {
 		next, changed := doc.Adopt(t.Spec, now)
 		if t.outOf.IsZero() {
-			t.outOf = doc.Withdrawn
+			t.outOf = doc.Away(now)
 		}
 		if !t.outOf.IsZero() {
 			next, changed = doc.Return(t.Spec, t.outOf, now)

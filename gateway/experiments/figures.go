@@ -233,9 +233,14 @@ func (m *Manager) toDecide(t *trial, v stats.Verdict) experiment.Readings {
 func (m *Manager) round(ctx context.Context) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.converse(ctx)
+	m.withdraw(ctx) // last, and with time of its own: it can wait
+}
+
+// converse is what a round is of the experiments in the config. The caller holds mu.
+func (m *Manager) converse(ctx context.Context) {
 	c, cancel := context.WithTimeout(ctx, storeTime)
 	defer cancel()
-	m.withdraw(c)
 	if len(m.trials) == 0 {
 		return
 	}

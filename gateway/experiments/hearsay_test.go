@@ -223,8 +223,8 @@ func TestUnheard(t *testing.T) {
 	})
 }
 
-// TestWithdrawn: a replica that does not have an experiment in its config notes that nobody has, whatever was restarted since, so that one
-// which was promoted is another when its name comes back; what was seen of it is deleted a week later. One that somebody has stays as it is.
+// TestWithdrawn: what was taken out of a config that was in force, and is in nobody's any more, is another experiment when its name comes back,
+// whatever was restarted since. One that somebody has, or whose gateways are down, stays as it is; a week later it is deleted.
 func TestWithdrawn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := state.NewMemory()
@@ -242,6 +242,15 @@ func TestWithdrawn(t *testing.T) {
 		}
 		a.stop()
 		pass(time.Hour)
+		a = startReplica(t, store, trialOf())
+		pass(5 * time.Second)
+		if v, _ := a.Show(t.Context(), "e"); v.Run != 1 || v.State != experiment.Promoted {
+			t.Fatalf("after its gateway was down for an hour it is run %d, %s", v.Run, v.State)
+		}
+		a.Configure(nil)
+		pass(25 * time.Minute)
+		a.stop()
+		pass(time.Hour)
 		other.stop()
 		b := startReplica(t, store, trialOf())
 		pass(5 * time.Second)
@@ -251,7 +260,7 @@ func TestWithdrawn(t *testing.T) {
 		w.serve(100, b)
 		b.stop()
 		other = startWith(t, idle)
-		kinds := []string{statsKind(0), statsKind(1), kindPast}
+		kinds := []string{statsKind(0), statsKind(1), kindPast, kindDocs}
 		left := func() (names []string) {
 			for _, kind := range kinds {
 				docs, err := store.Load(t.Context(), kind)
@@ -274,7 +283,7 @@ func TestWithdrawn(t *testing.T) {
 		}
 		other.stop()
 		c := startReplica(t, store, trialOf())
-		if v, _ := c.Show(t.Context(), "e"); v.Run != 3 || v.State != experiment.Running || v.Verdict.Seq != 0 {
+		if v, _ := c.Show(t.Context(), "e"); v.Run != 1 || v.State != experiment.Running || v.Verdict.Seq != 0 {
 			t.Errorf("back after a week it is run %d, %s, and knows %+v", v.Run, v.State, v.Verdict)
 		}
 		c.stop()

@@ -249,3 +249,71 @@ func TestArmEndedAlone(t *testing.T) {
 		})
 	}
 }
+
+// TestForgotten: what is out of the config for longer than a mishap is not kept in memory, and what was deleted is not looked for again.
+func TestForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &counting{Store: state.NewMemory()}
+		a := startWith(t, Options{Store: store, Look: time.Hour, Tell: 5 * time.Minute})
+		w := newWorld(t)
+		for i := range 5 { // named after builds
+			a.Configure([]Trial{trialOf(func(s *experiment.Spec) { s.Name = fmt.Sprint("build-", i) })})
+			pass(time.Minute)
+			w.request(a)
+			pass(30 * time.Minute)
+		}
+		a.Configure(nil)
+		pass(30 * time.Minute)
+		a.mu.Lock()
+		for name, r := range a.left {
+			if r.trial != nil {
+				t.Errorf("%s is kept in memory", name)
+			}
+		}
+		a.mu.Unlock()
+		for _, kind := range []string{kindDocs, statsKind(0)} {
+			if docs, err := store.Store.Load(t.Context(), kind); err != nil || len(docs) != 5 {
+				t.Errorf("half an hour later the store has %d of %s, %v", len(docs), kind, err)
+			}
+		}
+		pass(experiment.Forgotten + 6*time.Hour)
+		for _, kind := range []string{kindDocs, kindPast, statsKind(0)} {
+			if docs, err := store.Store.Load(t.Context(), kind); err != nil || len(docs) > 0 {
+				t.Errorf("after a week the store has %d of %s, %v", len(docs), kind, err)
+			}
+		}
+		was := store.of(kindPast) + store.of(statsKind(0))
+		pass(time.Hour)
+		if now := store.of(kindPast) + store.of(statsKind(0)); now != was {
+			t.Errorf("%d loads for what was deleted", now-was)
+		}
+		a.mu.Lock()
+		if len(a.left) > 0 {
+			t.Errorf("%d experiments are remembered for good", len(a.left))
+		}
+		a.mu.Unlock()
+		a.stop()
+	})
+}
+
+// TestDownIsNotWithdrawn: what was rolled back is not tried again because its gateway was down for a while and another, which never had it, was not.
+func TestDownIsNotWithdrawn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := state.NewMemory()
+		other := startWith(t, Options{Store: store, Look: time.Minute, Tell: time.Minute})
+		a := startReplica(t, store, trialOf())
+		pass(5 * time.Second)
+		w := newWorld(t)
+		w.bad = 0.9
+		w.run(t, experiment.RolledBack, 3000, a)
+		a.stop()
+		pass(24 * time.Hour)
+		b := startReplica(t, store, trialOf())
+		pass(5 * time.Second)
+		if v, err := b.Show(t.Context(), "e"); err != nil || v.State != experiment.RolledBack || v.Run != 1 {
+			t.Errorf("after its gateway was down it is %s, run %d, %v", v.State, v.Run, err)
+		}
+		b.stop()
+		other.stop()
+	})
+}

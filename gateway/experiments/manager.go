@@ -96,8 +96,8 @@ type trial struct {
 
 // removed is an experiment that is out of the config for now.
 type removed struct {
-	*trial
-	at time.Time
+	*trial // nil once it would be another one when it comes back
+	at     time.Time
 }
 
 // Kinds of documents; those of observations are statsKind.
@@ -141,7 +141,7 @@ func (m *Manager) Configure(trials []Trial) {
 	for _, c := range trials {
 		t := &trial{Trial: c}
 		if was, ok := m.left[c.Spec.Name]; ok {
-			if was.Spec.Digest() == c.Spec.Digest() { // with all that it has seen; how it stands now is asked first
+			if was.trial != nil && was.Spec.Digest() == c.Spec.Digest() { // with all that it has seen; how it stands now is asked first
 				t = was.trial
 				t.known = t.ahead
 			}

@@ -10,7 +10,7 @@ import (
 // config that is read: later words of an operator hold against it. What was withdrawn is in a config again.
 func (d Doc) Adopt(s *Spec, now time.Time) (Doc, bool) {
 	changed := !d.Withdrawn.IsZero()
-	d.Withdrawn = time.Time{}
+	d.Withdrawn, d.TakenOut = time.Time{}, false
 	if !d.Matches(s) {
 		d = d.anew(s, now, Entry{By: "config", What: "changed", Why: "the config tries something else now: what was seen before says nothing of it"})
 		changed = true
@@ -95,7 +95,7 @@ const Forgotten = 7 * 24 * time.Hour
 // Return is Adopt of an experiment that was out of the config until now, since the given time: one that had come to its end before
 // then is another one, which begins anew. So is one that was away for long (Forgotten). A name that is written down again gives nothing to the arm that had it once.
 func (d Doc) Return(s *Spec, since, now time.Time) (Doc, bool) {
-	over := d.State.over() && !d.EndedAt.After(since) || d.State != Scheduled && now.Sub(since) >= Forgotten
+	over := d.State.over() && !d.EndedAt.After(since) || d.State != Scheduled && !d.StartedAt.After(since) && now.Sub(since) >= Forgotten
 	if over && d.Matches(s) {
 		d = d.anew(s, now, Entry{By: "config", What: "returned", Why: fmt.Sprintf("it was %s, taken out of the config, and written down again: this is another run", d.State)})
 	}
@@ -108,7 +108,7 @@ func (d Doc) anew(s *Spec, now time.Time, e Entry) Doc {
 	said := d.Wanted
 	d = Doc{
 		Name: s.Name, Digest: s.Digest(), Run: d.Run + 1, State: Scheduled, Wanted: WantRun, Steps: slices.Clone(s.Steps),
-		Log: d.Log, Decisions: d.Decisions, Withdrawn: d.Withdrawn,
+		Log: d.Log, Decisions: d.Decisions, Withdrawn: d.Withdrawn, TakenOut: d.TakenOut,
 	}
 	if said == WantPromote && s.wanted() == WantPromote {
 		d.Wanted = said
@@ -118,13 +118,28 @@ func (d Doc) anew(s *Spec, now time.Time, e Entry) Doc {
 	return d.note(now, e).first(s, now, "config")
 }
 
-// Withdraw notes that no config has had the experiment since then, and whether that changed anything.
-func (d Doc) Withdraw(since, now time.Time) (Doc, bool) {
-	if !d.Withdrawn.IsZero() {
+// Withdraw says that no replica has had the experiment in its config since then, and whether that changed anything. said tells that one was
+// seen to leave it out; else all who had it have gone silent, which is no decision: they may be back.
+func (d Doc) Withdraw(since time.Time, said bool, now time.Time) (Doc, bool) {
+	if !d.Withdrawn.IsZero() && (d.TakenOut || !said) {
 		return d, false
 	}
-	d.Withdrawn = since
-	return d.note(now, Entry{By: "config", What: "withdrawn", Why: "no replica has it in its config since " + since.UTC().Format(time.RFC3339)}), true
+	if d.Withdrawn.IsZero() {
+		d.Withdrawn = since
+	}
+	if d.TakenOut = said; !said {
+		return d, true
+	}
+	return d.note(now, Entry{By: "config", What: "withdrawn", Why: "no replica has it in its config since " + d.Withdrawn.UTC().Format(time.RFC3339)}), true
+}
+
+// Away is since when the experiment was in nobody's config, zero where that is not known: who had it may have been down, unless somebody was
+// seen to leave it out or it took long (Forgotten).
+func (d *Doc) Away(now time.Time) time.Time {
+	if d.TakenOut || now.Sub(d.Withdrawn) >= Forgotten {
+		return d.Withdrawn
+	}
+	return time.Time{}
 }
 
 // over tells whether everything is one arm's.

@@ -199,15 +199,25 @@ func TestWithdraw(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, changed := d.Withdraw(at(2), at(12))
-	if _, again := d.Withdraw(at(3), at(13)); !changed || again || !d.Withdrawn.Equal(at(2)) || d.Shares[1] != 1 {
+	down, changed := d.Withdraw(at(2), false, at(12))
+	if back, cleared := down.Adopt(s, at(1000)); !changed || !cleared || !down.Away(at(1000)).IsZero() || back.Run != 1 || back.State != Promoted || !back.Withdrawn.IsZero() {
+		t.Errorf("its replicas were down: away since %s, then run %d %s", down.Away(at(1000)), back.Run, back.State)
+	}
+	if week := at(2).Add(Forgotten); !down.Away(week).Equal(at(2)) {
+		t.Errorf("down for a week: away since %s", down.Away(week))
+	}
+	d, changed = down.Withdraw(at(3), true, at(12))
+	if _, again := d.Withdraw(at(3), true, at(13)); !changed || again || !d.Away(at(13)).Equal(at(2)) || !d.Withdrawn.Equal(at(2)) || d.Shares[1] != 1 {
 		t.Errorf("withdrawn %v, again %v, since %s, shares %v", changed, again, d.Withdrawn, d.Shares)
 	}
-	d, changed = d.Return(s, d.Withdrawn, at(1000))
-	if !changed || d.Run != 2 || d.State != Running || !slices.Equal(d.Shares, []float64{0.95, 0.05}) || !d.Withdrawn.IsZero() {
+	d, changed = d.Return(s, d.Away(at(1000)), at(1000))
+	if !changed || d.Run != 2 || d.State != Running || !slices.Equal(d.Shares, []float64{0.95, 0.05}) || !d.Withdrawn.IsZero() || d.TakenOut {
 		t.Errorf("back: run %d %s with %v, withdrawn %s", d.Run, d.State, d.Shares, d.Withdrawn)
 	}
-	running, _ := NewDoc(s, t0).Withdraw(at(2), at(12))
+	if again, changed := d.Return(s, at(2), at(1000).Add(Forgotten)); changed || again.Run != 2 {
+		t.Errorf("another replica was away for longer: run %d", again.Run)
+	}
+	running, _ := NewDoc(s, t0).Withdraw(at(2), true, at(12))
 	if back, changed := running.Return(s, running.Withdrawn, at(20)); !changed || back.Run != 1 || back.State != Running || !back.Withdrawn.IsZero() {
 		t.Errorf("one that ran comes back: run %d %s", back.Run, back.State)
 	}

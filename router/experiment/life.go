@@ -46,10 +46,11 @@ type Doc struct {
 	// Weights are all that were in force in this run, one after another; the last may be older than the end of it.
 	Weights   []Weighing `json:"weights"`
 	Dropped   []bool     `json:"dropped"`
-	Wanted    Wanted     `json:"wanted"`             // what the config asked for when it was last heard
-	Withdrawn time.Time  `json:"withdrawn,omitzero"` // since when no replica's config has it; zero while one does
-	Passed    bool       `json:"passed"`             // all is shown that was asked, and somebody has to promote it
-	Log       []Entry    `json:"log"`                // oldest first
+	Wanted    Wanted     `json:"wanted"`              // what the config asked for when it was last heard
+	Withdrawn time.Time  `json:"withdrawn,omitzero"`  // since when no replica's config has it; zero while one does
+	TakenOut  bool       `json:"taken_out,omitempty"` // a replica's config was seen to leave it out: Withdrawn is more than silence
+	Passed    bool       `json:"passed"`              // all is shown that was asked, and somebody has to promote it
+	Log       []Entry    `json:"log"`                 // oldest first
 	Decisions int64      `json:"decisions"`
 }
 
