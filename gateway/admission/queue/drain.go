@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"maps"
 	"math"
 	"time"
 )
@@ -67,20 +68,45 @@ func (d *drain) doubt() time.Duration {
 	return 1
 }
 
+// appointed is when the last of each key's who was turned away was told to come again. It holds keys of which one is still to come, and others for
+// forgetTold at most.
+type appointed struct {
+	keys  map[string]time.Time
+	swept time.Time
+}
+
 // appoint is when somebody who is turned away is told to come again, who would have his turn after d: one after the other, as fast as they can be
-// served, since those who are all told the same come back as one crowd. Beyond a while it begins anew: who knows how many of them come.
-func (l *line) appoint(now time.Time, d time.Duration) time.Duration {
+// served, since those who are all told the same come back as one crowd. Each key has a row of its own, in which all get their turns as often: that one
+// is turned away again and again moves nobody else's. Beyond a while it begins anew: who knows how many of them come.
+func (l *line) appoint(key string, now time.Time, d time.Duration) time.Duration {
 	each, ok := l.drain.each()
 	if !ok || d <= 0 {
 		return d
 	}
-	at := now.Add(d)
-	if next := l.told.Add(each); next.After(at) && next.Sub(at) < max(d, appointAhead) {
-		at = next
+	told := &l.told
+	if now.Sub(told.swept) > forgetTold {
+		told.swept = now
+		maps.DeleteFunc(told.keys, func(_ string, at time.Time) bool { return at.Before(now) })
 	}
-	l.told = at
+	if told.keys == nil {
+		told.keys = map[string]time.Time{}
+	}
+	last, mine := told.keys[key]
+	others := len(told.keys)
+	if mine {
+		others--
+	}
+	ahead := max(d, appointAhead)
+	first := now.Add(d)
+	at := last.Add(each * time.Duration(others+1))
+	if !at.After(first) || at.Sub(first) >= ahead {
+		at = first.Add(each * time.Duration(others) % ahead)
+	}
+	told.keys[key] = at
 	return at.Sub(now)
 }
+
+const forgetTold = time.Second
 
 const appointAhead = 30 * time.Second
 

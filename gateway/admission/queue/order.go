@@ -44,7 +44,7 @@ type line struct {
 	n     int // that wait
 	there int // of n: that could be called
 	drain drain
-	told  time.Time // when the last who was turned away was told to come again
+	told  appointed
 }
 
 // pass lets time pass for what is measured.
@@ -101,7 +101,7 @@ func (p *pool) line(kind uint64) uint8 {
 	l.next = (l.next + 1) % (Lines - 1)
 	l.kind[line], l.known[line] = kind, true
 	for i := range p.classes {
-		p.classes[i].lines[line].drain, p.classes[i].lines[line].told = drain{}, time.Time{}
+		p.classes[i].lines[line].drain, p.classes[i].lines[line].told = drain{}, appointed{}
 	}
 	return line
 }
