@@ -40,13 +40,19 @@ func (m *Manager) Feedback(ctx context.Context, name string, f Feedback) (arm st
 		return bad("experiment %q is %s: nothing is counted", name, t.doc.State)
 	}
 	m.drain()
-	said, judged := told{run: t.run}, "" // judged is the request, "" for all of a unit
-	if f.RequestID != "" {
+	said, judged := told{run: t.run}, f.RequestID // judged is the request, "" for all of a unit
+	if !t.Spec.Sticky() {
+		judged += f.Unit // the unit is the request
+	}
+	if judged != "" {
 		var ok bool
-		if said, ok = m.recent.of[f.RequestID]; !ok || said.experiment != name || said.run != t.run {
-			return bad("request %q is not among the newest %d of this replica that were counted in %q; give its unit instead", f.RequestID, remembered, name)
+		if said, ok = m.recent.of[judged]; !ok || said.experiment != name || said.run != t.run {
+			hint := "give its unit instead"
+			if !t.Spec.Sticky() {
+				hint = "give it to the replica that served it, once it has ended"
+			}
+			return bad("request %q is not among the newest %d of this replica that were counted in %q; %s", judged, remembered, name, hint)
 		}
-		judged = f.RequestID
 	} else {
 		kind := t.Spec.Units[0]
 		if f.By != "" {
@@ -63,21 +69,8 @@ func (m *Manager) Feedback(ctx context.Context, name string, f Feedback) (arm st
 		is, key := a.Assign(unit)
 		_, said.arm = t.Spec.Arm(is.Name)
 		said.unit = uint64(key)
-		if t.Spec.Sticky() {
-			if said.arm, err = m.servedBy(ctx, t, said.unit, said.arm); err != nil {
-				return "", err
-			}
-		} else { // the unit is the request
-			judged = f.Unit
-			switch known, ok := m.recent.of[judged]; {
-			case ok && known.experiment == name && known.run == t.run:
-				said = known
-			case !t.sureOf(key):
-				return bad("which arm request %q was drawn for is not known here, for shares have changed: give it to the replica that served it", judged)
-			default:
-				said.experiment = name
-				m.recent.add(judged, said)
-			}
+		if said.arm, err = m.servedBy(ctx, t, said.unit, said.arm); err != nil {
+			return "", err
 		}
 	}
 	switch {
@@ -112,17 +105,4 @@ func (m *Manager) servedBy(ctx context.Context, t *trial, unit uint64, now int) 
 		return 0, fmt.Errorf("%w: no request of that unit was counted in this run of %q yet", ErrFeedback, t.Spec.Name)
 	}
 	return bits.TrailingZeros32(arms), nil
-}
-
-// sureOf tells whether the unit has been in one arm for all of the run.
-func (t *trial) sureOf(key experiment.Key) bool {
-	var is *experiment.Arm
-	for i := range t.doc.Weights {
-		arm := experiment.NewAssigner(t.Spec, t.run, t.doc.Weights[i].Shares, true).Arm(key)
-		if is != nil && arm != is {
-			return false
-		}
-		is = arm
-	}
-	return true
 }

@@ -786,6 +786,7 @@ func TestFeedbackOnce(t *testing.T) {
 			a.Observe(&ledger.Record{ID: id, At: time.Now(), Arm: arm.Label(), Unit: key, Status: 200, Forced: forced, Tries: 1, Attempts: []ledger.Attempt{{Endpoint: "static:1"}}})
 		}
 		settle("drawn", false)
+		settle("another", false)
 		settle("forced", true)
 		good, bad := 1.0, 0.0
 		for _, tc := range []struct {
@@ -796,8 +797,10 @@ func TestFeedbackOnce(t *testing.T) {
 			{Feedback{RequestID: "drawn", Score: &good}, true}, // sent twice
 			{Feedback{RequestID: "drawn", Score: &bad}, false},
 			{Feedback{Unit: "drawn", Score: &bad}, false},
-			{Feedback{Unit: "elsewhere", Score: &good}, true},
-			{Feedback{Unit: "elsewhere", Score: &bad}, false},
+			{Feedback{Unit: "another", Score: &good}, true},
+			{Feedback{RequestID: "another", Score: &bad}, false},
+			{Feedback{Unit: "made up", Score: &good}, false}, // or served elsewhere, which is asked then
+			{Feedback{RequestID: "made up", Score: &good}, false},
 			{Feedback{RequestID: "forced", Score: &good}, false},
 			{Feedback{Unit: "forced", Score: &good}, false},
 		} {
@@ -805,9 +808,13 @@ func TestFeedbackOnce(t *testing.T) {
 				t.Errorf("%+v with %v: %v", tc.f, *tc.f.Score, err)
 			}
 		}
+		settle("drawn", false) // a caller who names two requests alike
+		if _, err := a.Feedback(t.Context(), "e", Feedback{RequestID: "drawn", Score: &bad}); !errors.Is(err, ErrFeedback) {
+			t.Errorf("another score of one name: %v", err)
+		}
 		v, _ := a.Show(t.Context(), "e")
-		if n := v.Verdict.Seq; n != 4 {
-			t.Errorf("%d requests and scores were counted, want 2 and 2", n)
+		if n := v.Verdict.Seq; n != 6 {
+			t.Errorf("%d requests and scores were counted, want 4 and 2", n)
 		}
 	})
 }
