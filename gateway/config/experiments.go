@@ -117,6 +117,9 @@ func (c *Config) checkExperiments() []Problem {
 		c.checkArms(e, path, add)
 		c.checkSteps(e, path, add)
 		if g := e.Guardrails; g != nil {
+			if *g == (Guardrails{}) {
+				add(path+".guardrails", &mistake{"names none", "leave it out for the usual ones, or name what is to be guarded"})
+			}
 			for _, double := range []struct {
 				a, b   *float64
 				key    string
