@@ -2,6 +2,7 @@ package runpod
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"time"
 
@@ -21,17 +22,21 @@ type workTime struct {
 	assumed  time.Duration // what a start is billed for, where nothing is known
 
 	any     bool
+	first   time.Time // look that all counts from
 	last    sighting
+	before  time.Time // look before the last
 	sum     endpoint.Reading
-	quiet   time.Time // last look that saw no start under way
-	began   time.Time // first look that saw the start that is under way; zero while there is none
+	starts  []span    // between two looks each start that is under way was begun, oldest first
 	fell    time.Time // the last worker went by then
 	worked  time.Time // end of the newest work, as told
 	guessed span      // likewise, of work that only looks have seen: it ended somewhere in there
 	cold    time.Duration
 	rises   []*rise   // the newest, whose begin may still become better known
 	waiting []jobTime // jobs whose worker no look has seen yet
+	unnamed int       // workers that were up at the first look and have told no name yet
 	known   map[string]bool
+	older   map[string]bool      // what known was before it was full
+	ends    map[string]time.Time // when workers have ended their newest jobs, of those that may be up
 }
 
 func newWorkTime() *workTime { return &workTime{meter: &endpoint.Meter{}} }
@@ -41,6 +46,9 @@ type span struct{ from, to time.Time }
 
 func (s span) middle() time.Time    { return s.from.Add(s.to.Sub(s.from) / 2) }
 func (s span) width() time.Duration { return s.to.Sub(s.from) }
+
+// holds tells whether t lies in the span.
+func (s span) holds(t time.Time) bool { return !t.Before(s.from) && !t.After(s.to) }
 
 // into is t, or the end of the span that is nearest to it.
 func (s span) into(t time.Time) time.Time {
@@ -69,9 +77,10 @@ type rise struct {
 	seen   time.Time // up, by a look
 	within span      // it came up
 	alone  bool      // nobody else was up
-	quiet  time.Time // last look before that saw no start under way; zero for none
-	starts time.Time // first look that saw the start; zero where none did
+	start  span      // its start was begun; from is zero where it was under way at the first look
+	shown  bool      // a look has seen the start
 	worker string    // its name, "" while nobody knows
+	gone   bool      // without having told a name, as far as is known
 	came   time.Time // best known
 	begun  time.Time // likewise, of what is billed
 	told   bool      // a job has said when it came
@@ -104,13 +113,21 @@ func (w *workTime) look(l sighting) {
 	p := w.last
 	w.last = l
 	if now := l.at(); !w.any || now.Before(p.at()) {
-		w.any = true
-		w.noteStart(&l)
+		w.any, w.first, w.before, w.unnamed = true, now, time.Time{}, l.up
+		w.starts = w.starts[:0]
+		w.noteStarts(span{to: l.call.to}, l.starting)
 		w.publish()
 		return
 	}
 	between := span{p.at(), l.at()}
-	w.sum.Seconds += float64(min(p.up, l.up)) * between.width().Seconds()
+	w.before = p.at()
+	rises, falls := max(0, l.up-p.up), max(0, p.up-l.up)
+	if !w.balancer {
+		// A start that is over while no more are up than before has taken the place of a worker that went.
+		swapped := min(max(0, p.starting-l.starting-rises), p.up-falls)
+		rises, falls = rises+swapped, falls+swapped
+	}
+	w.sum.Seconds += float64(p.up-falls) * between.width().Seconds()
 	if w.balancer {
 		w.sum.Cold += float64(min(p.starting, p.up)) * between.width().Seconds()
 	}
@@ -118,25 +135,49 @@ func (w *workTime) look(l sighting) {
 		w.sum.Doubt += between.width().Seconds()
 	}
 	w.noteWork(&p, &l, between)
-	for n := p.up; n < l.up; n++ {
+	for range rises {
 		w.rise(&p, &l, between)
 	}
-	for n := l.up; n < p.up; n++ {
-		w.fall(&p, &l, between)
+	for n := range falls {
+		w.fall(&p, &l, between, l.up == 0 && n == falls-1)
 	}
 	w.unseen(&l)
-	w.noteStart(&l)
+	w.noteStarts(span{p.call.from, l.call.to}, l.starting)
+	w.forget(l.up, between.from)
 	w.publish()
 }
 
-// noteStart notes whether a start is under way.
-func (w *workTime) noteStart(l *sighting) {
-	switch {
-	case l.starting == 0:
-		w.quiet, w.began = l.at(), time.Time{}
-	case w.began.IsZero():
-		w.began = l.at()
+// noteStarts notes that so many starts are under way, after those that are over were taken out. New ones were begun within at.
+func (w *workTime) noteStarts(at span, n int) {
+	if w.balancer {
+		return
 	}
+	for len(w.starts) < n {
+		w.starts = append(w.starts, at)
+	}
+	if over := len(w.starts) - n; over > 0 { // given up, or of a worker that was not seen
+		w.starts = slices.Delete(w.starts, 0, over)
+	}
+}
+
+// forget drops what is known of workers that have gone: no more than up have not told their names, and none is there whose time was over.
+func (w *workTime) forget(up int, before time.Time) {
+	n := w.unnamed - up
+	for _, r := range w.rises {
+		if r.worker == "" && !r.gone {
+			n++
+		}
+	}
+	for ; n > 0 && w.unnamed > 0; n-- {
+		w.unnamed--
+	}
+	for _, r := range w.rises {
+		if n > 0 && r.worker == "" && !r.gone {
+			r.gone = true
+			n--
+		}
+	}
+	maps.DeleteFunc(w.ends, func(_ string, t time.Time) bool { return t.Add(w.idle).Before(before) })
 }
 
 // noteWork finds out when work ended that other callers gave, from looks.
@@ -161,7 +202,11 @@ func (w *workTime) endOfWork() time.Time {
 
 // rise adds a worker that has come up between two looks.
 func (w *workTime) rise(p, l *sighting, between span) {
-	r := &rise{seen: between.to, within: between, alone: p.up == 0, quiet: w.quiet, starts: w.began, came: between.middle()}
+	r := &rise{seen: between.to, within: between, alone: p.up == 0, start: span{p.call.from, l.call.to}, came: between.middle()}
+	if len(w.starts) > 0 && !w.balancer {
+		r.start, r.shown = w.starts[0], true
+		w.starts = slices.Delete(w.starts, 0, 1)
+	}
 	r.begun = w.guess(r)
 	r.doubt = l.call.to.Sub(p.call.from)
 	if !w.balancer {
@@ -172,14 +217,21 @@ func (w *workTime) rise(p, l *sighting, between span) {
 	if w.rises = append(w.rises, r); len(w.rises) > mostRises {
 		w.rises = slices.Delete(w.rises, 0, 1)
 	}
+	best := -1
 	for i, j := range w.waiting {
-		if w.fits(r, &j) {
-			w.waiting = slices.Delete(w.waiting, i, i+1)
-			w.tell(r, &j)
-			break
+		if w.fits(r, &j) && (best < 0 || off(r, &j) < off(r, &w.waiting[best])) {
+			best = i
 		}
 	}
+	if best >= 0 {
+		j := w.waiting[best]
+		w.waiting = slices.Delete(w.waiting, best, best+1)
+		w.tell(r, &j)
+	}
 }
+
+// off is by how much a job's begin misses when a worker came up.
+func off(r *rise, j *jobTime) time.Duration { return r.within.into(j.began).Sub(j.began).Abs() }
 
 // add books what a worker cost until it was seen up, or takes that back where sign is -1.
 func (w *workTime) add(r *rise, sign float64) {
@@ -196,8 +248,11 @@ func (w *workTime) guess(r *rise) time.Time {
 		return r.came
 	}
 	at := r.came.Add(-w.coldGuess())
-	if at.Before(r.quiet) && !r.quiet.After(r.came) {
-		return r.quiet
+	if r.shown || !r.start.from.After(r.came) {
+		at = r.start.into(at)
+	}
+	if at.After(r.came) {
+		return r.came
 	}
 	return at
 }
@@ -224,7 +279,7 @@ func (w *workTime) learn(d time.Duration) {
 // fits tells whether a job may have been what a worker came up for, or the first that it did.
 func (w *workTime) fits(r *rise, j *jobTime) bool {
 	switch {
-	case r.told, r.worker == "" && w.known[j.worker], r.worker != "" && r.worker != j.worker:
+	case r.told, r.worker == "" && w.knows(j.worker), r.worker != "" && r.worker != j.worker:
 		return false
 	}
 	return j.began.Add(j.handing+time.Millisecond).After(r.within.from) && j.sent.Before(r.within.to) && j.began.Sub(r.within.to) < coldLimit
@@ -245,18 +300,46 @@ func (w *workTime) tell(r *rise, j *jobTime) {
 	if r.begun = w.guess(r); w.balancer {
 		return
 	}
-	if !r.alone || !r.starts.IsZero() && r.starts.Before(j.sent) { // it was under way
-		return
-	}
-	r.begun, r.doubt = j.sent, j.handing
-	if r.quiet.After(j.sent) { // it waited before anything started
-		free := span{r.quiet, r.quiet}
-		if free.to = r.within.to; !r.starts.IsZero() {
-			free.to = r.starts
+	w.findStart(r, j)
+	r.begun = w.guess(r)
+	switch {
+	case r.start.holds(j.sent) && j.sent.Before(r.came): // what it was sent for
+		if r.begun, r.doubt = j.sent, r.start.width()+j.handing; r.alone {
+			r.doubt = j.handing
 		}
-		r.begun, r.doubt = free.middle(), free.width()
+	case !r.alone || j.sent.After(r.start.to): // it was under way
+		return
+	default: // it waited before anything started
+		r.begun, r.doubt = r.start.middle(), r.start.width()
 	}
 	w.learn(j.began.Sub(r.begun))
+}
+
+// findStart gives r the start that was begun when its first job was sent, where that was taken for another worker's.
+func (w *workTime) findStart(r *rise, j *jobTime) {
+	if r.start.holds(j.sent) {
+		return
+	}
+	for i := range w.starts {
+		if w.starts[i].holds(j.sent) {
+			if r.shown {
+				r.start, w.starts[i] = w.starts[i], r.start
+			} else { // one more was begun when this one came
+				r.start, r.shown, w.starts[i] = w.starts[i], true, r.start
+			}
+			return
+		}
+	}
+	for _, o := range w.rises {
+		if o != r && !o.told && o.shown && r.shown && o.start.holds(j.sent) {
+			w.add(o, -1)
+			r.start, o.start = o.start, r.start
+			o.begun = w.guess(o)
+			w.bound(o)
+			w.add(o, 1)
+			return
+		}
+	}
 }
 
 // bound has the list of workers correct when a worker began, as far as that is finer.
@@ -268,10 +351,21 @@ func (w *workTime) bound(r *rise) {
 
 // remember notes the name of a worker that is accounted for.
 func (w *workTime) remember(worker string) {
-	if w.known == nil || len(w.known) >= mostKnown {
+	if len(w.known) >= mostKnown {
+		w.known, w.older = nil, w.known
+	}
+	if w.known == nil {
 		w.known = map[string]bool{}
 	}
 	w.known[worker] = true
+}
+
+// knows tells whether a worker is accounted for.
+func (w *workTime) knows(worker string) bool {
+	if !w.known[worker] && w.older[worker] {
+		w.remember(worker)
+	}
+	return w.known[worker]
 }
 
 // job takes in what a job has told.
@@ -279,23 +373,75 @@ func (w *workTime) job(j jobTime) {
 	if j.ended.After(w.worked) {
 		w.worked = j.ended
 	}
-	if j.worker == "" || j.began.IsZero() {
+	if j.worker == "" {
 		return
 	}
-	for _, r := range slices.Backward(w.rises) {
-		if w.fits(r, &j) {
-			w.tell(r, &j)
-			w.publish()
-			return
-		}
+	if w.ends == nil {
+		w.ends = map[string]time.Time{}
 	}
-	switch {
-	case w.known[j.worker]:
-	case w.last.up > 0 && w.last.starting == 0 && j.sent.After(w.fell): // of a worker that was up at the first look
-		w.remember(j.worker)
+	if len(w.ends) < mostKnown && j.ended.After(w.ends[j.worker]) {
+		w.ends[j.worker] = j.ended
+	}
+	if j.began.IsZero() {
+		return
+	}
+	best := w.bestFit(&j)
+	switch seen := w.any && j.began.Before(w.last.call.from); { // a look that follows may yet show what fits better
+	case best != nil && (seen || off(best, &j) == 0):
+		w.tell(best, &j)
+		w.publish()
+	case w.knows(j.worker):
+	case seen && w.last.up > 0:
+		w.place(&j)
+		w.publish()
 	case len(w.waiting) < mostWaiting:
 		w.waiting = append(w.waiting, j)
 	}
+}
+
+// bestFit is the worker that came up nearest to when a job of it began; nil for none.
+func (w *workTime) bestFit(j *jobTime) (best *rise) {
+	for _, r := range slices.Backward(w.rises) {
+		if w.fits(r, j) && (best == nil || off(r, j) < off(best, j)) {
+			best = r
+		}
+	}
+	return best
+}
+
+// place finds out which worker it was that no look has shown coming with this job, which a look has followed: one that came earlier, one of
+// those that were up at the first look, or one that has taken the place of another between two looks.
+func (w *workTime) place(j *jobTime) {
+	for _, r := range w.rises {
+		if r.worker == "" && !r.gone && r.within.to.Before(j.sent) {
+			r.worker = j.worker
+			w.remember(j.worker)
+			return
+		}
+	}
+	if w.unnamed > 0 || j.began.Before(w.first) {
+		w.unnamed = max(0, w.unnamed-1)
+		w.remember(j.worker)
+		return
+	}
+	gap := w.last.at().Sub(w.before)
+	r := &rise{seen: j.began, within: span{j.began, j.began}, start: span{j.began.Add(-coldLimit), j.began}, came: j.began}
+	if gone := w.ends[j.worker].Add(w.idle); gone.Before(w.last.call.from) && j.began.After(w.before) { // no look has seen it
+		r.seen = gone
+	}
+	for i, s := range w.starts { // the one that took its place among those under way was begun when it came
+		if s.holds(j.sent) {
+			r.start, r.shown, w.starts[i] = s, true, span{j.began.Add(-gap), j.began.Add(gap)}
+			break
+		}
+	}
+	r.begun = w.guess(r)
+	r.doubt = gap + w.coldGuess()/4
+	w.sum.Starts++
+	w.add(r, 1)
+	w.tell(r, j)
+	w.sum.Seconds += w.unit.Seconds() / 2
+	w.sum.Doubt += w.unit.Seconds()
 }
 
 // done takes in that a request ended which told nothing of its worker.
@@ -308,13 +454,21 @@ func (w *workTime) done(at time.Time) {
 // unseen accounts for workers that came and went between two looks: jobs tell that they were there.
 func (w *workTime) unseen(l *sighting) {
 	w.waiting = slices.DeleteFunc(w.waiting, func(j jobTime) bool {
-		if w.known[j.worker] || l.at().Sub(j.ended) > coldLimit {
+		if w.knows(j.worker) || l.at().Sub(j.ended) > coldLimit {
 			return true
 		}
 		gone := j.ended.Add(w.idle)
+		best := w.bestFit(&j)
 		switch {
+		case best != nil && j.began.Before(l.call.from):
+			w.tell(best, &j)
+			return true
 		case l.up > 0:
-			return l.starting == 0
+			if !j.began.Before(l.call.from) {
+				return false
+			}
+			w.place(&j)
+			return true
 		case !gone.Before(l.call.from):
 			return false // it may be seen yet
 		case !j.began.After(w.fell):
@@ -325,7 +479,16 @@ func (w *workTime) unseen(l *sighting) {
 				gone = o.ended.Add(w.idle)
 			}
 		}
-		r := &rise{seen: gone, within: span{j.began, j.began}, alone: true, quiet: w.quiet, came: j.began}
+		r := &rise{seen: gone, within: span{j.began, j.began}, alone: true, came: j.began}
+		switch {
+		case len(w.starts) > 0:
+			r.start, r.shown = w.starts[0], true
+			w.starts = slices.Delete(w.starts, 0, 1)
+		case w.before.Before(j.began):
+			r.start = span{w.before, j.began}
+		default:
+			r.start = span{j.began.Add(-coldLimit), j.began}
+		}
 		r.begun = w.guess(r)
 		w.sum.Starts++
 		w.add(r, 1)
@@ -337,26 +500,41 @@ func (w *workTime) unseen(l *sighting) {
 	})
 }
 
-// fall ends a worker that went between two looks.
-func (w *workTime) fall(p, l *sighting, between span) {
+// fall ends a worker that went between two looks; last where nobody is up after it.
+func (w *workTime) fall(p, l *sighting, between span, last bool) {
 	at := between.middle()
-	if l.up == 0 { // it is the last one whose end follows from the last work
+	name, end := w.nextEnd(between)
+	switch {
+	case last: // its end follows from the last work
 		switch e := w.endOfWork().Add(w.idle); {
 		case e.After(between.to): // it did not wait for its time to be over
 		case between.from.Sub(e) <= max(between.width(), w.idle/4):
 			at = between.into(e)
 		}
 		w.fell = at
+	case name != "":
+		at = end
+		delete(w.ends, name)
 	}
 	w.sum.Seconds += at.Sub(between.from).Seconds() + w.unit.Seconds()/2 // of a unit that was begun half is too much
 	w.sum.Doubt += l.call.to.Sub(p.call.from).Seconds() + w.unit.Seconds()/2
+}
+
+// nextEnd is which worker's time was over first within a span, and when, of those of which jobs tell; "" for none.
+func (w *workTime) nextEnd(in span) (worker string, at time.Time) {
+	for n, t := range w.ends {
+		if t = t.Add(w.idle); in.holds(t) && (worker == "" || t.Before(at) || t.Equal(at) && n < worker) {
+			worker, at = n, t
+		}
+	}
+	return worker, at
 }
 
 // list takes in for how long workers say that they have run.
 func (w *workTime) list(ts []told) {
 	for _, t := range ts {
 		i := slices.IndexFunc(w.rises, func(r *rise) bool { return r.worker == t.worker })
-		if i < 0 && !w.known[t.worker] {
+		if i < 0 && !w.knows(t.worker) {
 			for k, r := range w.rises {
 				if r.worker == "" && !t.begun.from.After(r.within.to) && r.within.to.Sub(t.begun.to) < coldLimit {
 					i = k
@@ -399,7 +577,7 @@ func (w *workTime) publish() {
 // work is what requests have told of an endpoint's workers since Run last looked.
 type work struct {
 	jobs  []jobTime
-	ended time.Time // the newest request that told nothing of its worker; zero for none
+	ended time.Time // the newest request of which no more is kept; zero for none
 }
 
 // Busy tells that a request to an endpoint has ended that a worker had worked on. It costs the request next to nothing.
@@ -427,9 +605,6 @@ func (p *Provider) jobDone(id endpoint.ID, r *endpoint.WorkerReport) {
 		return
 	}
 	w := p.workOf(id)
-	if len(w.jobs) >= mostWaiting {
-		return
-	}
 	j := jobTime{worker: r.Worker, sent: r.Submitted, handing: r.Handing, began: r.Submitted.Add(r.Delayed)}
 	switch {
 	case r.Redone > 0 || r.Delayed <= 0: // what it waited for last does not begin where it was sent
@@ -438,6 +613,12 @@ func (p *Provider) jobDone(id endpoint.ID, r *endpoint.WorkerReport) {
 		j.ended = p.opt.Now()
 	default:
 		j.ended = j.began.Add(r.Executed)
+	}
+	if len(w.jobs) >= mostWaiting { // when work ended is known still
+		if j.ended.After(w.ended) {
+			w.ended = j.ended
+		}
+		return
 	}
 	w.jobs = append(w.jobs, j)
 }

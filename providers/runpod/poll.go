@@ -6,9 +6,11 @@ import (
 	"hash/maphash"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"headrace/providers/api"
+	"headrace/router/endpoint"
 )
 
 // gotList takes the account's endpoints in.
@@ -86,13 +88,15 @@ func (p *Provider) takeList(entries []json.RawMessage, now time.Time) error {
 		if !listed[id] && nameless == 0 {
 			delete(p.services, id)
 			p.audit.Book.Gone(id, now)
-			p.mu.Lock()
-			delete(p.work, serviceID(id))
-			p.mu.Unlock()
 			p.opt.Log.Info("endpoint is gone from the account", "endpoint", s.ep.ID, "name", s.desc.name)
 			p.changed()
 		}
 	}
+	p.mu.Lock()
+	maps.DeleteFunc(p.work, func(id endpoint.ID, _ *work) bool { // requests may tell of one that has just gone
+		return p.services[strings.TrimPrefix(string(id), string(serviceID("")))] == nil
+	})
+	p.mu.Unlock()
 	p.heritage = nil
 	p.order = p.order[:0]
 	clear(p.bySum)

@@ -198,7 +198,9 @@ func (p *Provider) Report(id endpoint.ID, r endpoint.WorkerReport) {
 		p.waits[id] = wait{begun: p.opt.Now().Add(-r.Executed - r.Delayed), took: r.Delayed}
 	}
 	p.mu.Unlock()
-	p.signal()
+	if r.Delayed > 0 { // the rest can wait for the next look
+		p.signal()
+	}
 }
 
 // wait is a job's wait for its worker.
