@@ -87,8 +87,11 @@ type Guardrail struct {
 // Guardrails are those of an experiment that names none. Failures get most of alpha, for they are to be found first.
 func Guardrails() []Guardrail {
 	return []Guardrail{
-		{Metric: Failed, Margin: 0.002, Share: 3}, {Metric: Missed, Margin: 0.01},
-		{Metric: TTFT, Margin: 0.10, Optional: true}, {Metric: TPS, Margin: 0.05, Optional: true}, {Metric: USD, Margin: 0.02, Optional: true},
+		{Metric: Failed, Margin: 0.002, Share: 3},
+		{Metric: Missed, Margin: 0.01},
+		{Metric: TTFT, Margin: 0.10, Optional: true},
+		{Metric: TPS, Margin: 0.05, Optional: true},
+		{Metric: USD, Margin: 0.02, Optional: true},
 	}
 }
 
