@@ -119,6 +119,10 @@ type Readings struct {
 // then.
 const mostOutOfArm = 0.1
 
+// mostWeighings is how many shares, one after another, the statistics of a run tell apart. Each arm may take one by being ended, so that no
+// step leaves an arm that nobody watches.
+const mostWeighings = 32
+
 // NewDoc is an experiment's first document.
 func NewDoc(s *Spec, now time.Time) Doc {
 	d := Doc{Name: s.Name, Digest: s.Digest(), Run: 1, State: Scheduled, Wanted: WantRun, Steps: slices.Clone(s.Steps)}
@@ -404,6 +408,9 @@ func (d *Doc) Waits(s *Spec, r Readings, now time.Time) string {
 			}
 			return "proof that " + name + " keeps every guardrail"
 		}
+	}
+	if !last && len(d.Weights)+d.left() > mostWeighings {
+		return fmt.Sprintf("somebody to promote it, or to begin it anew: shares have changed %d times, and statistics tell no more of them apart", len(d.Weights)-1)
 	}
 	return ""
 }

@@ -329,3 +329,26 @@ func TestApplyBeforeKnown(t *testing.T) {
 		}
 	}
 }
+
+// TestStepsEnd: however often the config gets further steps, shares do not become more than statistics tell apart, those of arms that are
+// ended later among them, and what it waits for says so.
+func TestStepsEnd(t *testing.T) {
+	s := armsOnSteps(.001)
+	d := NewDoc(s, t0)
+	r := Readings{Arms: make([]Reading, 3)}
+	for i := 1; i <= 60; i++ {
+		s = armsOnSteps(.001, .001+.01*float64(i), .9)
+		d, _ = d.Adopt(s, at(float64(i)))
+		for k := range r.Arms {
+			r.Arms[k] = Reading{Units: int64(100 * i), Requests: int64(100 * i), Judgement: Advance}
+		}
+		d, _ = d.Decide(s, r, at(float64(i)))
+	}
+	if w := d.Waits(s, r, at(61)); len(d.Weights) != mostWeighings-1 || !strings.Contains(w, "shares have changed 30 times") {
+		t.Errorf("%d shares, waits for %q", len(d.Weights), w)
+	}
+	r.Arms[1].Judgement = Stop
+	if d, _ = d.Decide(s, r, at(62)); !d.Dropped[1] || len(d.Weights) != mostWeighings {
+		t.Errorf("harm: dropped %v, %d shares", d.Dropped, len(d.Weights))
+	}
+}
