@@ -32,6 +32,8 @@ type Options struct {
 	Now func() time.Time // default time.Now
 	// Shared is what replicas share of limits and budgets; nil where there is one, or each counts for itself.
 	Shared Shared
+	// Within is how long a request waits for Shared at most; default state.Within.
+	Within time.Duration
 	// Strict says that a key with a budget is refused while Redis does not answer; else each replica goes on with its part.
 	Strict bool
 	Store  state.Store // of the keys that are made while it runs, and of what keys have spent; nil for none
@@ -111,7 +113,7 @@ func New(o Options) *Gate {
 	g := &Gate{opt: o, log: o.Log, origin: o.Now().Add(-time.Hour), seed: maphash.MakeSeed(), kept: map[string]kept{}, books: books{map[string]page{}}, tried: map[string]attempt{}, accounts: map[string]*account{}}
 	_, _ = rand.Read(g.decoy.hash[:]) // never fails
 	if o.Shared != nil {
-		g.share = newSharer(o.Shared)
+		g.share = newSharer(o.Shared, o.Within)
 	}
 	g.book.Store(&book{entries: map[uint64]*entry{}})
 	return g

@@ -1,6 +1,7 @@
 package admission
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"sync"
@@ -89,8 +90,9 @@ type claim struct {
 // sharer tells Redis and asks it.
 type sharer struct {
 	with    Shared
-	away    atomic.Bool  // Redis did not answer the last time
-	gone    atomic.Int64 // the clock since when
+	within  time.Duration // that a request waits
+	away    atomic.Bool   // Redis did not answer the last time
+	gone    atomic.Int64  // the clock since when
 	waited  atomic.Int64
 	fellOut atomic.Int64 // requests that were decided alone
 
@@ -101,8 +103,8 @@ type sharer struct {
 	rouse  chan struct{} // of one: due has something
 }
 
-func newSharer(with Shared) *sharer {
-	return &sharer{with: with, wake: make(chan struct{}, 1), rouse: make(chan struct{}, 1)}
+func newSharer(with Shared, within time.Duration) *sharer {
+	return &sharer{with: with, within: cmp.Or(within, state.Within), wake: make(chan struct{}, 1), rouse: make(chan struct{}, 1)}
 }
 
 func nudge(c chan struct{}) {
@@ -215,7 +217,7 @@ func (s *sharer) ask(gr *Grant, p *Pass) *claim {
 	s.push(a)
 	a.mu.Unlock()
 	s.waited.Add(1)
-	t := time.NewTimer(state.Within)
+	t := time.NewTimer(s.within)
 	select {
 	case <-c.done:
 	case <-t.C:
@@ -269,7 +271,7 @@ func (s *sharer) answer(ctx context.Context, g *Gate) {
 			if more {
 				nudge(s.wake)
 			}
-			if len(batch) == 0 || !s.call(ctx, g, batch, state.Within) && ctx.Err() != nil {
+			if len(batch) == 0 || !s.call(ctx, g, batch, s.within) && ctx.Err() != nil {
 				break
 			}
 		}
@@ -335,7 +337,7 @@ func (g *Gate) refresh(ctx context.Context) {
 	}
 	g.mu.Unlock()
 	for batch := range slices.Chunk(all, mostAtOnce) {
-		if !g.share.call(ctx, g, batch, tellWithin) {
+		if !g.share.call(ctx, g, batch, max(tellWithin, g.share.within)) {
 			return
 		}
 	}
@@ -357,7 +359,7 @@ func (s *sharer) tellAll(ctx context.Context, g *Gate) bool {
 			a.share.due = false
 			a.mu.Unlock()
 		}
-		if !s.call(ctx, g, batch, tellWithin) {
+		if !s.call(ctx, g, batch, max(tellWithin, s.within)) {
 			return false
 		}
 	}
@@ -387,7 +389,7 @@ func (s *sharer) call(ctx context.Context, g *Gate, batch []*account, within tim
 	switch {
 	case err != nil && ctx.Err() == nil:
 		s.lose(g)
-	case err == nil && time.Since(from) <= state.Within: // else it is too slow for a request to wait
+	case err == nil && time.Since(from) <= s.within: // else it is too slow for a request to wait
 		s.away.Store(false)
 	}
 	clock := g.clock(g.opt.Now())
