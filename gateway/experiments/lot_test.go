@@ -3,6 +3,7 @@ package experiments
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -69,7 +70,7 @@ func TestLateRun(t *testing.T) {
 	})
 }
 
-// TestTooManyShares records nothing, and takes no step, when statistics can tell no more shares apart; harm that was proven ends it all the same.
+// TestTooManyShares takes no step beyond the shares that statistics can tell apart, and says so; what comes in is recorded as ever, and harm ends it.
 func TestTooManyShares(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := startReplica(t, state.NewMemory(), failuresOnly(func(s *experiment.Spec) { s.MinTime, s.MinUnits = time.Second, 1 }))
@@ -83,17 +84,19 @@ func TestTooManyShares(t *testing.T) {
 			}
 		}
 		before, _ := a.Show(t.Context(), "e")
-		if before.Problem == "" || len(before.Weights) < 32 || before.State != experiment.Running {
-			t.Fatalf("%d weights, problem %q, it is %s", len(before.Weights), before.Problem, before.State)
+		if before.Problem != "" || !strings.Contains(before.Waits, "shares have changed 31 times") || len(before.Weights) != 32 || before.State != experiment.Running {
+			t.Fatalf("%d weights, problem %q, waits for %q, it is %s", len(before.Weights), before.Problem, before.Waits, before.State)
 		}
 		for range 200 {
 			w.request(a)
 			pass(100 * time.Millisecond)
 		}
 		after, _ := a.Show(t.Context(), "e")
-		if after.Verdict.Seq != before.Verdict.Seq || !slices.Equal(a.Table().Of("m")[0].Spec.Steps, []float64{0.88, 0.89, 1}) || after.Arms[1].Share != before.Arms[1].Share || after.State != experiment.Running {
+		if after.Verdict.Seq != before.Verdict.Seq+200 || !slices.Equal(a.Table().Of("m")[0].Spec.Steps, []float64{0.88, 0.89, 1}) || after.Arms[1].Share != before.Arms[1].Share || after.State != experiment.Running {
 			t.Errorf("then %d of %d requests, %v of the units, %s", after.Verdict.Seq, before.Verdict.Seq, after.Arms[1].Share, after.State)
 		}
+		w.bad = 0.9
+		w.run(t, experiment.RolledBack, 2000, a)
 		a.stop()
 	})
 }
