@@ -17,6 +17,7 @@ type Reading struct {
 	At      time.Time // of the last look; zero before the first
 	Up      int       // workers that were billed then
 	Seconds float64   // of workers, billed by then. What is found out later corrects it, also to less
+	Ahead   float64   // of Seconds: since At, which no look has confirmed
 	Starts  int64     // workers that came up
 	Cold    float64   // of Seconds: until they could work
 	Doubt   float64   // of Seconds: what looks leave open
@@ -35,7 +36,8 @@ func (m *Meter) Read(now time.Time) Reading {
 	defer m.mu.Unlock()
 	r := m.r
 	if d := now.Sub(r.At); d > 0 && !r.At.IsZero() {
-		r.Seconds += float64(r.Up) * d.Seconds()
+		r.Ahead = float64(r.Up) * d.Seconds()
+		r.Seconds += r.Ahead
 	}
 	return r
 }

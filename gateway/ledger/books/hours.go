@@ -17,12 +17,13 @@ type accountant struct {
 // metered is one host's account.
 type metered struct {
 	provider string
-	at       time.Time           // booked up to this
-	up       float64             // hosts, or workers, that are paid for since then
-	usd      float64             // an hour, of all of them
-	workers  int                 // -1 for hosts that are rented as a whole
-	meter    *endpoint.Meter     // of its workers; nil for none
-	read     endpoint.Reading    // of the meter, as booked
+	at       time.Time        // booked up to this
+	up       float64          // hosts, or workers, that are paid for since then
+	usd      float64          // an hour, of all of them
+	workers  int              // -1 for hosts that are rented as a whole
+	meter    *endpoint.Meter  // of its workers; nil for none
+	read     endpoint.Reading // of the meter, as booked
+	metering metering
 	rate     float64             // USD of a worker's second
 	gone     bool                // from the fleet
 	left     time.Time           // when it went
@@ -163,7 +164,8 @@ func (a *accountant) follow(fleet []endpoint.Endpoint) {
 // follow has the host's meter tell what it costs from now on.
 func (m *metered) follow(ep *endpoint.Endpoint, now time.Time) {
 	if m.meter != ep.Meter || m.gone { // what it has shown before is not known to be new
-		m.meter, m.read = ep.Meter, ep.Meter.Read(now)
+		m.meter = ep.Meter
+		m.reread(now)
 		if m.gone {
 			m.trail = append(m.trail, mark{now, m.total(), true})
 		}
@@ -171,24 +173,6 @@ func (m *metered) follow(ep *endpoint.Endpoint, now time.Time) {
 	m.gone, m.lost, m.workers = false, time.Time{}, ep.Workers
 	m.up, m.rate = float64(ep.Workers), ep.Price.USDPerWorkerSecond
 	m.usd = m.up * m.rate * 3600
-}
-
-// booking books what the meter shows more than at the last booking, d ago, and returns what it costs. What it has corrected since may be more
-// than what has come, so that both may be below 0.
-func (m *metered) booking(id string, now time.Time, d time.Duration) (usd float64) {
-	r := m.meter.Read(now)
-	seconds, cold, starts := r.Seconds-m.read.Seconds, r.Cold-m.read.Cold, r.Starts-m.read.Starts
-	m.read = r
-	m.hours(now.Add(-d), now, func(at time.Time, part time.Duration) {
-		s := m.slot(id, at)
-		f := float64(part) / float64(d)
-		s.Seconds += part.Seconds()
-		s.Up += seconds * f
-		s.USD += seconds * f * m.rate
-		s.ColdUSD += cold * f * m.rate
-	})
-	m.slot(id, now).Starts += starts
-	return seconds * m.rate
 }
 
 func (m *metered) total() float64 { return m.trail[len(m.trail)-1].usd }
@@ -228,9 +212,10 @@ func (m *metered) accrue(id string, now time.Time) {
 		usd := m.total()
 		switch {
 		case m.meter != nil && d > 0 && d <= unwatched:
-			usd += m.booking(id, now, d)
+			cost, _ := m.booking(id, now, d)
+			usd += cost
 		case m.meter != nil:
-			m.read = m.meter.Read(now)
+			m.reread(now)
 		case step && d > 0 && d <= unwatched: // what the process has seen is what counts, not what the wall's clock has skipped
 			s := m.slot(id, now)
 			s.Seconds += d.Seconds()
@@ -244,7 +229,10 @@ func (m *metered) accrue(id string, now time.Time) {
 	}
 	usd := m.total()
 	if m.meter != nil {
-		usd += m.booking(id, now, d)
+		cost, grown := m.booking(id, now, d)
+		if usd += cost; cost < 0 {
+			m.level(&grown, now, usd)
+		}
 	} else {
 		usd += m.usd * d.Hours()
 		m.hours(now.Add(-d), now, func(at time.Time, part time.Duration) {
