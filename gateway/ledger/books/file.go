@@ -514,9 +514,20 @@ func (f *file) period(since, until time.Time) (Period, error) {
 	return p, err
 }
 
-// read reads what a file has of some hours.
+// withBills is the version of files from which on they have what single hosts were billed.
+const withBills = 3
+
+// read reads what a file has of some hours, also one that an earlier version has written and that may not be written now.
 func read(db *sqlite3.Conn, since, until time.Time) (p Period, err error) {
 	p.Since, p.Until = since, until
+	v, err := version(db)
+	if err != nil {
+		return p, err
+	}
+	billed, leftOut := "billed", "left_out"
+	if v < withBills {
+		billed, leftOut = "NULL", "0.0"
+	}
 	from, to := hourOf(since), secondOf(until)
 	err = query(db, "SELECT hour,key,model,served,provider,host,arm,"+list(columns(), quoted)+
 		" FROM rollups JOIN cells ON cell=id WHERE hour>=? AND hour<? ORDER BY hour", func(st *sqlite3.Stmt) error {
@@ -533,7 +544,7 @@ func read(db *sqlite3.Conn, since, until time.Time) (p Period, err error) {
 	if err != nil {
 		return p, err
 	}
-	err = query(db, "SELECT hour,provider,host,seconds,up,usd,starts,cold_usd,billed FROM hours WHERE hour>=? AND hour<? ORDER BY hour", func(st *sqlite3.Stmt) error {
+	err = query(db, "SELECT hour,provider,host,seconds,up,usd,starts,cold_usd,"+billed+" FROM hours WHERE hour>=? AND hour<? ORDER BY hour", func(st *sqlite3.Stmt) error {
 		h := HostHour{
 			st.ColumnInt64(0), st.ColumnText(1), st.ColumnText(2), st.ColumnFloat(3), st.ColumnFloat(4), st.ColumnFloat(5), st.ColumnInt64(6), st.ColumnFloat(7), nil,
 		}
@@ -557,7 +568,7 @@ func read(db *sqlite3.Conn, since, until time.Time) (p Period, err error) {
 	if err != nil {
 		return p, err
 	}
-	err = query(db, "SELECT account,since,until,billed,ledger,hosts,at,left_out FROM bills WHERE until>=? AND since<? ORDER BY at", func(st *sqlite3.Stmt) error {
+	err = query(db, "SELECT account,since,until,billed,ledger,hosts,at,"+leftOut+" FROM bills WHERE until>=? AND since<? ORDER BY at", func(st *sqlite3.Stmt) error {
 		p.Bills = append(p.Bills, Bill{
 			st.ColumnText(0), time.UnixMicro(st.ColumnInt64(1)), time.UnixMicro(st.ColumnInt64(2)), st.ColumnFloat(3), st.ColumnFloat(4), st.ColumnInt(5),
 			time.UnixMicro(st.ColumnInt64(6)), st.ColumnFloat(7),
@@ -640,7 +651,7 @@ func readingAs(path, name string, flags sqlite3.OpenFlag, fn func(*sqlite3.Conn)
 		return false, err
 	}
 	v, err := version(db)
-	if err == nil && v < len(migrations) {
+	if err == nil && v == 0 {
 		err = errNoLedger
 	}
 	if err == nil {
@@ -652,7 +663,7 @@ func readingAs(path, name string, flags sqlite3.OpenFlag, fn func(*sqlite3.Conn)
 	return false, nil
 }
 
-var errNoLedger = errors.New("it is no ledger of this version: let a gateway of this version use it once")
+var errNoLedger = errors.New("it is no ledger, or no gateway has written to it yet")
 
 // errFound ends a search.
 var errFound = errors.New("found")
