@@ -58,7 +58,7 @@ func (x *exchange) admit() *openai.Error {
 		return errScan(err)
 	}
 	if x.set.Content > 0 && x.rec.Trace.Sampled {
-		x.rec.Said = &ledger.Said{Room: x.set.Content}
+		x.rec.Said = ledger.NewSaid(x.set.Content, x.s.said)
 		x.rec.Said.Ask(body)
 	}
 	if len(x.scan.Model) == 0 {

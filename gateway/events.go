@@ -127,8 +127,8 @@ func (x *exchange) take(ev *sse.Event, now time.Time) {
 		x.number(ev)
 	}
 	x.m.see(c, now)
-	if x.rec.Said != nil && (c.Content || c.Finish) {
-		x.rec.Said.Answer(ev.Data)
+	if x.rec.Said != nil {
+		keep(x.rec.Said, c, ev.Data)
 	}
 	if x.phase == awaitingContent && x.leased && x.lease.Unnamed {
 		x.learn(ev.Data)

@@ -65,6 +65,9 @@ var cacheControl = []byte("Cache-Control")
 // stream hands the rest of the answer to WriteTo.
 func (x *exchange) stream() {
 	x.committed = true
+	if x.rec.Said != nil && (x.opaque || !x.isStream) { // it is passed on unread
+		x.rec.Said.Cut = true
+	}
 	_ = x.ctx.SetWriteDeadline(time.Now().Add(x.set.ClientWrite)) // makes it ours to renew, and the server's to clear
 	if !x.ctx.Request.Header.IsHTTP11() {
 		x.streamToClose()

@@ -127,6 +127,7 @@ type Server struct {
 	disbelief   sync.Map // endpoint.ID -> struct{}: said once
 
 	shadows  *shadows
+	said     *ledger.Bound // of what requests under way keep for traces
 	draining atomic.Bool
 	created  int64 // Unix seconds
 
@@ -154,7 +155,7 @@ var (
 
 // New returns a Server that serves nothing yet.
 func New(o Options, set Settings) *Server {
-	s := &Server{opt: o, router: o.Router, forward: o.Forward, log: o.Log, settled: o.Settled, created: time.Now().Unix(), shadows: newShadows()}
+	s := &Server{opt: o, router: o.Router, forward: o.Forward, log: o.Log, settled: o.Settled, created: time.Now().Unix(), shadows: newShadows(), said: ledger.NewBound(saidUnderWay)}
 	if s.settled == nil {
 		s.settled = func(*ledger.Record) {}
 	}

@@ -2,13 +2,16 @@ package telemetry
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
+	"errors"
 	"regexp"
 	"slices"
 	"strings"
 	"sync"
 
 	"headrace/gateway/ledger"
+	"headrace/router/outcome"
 )
 
 // What was said, in the shape of OpenTelemetry's GenAI conventions: a JSON text of messages, each a role and parts. It is made of the
@@ -24,7 +27,7 @@ const (
 // say that it is missing.
 const saidMost = 3 << 20
 
-func said(s *ledger.Said) int64 { return int64(len(s.Asked) + len(s.Answered)) }
+func said(s *ledger.Said) int64 { return int64(cap(s.Asked) + cap(s.Answered)) }
 
 // hold returns s if there is room for it. The queue's mutex is held: one goroutine at a time.
 func (e *Export) hold(s *ledger.Said) *ledger.Said {
@@ -47,36 +50,46 @@ func (e *Export) letGo(s *ledger.Said) {
 type message struct {
 	Role   string `json:"role"`
 	Parts  []part `json:"parts"`
-	Finish string `json:"finish_reason,omitempty"`
+	Finish string `json:"finish_reason,omitempty"` // of all answers
 }
 
 type part struct {
-	Type      string `json:"type"` // text, reasoning, tool_call, tool_call_response, or what the request called it, of which nothing else is kept
-	Content   string `json:"content,omitempty"`
-	ID        string `json:"id,omitempty"`
-	Name      string `json:"name,omitempty"`
-	Arguments string `json:"arguments,omitempty"`
-	Response  string `json:"response,omitempty"`
+	Type      string          `json:"type"` // text, reasoning, tool_call, tool_call_response, or what the request called it, of which nothing else is kept
+	Content   string          `json:"content,omitempty"`
+	ID        string          `json:"id,omitempty"`
+	Name      string          `json:"name,omitempty"`
+	Arguments json.RawMessage `json:"arguments,omitempty"`
+	Response  *string         `json:"response,omitempty"` // of all tool_call_response
 }
 
-// said puts what r's caller and model have said into the attributes.
-func (a *attrs) said(r *ledger.Record) {
+// said puts what r's caller and model have said into the attributes, as far as the batch has room.
+func (s *spanner) said(a *attrs, r *ledger.Record) {
 	var ask asked
 	_ = json.Unmarshal(r.Said.Asked, &ask) // it was read before; what has another type than is usual is left out
-	a.messages(keyInput, ask.messages())
-	if parts := parts(ask.System, ask.Instructions); len(parts) > 0 {
-		a.text(keyInstructions, encode(parts))
+	missing := r.Said.Missing()
+	put := func(key, text string) {
+		if len(text) > s.left {
+			missing = true
+			return
+		}
+		s.left -= len(text)
+		a.text(key, text)
 	}
-	a.messages(keyOutput, answered(r.Said.Answered))
-	if r.Said.Cut {
+	put(keyInput, messages(ask.messages()))
+	if ps := parts(ask.System, ask.Instructions); len(ps) > 0 {
+		put(keyInstructions, encode(ps))
+	}
+	put(keyOutput, messages(answered(r.Said.Answered, r)))
+	if missing {
 		a.flag(keyContentCut, true)
 	}
 }
 
-func (a *attrs) messages(key string, ms []message) {
-	if len(ms) > 0 {
-		a.text(key, encode(ms))
+func messages(ms []message) string {
+	if len(ms) == 0 {
+		return ""
 	}
+	return encode(ms)
 }
 
 func encode(v any) string {
@@ -100,10 +113,12 @@ type asked struct {
 
 func (k *asked) messages() (ms []message) {
 	for _, raw := range []json.RawMessage{k.Messages, k.Input} {
-		var list []turn
-		if json.Unmarshal(raw, &list) == nil {
-			for i := range list {
-				if m := list[i].message(); len(m.Parts) > 0 {
+		var list []json.RawMessage
+		_ = json.Unmarshal(raw, &list) // else it is none
+		for _, item := range list {
+			var t turn
+			if readable(item, &t) {
+				if m := t.message(); len(m.Parts) > 0 {
 					ms = append(ms, m)
 				}
 			}
@@ -117,27 +132,65 @@ func (k *asked) messages() (ms []message) {
 	return ms
 }
 
+// readable reads an object into v, but for members of another type than is usual, and says whether it is one.
+func readable(raw json.RawMessage, v any) bool {
+	if kind(raw) != '{' {
+		return false
+	}
+	err := json.Unmarshal(raw, v)
+	if _, odd := errors.AsType[*json.UnmarshalTypeError](err); odd {
+		return true
+	}
+	return err == nil
+}
+
+// kind is the first byte of a JSON text, 0 if there is none.
+func kind(raw json.RawMessage) byte {
+	if raw = bytes.TrimSpace(raw); len(raw) > 0 {
+		return raw[0]
+	}
+	return 0
+}
+
+// loose is a text, or the JSON of what stands in its place.
+type loose string
+
+// UnmarshalJSON takes all there is but null.
+func (l *loose) UnmarshalJSON(raw []byte) error {
+	switch kind(raw) {
+	case '"':
+		return json.Unmarshal(raw, (*string)(l))
+	case 'n':
+	default:
+		*l = loose(raw)
+	}
+	return nil
+}
+
 // turn is a message as APIs write it, or an item of the Responses API.
 type turn struct {
 	Role       string          `json:"role"`
 	Type       string          `json:"type"`
 	Content    json.RawMessage `json:"content"`
-	Text       string          `json:"text"`
-	Reasoning  string          `json:"reasoning_content"`
+	Reasoning  loose           `json:"reasoning_content"`
+	Reasoned   loose           `json:"reasoning"` // its newer name
+	Refusal    loose           `json:"refusal"`
 	ToolCalls  []call          `json:"tool_calls"`
 	ToolCallID string          `json:"tool_call_id"`
 	CallID     string          `json:"call_id"`
 	Name       string          `json:"name"`
-	Arguments  string          `json:"arguments"`
+	Arguments  loose           `json:"arguments"`
 	Output     json.RawMessage `json:"output"`
 }
+
+func (t *turn) reasoning() string { return string(cmp.Or(t.Reasoning, t.Reasoned)) }
 
 type call struct {
 	Index    int    `json:"index"`
 	ID       string `json:"id"`
 	Function struct {
 		Name      string `json:"name"`
-		Arguments string `json:"arguments"`
+		Arguments loose  `json:"arguments"`
 	} `json:"function"`
 }
 
@@ -146,68 +199,105 @@ func (t *turn) message() message {
 	switch {
 	case t.Type == "function_call":
 		m.Role = "assistant"
-		m.Parts = []part{{Type: "tool_call", ID: t.CallID, Name: t.Name, Arguments: redact(t.Arguments)}}
+		m.Parts = []part{toolCall(t.CallID, t.Name, string(t.Arguments))}
 		return m
 	case t.Type == "function_call_output":
 		m.Role = "tool"
-		m.Parts = []part{{Type: "tool_call_response", ID: t.CallID, Response: joined(parts(t.Output))}}
+		m.Parts = []part{toolResponse(t.CallID, t.Output)}
 		return m
 	case t.Role == "":
 		return message{}
 	}
-	if t.Reasoning != "" {
-		m.Parts = append(m.Parts, part{Type: "reasoning", Content: redact(t.Reasoning)})
+	if r := t.reasoning(); r != "" {
+		m.Parts = append(m.Parts, part{Type: "reasoning", Content: redact(r)})
 	}
-	if said := parts(t.Content); t.Role == "tool" {
-		m.Parts = append(m.Parts, part{Type: "tool_call_response", ID: t.ToolCallID, Response: joined(said)})
+	if t.Role == "tool" {
+		m.Parts = append(m.Parts, toolResponse(t.ToolCallID, t.Content))
 	} else {
-		m.Parts = append(m.Parts, said...)
+		m.Parts = append(m.Parts, parts(t.Content)...)
+	}
+	if t.Refusal != "" {
+		m.Parts = append(m.Parts, part{Type: "text", Content: redact(string(t.Refusal))})
 	}
 	for _, c := range t.ToolCalls {
-		m.Parts = append(m.Parts, part{Type: "tool_call", ID: c.ID, Name: c.Function.Name, Arguments: redact(c.Function.Arguments)})
+		m.Parts = append(m.Parts, toolCall(c.ID, c.Function.Name, string(c.Function.Arguments)))
 	}
 	return m
 }
 
-func joined(ps []part) string {
+// toolCall is the part of a call. Arguments that are JSON stand in it as such, others, such as those that broke off, as a text.
+func toolCall(id, name, args string) part {
+	p := part{Type: "tool_call", ID: id, Name: name}
+	if args = redact(args); json.Valid([]byte(args)) {
+		p.Arguments = json.RawMessage(args)
+	} else if args != "" {
+		p.Arguments = json.RawMessage(encode(args))
+	}
+	return p
+}
+
+func toolResponse(id string, content json.RawMessage) part {
+	ps := parts(content)
 	texts := make([]string, 0, len(ps))
 	for _, p := range ps {
 		texts = append(texts, p.Content)
 	}
-	return strings.Join(texts, "\n")
+	text := strings.Join(texts, "\n")
+	return part{Type: "tool_call_response", ID: id, Response: &text}
 }
 
-// parts reads contents: a text, texts, or objects with a type. Of what is no text only the type is kept.
+// parts reads contents: a text, or a list of texts and of objects with a type.
 func parts(raws ...json.RawMessage) (ps []part) {
 	for _, raw := range raws {
-		var text string
-		var texts []string
-		var objects []struct{ Type, Text, Thinking, Refusal string }
-		switch {
-		case json.Unmarshal(raw, &text) == nil:
-			if text != "" {
-				ps = append(ps, part{Type: "text", Content: redact(text)})
-			}
-		case json.Unmarshal(raw, &texts) == nil:
-			for _, t := range texts {
-				ps = append(ps, part{Type: "text", Content: redact(t)})
-			}
-		case json.Unmarshal(raw, &objects) == nil:
-			for _, o := range objects {
-				p := part{Type: o.Type}
-				switch {
-				case o.Thinking != "":
-					p = part{Type: "reasoning", Content: redact(o.Thinking)}
-				case o.Text != "" || o.Refusal != "":
-					p = part{Type: "text", Content: redact(o.Text + o.Refusal)}
-				}
-				if p.Type != "" {
-					ps = append(ps, p)
-				}
+		list := []json.RawMessage{raw}
+		if kind(raw) == '[' {
+			_ = json.Unmarshal(raw, &list)
+		}
+		for _, item := range list {
+			if p := partOf(item); p.Type != "" {
+				ps = append(ps, p)
 			}
 		}
 	}
 	return ps
+}
+
+// block is a part of a content, as APIs write it.
+type block struct {
+	Type     string          `json:"type"`
+	Text     loose           `json:"text"`
+	Thinking loose           `json:"thinking"`
+	Refusal  loose           `json:"refusal"`
+	ID       string          `json:"id"`
+	Name     string          `json:"name"`
+	Input    loose           `json:"input"`
+	UseID    string          `json:"tool_use_id"`
+	Content  json.RawMessage `json:"content"`
+}
+
+// partOf reads one part of a content. Of what is no text and no tool's only the type is kept.
+func partOf(raw json.RawMessage) part {
+	if kind(raw) == '"' {
+		var text string
+		if json.Unmarshal(raw, &text) != nil || text == "" {
+			return part{}
+		}
+		return part{Type: "text", Content: redact(text)}
+	}
+	var b block
+	switch {
+	case !readable(raw, &b):
+		return part{}
+	case b.Type == "tool_use":
+		return toolCall(b.ID, b.Name, string(b.Input))
+	case b.Type == "tool_result":
+		return toolResponse(b.UseID, b.Content)
+	case b.Thinking != "":
+		return part{Type: "reasoning", Content: redact(string(b.Thinking))}
+	case b.Text != "" || b.Refusal != "":
+		return part{Type: "text", Content: redact(string(b.Text + b.Refusal))}
+	}
+	return part{Type: b.Type}
 }
 
 // event is what there is to read in an event's data, or in an answer in one piece, of all these APIs.
@@ -219,31 +309,37 @@ type event struct {
 		Text    string `json:"text"`
 		Finish  string `json:"finish_reason"`
 	} `json:"choices"`
-	Type    string          `json:"type"`
-	Delta   json.RawMessage `json:"delta"`
-	Output  []turn          `json:"output"`
-	Content json.RawMessage `json:"content"`
-	Role    string          `json:"role"`
-	Stop    string          `json:"stop_reason"`
+	Type      string          `json:"type"`
+	Delta     json.RawMessage `json:"delta"`
+	Output    []turn          `json:"output"`
+	Content   json.RawMessage `json:"content"`
+	Role      string          `json:"role"`
+	Stop      string          `json:"stop_reason"`
+	Index     int             `json:"index"` // of Block and its deltas
+	Block     block           `json:"content_block"`
+	OutputIdx int             `json:"output_index"` // of Item and its deltas
+	Item      turn            `json:"item"`
 }
 
-// answered puts together what data, events or a whole answer, say: one message of each choice.
-func answered(data []byte) []message {
+// answered puts together what data, JSON texts as ledger.Said has them, say: one message of each choice.
+func answered(data []byte, r *ledger.Record) []message {
 	var all choices
 	d := json.NewDecoder(bytes.NewReader(data))
 	for {
-		var e event
-		if err := d.Decode(&e); err != nil { // the end, or "[DONE]", or nonsense, behind which nothing follows that could be read
-			if _, odd := err.(*json.UnmarshalTypeError); odd { //nolint:errorlint // the decoder's own, unwrapped; what is of its type was read
-				continue
-			}
+		var raw json.RawMessage
+		if d.Decode(&raw) != nil { // the end, or nonsense, behind which nothing follows that could be read
 			break
 		}
-		all.take(&e)
+		var e event
+		if text := ""; kind(raw) == '"' && json.Unmarshal(raw, &text) == nil {
+			all.at(0).text.WriteString(text)
+		} else if readable(raw, &e) {
+			all.take(&e)
+		}
 	}
 	ms := make([]message, 0, len(all))
 	for _, c := range all {
-		if m := c.message(); len(m.Parts) > 0 {
+		if m := c.message(r); len(m.Parts) > 0 {
 			ms = append(ms, m)
 		}
 	}
@@ -254,15 +350,22 @@ func answered(data []byte) []message {
 type choice struct {
 	index           int
 	text, reasoning strings.Builder
-	calls           []call
+	calls           []*calling
 	finish          string
+}
+
+// calling is a tool call as it is put together.
+type calling struct {
+	index      int
+	id         string
+	name, args strings.Builder
 }
 
 type choices []*choice
 
 // at returns the choice of that index; the list stays in order.
 func (cs *choices) at(index int) *choice {
-	i, found := slices.BinarySearchFunc(*cs, index, func(c *choice, index int) int { return c.index - index })
+	i, found := slices.BinarySearchFunc(*cs, index, func(c *choice, index int) int { return cmp.Compare(c.index, index) })
 	if !found {
 		*cs = slices.Insert(*cs, i, &choice{index: index})
 	}
@@ -283,22 +386,40 @@ func (cs *choices) take(e *event) {
 			c.finish = given.Finish
 		}
 	}
+	var said string
+	_ = json.Unmarshal(e.Delta, &said) // else it is an object
 	switch {
 	case strings.HasSuffix(e.Type, "output_text.delta"), strings.HasSuffix(e.Type, "refusal.delta"):
-		var s string
-		if json.Unmarshal(e.Delta, &s) == nil {
-			cs.at(0).text.WriteString(s)
-		}
+		cs.at(0).text.WriteString(said)
 	case strings.HasPrefix(e.Type, "response.reasoning") && strings.HasSuffix(e.Type, ".delta"):
-		var s string
-		if json.Unmarshal(e.Delta, &s) == nil {
-			cs.at(0).reasoning.WriteString(s)
-		}
+		cs.at(0).reasoning.WriteString(said)
+	case e.Type == "response.output_item.added" && e.Item.Type == "function_call":
+		cs.at(0).call(e.OutputIdx, e.Item.CallID, e.Item.Name, string(e.Item.Arguments))
+	case e.Type == "response.function_call_arguments.delta":
+		cs.at(0).call(e.OutputIdx, "", "", said)
+	case e.Type == "content_block_start" && e.Block.Type == "tool_use": // its input is empty, and comes in deltas
+		cs.at(0).call(e.Index, e.Block.ID, e.Block.Name, "")
+	case e.Type == "content_block_start":
+		cs.at(0).text.WriteString(string(e.Block.Text))
+		cs.at(0).reasoning.WriteString(string(e.Block.Thinking))
 	case e.Type == "content_block_delta":
-		var d struct{ Text, Thinking string }
-		if json.Unmarshal(e.Delta, &d) == nil {
+		var d struct {
+			Text, Thinking string
+			Partial        string `json:"partial_json"`
+		}
+		if readable(e.Delta, &d) {
 			cs.at(0).text.WriteString(d.Text)
 			cs.at(0).reasoning.WriteString(d.Thinking)
+			if d.Partial != "" {
+				cs.at(0).call(e.Index, "", "", d.Partial)
+			}
+		}
+	case e.Type == "message_delta":
+		var d struct {
+			Stop string `json:"stop_reason"`
+		}
+		if readable(e.Delta, &d) {
+			cs.at(0).finish = d.Stop
 		}
 	case e.Type == "message" && e.Role != "":
 		cs.at(0).take(&turn{Role: e.Role, Content: e.Content})
@@ -306,9 +427,7 @@ func (cs *choices) take(e *event) {
 	}
 	for i := range e.Output {
 		if t := &e.Output[i]; t.Type == "function_call" {
-			c := call{ID: t.CallID, Index: len(cs.at(0).calls)}
-			c.Function.Name, c.Function.Arguments = t.Name, t.Arguments
-			cs.at(0).calls = append(cs.at(0).calls, c)
+			cs.at(0).call(i, t.CallID, t.Name, string(t.Arguments))
 		} else {
 			cs.at(0).take(t)
 		}
@@ -318,31 +437,41 @@ func (cs *choices) take(e *event) {
 // take adds a message, or a piece of one.
 func (c *choice) take(t *turn) {
 	var text string
-	if json.Unmarshal(t.Content, &text) == nil {
-		c.text.WriteString(text)
+	if kind(t.Content) == '"' && json.Unmarshal(t.Content, &text) == nil {
+		c.text.WriteString(text) // redacted when it is whole
 	} else {
-		for _, p := range parts(t.Content) {
-			if p.Type == "reasoning" {
+		for i, p := range parts(t.Content) {
+			switch p.Type {
+			case "reasoning":
 				c.reasoning.WriteString(p.Content)
-			} else {
+			case "tool_call":
+				c.call(i, p.ID, p.Name, string(p.Arguments))
+			default:
 				c.text.WriteString(p.Content)
 			}
 		}
 	}
-	c.reasoning.WriteString(t.Reasoning)
-	for _, k := range t.ToolCalls {
-		i := slices.IndexFunc(c.calls, func(o call) bool { return o.Index == k.Index && (k.ID == "" || o.ID == k.ID) })
-		if i < 0 {
-			c.calls = append(c.calls, k)
-			continue
-		}
-		c.calls[i].Function.Name += k.Function.Name
-		c.calls[i].Function.Arguments += k.Function.Arguments
+	c.text.WriteString(string(t.Refusal))
+	c.reasoning.WriteString(t.reasoning())
+	for i := range t.ToolCalls {
+		k := &t.ToolCalls[i]
+		c.call(k.Index, k.ID, k.Function.Name, string(k.Function.Arguments))
 	}
 }
 
-func (c *choice) message() message {
-	m := message{Role: "assistant", Finish: c.finish}
+// call adds a tool call, or a piece of the one with that index, which has no id or the same.
+func (c *choice) call(index int, id, name, args string) {
+	i := slices.IndexFunc(c.calls, func(o *calling) bool { return o.index == index && (id == "" || o.id == id) })
+	if i < 0 {
+		c.calls = append(c.calls, &calling{index: index, id: id})
+		i = len(c.calls) - 1
+	}
+	c.calls[i].name.WriteString(name)
+	c.calls[i].args.WriteString(args)
+}
+
+func (c *choice) message(r *ledger.Record) message {
+	m := message{Role: "assistant", Finish: finishOf(c.finish, r)}
 	if c.reasoning.Len() > 0 {
 		m.Parts = append(m.Parts, part{Type: "reasoning", Content: redact(c.reasoning.String())})
 	}
@@ -350,21 +479,41 @@ func (c *choice) message() message {
 		m.Parts = append(m.Parts, part{Type: "text", Content: redact(c.text.String())})
 	}
 	for _, k := range c.calls {
-		m.Parts = append(m.Parts, part{Type: "tool_call", ID: k.ID, Name: k.Function.Name, Arguments: redact(k.Function.Arguments)})
+		m.Parts = append(m.Parts, toolCall(k.id, k.name.String(), k.args.String()))
 	}
 	return m
 }
 
-// keyLike finds what looks like a credential: tokens with the prefixes that vendors give theirs, bearers, AWS key ids, private keys and
-// JSON web tokens. What is spelled otherwise stays: this is a net, and no promise.
+// finishOf is why an answer ended, in the conventions' words where they have one. They want one of every answer.
+func finishOf(reason string, r *ledger.Record) string {
+	switch reason = cmp.Or(reason, r.Finish); reason {
+	case "":
+		if r.Class == outcome.Success {
+			return "stop"
+		}
+		return "error"
+	case "end_turn", "stop_sequence", "completed":
+		return "stop"
+	case "max_tokens", "incomplete":
+		return "length"
+	case "tool_calls", "tool_use", "function_call":
+		return "tool_call"
+	case "refusal":
+		return "content_filter"
+	}
+	return reason
+}
+
+// keyLike finds what looks like a credential: tokens with the prefixes that vendors give theirs, bearers, key ids of clouds, private keys and
+// JSON web tokens, also behind the escape of a JSON text in a text. What is spelled otherwise stays: this is a net, and no promise.
 var keyLike = sync.OnceValue(func() *regexp.Regexp { //nolint:gochecknoglobals // a table, made when it is needed
-	return regexp.MustCompile(`(?i:\bbearer\s+)[\w.~+/=-]{8,}` +
-		`|\b(?:sk|pk|rk|rpa|hr|hf|gsk|xai|ghp|gho|ghs|github_pat|glpat|xox[abprs])[-_][\w-]{12,}` +
-		`|\bAKIA[0-9A-Z]{16}\b|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+` +
+	return regexp.MustCompile(`(\\u[0-9a-fA-F]{4}|\\[bfnrtv]|\b)(?:(?i:bearer\s+)[\w.~+/=-]{8,}` +
+		`|(?:sk|pk|rk|rpa|hr|hf|gsk|xai|ghp|gho|ghs|github_pat|glpat|npm|pypi|xox[abprs])[-_][\w-]{12,}` +
+		`|AKIA[0-9A-Z]{16}\b|AIza[\w-]{35}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+)` +
 		`|-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*(?:-----END [A-Z ]*PRIVATE KEY-----)?`)
 })
 
 const redacted = "[redacted]"
 
 // redact takes what looks like a credential out of a text.
-func redact(s string) string { return keyLike().ReplaceAllLiteralString(s, redacted) }
+func redact(s string) string { return keyLike().ReplaceAllString(s, "${1}"+redacted) }

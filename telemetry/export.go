@@ -188,6 +188,7 @@ var copies = sync.Pool{New: func() any { return new(ledger.Record) }}
 
 func (e *Export) sendTraces(ctx context.Context, batch []*ledger.Record) error {
 	spans := make([]sdktrace.ReadOnlySpan, 0, 2*len(batch))
+	e.spanner.left = saidMost
 	for _, r := range batch {
 		spans = append(spans, e.spanner.spans(r)...)
 		e.letGo(r.Said)

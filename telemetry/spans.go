@@ -26,6 +26,7 @@ type spanner struct {
 	resource *resource.Resource
 	scope    instrumentation.Scope
 	explain  func(seq uint64) (router.Explanation, bool) // nil knows nothing
+	left     int                                         // bytes of what was said that the batch may still have
 }
 
 // notable tells whether a request is worth a trace though it was not sampled: it failed, or was saved.
@@ -249,7 +250,7 @@ func (s *spanner) usage(a *attrs, r *ledger.Record) {
 		}
 	}
 	if r.Said != nil {
-		a.said(r)
+		s.said(a, r)
 	}
 	if r.Finish != "" {
 		*a = append(*a, attribute.StringSlice("gen_ai.response.finish_reasons", []string{valid(r.Finish)}))

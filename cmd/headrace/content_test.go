@@ -23,7 +23,7 @@ func TestContentOfSpans(t *testing.T) {
 	r := startApp(t, t.TempDir(), yaml+fmt.Sprintf("telemetry: {otlp: %q, otlp_logs: true, sample: 1}\n", otlp), nil)
 	stream := func(prompt string) (text string) {
 		t.Helper()
-		body := fmt.Sprintf(`{"model":"m","stream":true,"max_tokens":5,"messages":[{"role":"user","content":%q}]}`, prompt)
+		body := fmt.Sprintf(`{"model":"m","stream":true,"max_tokens":40,"messages":[{"role":"user","content":%q}]}`, prompt)
 		res, err := http.Post(r.base+"/v1/chat/completions", "application/json", strings.NewReader(body)) //nolint:noctx // loopback
 		if err != nil {
 			t.Fatal(err)
@@ -49,7 +49,7 @@ func TestContentOfSpans(t *testing.T) {
 	r.write(t, yaml+fmt.Sprintf("telemetry: {otlp: %q, otlp_logs: true, sample: 1, content: messages, content_max: 2KiB}\n", otlp))
 	r.log.await(t, "config reloaded", 1)
 	r.log.await(t, "prompts and answers are sent with traces", 1)
-	answers := map[string]string{"needle streamed": stream("needle streamed")}
+	answers := map[string]string{"needle streamed": stream("needle streamed")} // whose events are several times content_max
 	_, answers["needle plain"] = ask(t, http.DefaultClient, r.base, "m", "needle plain", 5)
 	stream("needle long " + strings.Repeat("hay ", 1000))
 	r.write(t, yaml+fmt.Sprintf("telemetry: {otlp: %q, otlp_logs: true, sample: 0, failures: true, content: messages}\n", otlp))

@@ -1,0 +1,20 @@
+package gateway
+
+import (
+	"headrace/gateway/ledger"
+	"headrace/gateway/openai"
+)
+
+// saidUnderWay bounds what all requests under way keep of what was said, in bytes: sampled streams can be thousands.
+const saidUnderWay = 64 << 20
+
+// keep puts what an event says into s. Most say a piece of text and nothing else, of which the frame is many times as long.
+func keep(s *ledger.Said, c *openai.Chunk, data []byte) {
+	switch plain := c.TextChoice && !c.Other && !c.Reasoning; {
+	case plain && !c.Finish && c.TextAt.Present():
+		s.Text(data[c.TextAt.From:c.TextAt.To])
+	case c.Done && !c.Content: // the Responses API says all of it once more at the end
+	case c.Content, c.Finish:
+		s.Answer(data)
+	}
+}
