@@ -94,7 +94,7 @@ func split(r *ledger.Record, of func(attempt int) *Sums) {
 			s.N[Attempts] += more
 		}
 		if rest := finite(r.USD) - usd; r.USDKnown && rest > 1e-12 {
-			s.F[UsedPerHour] += rest
+			s.used(restBasis(r, n), rest)
 			s.waste(Retry, rest, true)
 		}
 		s.request(r)
@@ -103,19 +103,43 @@ func split(r *ledger.Record, of func(attempt int) *Sums) {
 
 // spend books what an attempt cost.
 func (s *Sums) spend(a *ledger.Attempt) {
-	switch a.Basis {
-	case endpoint.PerHour:
-		s.F[UsedPerHour] += a.USD
+	if a.Basis == endpoint.PerHour {
 		s.F[TrafficUSD] += a.TrafficUSD
-	case endpoint.PerWorkerSecond:
-		s.F[UsedPerSecond] += a.USD
-	case endpoint.PerToken:
-		s.F[UsedPerToken] += a.USD
-	case endpoint.BasisUnknown:
 	}
+	s.used(a.Basis, a.USD)
 	if a.Guessed {
 		s.F[GuessedUSD] += a.USD
 	}
+}
+
+// used books what was paid by a basis.
+func (s *Sums) used(b endpoint.Basis, usd float64) {
+	switch b {
+	case endpoint.PerHour:
+		s.F[UsedPerHour] += usd
+	case endpoint.PerWorkerSecond:
+		s.F[UsedPerSecond] += usd
+	case endpoint.PerToken:
+		s.F[UsedPerToken] += usd
+	case endpoint.BasisUnknown:
+	}
+}
+
+// restBasis is by what the attempts are paid that a record does not name: by what most of the money of the n that it names is, for all of them
+// were for one model, and by the hour where that tells nothing.
+func restBasis(r *ledger.Record, n int) endpoint.Basis {
+	basis, most := endpoint.PerHour, 0.0
+	var usd [endpoint.PerToken + 1]float64
+	for i := range r.Attempts[:n] {
+		a := &r.Attempts[i]
+		if a.Basis == endpoint.BasisUnknown || int(a.Basis) >= len(usd) {
+			continue
+		}
+		if usd[a.Basis] += a.USD; usd[a.Basis] > most {
+			basis, most = a.Basis, usd[a.Basis]
+		}
+	}
+	return basis
 }
 
 func (s *Sums) waste(why Reason, usd float64, known bool) {

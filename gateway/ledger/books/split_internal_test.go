@@ -174,10 +174,15 @@ func TestSplitLosesNoMoney(t *testing.T) {
 		r.Attempts = append(r.Attempts, try(outcome.UpstreamFault, 0))
 	}
 	r.Attempts = append(r.Attempts, try(outcome.Success, 50))
-	var sum Sums
-	split(&r, func(int) *Sums { return &sum })
-	if sum.Used() != 12 || sum.N[Attempts] != 12 || sum.F[Wasted+Amount(Retry)] != 11 {
-		t.Errorf("$%v, %d attempts, $%v wasted", sum.Used(), sum.N[Attempts], sum.WastedUSD())
+	for basis, paid := range map[endpoint.Basis]Amount{endpoint.PerHour: UsedPerHour, endpoint.PerWorkerSecond: UsedPerSecond, endpoint.PerToken: UsedPerToken} {
+		for i := range r.Attempts {
+			r.Attempts[i].Basis = basis
+		}
+		var sum Sums
+		split(&r, func(int) *Sums { return &sum })
+		if sum.Used() != 12 || sum.F[paid] != 12 || sum.N[Attempts] != 12 || sum.F[Wasted+Amount(Retry)] != 11 {
+			t.Errorf("%v: $%v, $%v by that basis, %d attempts, $%v wasted", basis, sum.Used(), sum.F[paid], sum.N[Attempts], sum.WastedUSD())
+		}
 	}
 }
 
