@@ -3,7 +3,6 @@ package state
 import (
 	"context"
 	"errors"
-	"strconv"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -287,11 +286,14 @@ func (r *Redis) usageKeys(u *Usage) []string {
 	return []string{r.tagged("limit", u.Key), r.tagged("running", u.Key), r.tagged("spent", u.Key), r.tagged("counted", u.Key) + ":" + r.me}
 }
 
+// usageArgs are what limitScript reads. Numbers are pointers into one array: an any of each would be memory of its own.
 func (r *Redis) usageArgs(u *Usage) []any {
-	args := make([]any, 0, 31+2*len(u.Claims))
-	num := func(ns ...int64) {
-		for _, n := range ns {
-			args = append(args, strconv.FormatInt(n, 10))
+	args := make([]any, 0, fixedArgs+2*len(u.Claims))
+	ns := make([]int64, 0, cap(args))
+	num := func(more ...int64) {
+		ns = append(ns, more...)
+		for i := len(ns) - len(more); i < len(ns); i++ {
+			args = append(args, &ns[i])
 		}
 	}
 	args = append(args, r.me)
@@ -305,6 +307,8 @@ func (r *Redis) usageArgs(u *Usage) []any {
 	}
 	return args
 }
+
+const fixedArgs = 31 // of usageArgs: claims come after them
 
 // take fills in what Redis has said.
 func (u *Usage) take(c *redis.Cmd) error {
