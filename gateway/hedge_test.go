@@ -157,6 +157,7 @@ func TestHedgeWins(t *testing.T) {
 					}
 					i := 0
 					var worst time.Duration
+					slept := false // a machine so busy that the moment for a hedge went by: one more try
 					inTime(t, &worst, func() time.Duration {
 						c := dial()
 						defer func() { _ = c.tcp.Close() }()
@@ -176,6 +177,11 @@ func TestHedgeWins(t *testing.T) {
 						if text != words(n) {
 							t.Errorf("text %q", text)
 						}
+						if g.recordN(i).Attempts[0].Class == outcome.FirstByteTimeout {
+							i, slept = i+1, true
+							wait(t, a.gone, "the first host to be left")
+							return time.Hour
+						}
 						r := g.hedged(i, wordWon, outcome.Outrun, outcome.Success)
 						if r.Class != outcome.Success || r.Endpoint != "static:h1" || r.Output != n || stream && (r.TTFT < hedgeSLO/2 || r.UpstreamTTFT > r.TTFT-hedgeSLO/2) {
 							t.Errorf("record %+v", r)
@@ -183,7 +189,7 @@ func TestHedgeWins(t *testing.T) {
 						i++
 						return wait(t, a.gone, "the first host to be left").Sub(time.Unix(0, said.Load()))
 					})
-					if h := g.host(0); h.Breaker != "closed" {
+					if h := g.host(0); h.Breaker != "closed" && !slept {
 						t.Errorf("breaker %s of a host that was only slow", h.Breaker)
 					}
 				})

@@ -246,7 +246,7 @@ func TestReplicasThroughRedis(t *testing.T) {
 	yaml := fmt.Sprintf(`
 listen: "127.0.0.1:0"
 admin: "127.0.0.1:0"
-state: {redis: "%s"}
+state: {redis: "%s", timeout: 10s}
 providers:
   runpod:
     api_key: %s

@@ -160,7 +160,7 @@ func runs(t *testing.T, args ...string) (string, error) {
 const experimentYAML = `
 listen: "127.0.0.1:0"
 admin: "127.0.0.1:0"
-state: {redis: "%s"}
+state: {redis: "%s", timeout: 10s} # a busy machine has nobody fall apart
 ledger: {path: "off"}
 providers:
   static:

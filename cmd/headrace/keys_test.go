@@ -245,7 +245,7 @@ func roundTrip(t *testing.T) time.Duration {
 func TestReplicasShareKeys(t *testing.T) {
 	t.Parallel()
 	h := startHost(t, fakecloud.HostConfig{Name: "a", Models: []string{"m"}})
-	yaml := fmt.Sprintf(appYAML, h.URL()+"/v1") + "require_key: true\nstate: {redis: \"" + redistest.Start(t).URL() + "\"}\n"
+	yaml := fmt.Sprintf(appYAML, h.URL()+"/v1") + "require_key: true\nstate: {redis: \"" + redistest.Start(t).URL() + "\", timeout: 10s}\n"
 	var rs []*running
 	for range 3 {
 		rs = append(rs, startApp(t, t.TempDir(), yaml, nil))

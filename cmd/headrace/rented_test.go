@@ -40,6 +40,7 @@ func startRented(t *testing.T, env map[string]string) *rented {
 	if err != nil {
 		t.Fatal(err)
 	}
+	cfg.State.Timeout = 10 * time.Second // a busy machine has no replicas fall apart
 	r := &rented{t: t, log: newLogBuffer()}
 	if r.app, err = newApp(cfg, r.log); err != nil {
 		t.Fatal(err)

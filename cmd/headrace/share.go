@@ -19,7 +19,7 @@ func (a *app) openState(cfg *config.Config) (err error) {
 	a.bus, a.replica = state.Alone{}, rand.Text()
 	switch {
 	case cfg.State.Redis != "":
-		if a.redis, err = state.Open(state.Options{URL: cfg.State.Redis.Reveal(), Prefix: cfg.State.Prefix, Log: a.log}); err != nil {
+		if a.redis, err = state.Open(state.Options{URL: cfg.State.Redis.Reveal(), Prefix: cfg.State.Prefix, Timeout: cfg.State.Timeout, Log: a.log}); err != nil {
 			return err
 		}
 		o := state.DocsOptions{Dir: cfg.State.Dir, Passing: []string{fleet.LearnedKind}}

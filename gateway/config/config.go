@@ -224,6 +224,8 @@ type Expectation struct {
 type State struct {
 	Redis  endpoint.Secret `yaml:"redis" otherwise:"nothing is shared: one replica, or each for itself" eg:"${REDIS_URL}" doc:"Address of the Redis that replicas share: redis://[user:password@]host:port[/db], rediss:// for TLS, redis+sentinel://host,host/master or redis+cluster://host,host (docs/replicas.md)." aka:"url|redis_url"`
 	Prefix string          `yaml:"prefix" default:"headrace:" eg:"staging:" doc:"Beginning of all keys and channels in Redis: gateways that share one and know nothing of each other need another each." aka:"key_prefix|namespace"`
+	// Timeout is of one call that no request waits for.
+	Timeout time.Duration `yaml:"timeout" above:"0" default:"250ms" doc:"How long an answer of Redis may take before it counts as away. Requests never wait that long: they go on by themselves after 5 ms." aka:"redis_timeout"`
 	// Dir is a clean path, or "off".
 	Dir string `yaml:"dir" otherwise:"$HEADRACE_STATE_DIR, $STATE_DIRECTORY (systemd), $XDG_STATE_HOME/headrace or ~/.local/state/headrace" eg:"/var/lib/headrace" doc:"Directory for what outlives the process; made when there is something to write, for its owner only. \"off\" keeps everything in memory." aka:"directory|path|data_dir|state_dir"`
 	// BudgetOnLoss is "local" or "refuse".
