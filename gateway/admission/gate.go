@@ -223,19 +223,22 @@ func saltOf(h *Hash) uint64 {
 	return max(1, binary.BigEndian.Uint64(own[:]))
 }
 
-// SaltOf returns Grant.Salt of the key of that name or ID; ok is false where there is none. Without keys it is 0 for "".
+// SaltOf returns Grant.Salt of the key of that ID, else of that name; ok is false where there is none. Without keys it is 0 for "".
 func (g *Gate) SaltOf(name string) (salt uint64, ok bool) {
 	if name == "" {
 		return 0, true
 	}
 	if g != nil {
 		for _, gr := range g.book.Load().grants {
-			if gr.Key.Name == name || gr.Key.ID == name {
+			if gr.Key.ID == name {
 				return gr.salt, true
+			}
+			if gr.Key.Name == name {
+				salt, ok = gr.salt, true
 			}
 		}
 	}
-	return 0, false
+	return salt, ok
 }
 
 // index is where the book has a hash. It is keyed anew in each process: how long a look into the book takes tells a stranger nothing

@@ -39,6 +39,24 @@ func enter(t testing.TB, g *Gate, key string, now time.Time) *Grant {
 	return gr
 }
 
+// TestSaltOf finds a key by its ID though another one is named like that.
+func TestSaltOf(t *testing.T) {
+	const other = "a-key-that-another-has"
+	id := enter(t, gateWith(Key{Name: "z"}), goodKey, start).ID()
+	g := gateWith(Key{Name: "z"}, Key{Name: id, Hash: HashOf(other)})
+	if gr := enter(t, g, goodKey, start); gr.ID() != id {
+		t.Fatalf("the key's ID is %s, and was %s", gr.ID(), id)
+	}
+	for name, key := range map[string]string{id: goodKey, "z": goodKey, enter(t, g, other, start).ID(): other} {
+		if salt, ok := g.SaltOf(name); !ok || salt != enter(t, g, key, start).Salt() {
+			t.Errorf("%s is not the key that it names", name)
+		}
+	}
+	if _, ok := g.SaltOf("nobody"); ok {
+		t.Error("a key that is not there has a salt")
+	}
+}
+
 func TestEnter(t *testing.T) {
 	g := gateWith(Key{Name: "good"}, Key{Name: "old", Hash: HashOf("the-new-one-of-the-two"), Old: HashOf("the-old-one-of-the-two"), OldEnds: start.Add(time.Hour)},
 		Key{Name: "off", Hash: HashOf("one-that-is-off-for-now"), Off: true}, Key{Name: "late", Hash: HashOf("one-that-has-expired-ago"), Expires: start},
