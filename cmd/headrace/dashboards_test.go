@@ -20,7 +20,7 @@ import (
 )
 
 const prometheusConfig = `
-global: {scrape_interval: 3s, scrape_timeout: 3s, evaluation_interval: 1s} # a page takes its time on a busy machine
+global: {scrape_interval: 4s, scrape_timeout: 4s, evaluation_interval: 1s} # a page takes its time on a busy machine
 rule_files: [%q]
 scrape_configs:
   - {job_name: headrace, static_configs: [{targets: [%q]}]}
@@ -77,7 +77,7 @@ func TestDashboardsHaveSeries(t *testing.T) {
 	}
 	defer func() { _ = cmd.Process.Signal(os.Interrupt); _ = cmd.Wait() }()
 
-	ask := func(path string, q url.Values, into any) error {
+	askIn := func(ctx context.Context, path string, q url.Values, into any) error {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+web+path+"?"+q.Encode(), nil)
 		if err != nil {
 			return err
@@ -89,6 +89,7 @@ func TestDashboardsHaveSeries(t *testing.T) {
 		defer res.Body.Close()
 		return json.NewDecoder(res.Body).Decode(into)
 	}
+	ask := func(path string, q url.Values, into any) error { return askIn(ctx, path, q, into) }
 	type answer struct {
 		Status, Error string
 		Data          struct {
@@ -130,6 +131,12 @@ func TestDashboardsHaveSeries(t *testing.T) {
 						continue queries
 					}
 					if !again(d.Title + ": " + p.Title + ": " + q) {
+						for _, name := range []string{"up", "scrape_duration_seconds", "headrace_host_state == 1", "headrace_host_usd_per_hour", "headrace_host_workers"} {
+							var a any
+							err := askIn(context.WithoutCancel(ctx), "/api/v1/query", url.Values{"query": {name}}, &a)
+							t.Logf("%s: %v %v", name, a, err)
+						}
+						t.Logf("%s", log.String())
 						return
 					}
 				}
