@@ -13,12 +13,18 @@ import (
 // newOdd is newTellers for hosts that are no tellers.
 func newOdd(t *testing.T, p router.Prefill, hosts ...func(*upConn, *upRequest) bool) *rig {
 	t.Helper()
+	return newOddOf(t, 300*time.Millisecond, p, hosts...)
+}
+
+// newOddOf is newOdd with hosts that are silent for so long when they have stalled.
+func newOddOf(t *testing.T, stall time.Duration, p router.Prefill, hosts ...func(*upConn, *upRequest) bool) *rig {
+	t.Helper()
 	var urls []string
 	for _, serve := range hosts {
 		urls = append(urls, newUpstream(t, serve).url())
 	}
 	g := newRig(t, urls, func(o *rigOptions) {
-		o.set.MaxResumes, o.set.MaxContinuation, o.set.Stall, o.set.Stuck = 4, 1<<20, 300*time.Millisecond, 5*time.Second
+		o.set.MaxResumes, o.set.MaxContinuation, o.set.Stall, o.set.Stuck = 4, 1<<20, stall, 5*time.Second
 		o.forward.UpstreamIdle = patience
 		o.edit = func(eps []endpoint.Endpoint) {
 			for i := range eps {
@@ -221,9 +227,11 @@ func TestGatheredConnectionsServeAgain(t *testing.T) {
 
 // TestSlowReaderIsNoStall: what comes while the caller reads nothing is no silence of the host's.
 func TestSlowReaderIsNoStall(t *testing.T) {
+	t.Parallel()
+	const stall = 2 * time.Second // no host of a busy machine is silent for as long by itself
 	comment := ": " + strings.Repeat("x", 200<<10) + "\n\n"
 	b := &teller{words: 3}
-	g := newOdd(t, goesOn, func(c *upConn, _ *upRequest) bool {
+	g := newOddOf(t, stall, goesOn, func(c *upConn, _ *upRequest) bool {
 		c.send(sseHead)
 		c.sendChunk(roleEvent + tokenEvent("w0 "))
 		for range 60 { // more than the caller's socket holds
@@ -236,7 +244,7 @@ func TestSlowReaderIsNoStall(t *testing.T) {
 		return true
 	}, b.serve)
 	c := g.dial().send(ask(chatPath, streamed))
-	quiet := time.NewTimer(time.Second) // three stalls
+	quiet := time.NewTimer(2 * stall)
 	<-quiet.C
 	_, _, err := c.whole()
 	if r := g.recordN(0); err != nil || r.Tries != 1 || r.Class != outcome.Success || len(b.requests()) != 0 {

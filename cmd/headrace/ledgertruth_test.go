@@ -321,13 +321,17 @@ func (s *truth) play(n int, seed uint64) {
 	if n < 20_000 {
 		pause = 3 * time.Second // that there are some
 	}
-	every(pause, func(int) { s.ask(client, "on-worker", sleepy) })
+	var woken atomic.Int64
+	every(pause, func(int) {
+		s.ask(client, "on-worker", sleepy)
+		woken.Add(1)
+	})
 	var wg sync.WaitGroup
 	var next atomic.Int64
 	for w := range 24 {
 		wg.Go(func() {
-			rng := rand.New(rand.NewPCG(seed, uint64(w)))                                //nolint:gosec // a test's
-			for next.Add(1) <= int64(n) || s.resumed.Load() == 0 || s.gone.Load() == 0 { // until it has happened
+			rng := rand.New(rand.NewPCG(seed, uint64(w)))                                                     //nolint:gosec // a test's
+			for next.Add(1) <= int64(n) || s.resumed.Load() == 0 || s.gone.Load() == 0 || woken.Load() == 0 { // until it has happened
 				model := "on-api"
 				switch k := rng.IntN(10); {
 				case k < 4:

@@ -434,6 +434,12 @@ func (a *account) begin(now time.Time, replicas int64) []*claim {
 	n := min(len(s.claims), state.MostClaims)
 	claims := slices.Clone(s.claims[:n])
 	s.claims = slices.Delete(s.claims, 0, n)
+	for _, c := range claims { // what was given back while they waited is theirs: Redis would let them in beside it, and others here take it meanwhile
+		if k.Concurrency > 0 {
+			s.free.Running = max(0, s.free.Running-1)
+		}
+		s.free.Nano -= min(s.free.Nano, c.nano)
+	}
 	s.mine.roll(on(now))
 	s.sent = s.mine
 	s.call++

@@ -556,3 +556,25 @@ func onceNow(g *Gate, key []byte) *openai.Error {
 	}
 	return e
 }
+
+// TestPlacesAreClaimedOnce: places that were given back while requests wait for Redis are no longer free when Redis is asked for these. It lets a
+// request in beside what is free here, so that the same place would be had twice.
+func TestPlacesAreClaimedOnce(t *testing.T) {
+	rs := replicas(t, 2, redistest.Start(t).Socket(), func(o *Options) { o.Within = patience },
+		Key{Name: "k", Concurrency: 4, Budget: Budget{USDTotal: 1}})
+	gr, e := rs[0].Enter([]byte(goodKey), time.Now())
+	if e != nil {
+		t.Fatal(e)
+	}
+	a := gr.acct
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.share.grant, a.running, a.share.asked = gr, 1, gr.gate.clock(time.Now())
+	a.share.free = state.Lent{Running: 2, Nano: 900}
+	a.share.claims = []*claim{{nano: 1000, done: make(chan struct{}, 1)}}
+	a.begin(time.Now(), 2)
+	if u := &a.share.usage; u.Running+u.Have.Running+int64(len(u.Claims)) != 3 || u.Have.Nano != 0 || a.share.free != u.Have {
+		t.Errorf("one of three places runs, and one is claimed: %d running, %+v told to be free, %+v free", u.Running, u.Have, a.share.free)
+	}
+	a.share.busy = false
+}
