@@ -107,23 +107,7 @@ func TestLedgerAgainstVastBill(t *testing.T) {
 			cloud.SetBilling(tc.factor)
 			p := vast.New(vast.Options{Key: "vast-key", ConsoleURL: cloud.ConsoleURL(), Poll: 30 * time.Millisecond, ProbeTimeout: 2 * time.Second, Pace: 0.001, Now: now, Log: slog.New(slog.DiscardHandler)})
 			b := books.New(books.Options{Flush: time.Hour, Now: now})
-			ctx, cancel := context.WithCancel(t.Context())
-			var wg sync.WaitGroup
-			defer wg.Wait()
-			defer cancel()
-			out := make(chan []endpoint.Endpoint)
-			wg.Go(func() { _ = p.Run(ctx, out) })
-			wg.Go(func() { _ = b.Run(ctx, nil) })
-			wg.Go(func() {
-				for {
-					select {
-					case eps := <-out:
-						b.Follow(eps)
-					case <-ctx.Done():
-						return
-					}
-				}
-			})
+			ctx := follow(t, p, b)
 			// until waits for the provider, and for the books to have heard of it.
 			until := func(what string, ok func() bool) {
 				t.Helper()
@@ -206,23 +190,7 @@ func TestLedgerAgainstRunPodBill(t *testing.T) {
 				Now: now, Log: slog.New(slog.DiscardHandler),
 			})
 			b := books.New(books.Options{Flush: time.Hour, Now: now})
-			ctx, cancel := context.WithCancel(t.Context())
-			var wg sync.WaitGroup
-			defer wg.Wait()
-			defer cancel()
-			out := make(chan []endpoint.Endpoint)
-			wg.Go(func() { _ = p.Run(ctx, out) })
-			wg.Go(func() { _ = b.Run(ctx, nil) })
-			wg.Go(func() {
-				for {
-					select {
-					case eps := <-out:
-						b.Follow(eps)
-					case <-ctx.Done():
-						return
-					}
-				}
-			})
+			ctx := follow(t, p, b)
 			// until has the clock creep on while it waits for the provider, so that looks come due.
 			until := func(what string, ok func() bool) {
 				t.Helper()
@@ -295,4 +263,28 @@ func TestLedgerAgainstRunPodBill(t *testing.T) {
 			}
 		})
 	}
+}
+
+// follow has the books hear of what the provider finds, until the test ends.
+func follow(t *testing.T, p interface {
+	Run(context.Context, chan<- []endpoint.Endpoint) error
+}, b *books.Books) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	var wg sync.WaitGroup
+	t.Cleanup(func() { cancel(); wg.Wait() })
+	out := make(chan []endpoint.Endpoint)
+	wg.Go(func() { _ = p.Run(ctx, out) })
+	wg.Go(func() { _ = b.Run(ctx, nil) })
+	wg.Go(func() {
+		for {
+			select {
+			case eps := <-out:
+				b.Follow(eps)
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return ctx
 }
