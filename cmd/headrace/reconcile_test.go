@@ -265,10 +265,13 @@ func TestLedgerAgainstRunPodBill(t *testing.T) {
 	}
 }
 
+// hostsOf finds a provider's hosts and tells them, until its context ends.
+type hostsOf interface {
+	Run(ctx context.Context, out chan<- []endpoint.Endpoint) error
+}
+
 // follow has the books hear of what the provider finds, until the test ends.
-func follow(t *testing.T, p interface {
-	Run(context.Context, chan<- []endpoint.Endpoint) error
-}, b *books.Books) context.Context {
+func follow(t *testing.T, p hostsOf, b *books.Books) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	var wg sync.WaitGroup
