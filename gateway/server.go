@@ -1,9 +1,9 @@
 // Package gateway is the HTTP surface: it takes OpenAI requests, finds a host for each, relays the
 // answer as it comes and settles what it took.
 //
-// A request's way: Server.handle (server.go) -> routes (routes.go) -> exchange.advance
-// (exchange.go: pick, attempt; judge.go: what came of it; events.go: first event) -> exchange.answer and
-// WriteTo (reply.go: relay) -> exchange.settle (settle.go).
+// A request's way: Server.handle (server.go) -> routes (routes.go) -> exchange.advance (exchange.go;
+// pick.go: an attempt's beginning; judge.go: what came of it; events.go: first event; retry.go: its end,
+// and whether another follows) -> exchange.answer and WriteTo (reply.go: relay) -> exchange.settle (settle.go).
 package gateway
 
 import (
