@@ -2,14 +2,11 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
-	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -30,7 +27,6 @@ import (
 	"headrace/gateway/scrape"
 	"headrace/gateway/state"
 	"headrace/gateway/state/fleet"
-	"headrace/providers"
 	"headrace/providers/runpod"
 	"headrace/providers/static"
 	"headrace/router"
@@ -158,86 +154,6 @@ func newApp(cfg *config.Config, logTo io.Writer, given ...net.Listener) (*app, e
 	return a, nil
 }
 
-func (a *app) open(cfg *config.Config, given sockets) (err error) {
-	defer func() {
-		if err == nil {
-			err = given.left()
-		}
-		given.close()
-	}()
-	for _, l := range cfg.Listen {
-		var tc *tls.Config
-		if l.TLS != nil {
-			cert, err := listen.LoadCertificate(l.TLS.Cert, l.TLS.Key)
-			if err != nil {
-				return err
-			}
-			a.certs = append(a.certs, cert)
-			tc = cert.Config()
-		}
-		ln, err := given.listen(l.Address)
-		if err != nil {
-			return fmt.Errorf("listen: %w", err)
-		}
-		a.listeners = append(a.listeners, gateway.Listener{Listener: ln, TLS: tc})
-	}
-	if cfg.Admin == "off" {
-		return nil
-	}
-	ln, err := given.listen(cfg.Admin)
-	if err != nil {
-		return fmt.Errorf("listen for the admin API: %w", err)
-	}
-	a.admin = ln
-	return nil
-}
-
-func (a *app) closeListeners() {
-	for _, l := range a.listeners {
-		_ = l.Close()
-	}
-	if a.admin != nil {
-		_ = a.admin.Close()
-	}
-}
-
-func settings(c *config.Config) gateway.Settings {
-	s := gateway.Settings{
-		MaxBody: int(c.Limits.MaxBody), MaxUpload: c.Limits.MaxUpload, MaxInFlight: int64(c.Limits.MaxInFlight),
-		Read: c.Timeouts.Read, FirstEvent: c.Timeouts.FirstEvent, ColdStart: c.Timeouts.ColdStart, Gap: c.Timeouts.Gap, Total: c.Timeouts.Total,
-		ClientWrite: c.Timeouts.ClientWrite, Heartbeat: c.Timeouts.Heartbeat, Drain: c.Timeouts.Drain, MaxRetries: c.Retries.Max,
-		OnPreemption: map[string]gateway.Preemption{}, MaxResumes: c.Retries.MaxResumes, MaxContinuation: int(c.Limits.MaxContinuation), MaxGathered: int(c.Limits.MaxGathered), TokenIDs: c.Continuation.TokenIDs,
-		Resume: c.Timeouts.Resume, Stall: c.Timeouts.Stall, Stuck: c.Timeouts.Stuck,
-		Hedge: c.Retries.Hedge == "sunk" && c.Retries.HedgeBudget > 0,
-	}
-	for name := range c.Models {
-		s.OnPreemption[name], _ = gateway.ParsePreemption(c.Models[name].OnPreemption) // the config knows its words
-	}
-	s.Queue = gateway.Queue{
-		Size: c.Queue.Size, MaxBytes: c.Queue.MaxBytes, MaxWait: c.Queue.MaxWait, InteractiveWait: c.Queue.InteractiveWait, BatchShare: c.Queue.BatchShare, BatchSpare: c.Queue.BatchSpare,
-	}
-	s.Tracing, s.Propagate = tracing(&c.Telemetry)
-	s.Content = content(&c.Telemetry)
-	if c.Passthrough != "" {
-		s.Passthrough = endpoint.ID("static:" + c.Passthrough)
-	}
-	return s
-}
-
-func rules(c *config.Config) []router.ModelRule {
-	var rs []router.ModelRule
-	for name, m := range c.Models {
-		q := m.Require
-		policy, _ := router.ParsePolicy(m.Policy) // the config knows its words
-		rs = append(rs, router.ModelRule{
-			Name: name, Serves: m.Serves, Policy: policy,
-			Demand: router.Demand{Trust: q.Trust, Encrypted: q.Encrypted, Regions: q.Regions},
-			SLO:    router.SLO{TTFT: m.SLO.TTFT, TPS: m.SLO.TPS, Confidence: m.SLO.Confidence},
-		})
-	}
-	return rs
-}
-
 // run serves until ctx is done, reading configs from reloads.
 func (a *app) run(ctx context.Context, reloads <-chan reading) error {
 	logsCtx, stopLogs := context.WithCancel(context.WithoutCancel(ctx)) // logs outlive all that may log
@@ -334,200 +250,6 @@ func (p *parts) Go(part func() error) {
 		}
 		return err
 	})
-}
-
-// discover runs the providers, anew with each good config.
-func (a *app) discover(ctx context.Context, reloads <-chan reading) error {
-	for {
-		roundCtx, cancel := context.WithCancel(ctx)
-		done := make(chan error, 1)
-		asked, sources := a.rented.Load(), a.sources() // before a reload can put others in their place
-		go func() { done <- providers.Run(roundCtx, sources, a.discovered) }()
-		again := false
-		for !again {
-			select {
-			case err := <-done:
-				cancel()
-				return err
-			case r, ok := <-reloads:
-				if !ok {
-					reloads = nil
-					continue
-				}
-				again = a.reconfigure(r)
-			}
-		}
-		cancel()
-		if err := <-done; err != nil {
-			return err
-		}
-		a.rented.Load().inherit(asked)
-	}
-}
-
-func (a *app) sources() []providers.Source {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	known := make(map[endpoint.ID]endpoint.Endpoint, len(a.fleet))
-	for _, ep := range a.fleet {
-		known[ep.ID] = ep
-	}
-	p := static.New(a.cfg.StaticEndpoints(time.Now()), static.Options{Log: a.log, Known: known})
-	sources := []providers.Source{{Name: "static", Discoverer: p}}
-	c := a.rented.Load()
-	for _, acc := range c.all() {
-		s := providers.Source{Name: acc.name, Discoverer: acc.Discoverer}
-		for i := range a.fleet {
-			if c.owns(acc, &a.fleet[i]) {
-				s.Known = append(s.Known, a.fleet[i])
-			}
-		}
-		sources = append(sources, s)
-	}
-	return sources
-}
-
-// discovered makes eps the fleet.
-func (a *app) discovered(eps []endpoint.Endpoint) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	gone := a.takenAway(eps)
-	eps, err := a.forward.Usable(eps)
-	if err != nil {
-		a.log.Error("hosts left out: they cannot be reached as described", "error", err)
-	}
-	if err := a.forward.Update(eps); err != nil {
-		a.log.Error("fleet not changed", "error", err)
-		return
-	}
-	a.fleet = eps
-	a.router.Update(eps, a.rules, a.pools()...)
-	a.books.Follow(eps)
-	a.engines.Update(eps)
-	a.callAway(gone) // now that nobody is sent there any more
-	a.leaver.Update(eps)
-	a.prober.Update(eps)
-}
-
-// hosts returns the fleet. Nobody changes the slice.
-func (a *app) hosts() []endpoint.Endpoint {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.fleet
-}
-
-// reconfigure applies a config that was read anew; false means that it changes nothing.
-func (a *app) reconfigure(r reading) bool {
-	err := r.err
-	if err == nil {
-		err = errors.Join(a.forward.Check(r.cfg.StaticEndpoints(time.Now())), a.checkBound(r.cfg))
-	}
-	if err == nil {
-		for _, c := range a.certs {
-			err = errors.Join(err, c.Reload())
-		}
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.reload = admin.ReloadStatus{At: time.Now(), OK: err == nil}
-	if err != nil {
-		a.reloadsFailed++
-		a.reload.Error = err.Error()
-		a.log.Error("config not reloaded: the one in force stays", "error", err)
-		return false
-	}
-	if later := needRestart(a.cfg, r.cfg); len(later) > 0 {
-		a.log.Warn("changes that take effect at the next start only", "keys", later)
-	}
-	a.reloadsOK++
-	a.cfg, a.rules, a.trials = r.cfg, rules(r.cfg), trials(r.cfg)
-	a.router.Update(a.fleet, a.rules, a.pools()...) // before requests look for an arm's hosts
-	a.trying.Configure(a.trials)
-	a.warn(r.cfg)
-	if a.export != nil {
-		a.export.TraceFailures(r.cfg.Telemetry.Failures)
-	}
-	a.expected.Store(expectations(r.cfg))
-	a.rented.Store(a.rented.Load().next(r.cfg, a.redis, a.log)) // the old ones end with their round
-	a.actor.Configure(a.actorOptions(r.cfg))
-	a.level.Set(r.cfg.Log.Level)
-	a.access.Store(r.cfg.Log.Access)
-	a.speak.configure(r.cfg)
-	a.keys.Configure(keysOf(r.cfg), r.cfg.RequireKey)
-	a.server.Configure(settings(r.cfg))
-	a.leaver.Configure(r.cfg.Timeouts.Leave)
-	a.prober.Configure(probing(r.cfg))
-	a.warnOfContent(&r.cfg.Telemetry)
-	a.log.Info("config reloaded")
-	return true
-}
-
-// hostOf is the host of an address.
-func hostOf(addr string) string {
-	host, _, err := net.SplitHostPort(addr)
-	if err != nil {
-		return ""
-	}
-	return host
-}
-
-// checkBound finds what a config may not say while the listeners of an earlier one are open.
-func (a *app) checkBound(cfg *config.Config) error {
-	var public []net.Addr
-	for _, l := range a.listeners {
-		public = append(public, l.Addr())
-	}
-	var admin net.Addr
-	if a.admin != nil {
-		admin = a.admin.Addr()
-	}
-	return cfg.CheckBound(public, admin)
-}
-
-// needRestart names the keys that differ and cannot change while the process runs.
-func needRestart(old, cur *config.Config) []string {
-	var keys []string
-	for _, k := range []struct {
-		name string
-		same bool
-	}{
-		{"listen", slices.EqualFunc(old.Listen, cur.Listen, sameListener)},
-		{"admin", old.Admin == cur.Admin},
-		{"limits.max_head", old.Limits.MaxHead == cur.Limits.MaxHead},
-		{"timeouts.idle", old.Timeouts.Idle == cur.Timeouts.Idle},
-		{"timeouts.connect", old.Timeouts.Connect == cur.Timeouts.Connect},
-		{"timeouts.upstream_idle", old.Timeouts.UpstreamIdle == cur.Timeouts.UpstreamIdle},
-		{"retries.budget", old.Retries.Budget == cur.Retries.Budget && old.Retries.BudgetCap == cur.Retries.BudgetCap},
-		{"retries.hedge_budget", old.Retries.HedgeBudget == cur.Retries.HedgeBudget},
-		{"breaker", old.Breaker == cur.Breaker},
-		{"state", old.State == cur.State},
-		{"log.format", old.Log.Format == cur.Log.Format},
-	} {
-		if !k.same {
-			keys = append(keys, k.name)
-		}
-	}
-	if !reflect.DeepEqual(old.Ledger, cur.Ledger) {
-		keys = append(keys, "ledger")
-	}
-	return append(keys, telemetryLater(old.Telemetry, cur.Telemetry)...)
-}
-
-func sameListener(a, b config.Listener) bool {
-	if a.Address != b.Address || (a.TLS == nil) != (b.TLS == nil) {
-		return false
-	}
-	return a.TLS == nil || *a.TLS == *b.TLS
-}
-
-func (a *app) reloadStatus() *admin.ReloadStatus {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.reload.At.IsZero() {
-		return nil
-	}
-	s := a.reload
-	return &s
 }
 
 // count adds a settled request to what is counted.
