@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"headrace/router/endpoint"
+	"headrace/router/health"
 	"headrace/router/outcome"
 )
 
@@ -82,7 +83,7 @@ func TestDemandProperty(t *testing.T) {
 				var l Lease
 				if r.Pick(&q, &l) != nil {
 					for i := range eps {
-						if model.Meets(&eps[i]) && q.Demand.Meets(&eps[i]) && key.Meets(&eps[i]) && r.hosts[eps[i].ID].breaker.State(now) == "closed" {
+						if model.Meets(&eps[i]) && q.Demand.Meets(&eps[i]) && key.Meets(&eps[i]) && r.hosts[eps[i].ID].breaker.State(now) == health.StateClosed {
 							t.Fatalf("seed %d round %d: %+v meets %+v and %+v but was not picked", seed, round, eps[i], model, q.Demand)
 						}
 					}

@@ -82,7 +82,7 @@ func (c *candidate) chats() bool {
 // Wants tells whether a self-test that was handed out is still worth making: it may have waited.
 func (r *Router) Wants(p *Probe) bool {
 	c := r.snap.Load().byID[p.Endpoint.ID]
-	return c != nil && c.usable() && c.ep.BaseURL == p.Endpoint.BaseURL && c.host.cache.Load() == p.Start && c.host.breaker.State(r.now()) == "closed" &&
+	return c != nil && c.usable() && c.ep.BaseURL == p.Endpoint.BaseURL && c.host.cache.Load() == p.Start && c.host.breaker.State(r.now()) == health.StateClosed &&
 		c.serves(p.Served) && !c.host.prefill(p.Served).Known
 }
 

@@ -54,7 +54,7 @@ func leaseAt(t *testing.T, r *Router, id endpoint.ID) *Lease {
 }
 
 func (r *Router) breakerOf(id endpoint.ID) string {
-	return r.snap.Load().byID[id].host.breaker.State(r.now())
+	return r.snap.Load().byID[id].host.breaker.State(r.now()).String()
 }
 
 // Once it is reported that nobody is there, no request goes there, however many are being picked: only a probe does.

@@ -52,7 +52,7 @@ func (r *Router) Missing(dst []Transition) []Transition {
 	now := r.now()
 	for _, c := range r.snap.Load().list {
 		b := c.host.breaker
-		if missing, told := b.Missing(); missing && (told || b.State(now) != "preempted") {
+		if missing, told := b.Missing(); missing && (told || b.State(now) != health.StatePreempted) {
 			t := Transition{Endpoint: c.ep.ID, Change: health.Lost, Told: told, At: b.ShutAt(), Started: c.ep.Started}
 			if told {
 				t.Change = health.Preempted

@@ -417,20 +417,22 @@ func (c *candidate) fullLoadUSDPerMTok(at float64) float64 {
 
 // HostView is what the admin API and the demo show of an endpoint.
 type HostView struct {
-	Endpoint   *endpoint.Endpoint `json:"-"`
-	ID         endpoint.ID        `json:"id"`
-	Provider   string             `json:"provider"`
-	URL        string             `json:"url"`
-	Models     []string           `json:"models"`
-	State      string             `json:"state"`
-	Breaker    string             `json:"breaker"`
-	Opens      int64              `json:"breaker_opens"`
-	InFlight   int64              `json:"in_flight"`
-	Elsewhere  int64              `json:"in_flight_elsewhere"` // from other replicas and callers, as last heard
-	Requests   int64              `json:"requests"`
-	Failures   int64              `json:"failures"`
-	TTFTMillis *float64           `json:"ttft_ms"`
-	TPS        *float64           `json:"tokens_per_second"`
+	Endpoint *endpoint.Endpoint `json:"-"`
+	ID       endpoint.ID        `json:"id"`
+	Provider string             `json:"provider"`
+	URL      string             `json:"url"`
+	Models   []string           `json:"models"`
+	State    string             `json:"state"`
+	Breaker  string             `json:"breaker"`
+	Opens    int64              `json:"breaker_opens"`
+	// Transitions are those of the breaker so far.
+	Transitions []health.Transition `json:"breaker_transitions"`
+	InFlight    int64               `json:"in_flight"`
+	Elsewhere   int64               `json:"in_flight_elsewhere"` // from other replicas and callers, as last heard
+	Requests    int64               `json:"requests"`
+	Failures    int64               `json:"failures"`
+	TTFTMillis  *float64            `json:"ttft_ms"`
+	TPS         *float64            `json:"tokens_per_second"`
 	// StreamUSDPerMTok is the price of a million output tokens of one stream alone at the speed
 	// measured; FullLoadUSDPerMTok of a full engine. Nil when unknown.
 	StreamUSDPerMTok   *float64 `json:"usd_per_mtok_one_stream"`
@@ -470,7 +472,7 @@ func (r *Router) Hosts() []HostView {
 		h, ep := c.host, c.ep
 		v := HostView{
 			Endpoint: ep, ID: ep.ID, Provider: ep.Provider, URL: ep.BaseURL, Models: []string{}, State: ep.State.String(),
-			Breaker: h.breaker.State(now), Opens: h.breaker.Opens(), InFlight: h.inflight.Load(), Elsewhere: h.elsewhere(r.seconds(now)),
+			Breaker: h.breaker.State(now).String(), Opens: h.breaker.Opens(), Transitions: h.breaker.Transitions(nil), InFlight: h.inflight.Load(), Elsewhere: h.elsewhere(r.seconds(now)),
 			Requests: h.requests.Load(), Failures: h.failures.Load(),
 			PriceBasis: ep.Price.Basis.String(), PriceSource: ep.Price.Source, Tenure: ep.Tenure.String(),
 			StateReason: ep.StateReason, Drained: h.drained.Load(), Dialect: ep.Dialect.String(), Trust: ep.Trust.String(), Encrypted: ep.Encrypted(), Region: ep.Region,

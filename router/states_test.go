@@ -286,7 +286,7 @@ func (s *tale) untold(h *toldHost) {
 	switch {
 	case missing && !h.absent:
 		s.failf("nobody is thought to be at %s, for no reason", h.ep.ID)
-	case !told && b.State(s.c.now()) == "preempted":
+	case !told && b.State(s.c.now()) == health.StatePreempted:
 		s.failf("%s is held to be preempted, which no control plane could take back", h.ep.ID)
 	}
 }
@@ -319,7 +319,7 @@ func (s *tale) heal() {
 	}
 	for _, h := range s.hosts {
 		c := s.r.snap.Load().byID[h.ep.ID]
-		if got := c.host.breaker.State(s.c.now()); got != "closed" {
+		if got := c.host.breaker.State(s.c.now()); got != health.StateClosed {
 			s.failf("%s is well, and stays %s", h.ep.ID, got)
 		}
 		if n, p := s.r.Load(h.ep.ID); n != 0 || p != 0 {

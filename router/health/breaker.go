@@ -110,6 +110,8 @@ type Breaker struct {
 	voided   bool          // nobody waits for what it finds
 	testFrom time.Time     // no self-test before
 	dice     uint64
+	was      State // as it was counted last
+	moves    [numOwn][numOwn]int64
 }
 
 var errFailed = errors.New("attempt failed")
@@ -159,8 +161,8 @@ func (b *Breaker) Allow() (t Ticket, ok bool) {
 	if b.status.Load() == closed {
 		return Ticket{b: b, epoch: epoch}, true
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	b.lock()
+	defer b.unlock()
 	switch {
 	case b.status.Load() == closed:
 		return Ticket{b: b, epoch: b.epoch.Load()}, true
@@ -187,8 +189,8 @@ func (b *Breaker) Ignorable() (bad int, ok bool) {
 
 // Force takes a ticket of a breaker that is Ignorable; ok is false when it is not.
 func (b *Breaker) Force() (t Ticket, ok bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	b.lock()
+	defer b.unlock()
 	if b.status.Load() == closed {
 		return Ticket{b: b, epoch: b.epoch.Load()}, true
 	}
@@ -209,8 +211,8 @@ func (t *Ticket) Succeeded(now time.Time) Change {
 	if t.trial == 0 && !t.forced && !b.rows.Load() && b.status.Load() != suspected {
 		return Unchanged // nearly always
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	b.lock()
+	defer b.unlock()
 	switch s := b.status.Load(); {
 	case t.trial != 0:
 		if t.trial != b.trial.Load() {
@@ -237,8 +239,8 @@ func (t *Ticket) Completed() {
 	if b == nil || !b.rows.Load() && b.again.Load() == 0 {
 		return
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	b.lock()
+	defer b.unlock()
 	if t.epoch == b.epoch.Load() && b.status.Load() == closed {
 		b.late, b.lateAt = 0, time.Time{}
 		b.again.Store(0)
@@ -262,8 +264,8 @@ func (t *Ticket) Ended(e Evidence) Change {
 	}
 	later := t.settled
 	t.settled = true
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	b.lock()
+	defer b.unlock()
 	trial := t.trial != 0 && !later && t.trial == b.trial.Load() // or it was overtaken, and is like any other
 	if trial {
 		b.trial.Store(0)
@@ -505,26 +507,6 @@ func (b *Breaker) Wait(now time.Time) (time.Duration, string) {
 		return 0, ""
 	}
 	return unsaidPause, whys[s]
-}
-
-// State returns "closed", "open", "suspected", "preempted", "probing" once it is due for a test or has one, or "cooling".
-func (b *Breaker) State(now time.Time) string {
-	switch s := b.status.Load(); {
-	case s == taken:
-		return "preempted"
-	case b.cool.Load() > now.UnixNano():
-		return "cooling"
-	case s == closed:
-		return "closed"
-	case now.UnixNano() >= b.until.Load() && s != suspected:
-		return "probing"
-	case s == preempted:
-		return "preempted"
-	case s == suspected:
-		return "suspected"
-	default:
-		return "open"
-	}
 }
 
 // Opens counts how often it opened.

@@ -55,7 +55,7 @@ func (r rig) begun() health.Ticket {
 	return tk
 }
 
-func (r rig) state() string { return r.State(r.now()) }
+func (r rig) state() string { return r.State(r.now()).String() }
 
 func (r rig) is(want string) {
 	r.t.Helper()

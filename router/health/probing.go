@@ -12,8 +12,8 @@ func (b *Breaker) Probe(now time.Time) bool {
 	if b.status.Load() == closed || now.UnixNano() < b.until.Load() || b.cool.Load() > now.UnixNano() {
 		return false
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	b.lock()
+	defer b.unlock()
 	if s := b.status.Load(); s == closed || s == taken || now.UnixNano() < b.until.Load() || b.asked(now) || b.trial.Load() != 0 {
 		return false
 	}
@@ -23,8 +23,8 @@ func (b *Breaker) Probe(now time.Time) bool {
 
 // Test takes the right to a self-test of a closed one likewise.
 func (b *Breaker) Test(now time.Time) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	b.lock()
+	defer b.unlock()
 	if b.status.Load() != closed || b.cool.Load() > now.UnixNano() || now.Before(b.testFrom) || b.asked(now) {
 		return false
 	}
@@ -43,8 +43,8 @@ func (b *Breaker) asked(now time.Time) bool {
 
 // Probed tells how the synthetic request ended. One that nobody waits for any more changes nothing.
 func (b *Breaker) Probed(c outcome.Class) Change {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	b.lock()
+	defer b.unlock()
 	if b.probeAt.IsZero() {
 		return Unchanged
 	}

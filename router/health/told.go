@@ -7,8 +7,8 @@ import (
 
 // Preempt tells that the control plane says it was taken away: until Returned nothing is sent there.
 func (b *Breaker) Preempt() Change {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	b.lock()
+	defer b.unlock()
 	s := b.status.Load()
 	if s == taken {
 		return Unchanged
@@ -29,8 +29,8 @@ func (b *Breaker) Preempt() Change {
 // Returned tells that the control plane has it running again: it may be tested at once, if it was open, and what was sent to it
 // before says nothing of it as it is now.
 func (b *Breaker) Returned() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	b.lock()
+	defer b.unlock()
 	b.again.Store(0)
 	b.late, b.lateAt = 0, time.Time{}
 	b.testFrom = time.Time{}
@@ -46,8 +46,8 @@ func (b *Breaker) Returned() {
 // Suspect opens a closed one because others of its failure domain are down: it may be tested at once, and nothing is held
 // against it.
 func (b *Breaker) Suspect() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	b.lock()
+	defer b.unlock()
 	if b.status.Load() != closed {
 		return false
 	}
@@ -62,8 +62,8 @@ func (b *Breaker) Suspect() bool {
 // has one that is open tested at once. at is when the other has found it, the zero time for now: what is older than what was found here
 // says nothing. changed is false when that is nothing new.
 func (b *Breaker) Heard(what Change, told bool, at time.Time) (changed bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	b.lock()
+	defer b.unlock()
 	now, s := b.now(), b.status.Load()
 	if at.IsZero() || at.After(now) {
 		at = now
