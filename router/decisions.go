@@ -9,15 +9,17 @@ import (
 	"time"
 
 	"headrace/router/endpoint"
+	"headrace/router/health"
 	"headrace/router/outcome"
 )
 
 // CandidateView is what one endpoint would have been for a request. Figures that are not known are nil.
 type CandidateView struct {
 	Endpoint    endpoint.ID `json:"endpoint"`
-	Verdict     string      `json:"verdict"`          // "serves", or what kept it from the request
-	Reason      string      `json:"reason,omitempty"` // more of the verdict, where something is known
-	State       string      `json:"state"`
+	Verdict     string      `json:"verdict"`                // "serves", or what kept it from the request
+	Reason      string      `json:"reason,omitempty"`       // more of the verdict, where something is known
+	State       string      `json:"state"`                  // as its provider reports it
+	Breaker     string      `json:"breaker"`                // as at /admin/v1/hosts
 	MarginalUSD *float64    `json:"marginal_usd"`           // what the request would cost in addition to what is paid anyway
 	FullUSDMTok *float64    `json:"usd_per_mtok_full_load"` // per million output tokens
 	TTFT        *float64    `json:"ttft_seconds"`           // expected
@@ -100,15 +102,16 @@ type slot struct {
 // keptView is a view without its candidate, which would keep the whole fleet of its time in memory.
 type keptView struct {
 	view
-	id     endpoint.ID
-	state  endpoint.State
-	reason string
+	id      endpoint.ID
+	state   endpoint.State
+	breaker health.State
+	reason  string
 }
 
 // keep takes in v, a candidate of p's model.
 func (k *keptView) keep(p *plan, v *view) {
 	ep := v.c.ep
-	k.view, k.id, k.state, k.reason = *v, ep.ID, ep.State, ""
+	k.view, k.id, k.state, k.breaker, k.reason = *v, ep.ID, ep.State, v.c.host.breaker.State(p.now), ""
 	k.c = nil
 	switch {
 	case v.verdict == away && v.c.host.drained.Load():
@@ -228,7 +231,7 @@ func (p *plan) explanation(model, pool, why string) Explanation {
 }
 
 func (k *keptView) show(p *plan) CandidateView {
-	c := CandidateView{Endpoint: k.id, Verdict: k.verdict.String(), Reason: k.reason, State: k.state.String()}
+	c := CandidateView{Endpoint: k.id, Verdict: k.verdict.String(), Reason: k.reason, State: k.state.String(), Breaker: k.breaker.String()}
 	if k.verdict >= limited {
 		return c
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +13,7 @@ import (
 
 	"headrace/router/capacity"
 	"headrace/router/endpoint"
+	"headrace/router/health"
 	"headrace/router/outcome"
 )
 
@@ -65,6 +67,76 @@ func TestDecisions(t *testing.T) {
 		"dear serves  true|cheap tried already  false|lost not usable in its state outbid false"
 	if s := strings.Join(got, "|"); s != want {
 		t.Errorf("candidates\n%s, want\n%s", s, want)
+	}
+}
+
+// TestDecisionsTellBreakers leads a host through its breaker's states, and has every decision tell the one that it was made in.
+func TestDecisionsTellBreakers(t *testing.T) {
+	c := newClock()
+	taken := hourly("taken", 0.1, 10, "m")
+	taken.State = endpoint.Preempted
+	r := New(Options{Now: c.now, Prior: tell, Seed: 1})
+	r.Update([]endpoint.Endpoint{hourly("cheap", 1, 10, "m"), hourly("dear", 20, 10, "m"), taken}, nil)
+	pick := func(want endpoint.ID) *Lease {
+		t.Helper()
+		l := mustPick(t, r)
+		if l.Endpoint.ID != want {
+			t.Fatalf("went to %s, want %s", l.Endpoint.ID, want)
+		}
+		return l
+	}
+	told := func(want string) {
+		t.Helper()
+		var got []string
+		d := r.Decisions(1, "")[0]
+		for _, v := range d.Candidate {
+			got = append(got, string(v.Endpoint)+" "+v.Breaker)
+		}
+		slices.Sort(got)
+		if s := strings.Join(got, ", "); s != want {
+			t.Errorf("breakers %s, want %s", s, want)
+		}
+	}
+	for range 2 {
+		l := pick("cheap")
+		told("cheap closed, dear closed, taken preempted")
+		l.Done(Result{Class: outcome.UpstreamFault})
+	}
+	l := pick("dear")
+	told("cheap open, dear closed, taken preempted")
+	if l.Decision.Breaker != health.StateClosed {
+		t.Errorf("the lease says %s", l.Decision.Breaker)
+	}
+	l.Done(Result{Class: outcome.Success})
+	c.pass(time.Minute)
+	trial := pick("cheap")
+	told("cheap probing, dear closed, taken preempted")
+	if trial.Decision.Breaker != health.StateProbing {
+		t.Errorf("the trial's lease says %s", trial.Decision.Breaker)
+	}
+	trial.Done(Result{Class: outcome.Throttled, RetryAfter: time.Minute})
+	pick("dear").Done(Result{Class: outcome.Success})
+	told("cheap cooling, dear closed, taken preempted")
+	c.pass(2 * time.Minute)
+	trial = pick("cheap")
+	trial.FirstContent(100 * time.Millisecond)
+	trial.Done(Result{Class: outcome.Success})
+	pick("cheap").Done(Result{Class: outcome.Success})
+	told("cheap closed, dear closed, taken preempted")
+	x, err := r.Explain(&Request{Model: "m"})
+	if err != nil || x.Candidate[0].Endpoint != "cheap" || x.Candidate[0].Breaker != "closed" || x.Candidate[2].Breaker != "preempted" {
+		t.Errorf("explained as %+v, %v", x.Candidate, err)
+	}
+	want := []health.Transition{
+		{From: "closed", To: "open", N: 1},
+		{From: "closed", To: "preempted"},
+		{From: "open", To: "probing", N: 1},
+		{From: "probing", To: "closed", N: 1},
+		{From: "probing", To: "open"},
+		{From: "preempted", To: "probing"},
+	}
+	if got := r.Hosts()[0].Transitions; !slices.Equal(got, want) {
+		t.Errorf("its breaker went %v, want %v", got, want)
 	}
 }
 

@@ -163,18 +163,19 @@ func (e *UnavailableError) Error() string {
 
 // Decision says why a lease went where it went, with what was expected of it.
 type Decision struct {
-	Candidates  int     // endpoints that serve the model
-	Eligible    int     // of these, those that could have been picked
-	Feasible    int     // of these, those that were expected to keep the SLO
-	Policy      Policy  // by which it was picked
-	USDPerMTok  float64 // the winner's full-load price per million output tokens; NaN when unknown
-	MarginalUSD float64 // what the request was expected to cost in addition to what is paid anyway; NaN when unknown
-	TTFT        float64 // seconds to the first token, expected
-	TPS         float64 // tokens per second of the stream, expected
-	PTTFT, PTPS float64 // probability that each promise is kept, as expected
-	Use         float64 // share of the endpoint's safe concurrency in use with the request
-	Cached      float64 // tokens of the prompt that it was expected to hold
-	Cold        bool    // a worker had to start
+	Candidates  int          // endpoints that serve the model
+	Eligible    int          // of these, those that could have been picked
+	Feasible    int          // of these, those that were expected to keep the SLO
+	Policy      Policy       // by which it was picked
+	Breaker     health.State // the winner's
+	USDPerMTok  float64      // the winner's full-load price per million output tokens; NaN when unknown
+	MarginalUSD float64      // what the request was expected to cost in addition to what is paid anyway; NaN when unknown
+	TTFT        float64      // seconds to the first token, expected
+	TPS         float64      // tokens per second of the stream, expected
+	PTTFT, PTPS float64      // probability that each promise is kept, as expected
+	Use         float64      // share of the endpoint's safe concurrency in use with the request
+	Cached      float64      // tokens of the prompt that it was expected to hold
+	Cold        bool         // a worker had to start
 	Why         string
 	Seq         uint64 // by which Router.Decision knows it
 	resumed     bool
@@ -295,6 +296,7 @@ func (s *scratch) lease(r *Router, v *view, why string, l *Lease) bool {
 	d.USDPerMTok, d.MarginalUSD, d.TTFT, d.TPS = v.full*1e6, v.usd, v.ttft, 1/v.itl
 	d.PTTFT, d.PTPS = v.pTTFT(&s.plan), v.pTPS(&s.plan)
 	d.Use, d.Cached, d.Cold = v.use(), v.cached, v.coldSeconds > 0
+	d.Breaker = h.breaker.State(s.now)
 	d.resumed = s.resumed
 	return true
 }

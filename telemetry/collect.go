@@ -336,7 +336,9 @@ func (m *Metrics) collectHosts(to sink, views []router.HostView) {
 		vendor, id := v.Provider, valid(string(v.ID))
 		to.number(hostState, 1, vendor, id, v.State)
 		to.number(hostBreaker, 1, vendor, id, v.Breaker)
-		to.number(breakerOpens, float64(v.Opens), vendor, id)
+		for _, t := range v.Transitions {
+			to.number(breakerTransitions, float64(t.N), vendor, id, t.From, t.To)
+		}
 		to.number(hostInFlight, float64(v.InFlight), vendor, id)
 		maybe(to, hostUSDPerMTok, v.FullLoadUSDPerMTok, vendor, id, "full_load")
 		maybe(to, hostUSDPerMTok, v.StreamUSDPerMTok, vendor, id, "one_stream")

@@ -238,8 +238,8 @@ func TestSpans(t *testing.T) {
 		URL: c.http.URL, Traces: true, Version: "1.2.3",
 		Explain: func(seq uint64) (router.Explanation, bool) {
 			return router.Explanation{Candidate: []router.CandidateView{
-				{Endpoint: "static:a", Verdict: "serves", State: "ready", MarginalUSD: new(1e-6), TTFT: new(0.2)},
-				{Endpoint: "runpod:q", Verdict: "barred", Reason: "open", State: "cold"},
+				{Endpoint: "static:a", Verdict: "serves", State: "ready", Breaker: "closed", MarginalUSD: new(1e-6), TTFT: new(0.2)},
+				{Endpoint: "runpod:q", Verdict: "barred", Reason: "open", State: "cold", Breaker: "probing"},
 			}}, seq == 7
 		},
 	})
@@ -290,19 +290,19 @@ func TestSpans(t *testing.T) {
 			if got := attr(s.Attributes, "gen_ai.usage.output_tokens"); (got != "") != (last && r.Output >= 0) {
 				t.Errorf("%s attempt %d: usage %q", r.ID, j, got)
 			}
-			candidates := 0
+			var breakers []string
 			for _, ev := range s.Events {
 				switch ev.Name {
 				case "headrace.candidate":
-					candidates++
+					breakers = append(breakers, attr(ev.Attributes, "headrace.endpoint")+" "+attr(ev.Attributes, "headrace.state")+" "+attr(ev.Attributes, "headrace.breaker"))
 				case "gen_ai.first_chunk":
 					if ev.TimeUnixNano != s.StartTimeUnixNano+uint64(a.First) {
 						t.Errorf("%s attempt %d: first token at %d", r.ID, j, ev.TimeUnixNano)
 					}
 				}
 			}
-			if candidates != 2 {
-				t.Errorf("%s attempt %d: %d candidates", r.ID, j, candidates)
+			if want := []string{"static:a ready closed", "runpod:q cold probing"}; !slices.Equal(breakers, want) || attr(s.Attributes, "headrace.decision.breaker") != "closed" {
+				t.Errorf("%s attempt %d: candidates %q, want %q; its own breaker %s", r.ID, j, breakers, want, attr(s.Attributes, "headrace.decision.breaker"))
 			}
 			failed := a.Class != outcome.Success && a.Class != outcome.ClientGone && a.Class != outcome.Outrun
 			if (s.Status.GetCode() == tracepb.Status_STATUS_CODE_ERROR) != failed || attr(s.Attributes, "error.type") != map[bool]string{false: a.Class.String()}[a.Class == outcome.Success] {

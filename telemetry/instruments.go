@@ -97,6 +97,8 @@ const (
 	keyArm        = "headrace.arm"
 	keyBound      = "headrace.bound"
 	keyPriority   = "headrace.priority"
+	keyFrom       = "headrace.from"
+	keyTo         = "headrace.to"
 )
 
 // Values of keyGoesOn, as the admin API has them.
@@ -143,6 +145,8 @@ func LabelDocs() []LabelDoc {
 		{keyArm, "an arm's name in it."},
 		{keyBound, "`estimate`, `low` or `high`."},
 		{keyPriority, "`interactive` or `batch` ([queue.md](queue.md))."},
+		{keyFrom, "the state that was left: `closed`, `open`, `probing` (half open), `suspected` or `preempted` ([routing.md](routing.md#when-a-host-fails))."},
+		{keyTo, "the state that followed, likewise."},
 	}
 }
 
@@ -200,7 +204,7 @@ const (
 
 	hostState
 	hostBreaker
-	breakerOpens
+	breakerTransitions
 	hostInFlight
 	hostUSDPerMTok
 	hostUSDPerHour
@@ -467,13 +471,13 @@ var table = [instruments]Instrument{
 		"headrace.host.breaker", Gauge, "{host}", Always,
 		[]string{keyVendor, keyEndpoint, keyState},
 		nil,
-		"1 for the breaker's state (docs/routing.md).",
+		"1 for the breaker's state: `closed`, `open`, `probing` (half open: a test is due or under way), `suspected`, `preempted`, `cooling` (docs/routing.md).",
 	},
-	breakerOpens: {
-		"headrace.host.breaker.opens", Counter, "{transition}", Always,
-		[]string{keyVendor, keyEndpoint},
+	breakerTransitions: {
+		"headrace.host.breaker.transitions", Counter, "{transition}", Always,
+		[]string{keyVendor, keyEndpoint, keyFrom, keyTo},
 		nil,
-		"Times that the breaker opened.",
+		"Times that the breaker went from one state to another; `cooling`, a pause that the host asked for, is none of them. A test that says nothing leads from `probing` to `open` and back within seconds.",
 	},
 	hostInFlight: {
 		"headrace.host.in_flight", Gauge, "{request}", Always,

@@ -27,6 +27,7 @@ import (
 	"headrace/gateway/trace"
 	"headrace/router"
 	"headrace/router/endpoint"
+	"headrace/router/health"
 	"headrace/router/outcome"
 	"headrace/telemetry"
 )
@@ -40,7 +41,7 @@ func sources() telemetry.Sources {
 			return []router.HostView{
 				{
 					Endpoint: &endpoint.Endpoint{ID: "static:a", Provider: "static", Tenure: endpoint.OnDemand}, ID: "static:a", Provider: "static", State: "ready", Breaker: "closed",
-					Opens: 2, InFlight: 3, TTFTMillis: new(250.0), TPS: new(40.0), FullLoadUSDPerMTok: new(0.9), StreamUSDPerMTok: new(12.5), USDPerHour: new(1.8), PriceAgeSeconds: new(7.0),
+					Opens: 2, Transitions: []health.Transition{{From: "closed", To: "open", N: 1}, {From: "open", To: "probing", N: 2}, {From: "probing", To: "open", N: 1}, {From: "probing", To: "closed", N: 1}}, InFlight: 3, TTFTMillis: new(250.0), TPS: new(40.0), FullLoadUSDPerMTok: new(0.9), StreamUSDPerMTok: new(12.5), USDPerHour: new(1.8), PriceAgeSeconds: new(7.0),
 					ITLMillis: new(25.0), Safe: new(16.0), Limit: new(48.0), Losses: new(0.1), Calibration: router.HostCalibration{TTFT: new(1.1), ITL: new(0.9), USD: new(1.0)},
 				},
 				{

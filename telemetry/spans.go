@@ -19,6 +19,9 @@ import (
 	"headrace/router/outcome"
 )
 
+// keyBreaker is the state of a host's breaker, beside keyState, which its provider reports.
+const keyBreaker = "headrace.breaker"
+
 // spanner makes the spans of a request out of its record, when it is over. A span does not repeat what another of the request's
 // says: each attribute costs a third of a microsecond on its way out.
 type spanner struct {
@@ -268,6 +271,7 @@ func (a *attrs) decision(t *ledger.Attempt) {
 	}
 	a.text("headrace.decision.why", d.Why)
 	a.text("headrace.decision.policy", d.Policy.String())
+	a.text("headrace.decision.breaker", d.Breaker.String())
 	if d.Candidates > 1 {
 		a.count("headrace.decision.candidates", int64(d.Candidates))
 		a.count("headrace.decision.eligible", int64(d.Eligible))
@@ -296,11 +300,12 @@ func (s *spanner) candidates(t *ledger.Attempt, at time.Time) []sdktrace.Event {
 	events := make([]sdktrace.Event, 0, len(x.Candidate)+1)
 	for i := range x.Candidate {
 		c := &x.Candidate[i]
-		a := make(attrs, 0, 14)
+		a := make(attrs, 0, 15)
 		a.text(keyEndpoint, string(c.Endpoint))
 		a.text("headrace.verdict", c.Verdict)
 		a.text(keyReason, c.Reason)
 		a.text(keyState, c.State)
+		a.text(keyBreaker, c.Breaker)
 		a.flag("headrace.chosen", c.Endpoint == t.Endpoint)
 		a.maybe("headrace.marginal_usd", c.MarginalUSD)
 		a.maybe("headrace.usd_per_mtok", c.FullUSDMTok)

@@ -307,7 +307,7 @@ func TestExplainGolden(t *testing.T) {
 	slo := router.SLOView{TTFT: 2, TPS: 15, Confidence: 0.9}
 	hourly := func(id string, usd, ttft, tps, inFlight float64) router.CandidateView {
 		return router.CandidateView{
-			Endpoint: endpoint.ID(id), Verdict: servesWord, State: "ready", MarginalUSD: f(usd), FullUSDMTok: f(0.58), TTFT: f(ttft), TTFTSigma: f(0.27),
+			Endpoint: endpoint.ID(id), Verdict: servesWord, State: "ready", Breaker: "closed", MarginalUSD: f(usd), FullUSDMTok: f(0.58), TTFT: f(ttft), TTFTSigma: f(0.27),
 			TPS: f(tps), TPSSigma: f(0.09), PTTFT: f(0.9999), PTPS: f(0.992), InFlight: f(inFlight), Safe: f(12), Cached: f(0), ColdSeconds: f(0),
 		}
 	}
@@ -317,9 +317,9 @@ func TestExplainGolden(t *testing.T) {
 	cold.State, cold.Verdict, cold.ColdSeconds, cold.PTTFT = "cold", "first token too late", f(3.9), f(0.0001)
 	unpriced := hourly("static:lab", 0, 0.5, 30, 0)
 	unpriced.MarginalUSD, unpriced.FullUSDMTok = nil, nil
-	gone := router.CandidateView{Endpoint: "vast:125", Verdict: "not usable in its state", Reason: "outbid", State: "preempted"}
-	cooling := router.CandidateView{Endpoint: "vast:126", Verdict: "breaker open or cooling down", Reason: "rate limited", State: "ready"}
-	tried := router.CandidateView{Endpoint: "vast:123", Verdict: "tried already", State: "ready"}
+	gone := router.CandidateView{Endpoint: "vast:125", Verdict: "not usable in its state", Reason: "outbid", State: "preempted", Breaker: "preempted"}
+	cooling := router.CandidateView{Endpoint: "vast:126", Verdict: barredWord, Reason: "rate limited", State: "ready", Breaker: "cooling"}
+	tried := router.CandidateView{Endpoint: "vast:123", Verdict: "tried already", State: "ready", Breaker: "open"}
 
 	first := router.Explanation{
 		Request: "req_one", At: at, Model: "llama-70b", Policy: "cost", SLO: slo, Prompt: 2048, Output: 250, Attempt: 1, Winner: "vast:123",

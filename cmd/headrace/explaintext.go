@@ -128,7 +128,11 @@ func cheaper(x *router.Explanation) (c *router.CandidateView) {
 	return nil
 }
 
-const servesWord = "serves" // the router's verdict
+// The router's verdicts.
+const (
+	servesWord = "serves"
+	barredWord = "breaker open or cooling down"
+)
 
 // candidates renders the table, within width if it is above 0. Columns in which nobody has anything are left out.
 func candidates(x *router.Explanation, width int) string {
@@ -232,17 +236,23 @@ func verdictText(x *router.Explanation, c *router.CandidateView) string {
 	case c.Reason != "" && (c.State == "ready" || c.State == "unknown"):
 		return c.Reason
 	}
-	var more []string
+	var states []string
 	if c.State != "ready" && c.State != "unknown" {
-		more = append(more, strings.ReplaceAll(c.State, "_", " "))
+		states = append(states, strings.ReplaceAll(c.State, "_", " "))
 	}
-	if c.Reason != "" {
-		more = append(more, c.Reason)
+	if c.Breaker != "" && c.Breaker != "closed" && c.Breaker != c.State && c.Verdict != barredWord { // which says so
+		states = append(states, "breaker "+c.Breaker)
 	}
-	if len(more) > 0 {
-		words += " (" + strings.Join(more, ": ") + ")"
+	more := strings.Join(states, ", ")
+	switch {
+	case more != "" && c.Reason != "":
+		more += ": " + c.Reason
+	case c.Reason != "":
+		more = c.Reason
+	case more == "":
+		return words
 	}
-	return words
+	return words + " (" + more + ")"
 }
 
 // came tells what became of a decision.

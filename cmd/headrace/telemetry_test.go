@@ -276,6 +276,12 @@ func (p *played) check(t *testing.T, c *told) {
 			t.Errorf("%s: went to %q, want %q", what, got, want.endpoints)
 		}
 		switch what {
+		case "failover": // the dead one's breaker opened at once, and may be due for its test where the machine is slow
+			was := attrText(as[0].Attributes, "headrace.decision.breaker")
+			if i := slices.IndexFunc(as[1].Events, func(e *tracepb.Span_Event) bool { return attrText(e.Attributes, "headrace.endpoint") == "static:dead" }); i < 0 || was != "closed" ||
+				!slices.Contains([]string{"open", "probing"}, attrText(as[1].Events[i].Attributes, "headrace.breaker")) {
+				t.Errorf("failover: breaker %q at first, then %v", was, as[1].Events)
+			}
 		case "success":
 			if attrText(as[0].Attributes, "gen_ai.usage.output_tokens") != "20" || attrText(as[0].Attributes, "gen_ai.request.model") != "good" || as[0].Name != "chat good" {
 				t.Errorf("success: %v", as[0].Attributes)
@@ -298,7 +304,7 @@ func (p *played) check(t *testing.T, c *told) {
 			t.Errorf("a span holds what was asked: %v", s)
 		}
 	}
-	for _, name := range []string{"gen_ai.client.operation.duration", "gen_ai.server.time_to_first_token", "headrace.attempts", "headrace.failovers", "headrace.continuations", "headrace.client.cancels", "headrace.host.state", "headrace.spend.usd"} {
+	for _, name := range []string{"gen_ai.client.operation.duration", "gen_ai.server.time_to_first_token", "headrace.attempts", "headrace.failovers", "headrace.continuations", "headrace.client.cancels", "headrace.host.state", "headrace.host.breaker.transitions", "headrace.spend.usd"} {
 		if c.figures[name] == 0 {
 			t.Errorf("no figure of %s came", name)
 		}
@@ -658,7 +664,8 @@ scrape_configs: [{job_name: headrace, static_configs: [{targets: [%q]}]}]
 		`gen_ai_client_inference_usage_output_tokens_total{headrace_endpoint="static:own",gen_ai_request_model="good"}`: "20",
 		`http_server_request_duration_seconds_count{http_response_status_code="404",error_type="caller_fault"}`:         "1",
 		`count(headrace_host_state)`: "7",
-		`histogram_quantile(0.5, sum by (le) (gen_ai_server_time_to_first_token_seconds_bucket)) < bool 5`: "1",
+		`headrace_host_breaker_transitions_total{headrace_endpoint="static:dead",headrace_from="closed",headrace_to="open"}`: "1",
+		`histogram_quantile(0.5, sum by (le) (gen_ai_server_time_to_first_token_seconds_bucket)) < bool 5`:                   "1",
 	} {
 		await(t, q+" is "+want, func() bool { // a scrape that took too long leaves none for a while
 			n, got := query("/api/v1/query", q)
