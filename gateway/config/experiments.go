@@ -18,8 +18,8 @@ type Experiment struct {
 	Control  string                   `yaml:"control" default:"control" doc:"The arm that the others are compared with, and that serves all that no other arm does."`
 	Steps    []float64                `yaml:"steps" unit:"share" above:"0" max:"1" otherwise:"none: every arm keeps its weight" eg:"5%" doc:"Shares of the units that all arms but the control get together, one after another; 100% as the last promotes what has passed." aka:"ramp|stages"`
 	MinTime  time.Duration            `yaml:"min_time" default:"10m" doc:"Each step lasts at least that long." aka:"step_time|min_step|hold"`
-	MinUnits int                      `yaml:"min_units" min:"1" max:"1000000000" default:"200" doc:"Units that each arm must have had before a step is over, and requests within the step." aka:"min_sample|min_samples|sample"`
-	MaxTime  time.Duration            `yaml:"max_time" default:"24h" doc:"When nothing was shown by then it is inconclusive: shares stay as they are until somebody decides; 0 for never." aka:"timeout|duration|max_duration"`
+	MinUnits int                      `yaml:"min_units" min:"1" max:"1000000000" default:"200" doc:"Units that each arm which is tried must have had in a step before it is over: users, sessions, keys or requests, by assign_by." aka:"min_sample|min_samples|sample"`
+	MaxTime  time.Duration            `yaml:"max_time" default:"24h" doc:"When nothing was shown by then it is inconclusive: shares stay as they are until somebody decides; 0 for never. The time for which it is paused does not count." aka:"timeout|duration|max_duration"`
 	Start    string                   `yaml:"start" otherwise:"at once" eg:"2026-08-01T09:00:00Z" doc:"Nothing is tried before: date and time with zone (RFC 3339)." aka:"from|starts|begin"`
 	End      string                   `yaml:"end" otherwise:"never" eg:"2026-08-15T18:00:00Z" doc:"From then on the control serves everything: likewise." aka:"until|to|ends|stop"`
 	Layer    string                   `yaml:"layer" otherwise:"the model's" eg:"llama" doc:"Experiments of one layer exclude each other: a unit is in at most one. All those on one model must share a layer."`

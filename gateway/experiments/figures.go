@@ -62,6 +62,16 @@ func apart(epochs [][]float64, d *experiment.Doc) (from int, is bool) {
 	return from, from < len(epochs)
 }
 
+// epochOf is the statistics' epoch, from 0 on, of one of the shares of a run.
+func epochOf(d *experiment.Doc, weighing int) (epoch int) {
+	for i := 1; i <= weighing && i < len(d.Weights); i++ {
+		if !slices.Equal(d.Weights[i].Shares, d.Weights[i-1].Shares) {
+			epoch++
+		}
+	}
+	return epoch
+}
+
 // rejoin goes on by the shares of all where this replica had ended an arm by itself while others took a step: what it saw under shares that
 // nobody else had cannot be added to anything. It goes on from what it had stored before, as after a restart; requests whose arm was found by
 // epochs from the given one on, and which end later, are in no figure. The caller holds mu.
@@ -193,7 +203,7 @@ func readings(v stats.Verdict) experiment.Readings {
 	r := experiment.Readings{Broken: v.Broken, Arms: make([]experiment.Reading, len(v.Arms))}
 	for i := range v.Arms {
 		a := &v.Arms[i]
-		g := experiment.Reading{Units: int64(float64(a.Units) / v.Sample), Requests: a.Requests - a.Forced, OutOfArm: a.OutOfArm, Why: a.Reason}
+		g := experiment.Reading{Requests: a.Requests - a.Forced, OutOfArm: a.OutOfArm, Why: a.Reason}
 		switch a.Action {
 		case stats.Hold:
 		case stats.Advance:
@@ -214,13 +224,16 @@ func readings(v stats.Verdict) experiment.Readings {
 
 // toDecide are the readings that the next step goes by. The caller holds mu.
 func (m *Manager) toDecide(t *trial, v stats.Verdict) experiment.Readings {
-	r := readings(v)
+	r, from := readings(v), epochOf(&t.doc, t.doc.StepFrom())
 	why := cmp.Or(t.failed, t.muffled())
 	for i := range r.Arms {
 		a := &r.Arms[i]
 		if m.opt.Pool != nil {
 			n, _ := m.opt.Pool(t.Spec.Arms[i].Pool())
 			a.Hostless = n == 0
+		}
+		if n := v.Arms[i].UnitsFrom; from < len(n) {
+			a.Units = int64(float64(n[from]) / v.Sample)
 		}
 		if why != "" && a.Judgement != experiment.Stop {
 			a.Judgement, a.Why = experiment.Hold, why

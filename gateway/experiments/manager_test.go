@@ -201,6 +201,30 @@ func TestGoodCanary(t *testing.T) {
 	})
 }
 
+// TestStepsCountUnits: a step is over when so many users had answers in it, not when a few of them had as many.
+func TestStepsCountUnits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := startReplica(t, state.NewMemory(), failuresOnly())
+		w := newWorld(t)
+		for a.canary() < 0.5 && w.n < 20000 {
+			w.request(a)
+			pass(20 * time.Millisecond)
+		}
+		w.users = 40
+		for range 4000 {
+			w.request(a)
+			pass(20 * time.Millisecond)
+		}
+		v, err := a.Show(t.Context(), "e")
+		if err != nil || v.Step != 2 || v.State != experiment.Running || !strings.Contains(v.Waits, "of 60 units of canary in this step") {
+			t.Errorf("%s at step %d after %d requests of 40 users: waits for %q, %v", v.State, v.Step, 4000, v.Waits, err)
+		}
+		w.users = 4000
+		w.run(t, experiment.Promoted, 60000, a)
+		a.stop()
+	})
+}
+
 // TestBadCanary ends one that fails, and one that is slow, at both replicas.
 func TestBadCanary(t *testing.T) {
 	for name, change := range map[string]func(*world){

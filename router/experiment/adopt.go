@@ -10,7 +10,7 @@ import (
 // config that is read: later words of an operator hold against it. What was withdrawn is in a config again.
 func (d Doc) Adopt(s *Spec, now time.Time) (Doc, bool) {
 	changed := !d.Withdrawn.IsZero()
-	d.Withdrawn, d.TakenOut = time.Time{}, false
+	d = d.Kept()
 	if !d.Matches(s) {
 		d = d.anew(s, now, Entry{By: "config", What: "changed", Why: "the config tries something else now: what was seen before says nothing of it"})
 		changed = true
@@ -41,6 +41,8 @@ func (d Doc) restep(s *Spec, now time.Time) Doc {
 	}
 	e := Entry{By: "config", What: "steps changed"}
 	switch {
+	case len(d.Steps) == 0 && len(d.Weights)+d.left() > mostWeighings:
+		e.Why = "the config has no steps any more, and shares stay as they are: they have changed so often that statistics tell no more of them apart"
 	case len(d.Steps) == 0: // each arm has a weight of its own from now on
 		d.Step = 0
 		d.weigh(d.stepShares(s, 0), now)
@@ -48,7 +50,10 @@ func (d Doc) restep(s *Spec, now time.Time) Doc {
 	case d.Step+1 < len(d.Steps):
 		e.Why = fmt.Sprintf("shares stay as they are; the next step is %s", percent(d.Steps[d.Step+1]))
 		if d.Passed { // the steps that there were
-			d.Passed, d.StepAt, d.StartedAt = false, now, now // it gets its time once more
+			d.Passed, d.StepAt, d.StartedAt, d.Rested = false, now, now, 0 // it gets its time once more
+			if !d.PausedAt.IsZero() {
+				d.PausedAt = now
+			}
 			e.Why += ", for what it has passed was less"
 		}
 		if d.State != Running {
@@ -133,6 +138,12 @@ func (d Doc) Withdraw(since time.Time, said bool, now time.Time) (Doc, bool) {
 	return d.note(now, Entry{By: "config", What: "withdrawn", Why: "no replica has it in its config since " + d.Withdrawn.UTC().Format(time.RFC3339)}), true
 }
 
+// Kept is the document of an experiment that a replica has in its config all the while, whatever others thought.
+func (d Doc) Kept() Doc {
+	d.Withdrawn, d.TakenOut = time.Time{}, false
+	return d
+}
+
 // Away is since when the experiment was in nobody's config, zero where that is not known: who had it may have been down, unless somebody was
 // seen to leave it out or it took long (Forgotten).
 func (d *Doc) Away(now time.Time) time.Time {
@@ -148,14 +159,14 @@ func (s State) over() bool { return s != Scheduled && !s.Tries() }
 // Reconcile returns what becomes of the document, as replicas share it, now that somebody knows mine of the same experiment, and whether
 // that changed anything. Each decision of a document counts it up, so one that was decided less often is from before mine: what replicas
 // share has gone back in time, and mine is what holds. Otherwise theirs does, but for what mine takes away: within a run, what was
-// ended is not tried again. alone says that mine was decided while nobody else could be asked.
+// ended is not tried again. (A promotion takes nothing away.) alone says that mine was decided while nobody else could be asked.
 func (d Doc) Reconcile(mine *Doc, alone bool, now time.Time) (Doc, bool) {
 	switch {
 	case d.Run < mine.Run, d.Run == mine.Run && d.Digest == mine.Digest && d.Decisions < mine.Decisions:
 		return *mine, true
 	case d.Run > mine.Run || d.Digest != mine.Digest:
 		return d, false
-	case mine.State.over() && (d.State.Tries() || alone && d.State != mine.State):
+	case mine.State.over() && mine.State != Promoted && (d.State.Tries() || alone && d.State != mine.State):
 		return d.end(mine.State, now, mine.last()), true
 	case !d.State.Tries():
 		return d, false

@@ -250,6 +250,10 @@ func TestReconcile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	promoted, err := start.Apply(s, Promote, "a", "operator", at(1))
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, tc := range map[string]struct {
 		shared, mine Doc
 		alone        bool
@@ -266,6 +270,8 @@ func TestReconcile(t *testing.T) {
 		"rolled back, and aborted":     {both, aborted, true, true, Aborted, []float64{1, 0, 0}, 1, 4},
 		"heard of it later":            {both, aborted, false, false, RolledBack, []float64{1, 0, 0}, 1, 3},
 		"another run has begun":        {next, both, true, false, Running, []float64{.8, .1, .1}, 2, 3},
+		"promoted, and lost since":     {resumed, promoted, false, false, Running, []float64{.8, .1, .1}, 1, 3},
+		"promoted, and then lost":      {start, promoted, false, true, Promoted, []float64{0, 1, 0}, 1, 2},
 		"back before this run's start": {both, next, false, true, Running, []float64{.8, .1, .1}, 2, 3},
 	} {
 		d, changed := tc.shared.Reconcile(&tc.mine, tc.alone, at(5))

@@ -41,8 +41,11 @@ type Doc struct {
 	StepOut   []int64   `json:"step_out,omitempty"` // of these, those that others' hosts served
 	StartedAt time.Time `json:"started_at"`
 	EndedAt   time.Time `json:"ended_at"`
-	Arms      []string  `json:"arms"`
-	Shares    []float64 `json:"shares"` // of each arm, as they are in force
+	// PausedAt is when it was paused, zero while it is not, and Rested how long it was paused in earlier times since StartedAt.
+	PausedAt time.Time     `json:"paused_at,omitzero"`
+	Rested   time.Duration `json:"rested,omitempty"`
+	Arms     []string      `json:"arms"`
+	Shares   []float64     `json:"shares"` // of each arm, as they are in force
 	// Weights are all that were in force in this run, one after another; the last may be older than the end of it.
 	Weights   []Weighing `json:"weights"`
 	Dropped   []bool     `json:"dropped"`
@@ -98,9 +101,9 @@ const (
 
 // Reading is what was seen of an arm so far.
 type Reading struct {
-	Units     int64
-	Requests  int64
-	OutOfArm  int64 // requests that its hosts could not serve
+	Units     int64 // that had requests in the step, whose arm was found by its shares: see Doc.StepFrom
+	Requests  int64 // of the run
+	OutOfArm  int64 // of these, those that its hosts could not serve
 	Hostless  bool  // it has no host now
 	Judgement Judgement
 	Metric    string // that decided, "" for none
@@ -139,11 +142,16 @@ func (d Doc) first(s *Spec, now time.Time, by string) Doc {
 			return d.end(Aborted, now, Entry{By: "config", What: "aborted", Why: "asked for before it began"})
 		}
 		return d.note(now, Entry{By: "config", What: "scheduled", Why: "state: pause: nothing is tried until the config says run, or somebody starts it"})
+	case s.ended(now):
+		return d.note(now, Entry{By: "schedule", What: "scheduled", Why: "nothing is tried: its end was at " + s.End.UTC().Format(time.RFC3339)})
 	case now.Before(s.Start):
 		return d.note(now, Entry{By: "schedule", What: "scheduled", Why: "starts at " + s.Start.UTC().Format(time.RFC3339)})
 	}
 	return d.begin(s, now, by, "it is in the config, and its time has come")
 }
+
+// ended tells whether its time is over.
+func (s *Spec) ended(now time.Time) bool { return !s.End.IsZero() && !now.Before(s.End) }
 
 // reset forgets shares and steps.
 func (d *Doc) reset(s *Spec) {
@@ -155,6 +163,7 @@ func (d *Doc) reset(s *Spec) {
 	d.Weights = nil
 	d.Shares[0] = 1
 	d.Step, d.Passed, d.StartedAt, d.EndedAt, d.StepAt = -1, false, time.Time{}, time.Time{}, time.Time{}
+	d.PausedAt, d.Rested = time.Time{}, 0
 }
 
 // note returns d with one more entry in its log.
@@ -194,6 +203,29 @@ func (d *Doc) stepShares(s *Spec, step int) []float64 {
 // Matches tells whether the document belongs to the spec, as far as it says what is tried.
 func (d *Doc) Matches(s *Spec) bool { return d.Digest == s.Digest() }
 
+// Check tells what is wrong with a document that was read, which anybody may have written; nil where it can be gone by.
+func (d *Doc) Check() error {
+	n := len(d.Arms)
+	switch {
+	case n < 2:
+		return fmt.Errorf("it has %d arms", n)
+	case len(d.Shares) != n, len(d.Dropped) != n, len(d.StepBase) != n, len(d.StepOut) != n && len(d.StepOut) != 0:
+		return fmt.Errorf("it has %d arms, and figures of others", n)
+	case !slices.Contains([]State{Scheduled, Running, Paused, Inconclusive, Promoted, RolledBack, Aborted, Ended}, d.State):
+		return fmt.Errorf("state %q is not known", d.State)
+	case d.Run < 1 || d.Step < -1:
+		return fmt.Errorf("run %d, step %d", d.Run, d.Step)
+	case d.State.Tries() && len(d.Weights) == 0:
+		return errors.New("it is tried, by no shares")
+	}
+	for i := range d.Weights {
+		if len(d.Weights[i].Shares) != n {
+			return fmt.Errorf("it has %d arms, and shares of %d", n, len(d.Weights[i].Shares))
+		}
+	}
+	return nil
+}
+
 // Command is what an operator can ask for.
 type Command string
 
@@ -226,6 +258,8 @@ func (d Doc) Apply(s *Spec, c Command, arm, by string, now time.Time) (Doc, erro
 		switch {
 		case d.State.Tries():
 			return refuse("abort it first to start it anew")
+		case s.ended(now):
+			return refuse("its end was at " + s.End.UTC().Format(time.RFC3339) + ": give it a later one in the config, or none")
 		case d.State != Scheduled:
 			d.Run++
 		}
@@ -234,17 +268,20 @@ func (d Doc) Apply(s *Spec, c Command, arm, by string, now time.Time) (Doc, erro
 		if d.State != Running {
 			return refuse("only a running one can")
 		}
-		d.State = Paused
+		d.State, d.PausedAt = Paused, now
 		return d.note(now, Entry{By: by, What: "paused", Why: "asked for: shares stay as they are, and harm still ends it"}), nil
 	case Resume:
 		switch d.State {
 		case Paused:
+			if !d.PausedAt.IsZero() { // an older version did not say
+				d.Rested += max(0, now.Sub(d.PausedAt))
+			}
 		case Inconclusive:
-			d.StartedAt = now // it gets its time once more
+			d.StartedAt, d.Rested = now, 0 // it gets its time once more
 		default:
 			return refuse("only a paused or inconclusive one can; start begins one anew")
 		}
-		d.State, d.StepAt = Running, now
+		d.State, d.StepAt, d.PausedAt = Running, now, time.Time{}
 		return d.note(now, Entry{By: by, What: "resumed", Why: "asked for"}), nil
 	case Promote:
 		if d.State == Promoted {
@@ -314,13 +351,13 @@ func (d *Doc) weigh(shares []float64, now time.Time) {
 
 // Decide returns the document as what was seen and the time make it, and whether that changed anything. It decides one thing at a time.
 func (d Doc) Decide(s *Spec, r Readings, now time.Time) (Doc, bool) {
-	if d.State == Scheduled && d.Wanted != WantPause && !now.Before(s.Start) && (s.End.IsZero() || now.Before(s.End)) {
+	if d.State == Scheduled && d.Wanted != WantPause && !now.Before(s.Start) && !s.ended(now) {
 		return d.begin(s, now, "schedule", "its time has come"), true
 	}
 	if !d.State.Tries() || len(r.Arms) != len(s.Arms) {
 		return d, false
 	}
-	if !s.End.IsZero() && !now.Before(s.End) {
+	if s.ended(now) {
 		return d.end(Ended, now, Entry{By: "schedule", What: "ended", Why: "its time is over"}), true
 	}
 	if next, ended := d.Guard(s, r, now); ended {
@@ -332,7 +369,7 @@ func (d Doc) Decide(s *Spec, r Readings, now time.Time) (Doc, bool) {
 	if next, ready := d.advance(s, r, now); ready {
 		return next, true
 	}
-	if s.MaxTime > 0 && now.Sub(d.StartedAt) >= s.MaxTime {
+	if s.MaxTime > 0 && now.Sub(d.StartedAt)-d.Rested >= s.MaxTime {
 		d.State = Inconclusive
 		return d.note(now, Entry{By: "schedule", What: "inconclusive", Why: fmt.Sprintf("nothing was shown within %s: shares stay as they are until somebody promotes or aborts it", s.MaxTime)}), true
 	}
@@ -388,20 +425,20 @@ func (d *Doc) Waits(s *Spec, r Readings, now time.Time) string {
 		return fmt.Sprintf("%s more of this step", left.Round(time.Second))
 	}
 	last := d.lastStep()
-	for i := 1; i < len(s.Arms); i++ {
+	for i := range s.Arms { // the control's hosts as well: against one that has none, anything looks good
 		if d.Dropped[i] {
 			continue
 		}
 		a, name := &r.Arms[i], s.Arms[i].Name
+		requests, out := float64(a.Requests-d.StepBase[i]), float64(d.outInStep(i, a)) // less than none where some were lost in a crash
 		switch {
-		case a.Units < int64(s.MinUnits):
-			return fmt.Sprintf("%d of %d units of %s", a.Units, s.MinUnits, name)
-		case a.Requests-d.StepBase[i] < int64(s.MinUnits):
-			return fmt.Sprintf("%d of %d requests of %s in this step", a.Requests-d.StepBase[i], s.MinUnits, name)
+		case i > 0 && a.Units < int64(s.MinUnits):
+			return fmt.Sprintf("%d of %d units of %s in this step", a.Units, s.MinUnits, name)
 		case a.Hostless:
 			return "hosts of " + name + ": there is none now"
-		case float64(d.outInStep(i, a)) > mostOutOfArm*float64(a.Requests-d.StepBase[i]):
-			return fmt.Sprintf("hosts of %s: %s of its requests in this step went elsewhere", name, percent(float64(d.outInStep(i, a))/float64(a.Requests-d.StepBase[i])))
+		case requests > 0 && out > mostOutOfArm*requests:
+			return fmt.Sprintf("hosts of %s: %s of its requests in this step went elsewhere", name, percent(out/requests))
+		case i == 0:
 		case last && a.Judgement != Pass, !last && a.Judgement < Advance:
 			if a.Why != "" {
 				return name + ": " + a.Why
@@ -413,6 +450,20 @@ func (d *Doc) Waits(s *Spec, r Readings, now time.Time) string {
 		return fmt.Sprintf("somebody to promote it, or to begin it anew: shares have changed %d times, and statistics tell no more of them apart", len(d.Weights)-1)
 	}
 	return ""
+}
+
+// StepFrom is which of Weights the step began with: the first since which no arm that is still tried has had another share. (An arm that is
+// ended gives its share to the control, and begins no step.)
+func (d *Doc) StepFrom() int {
+	from := len(d.Weights) - 1
+	for ; from > 0; from-- {
+		for i := 1; i < len(d.Shares); i++ {
+			if !d.Dropped[i] && d.Weights[from-1].Shares[i] != d.Shares[i] {
+				return from
+			}
+		}
+	}
+	return max(from, 0)
 }
 
 // outInStep is how many of an arm's requests others' hosts served since the step began.

@@ -46,7 +46,7 @@ func TestRamp(t *testing.T) {
 		{2, saw(100, Hold), Running, 0.05, "because"},
 		{2, saw(100, Advance), Running, 0.5, ""},
 		{2.5, saw(400, Pass), Running, 0.5, "30s more"},
-		{4, saw(199, Pass), Running, 0.5, "99 of 100 requests"},
+		{4, saw(99, Pass), Running, 0.5, "99 of 100 units"},
 		{4, saw(200, Advance), Running, 0.5, "because"},
 		{4, saw(200, Pass), Promoted, 1, ""},
 		{5, saw(300, Stop), Promoted, 1, ""},
@@ -144,6 +144,148 @@ func TestOutOfArmShare(t *testing.T) {
 	r.Arms[1].OutOfArm = 101
 	if next, _ := d.Decide(s, r, at(9)); next.State != Running || !strings.Contains(d.Waits(s, r, at(9)), "went elsewhere") {
 		t.Errorf("%s: %s", next.State, d.Waits(s, r, at(9)))
+	}
+}
+
+// TestControlWithoutHosts: against a control whose requests its own hosts do not serve nobody goes further, however good he looks.
+func TestControlWithoutHosts(t *testing.T) {
+	s := canary()
+	for name, tc := range map[string]struct {
+		change func(*Reading)
+		waits  string
+	}{
+		"none":              {func(c *Reading) { c.Hostless = true }, "hosts of control: there is none now"},
+		"others serve them": {func(c *Reading) { c.OutOfArm = c.Requests / 5 }, "hosts of control: 20.02 % of its requests"},
+		"few of them":       {func(c *Reading) { c.OutOfArm = c.Requests / 20 }, ""},
+		"some were lost":    {func(c *Reading) { c.Requests = 0 }, ""},
+	} {
+		d := NewDoc(s, t0)
+		d.StepBase[0] = 10
+		r := saw(1000, Pass)
+		r.Arms[0].Requests += d.StepBase[0]
+		tc.change(&r.Arms[0])
+		got := d.Waits(s, r, at(9))
+		if next, changed := d.Decide(s, r, at(9)); !strings.HasPrefix(got, tc.waits) || (tc.waits == "") != (got == "") || changed != (tc.waits == "") {
+			t.Errorf("%s: waits for %q, then %v", name, got, next.Shares)
+		}
+	}
+}
+
+// TestOver tries nothing of what is over before it began, and says so to who would start it, until the config has a later end.
+func TestOver(t *testing.T) {
+	s := canary()
+	s.End = at(10)
+	d := NewDoc(s, at(11))
+	d, _ = d.Decide(s, saw(0, Hold), at(12))
+	if d.State != Scheduled || d.Shares[1] != 0 || len(d.Log) != 1 || !strings.Contains(d.Log[0].Why, "its end was at 2026-03-01T09:10:00Z") {
+		t.Errorf("%s with %v: %+v", d.State, d.Shares, d.Log)
+	}
+	if _, err := d.Apply(s, Start, "", "operator", at(12)); !errors.Is(err, ErrState) || !strings.Contains(err.Error(), "give it a later one in the config") {
+		t.Errorf("start: %v", err)
+	}
+	ended, err := NewDoc(canary(), t0).Apply(s, Abort, "", "operator", at(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ended.Apply(s, Start, "", "operator", at(12)); !errors.Is(err, ErrState) {
+		t.Errorf("start anew: %v", err)
+	}
+	if ended, _ = ended.Return(s, at(2), at(12)); ended.State != Scheduled || ended.Shares[1] != 0 || ended.Run != 2 {
+		t.Errorf("written down again it is %s with %v", ended.State, ended.Shares)
+	}
+	s.End = at(20)
+	if d, _ = d.Decide(s, saw(0, Hold), at(13)); d.State != Running || d.Run != 1 {
+		t.Errorf("with a later end it is %s, run %d", d.State, d.Run)
+	}
+}
+
+// TestPauseTakesNoTime: while it is paused nothing can be shown, so that is none of the time that it has.
+func TestPauseTakesNoTime(t *testing.T) {
+	s := canary()
+	s.MaxTime = 30 * time.Minute
+	d := NewDoc(s, t0)
+	apply := func(c Command, minute float64) {
+		t.Helper()
+		var err error
+		if d, err = d.Apply(s, c, "", "operator", at(minute)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	is := func(minute float64, want State) {
+		t.Helper()
+		if d, _ = d.Decide(s, saw(10, Hold), at(minute)); d.State != want {
+			t.Fatalf("in minute %v it is %s, want %s", minute, d.State, want)
+		}
+	}
+	apply(Pause, 10)
+	is(100, Paused)
+	apply(Resume, 110)
+	is(111, Running)
+	apply(Pause, 115) // 15 of its minutes are over
+	apply(Resume, 1000)
+	is(1014, Running)
+	is(1016, Inconclusive)
+	apply(Resume, 2000)
+	is(2029, Running)
+	is(2031, Inconclusive)
+	if !d.StartedAt.Equal(at(2000)) || d.Rested != 0 {
+		t.Errorf("its time began %s, less %s", d.StartedAt, d.Rested)
+	}
+}
+
+// TestStepFrom finds the shares by which a step began, whatever was ended since.
+func TestStepFrom(t *testing.T) {
+	s := threeArms()
+	d := NewDoc(s, t0)
+	if d.StepFrom() != 0 {
+		t.Errorf("at first: %d", d.StepFrom())
+	}
+	r := Readings{Arms: make([]Reading, 3)}
+	for i := range r.Arms {
+		r.Arms[i] = Reading{Units: 500, Requests: 500, Judgement: Advance}
+	}
+	d, _ = d.Decide(s, r, at(2))
+	if d.Step != 1 || d.StepFrom() != 1 {
+		t.Errorf("at step %d: %d", d.Step, d.StepFrom())
+	}
+	r.Arms[1].Judgement = Stop
+	if d, _ = d.Decide(s, r, at(2.1)); !d.Dropped[1] || len(d.Weights) != 3 || d.StepFrom() != 1 {
+		t.Errorf("an arm was ended: %d of %d", d.StepFrom(), len(d.Weights))
+	}
+	for i := range r.Arms {
+		r.Arms[i].Requests += 500
+	}
+	if d, _ = d.Decide(s, r, at(4)); d.Step != 2 || d.StepFrom() != 3 {
+		t.Errorf("at step %d: %d", d.Step, d.StepFrom())
+	}
+}
+
+// TestCheck refuses documents that nobody here has written.
+func TestCheck(t *testing.T) {
+	for name, spoil := range map[string]func(*Doc){
+		"empty":             func(d *Doc) { *d = Doc{} },
+		"no shares":         func(d *Doc) { d.Shares = nil },
+		"ended, of whom":    func(d *Doc) { d.Dropped = d.Dropped[:1] },
+		"more bases":        func(d *Doc) { d.StepBase = append(d.StepBase, 0) },
+		"fewer of them":     func(d *Doc) { d.StepOut = d.StepOut[:1] },
+		"no such state":     func(d *Doc) { d.State = "asleep" },
+		"before its run":    func(d *Doc) { d.Run = 0 },
+		"tried by nothing":  func(d *Doc) { d.Weights = nil },
+		"shares of another": func(d *Doc) { d.Weights[0].Shares = []float64{1} },
+	} {
+		d := NewDoc(canary(), t0)
+		if err := d.Check(); err != nil {
+			t.Fatal(err)
+		}
+		spoil(&d)
+		if d.Check() == nil {
+			t.Errorf("%s: it is fine", name)
+		}
+	}
+	old := NewDoc(canary(), t0)
+	old.StepOut = nil
+	if err := old.Check(); err != nil {
+		t.Errorf("one of an older version: %v", err)
 	}
 }
 
@@ -287,6 +429,9 @@ func TestAnyLife(t *testing.T) {
 			if err != nil || json.Unmarshal(b, &again) != nil || !reflect.DeepEqual(again, d) {
 				t.Fatalf("seed %d, round %d: written as %s, %v", seed, round, b, err)
 			}
+			if err := d.Check(); err != nil {
+				t.Fatalf("seed %d, round %d: %v", seed, round, err)
+			}
 			if len(d.Log) > logKept {
 				t.Fatalf("seed %d, round %d: %d entries", seed, round, len(d.Log))
 			}
@@ -346,6 +491,10 @@ func TestStepsEnd(t *testing.T) {
 	}
 	if w := d.Waits(s, r, at(61)); len(d.Weights) != mostWeighings-1 || !strings.Contains(w, "shares have changed 30 times") {
 		t.Errorf("%d shares, waits for %q", len(d.Weights), w)
+	}
+	bare := armsOnSteps()
+	if w, _ := d.Adopt(bare, at(61)); len(w.Weights) != len(d.Weights) || !slices.Equal(w.Shares, d.Shares) || !strings.Contains(w.Log[len(w.Log)-1].Why, "shares stay as they are") {
+		t.Errorf("no steps any more: %d shares, %v", len(w.Weights), w.Shares)
 	}
 	r.Arms[1].Judgement = Stop
 	if d, _ = d.Decide(s, r, at(62)); !d.Dropped[1] || len(d.Weights) != mostWeighings {

@@ -38,8 +38,8 @@ type Spec struct {
 	// each arm keeps its Share.
 	Steps    []float64
 	MinTime  time.Duration // of each step
-	MinUnits int           // units of each arm that is tried, and as many of its requests in each step
-	MaxTime  time.Duration // after which an experiment that has shown nothing is called inconclusive; 0 for never
+	MinUnits int           // units of each arm that is tried, in each step
+	MaxTime  time.Duration // without pauses; after it an experiment that has shown nothing is called inconclusive; 0 for never
 	Start    time.Time     // nothing is tried before; zero for at once
 	End      time.Time     // everything is the control's from then on; zero for never
 	Wanted   Wanted        // by the config

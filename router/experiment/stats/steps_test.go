@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"headrace/router/experiment/stats"
@@ -196,5 +197,45 @@ func TestTolerated(t *testing.T) {
 				t.Errorf("%s: %s: want %s", v.Action, v.Reason, tc.want)
 			}
 		})
+	}
+}
+
+// TestUnitsFrom counts who came in an epoch or later, each once, however often and wherever; a score alone is no request.
+func TestUnitsFrom(t *testing.T) {
+	for _, sticky := range []bool{false, true} {
+		e, other := design(t, stats.Design{Sticky: sticky}), design(t, stats.Design{Sticky: sticky})
+		ask := func(e *stats.Experiment, units ...uint64) {
+			for _, u := range units {
+				o := stats.Unknown(u, 1)
+				o.Epoch = e.Epoch()
+				e.Record(&o)
+			}
+		}
+		step := func(canary float64) {
+			for _, e := range []*stats.Experiment{e, other} {
+				if err := e.Reweigh([]float64{1 - canary, canary}); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		ask(e, 1, 2, 3, 3)
+		ask(other, 3, 4)
+		step(0.6)
+		ask(e, 1, 1, 5)
+		ask(other, 5)
+		step(0.7)
+		step(0.8)
+		ask(other, 6, 1)
+		e.Feedback(2, 1, 0, 1)
+		if err := e.Merge("other", other.Snapshot()); err != nil {
+			t.Fatal(err)
+		}
+		want := []int{12, 6, 2, 2}
+		if sticky {
+			want = []int{6, 3, 2, 2} // 1, 5 and 6 from the second on
+		}
+		if got := canary(e).UnitsFrom; !slices.Equal(got, want) {
+			t.Errorf("sticky %t: units %v, want %v", sticky, got, want)
+		}
 	}
 }

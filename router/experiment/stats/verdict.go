@@ -117,6 +117,8 @@ type ArmVerdict struct {
 	By     int    `json:"-"`
 	Reason string `json:"reason"`
 	Units  int    `json:"units"` // seen, of those remembered
+	// UnitsFrom are units, of those remembered, that had requests in an epoch or in a later one, by epoch from 0 on; nil of a Peek.
+	UnitsFrom []int `json:"-"`
 	// Model says what can be said of the arm's model apart from the hosts it runs on.
 	Model string `json:"model,omitempty"`
 	Counts
@@ -210,6 +212,9 @@ func (s *state) verdict(d *Design, words bool) Verdict {
 		a := &s.arms[k]
 		v.Arms = append(v.Arms, ArmVerdict{Name: d.Arms[k], Control: k == d.Control, Weight: now[k], By: -1, Units: a.units(), Counts: a.counts, SRM: Figure(math.NaN())})
 	}
+	if words {
+		s.unitsFrom(v.Arms, d.Sticky)
+	}
 	for k := range s.arms {
 		if words {
 			v.Arms[k].Hosts = s.hostBlocks(k)
@@ -229,6 +234,34 @@ func (s *state) verdict(d *Design, words bool) Verdict {
 		}
 	}
 	return v
+}
+
+// unitsFrom counts each arm's units by the epochs in which they had requests.
+func (s *state) unitsFrom(vs []ArmVerdict, sticky bool) {
+	for k := range s.arms {
+		vs[k].UnitsFrom = make([]int, len(s.epochs))
+		for e := range s.arms[k].strata {
+			if !sticky {
+				vs[k].UnitsFrom[e] = int(s.arms[k].strata[e].sum[Failed].n)
+			}
+		}
+	}
+	for i := range s.units.recs {
+		r, last := &s.units.recs[i], -1
+		for j := r.stays; j > 0; j = s.units.stays[j-1].next {
+			if t := &s.units.stays[j-1]; t.requests > 0 {
+				last = max(last, int(t.epoch))
+			}
+		}
+		if last >= 0 {
+			vs[r.arm].UnitsFrom[last]++
+		}
+	}
+	for k := range vs {
+		for e := len(s.epochs) - 2; e >= 0; e-- {
+			vs[k].UnitsFrom[e] += vs[k].UnitsFrom[e+1]
+		}
+	}
 }
 
 // Broken says that units do not fall on the arm as they should: no comparison can be trusted.
