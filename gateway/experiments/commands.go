@@ -56,6 +56,9 @@ func (m *Manager) Apply(ctx context.Context, name string, c experiment.Command, 
 			}
 			break
 		}
+		if !t.known {
+			return View{}, fmt.Errorf("%w: how experiment %q stands is not known, and the control serves its requests: the log says why; ask again then", experiment.ErrState, name)
+		}
 		if t.foreign {
 			return View{}, fmt.Errorf("%w: replicas try something else under the name %q; give all of them one config", experiment.ErrState, name)
 		}

@@ -69,7 +69,11 @@ func (m *Manager) take(ctx context.Context, t *trial, d state.Doc, exists bool) 
 		return
 	}
 	var doc experiment.Doc
-	if err := json.Unmarshal(d.Body, &doc); err != nil || len(doc.Shares) != len(doc.Arms) || len(doc.Arms) == 0 {
+	err := json.Unmarshal(d.Body, &doc)
+	if err == nil {
+		err = doc.Check()
+	}
+	if err != nil {
 		m.opt.Log.Error("the document of an experiment is not understood: the control serves its requests", "experiment", t.Spec.Name, "error", err)
 		t.known, t.version = false, d.Version
 		m.publish()
@@ -101,6 +105,12 @@ func (m *Manager) take(ctx context.Context, t *trial, d state.Doc, exists bool) 
 				return
 			}
 		} // else it is asked for again at the next reading; what others have decided meanwhile holds here too
+	}
+	if t.known && !t.foreign && !t.adopt && !doc.Withdrawn.IsZero() { // others took this one, which they could not hear, for gone
+		if next := doc.Kept(); m.putOn(ctx, t, d.Version, next) {
+			return
+		}
+		m.behind = true
 	}
 	first := !t.known
 	m.set(t, doc, d.Version)

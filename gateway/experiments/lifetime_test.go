@@ -1,6 +1,7 @@
 package experiments
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -16,15 +17,16 @@ import (
 	"headrace/router/outcome"
 )
 
-// refusing is a store that answers, but does not take the next so many documents of experiments.
+// refusing is a store that answers, but does not take the next so many documents of a kind, by default those of experiments.
 type refusing struct {
 	state.Store
+	kind string
 	next atomic.Int64
 	err  error
 }
 
 func (r *refusing) Put(ctx context.Context, kind, name string, old state.Version, body []byte) (state.Version, error) {
-	if kind == kindDocs && r.next.Add(-1) >= 0 {
+	if kind == cmp.Or(r.kind, kindDocs) && r.next.Add(-1) >= 0 {
 		return 0, r.err
 	}
 	return r.Store.Put(ctx, kind, name, old, body)
@@ -316,4 +318,105 @@ func TestDownIsNotWithdrawn(t *testing.T) {
 		b.stop()
 		other.stop()
 	})
+}
+
+// TestCutOffIsNotWithdrawn: what one replica leaves out while another, which has it, cannot be heard is not over for that: when that one is
+// restarted it goes on where it was.
+func TestCutOffIsNotWithdrawn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := state.NewMemory()
+		cut := &flaky{Store: store}
+		slow := Options{Store: store, Look: 10 * time.Second, Tell: 10 * time.Second}
+		a := startWith(t, slow, trialOf())
+		slow.Store = cut
+		b := startWith(t, slow, trialOf())
+		if _, err := a.Apply(t.Context(), "e", experiment.Abort, ""); err != nil {
+			t.Fatal(err)
+		}
+		pass(time.Minute)
+		cut.down.Store(true)
+		a.Configure(nil)
+		withdrawn := func() bool {
+			docs, err := store.Load(t.Context(), kindDocs)
+			return err == nil && strings.Contains(string(docs["e"].Body), `"taken_out":true`)
+		}
+		for range 60 {
+			if pass(time.Minute); withdrawn() {
+				break
+			}
+		}
+		if !withdrawn() {
+			t.Fatal("nobody has noted that it is in no config that can be heard of")
+		}
+		cut.down.Store(false)
+		pass(time.Minute)
+		if withdrawn() {
+			t.Error("it is thought to be in no config though a replica has it")
+		}
+		b.stop()
+		b = startWith(t, Options{Store: store, Look: 10 * time.Second, Tell: 10 * time.Second}, trialOf())
+		if v, err := b.Show(t.Context(), "e"); err != nil || v.State != experiment.Aborted || v.Run != 1 {
+			t.Errorf("after a restart it is %s, run %d, %v", v.State, v.Run, err)
+		}
+		a.stop()
+		b.stop()
+	})
+}
+
+// TestStrangeDocuments: a document that does not fit, of another config or damaged, gives the control everything, and is shown as a problem.
+func TestStrangeDocuments(t *testing.T) {
+	three := func(s *experiment.Spec) {
+		s.Arms = []experiment.Arm{{Name: "control"}, {Name: "canary", Share: 0.5}, {Name: "other", Share: 0.5}}
+	}
+	for name, tc := range map[string]struct {
+		write   func(t *testing.T, store state.Store, b *replica)
+		problem string
+	}{
+		"of more arms, the last of which was promoted": {func(t *testing.T, store state.Store, _ *replica) {
+			t.Helper()
+			c := startReplica(t, store, trialOf(three))
+			if _, err := c.Apply(t.Context(), "e", experiment.Promote, "other"); err != nil {
+				t.Fatal(err)
+			}
+			c.stop()
+		}, "something else under this name"},
+		"with figures missing": {func(t *testing.T, store state.Store, _ *replica) {
+			t.Helper()
+			docs, err := store.Load(t.Context(), kindDocs)
+			if err != nil {
+				t.Fatal(err)
+			}
+			d := docs["e"]
+			body := strings.Replace(string(d.Body), `"dropped":[false,false]`, `"dropped":[]`, 1)
+			if _, err := store.Put(t.Context(), kindDocs, "e", d.Version, []byte(body)); err != nil || body == string(d.Body) {
+				t.Fatal(err, body)
+			}
+		}, "not known"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				store := state.NewMemory()
+				b := startReplica(t, store, trialOf())
+				pass(5 * time.Second)
+				tc.write(t, store, b)
+				pass(5 * time.Second)
+				v, err := b.Show(t.Context(), "e")
+				if err != nil || !strings.Contains(v.Problem, tc.problem) || v.Arms[1].Share != 0 || v.Arms[0].Share != 1 {
+					t.Errorf("problem %q, arms %+v, %v", v.Problem, v.Arms, err)
+				}
+				if r, err := b.Report(t.Context(), "e"); err != nil || len(r.Arms) != 2 {
+					t.Errorf("report: %v", err)
+				}
+				for _, c := range []experiment.Command{experiment.Start, experiment.Promote, experiment.Abort} {
+					if _, err := b.Apply(t.Context(), "e", c, ""); err == nil {
+						t.Errorf("%s: no error", c)
+					}
+				}
+				if arm, _ := b.Table().Of("m")[0].Assign([]byte("anybody")); arm.Name != "control" {
+					t.Errorf("served by %s", arm.Name)
+				}
+				b.stop()
+			})
+		})
+	}
 }

@@ -137,6 +137,9 @@ func decision(e *experiment.Entry) report.Decision {
 // advice is what is left to its operator.
 func advice(t *trial) string {
 	s, d := t.Spec, &t.doc
+	if !t.known || t.foreign { // the document is of other arms
+		return ""
+	}
 	switch d.State {
 	case experiment.Promoted:
 		i := 0
