@@ -90,6 +90,7 @@ func (m *Manager) resume(ctx context.Context) {
 		t.resumed = true
 		for name, d := range docs {
 			if of, _, _ := strings.Cut(name, " "); of == t.Spec.Name {
+				t.stats.Forget(slotName(s.number) + strings.TrimPrefix(name, of)) // heard before this replica had the slot
 				m.takeUp(ctx, t, name, d)
 			}
 		}
@@ -97,21 +98,16 @@ func (m *Manager) resume(ctx context.Context) {
 	m.publish()
 }
 
-// takeUp makes a document of this replica's slot part of what it has seen. What was recorded before it could be read goes under another
-// name, beside it. The caller holds mu.
+// takeUp makes a document of this replica's slot part of what it has seen, with what was recorded before it could be read. The caller holds mu.
 func (m *Manager) takeUp(ctx context.Context, t *trial, name string, d state.Doc) {
 	h, b, ok := t.recordIn(d)
 	if !ok {
 		return
 	}
 	var err error
-	switch {
-	case name == t.Spec.Name && t.recorded == 0:
+	if name == t.Spec.Name {
 		err = m.restore(t, h, b)
-	case name == t.Spec.Name:
-		t.voice = " " + rand.Text()[:8]
-		fallthrough
-	default:
+	} else {
 		err = t.stats.Merge(slotName(m.slot.number)+" "+name, b)
 	}
 	if errors.Is(err, stats.ErrWeights) {
@@ -122,7 +118,7 @@ func (m *Manager) takeUp(ctx context.Context, t *trial, name string, d state.Doc
 	}
 }
 
-// restore goes on from what was stored, if that was seen under the run's shares; else the error is stats.ErrWeights. The caller holds mu.
+// restore goes on from what was stored, and adds what was recorded since, if that was seen under the run's shares; else the error is stats.ErrWeights. The caller holds mu.
 func (m *Manager) restore(t *trial, h heading, snapshot []byte) error {
 	e, err := stats.New(t.design(&t.doc))
 	if err == nil {
@@ -134,10 +130,10 @@ func (m *Manager) restore(t *trial, h heading, snapshot []byte) error {
 	if _, is := apart(e.Epochs(), &t.doc); is {
 		return stats.ErrWeights
 	}
-	if err := t.stats.Restore(snapshot); err != nil { // beside what is heard already
+	if err := t.stats.Absorb(snapshot); err != nil { // beside what is heard already
 		return err
 	}
-	t.told, t.fresh = h.Told, true
+	t.told, t.fresh = max(t.told, h.Told), true
 	m.follow(t)
 	return nil
 }

@@ -345,3 +345,31 @@ func TestFeedbackElsewhere(t *testing.T) {
 		b.stop()
 	})
 }
+
+// TestHeardThenTakenUp: what is stored under a place is counted once by whoever takes it, also if it was heard as another's before, since the
+// place could not be had at first.
+func TestHeardThenTakenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := state.NewMemory()
+		a := startReplica(t, store, steady())
+		w := newWorld(t)
+		w.serve(300, a)
+		a.stop()
+		placeless := &refusing{Store: store, kind: kindReplica, err: errDown}
+		placeless.next.Store(1)
+		a = startReplica(t, placeless, steady())
+		w.serve(50, a)
+		if n := seq(t, a); n != 350 {
+			t.Errorf("%d requests are known after 300 before the restart and 50 since", n)
+		}
+		a.stop()
+		if docs, err := store.Load(t.Context(), statsKind(0)); err != nil || len(docs) != 1 {
+			t.Errorf("they are in %d documents, %v", len(docs), err)
+		}
+		a = startReplica(t, store, steady())
+		if n := seq(t, a); n != 350 {
+			t.Errorf("%d requests are known after one more restart, of 350", n)
+		}
+		a.stop()
+	})
+}

@@ -57,6 +57,34 @@ func (e *Experiment) Restore(snapshot []byte) error {
 	return nil
 }
 
+// Absorb takes up what Snapshot gave before a restart, beside what was recorded since. After an error, which is ErrWeights where the two were not
+// recorded by the same weights, nothing has changed.
+func (e *Experiment) Absorb(snapshot []byte) error {
+	s, err := decode(snapshot, &e.design)
+	if err != nil {
+		return fmt.Errorf("restore experiment: %w", err)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.own.seq == 0 && len(s.epochs) >= len(e.own.epochs) {
+		e.own = s
+		return nil
+	}
+	if !s.fits(e.own) {
+		return fmt.Errorf("restore experiment: %w", ErrWeights)
+	}
+	own := e.sum(newState(&e.design), []*state{s, e.own})
+	e.settle(own)
+	e.own = own
+	return nil
+}
+
+// fits tells whether two were recorded by the same weights, as far as both know them.
+func (s *state) fits(o *state) bool {
+	n := min(len(s.epochs), len(o.epochs))
+	return slices.EqualFunc(s.epochs[:n], o.epochs[:n], slices.Equal[[]float64])
+}
+
 // Merge takes in what another replica recorded, in place of its earlier snapshots; an older one than is known changes nothing, nor
 // does the order of replicas. A replica that starts anew without Restore has to take another name; what it recorded before stays.
 func (e *Experiment) Merge(replica string, snapshot []byte) error {
@@ -66,10 +94,8 @@ func (e *Experiment) Merge(replica string, snapshot []byte) error {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for i := range min(len(s.epochs), len(e.own.epochs)) {
-		if !slices.Equal(s.epochs[i], e.own.epochs[i]) {
-			return fmt.Errorf("merge experiment of replica %s: %w", replica, ErrWeights)
-		}
+	if !s.fits(e.own) {
+		return fmt.Errorf("merge experiment of replica %s: %w", replica, ErrWeights)
 	}
 	if old := e.peers[replica]; old != nil && old.seq >= s.seq {
 		return nil
@@ -100,13 +126,18 @@ func (e *Experiment) combined() *state {
 		e.others = e.sum(newState(&e.design), parts)
 	}
 	out := e.sum(e.others.clone(), []*state{e.own})
-	for len(out.units.recs) > out.units.most {
-		out.units.halve()
+	e.settle(out)
+	return out
+}
+
+// settle makes sums of what sum has put together.
+func (e *Experiment) settle(s *state) {
+	for len(s.units.recs) > s.units.most {
+		s.units.halve()
 	}
 	if e.design.Sticky {
-		out.rebuild(e.design.Control)
+		s.rebuild(e.design.Control)
 	}
-	return out
 }
 
 // sum adds parts to out. The sums of sticky units have to be rebuilt afterwards.

@@ -40,6 +40,44 @@ func TestRestore(t *testing.T) {
 	}
 }
 
+// TestAbsorb: what was stored and what was recorded since are one, and say the same as if they were two replicas'; what was recorded by other
+// weights is refused, and changes nothing.
+func TestAbsorb(t *testing.T) {
+	for _, sticky := range []bool{false, true} {
+		es := replicas(t, sticky)
+		want := design(t, stats.Design{Sticky: sticky})
+		for i, name := range []string{"before", "since"} {
+			if err := want.Merge(name, es[i].Snapshot()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := es[1].Absorb(es[0].Snapshot()); err != nil {
+			t.Fatal(err)
+		}
+		if a, b := told(t, want), told(t, es[1]); a != b {
+			t.Errorf("sticky %t: absorbed\n%s\nwant\n%s", sticky, b, a)
+		}
+		again := design(t, stats.Design{Sticky: sticky})
+		if err := again.Restore(es[1].Snapshot()); err != nil {
+			t.Fatal(err)
+		}
+		if a, b := told(t, es[1]), told(t, again); a != b {
+			t.Errorf("sticky %t: absorbed and restored\n%s\nwant\n%s", sticky, b, a)
+		}
+		for i, canary := range []float64{0.6, 0.7} { // each by itself
+			if err := es[i].Reweigh([]float64{1 - canary, canary}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		before, other := es[0].Snapshot(), es[1]
+		fill(other, rand.New(rand.NewPCG(4, 4)), 100, 1)
+		was := told(t, other)
+		if err := other.Absorb(before); !errors.Is(err, stats.ErrWeights) || told(t, other) != was {
+			t.Errorf("sticky %t: of other weights: %v", sticky, err)
+		}
+	}
+}
+
 // replicas are three that share an experiment whose users come to any of them.
 func replicas(t *testing.T, sticky bool) []*stats.Experiment {
 	t.Helper()
