@@ -1,0 +1,79 @@
+package admission
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"headrace/gateway/state"
+)
+
+// line is a Redis that answers after a while, or not at all.
+type line struct {
+	after atomic.Int64 // nanoseconds; below 0 it is gone
+	calls atomic.Int64
+}
+
+func (l *line) Replicas() int { return 2 }
+
+func (l *line) Limits(_ context.Context, _ time.Duration, us []*state.Usage) error {
+	l.calls.Add(1)
+	d := time.Duration(l.after.Load())
+	if d < 0 {
+		return errors.New("gone")
+	}
+	<-time.After(d)
+	for _, u := range us {
+		u.Answer = state.Answer{Sum: u.Spent}
+		for i := range u.Claims {
+			u.Claims[i].Verdict = state.LetIn
+		}
+	}
+	return nil
+}
+
+// bubble runs a gate that asks l, in a synctest bubble.
+func bubble(t *testing.T, l *line, o Options, keys ...Key) *Gate {
+	t.Helper()
+	o.Shared = l
+	g := New(o)
+	g.Configure(keys, true)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = g.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-done })
+	return g
+}
+
+// TestRedisIsTriedUntilItIsInTime: one that was gone, and is slow when it comes back, is asked on, though nobody has anything to tell: requests that
+// are refused meanwhile would never hear that it is back.
+func TestRedisIsTriedUntilItIsInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var l line
+		g := bubble(t, &l, Options{Strict: true}, Key{Name: "k", Hash: HashOf(goodKey), Budget: Budget{USDTotal: 1000}})
+		if e := trySpend(t, g, goodKey, 0.01, time.Now()); e != nil {
+			t.Fatal(e)
+		}
+		l.after.Store(-1)
+		_ = trySpend(t, g, goodKey, 0.01, time.Now())
+		<-time.After(2 * time.Second)
+		if e := trySpend(t, g, goodKey, 0.01, time.Now()); e == nil || e.Code != "budget_unknown" {
+			t.Fatalf("Redis is gone for 2 s: %v", e)
+		}
+		l.after.Store(int64(10 * state.Within))
+		<-time.After(time.Minute)
+		l.after.Store(0)
+		<-time.After(time.Second)
+		if e := trySpend(t, g, goodKey, 0.01, time.Now()); e != nil {
+			t.Errorf("Redis answers at once again for 1 s: %v", e)
+		}
+		had := l.calls.Load()
+		<-time.After(time.Minute)
+		if n := l.calls.Load() - had; n > 100 {
+			t.Errorf("it was asked %d times in a minute in which nobody came", n)
+		}
+	})
+}
