@@ -1,6 +1,7 @@
 package books
 
 import (
+	"errors"
 	"slices"
 	"time"
 
@@ -11,7 +12,8 @@ import (
 
 const (
 	smallBlock  = blockSize / 2 // requests; one with less is put together with those beside it
-	mergeAtOnce = 200           // blocks that one transaction reads
+	mergeAtOnce = 200           // small blocks that one transaction reads
+	passAtOnce  = 5_000         // blocks that it looks at for them
 	mergeRounds = 20            // of such transactions, before writing goes on
 	// mergeSpan is the longest time that a block made of others covers: it leaves when the last of its requests may.
 	mergeSpan = time.Hour
@@ -20,7 +22,7 @@ const (
 // stored is a line of requests.
 type stored struct {
 	no, since, until, n int64
-	body                []byte
+	body                []byte // nil where it stays as it is: it is not small, or cannot be read
 }
 
 // compact puts small blocks together, which light traffic makes one of each second: a line for each request takes three times its size, and
@@ -31,55 +33,82 @@ func (f *file) compact(keep time.Duration) {
 		span = min(span, keep/20)
 	}
 	for range mergeRounds {
-		var small []stored
-		if query(f.db, "SELECT block,since,until,n,body FROM requests WHERE block > ? AND n < ? ORDER BY block LIMIT ?", func(st *sqlite3.Stmt) error {
-			small = append(small, stored{st.ColumnInt64(0), st.ColumnInt64(1), st.ColumnInt64(2), st.ColumnInt64(3), slices.Clone(st.ColumnRawBlob(4))})
-			return nil
-		}, f.compacted, smallBlock, mergeAtOnce) != nil || len(small) == 0 || f.begin() != nil {
+		found, more, err := f.follow(f.compacted)
+		if err != nil || len(found) == 0 || f.begin() != nil {
 			return
 		}
-		if err := f.mergeAll(small, span); err != nil || f.db.Exec("COMMIT") != nil {
+		done, err := f.mergeAll(found, span)
+		if err != nil || f.db.Exec("COMMIT") != nil {
 			f.rollback() // they stay as they are
 			return
 		}
-		if len(small) < mergeAtOnce {
+		if f.compacted = max(f.compacted, done); !more {
 			return
 		}
 	}
 }
 
-// mergeAll puts together what belongs together, in the transaction that was begun.
-func (f *file) mergeAll(small []stored, span time.Duration) error {
-	for len(small) > 0 {
-		n := together(small, span.Microseconds())
+// follow returns what lines of requests follow one; more says that there are others behind them.
+func (f *file) follow(no int64) (found []stored, more bool, err error) {
+	small := 0
+	err = query(f.db, "SELECT block,since,until,n,CASE WHEN n < ? THEN body END FROM requests WHERE block > ? ORDER BY block LIMIT ?", func(st *sqlite3.Stmt) error {
+		s := stored{no: st.ColumnInt64(0), since: st.ColumnInt64(1), until: st.ColumnInt64(2), n: st.ColumnInt64(3)}
+		if st.ColumnType(4) != sqlite3.NULL {
+			s.body = slices.Clone(st.ColumnRawBlob(4))
+			small++
+		}
+		if found = append(found, s); small == mergeAtOnce {
+			return errFound
+		}
+		return nil
+	}, smallBlock, no, passAtOnce)
+	if more = errors.Is(err, errFound) || len(found) == passAtOnce; more {
+		err = nil
+	}
+	return found, more, err
+}
+
+// mergeAll puts together what belongs together, in the transaction that was begun. Up to done nothing more is to be done: what follows that
+// may belong to what is yet to come.
+func (f *file) mergeAll(found []stored, span time.Duration) (done int64, err error) {
+	for len(found) > 0 {
+		n := together(found, span.Microseconds())
 		if n > 1 {
-			if err := f.merge(small[:n]); err != nil {
-				return err
+			bad, err := f.merge(found[:n])
+			if err != nil {
+				return 0, err
+			}
+			if bad >= 0 {
+				found[bad].body = nil
+				continue
 			}
 		}
-		if n < len(small) { // else more may follow that belong to it
-			f.compacted = small[n-1].no
+		if n < len(found) || found[0].body == nil {
+			done = found[n-1].no
 		}
-		small = small[n:]
+		found = found[n:]
 	}
-	return nil
+	return done, nil
 }
 
 // together is how many blocks at the front make one.
-func together(small []stored, span int64) int {
-	since, until, sum := small[0].since, small[0].until, small[0].n
-	for i := 1; i < len(small); i++ {
-		s := &small[i]
+func together(found []stored, span int64) int {
+	since, until, sum := found[0].since, found[0].until, found[0].n
+	if found[0].body == nil {
+		return 1
+	}
+	for i := 1; i < len(found); i++ {
+		s := &found[i]
 		since, until, sum = min(since, s.since), max(until, s.until), sum+s.n
-		if s.no != small[i-1].no+1 || sum > blockSize || until-since > span {
+		if s.body == nil || sum > blockSize || until-since > span {
 			return i
 		}
 	}
-	return len(small)
+	return len(found)
 }
 
-// merge writes blocks as one, in the place of the first.
-func (f *file) merge(parts []stored) error {
+// merge writes blocks as one, in the place of the first. One that cannot be read is bad, and then nothing is written; -1 is none.
+func (f *file) merge(parts []stored) (bad int, err error) {
 	one := block{buf: make([]byte, 0, 64<<10)}
 	places := map[Cell]int64{}
 	place := func(c Cell) int64 {
@@ -101,17 +130,17 @@ func (f *file) merge(parts []stored) error {
 			one.add(r, hashID(r.ID), place(Cell{Key: r.Key, Model: r.Model, Arm: r.Arm, Served: r.Served, Provider: r.Provider, Host: string(r.Endpoint)}), &at)
 			return true
 		}); err != nil {
-			return err
+			return i, nil //nolint:nilerr // it stays as it is
 		}
 	}
 	last := parts[len(parts)-1].no
 	if err := query(f.db, "DELETE FROM requests WHERE block > ? AND block <= ?", func(*sqlite3.Stmt) error { return nil }, parts[0].no, last); err != nil {
-		return err
+		return -1, err
 	}
 	st, _, err := f.db.Prepare("UPDATE requests SET since=?,until=?,n=?,ids=?,body=? WHERE block=?")
 	if err != nil {
-		return err
+		return -1, err
 	}
 	defer func() { _ = st.Close() }()
-	return run(st, one.first, one.last, int64(len(one.ids)), one.hashes(nil), one.body(nil), parts[0].no)
+	return -1, run(st, one.first, one.last, int64(len(one.ids)), one.hashes(nil), one.body(nil), parts[0].no)
 }
