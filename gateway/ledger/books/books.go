@@ -11,8 +11,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"maps"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -54,23 +52,22 @@ type Books struct {
 	opt Options
 
 	mu      sync.Mutex // guards all below; held for half a microsecond by requests
-	sums    map[Cell]*entry
+	sums    cells      // not written yet
 	memo    [4]memo
 	filling *block // nil in memory
 	full    []*block
 	free    []*block
 	waiting int
 	blocks  uint32
-	most    int // cells of sums
 	seen    [seenSize]uint64
 	hours   accountant
-	kept    memory
 
 	wake chan struct{}
 	asks chan ask
 	done chan struct{} // closed when Run is over
 
 	f     file           // Run's goroutine only
+	kept  memory         // likewise, and used without a file only
 	price func() []Price // likewise; nil: nobody tells
 
 	records, dropped, doubled, failures atomic.Int64
@@ -78,24 +75,10 @@ type Books struct {
 	bills                               pendingBills
 }
 
-// entry is what is not written yet of a cell.
-type entry struct {
-	Sums
-	block uint32 // that names it, at place
-	place int64
-}
-
 // memo finds the cell of requests that are like one before, which most are.
 type memo struct {
 	cell Cell
 	e    *entry // nil for none
-}
-
-// memory is where sums stay without a file.
-type memory struct {
-	hours map[hostHour]HostHour
-	bills []Bill
-	began time.Time
 }
 
 // Status is how the ledger fares.
@@ -124,9 +107,9 @@ func New(o Options) *Books {
 	if o.MostWaiting <= 0 {
 		o.MostWaiting = DefaultWaiting
 	}
-	b := &Books{opt: o, most: mostCells, sums: map[Cell]*entry{}, wake: make(chan struct{}, 1), asks: make(chan ask), done: make(chan struct{})}
+	b := &Books{opt: o, sums: newCells(mostCells, 0), wake: make(chan struct{}, 1), asks: make(chan ask), done: make(chan struct{})}
 	b.f.path, b.f.now = o.Path, o.Now
-	b.kept = memory{hours: map[hostHour]HostHour{}, began: o.Now()}
+	b.kept = memory{sums: newCells(mostCells, 0), hours: map[hostHour]HostHour{}, most: mostCells, began: o.Now()}
 	b.hours.init(o.Now)
 	b.state.Store(&Status{Path: o.Path})
 	return b
@@ -145,6 +128,9 @@ func (b *Books) Record(r *ledger.Record) {
 		return
 	} else { //nolint:revive // slot is of the if
 		*slot = hash
+	}
+	if r.At.Before(b.hours.doubt) {
+		b.hours.answered(r)
 	}
 	keep := b.opt.Path != "" && b.waiting < b.opt.MostWaiting
 	var to *block
@@ -201,61 +187,19 @@ func (b *Books) cell(c *Cell) *entry {
 	if m.e != nil && m.cell == *c {
 		return m.e
 	}
-	e := b.sums[*c]
-	if e == nil {
-		if len(b.sums) >= b.most {
-			b.fold()
-		}
-		if len(b.sums) >= b.most {
-			*c = Cell{Hour: c.Hour, Key: otherName, Model: otherName, Provider: c.Provider, Host: otherName}
-			e = b.sums[*c]
-		}
-		if e == nil {
-			e = new(entry)
-			b.sums[*c] = e
-		}
+	if len(b.sums.of) >= b.sums.most { // some may have to give way
+		b.memo = [len(b.memo)]memo{}
 	}
+	e := b.sums.at(c)
 	m.cell, m.e = *c, e
 	return e
 }
 
-// fold makes room for new names where there are too many: those of hosts go first, of the oldest hours, which nobody asks for any more. Whose
-// money it was stays, and what it was for. The caller holds mu.
-func (b *Books) fold() {
-	named := map[int64]int{} // cells of hosts, by hour
-	for c := range b.sums {
-		if c.Host != "" && c.Host != otherName {
-			named[c.Hour]++
-		}
-	}
-	until, n := int64(0), 0
-	for _, h := range slices.Sorted(maps.Keys(named)) {
-		if until = h; n > b.most/10 {
-			break
-		}
-		n += named[h]
-	}
-	b.memo = [len(b.memo)]memo{}
-	rest := map[Cell]*entry{}
-	for c, e := range b.sums {
-		if c.Hour > until || c.Host == "" || c.Host == otherName {
-			continue
-		}
-		delete(b.sums, c)
-		c.Host = otherName
-		to := rest[c]
-		if to == nil {
-			to = new(entry)
-			rest[c] = to
-		}
-		to.Add(&e.Sums)
-	}
-	for c, e := range rest {
-		if old := b.sums[c]; old != nil {
-			e.Add(&old.Sums)
-		}
-		b.sums[c] = e
-	}
+// swap puts other sums in the place of those that are not written yet, which it returns. The caller holds mu.
+func (b *Books) swap(s cells) cells {
+	old := b.sums
+	b.sums, b.memo = s, [len(b.memo)]memo{}
+	return old
 }
 
 // fresh puts an empty block in place of the full one. The caller holds mu.
@@ -296,7 +240,7 @@ func (b *Books) nudge() {
 
 // pending is what a write takes.
 type pending struct {
-	sums   map[Cell]*entry
+	sums   cells
 	blocks []*block
 	hours  []HostHour
 	bills  []Bill
@@ -309,12 +253,12 @@ func (b *Books) take(at time.Time) (p pending) {
 	p.bills, p.billed = b.bills.take()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	p.sums, p.blocks = b.sums, b.full
+	p.sums, p.blocks = b.swap(newCells(b.sums.most, len(b.sums.of))), b.full
 	if b.filling != nil && len(b.filling.ids) > 0 {
 		p.blocks = append(p.blocks, b.filling)
 		b.filling = nil
 	}
-	b.sums, b.full, b.waiting, b.memo = make(map[Cell]*entry, len(p.sums)), nil, 0, [len(b.memo)]memo{}
+	b.full, b.waiting = nil, 0
 	p.hours = b.hours.take(at)
 	return p
 }
@@ -324,9 +268,7 @@ func (b *Books) giveBack(p *pending) {
 	b.bills.giveBack(p.bills, p.billed)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for c, e := range p.sums {
-		b.cell(&c).Add(&e.Sums)
-	}
+	b.giveBackSums(p.sums)
 	b.hours.giveBack(p.hours)
 	for i, k := range p.blocks {
 		if b.waiting+len(k.ids) <= b.opt.MostWaiting {
@@ -336,6 +278,14 @@ func (b *Books) giveBack(p *pending) {
 			continue
 		}
 		b.dropped.Add(int64(len(k.ids)))
+	}
+}
+
+// giveBackSums takes sums back, beside what came meanwhile, which is less as a rule. The caller holds mu.
+func (b *Books) giveBackSums(s cells) {
+	newer := b.swap(s)
+	for c, e := range newer.of {
+		b.cell(&c).Add(&e.Sums)
 	}
 }
 
@@ -408,7 +358,7 @@ func (b *Books) flush(now bool) error {
 		return nil
 	}
 	b.mu.Lock()
-	idle := len(b.sums) == 0 && !b.hours.due(at, hoursEvery)
+	idle := len(b.sums.of) == 0 && !b.hours.due(at, hoursEvery)
 	b.mu.Unlock()
 	switch {
 	case now:
@@ -464,45 +414,6 @@ func (b *Books) failed(err error, at time.Time) {
 	b.f.retryAt = at.Add(b.f.pause)
 }
 
-// stay keeps in memory what a file would have: hosts' hours and bills, beside the sums, all for as long as they may stay.
-func (b *Books) stay(at time.Time) {
-	bills, billed := b.bills.take()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	m := &b.kept
-	for _, h := range b.hours.take(at) {
-		k := hostHour{h.Hour, h.Host}
-		s, there := m.hours[k]
-		if !there {
-			s = HostHour{Hour: h.Hour, Provider: h.Provider, Host: h.Host}
-		}
-		s.add(&h)
-		m.hours[k] = s
-	}
-	for i := range billed {
-		from, to := billed[i].hours()
-		for h := from; h < to; h += 3600 {
-			k := hostHour{h, string(billed[i].Host)}
-			if s, there := m.hours[k]; there {
-				usd := billed[i].of(s.USD)
-				s.Billed = &usd
-				m.hours[k] = s
-			}
-		}
-	}
-	if m.bills = append(m.bills, bills...); len(m.bills) > mostBills {
-		m.bills = slices.Delete(m.bills, 0, len(m.bills)-mostBills)
-	}
-	if b.opt.KeepSums <= 0 || at.Sub(b.f.tidiedAt) < tidyEvery {
-		return
-	}
-	b.f.tidiedAt = at
-	before := hourOf(at.Add(-b.opt.KeepSums))
-	b.memo = [len(b.memo)]memo{}
-	maps.DeleteFunc(b.sums, func(c Cell, _ *entry) bool { return c.Hour < before })
-	maps.DeleteFunc(m.hours, func(k hostHour, _ HostHour) bool { return k.hour < before })
-}
-
 // Status tells how the ledger fares.
 func (b *Books) Status() Status {
 	b.opt.Before()
@@ -517,18 +428,22 @@ func (b *Books) Period(ctx context.Context, since, until time.Time) (Period, err
 	var err error
 	if e := b.do(ctx, func() {
 		werr := b.flush(true) // what cannot be written is added below
-		if b.opt.Path != "" {
-			read, rerr := b.f.period(since, until)
-			switch {
-			case rerr == nil:
-				p = read
-			case werr == nil:
-				err = rerr
+		if b.opt.Path == "" {
+			b.kept.period(&p, b.opt.Now())
+			if b.price != nil {
+				p.Prices = b.price()
 			}
+			return
 		}
-		b.waits(&p, werr != nil)
-		if b.opt.Path == "" && b.price != nil {
-			p.Prices = b.price()
+		read, rerr := b.f.period(since, until)
+		switch {
+		case rerr == nil:
+			p = read
+		case werr == nil:
+			err = rerr
+		}
+		if werr != nil {
+			b.waits(&p)
 		}
 	}); e != nil {
 		return Period{}, e
@@ -537,31 +452,21 @@ func (b *Books) Period(ctx context.Context, since, until time.Time) (Period, err
 	return Merge(p), err
 }
 
-// waits adds what is in memory only; failed says that the last write did.
-func (b *Books) waits(p *Period, failed bool) {
-	from, to := hourOf(p.Since), secondOf(p.Until)
-	in := func(hour int64) bool { return hour >= from && hour < to }
+// waits adds what could not be written. Requests wait for none of it: sums go on in others meanwhile.
+func (b *Books) waits(p *Period) {
+	in := p.within()
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	for c, e := range b.sums {
+	b.hours.waits(p, in)
+	sums := b.swap(newCells(b.sums.most, len(b.sums.of)))
+	b.mu.Unlock()
+	for c, e := range sums.of {
 		if in(c.Hour) {
 			p.Rollups = append(p.Rollups, Rollup{c, e.Sums})
 		}
 	}
-	if b.opt.Path != "" {
-		if failed {
-			b.hours.waits(p, in)
-		}
-		return
-	}
-	for k, h := range b.kept.hours {
-		if in(k.hour) {
-			p.Hours = append(p.Hours, h)
-		}
-	}
-	p.Bills = append(p.Bills, b.kept.bills...)
-	p.Runs = append(p.Runs, Span{b.kept.began, b.opt.Now()})
-	p.Replicas = []string{"memory"}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.giveBackSums(sums)
 }
 
 // Find returns one request; ok is false when the ledger has it no more, or never had.

@@ -1,9 +1,12 @@
 package books
 
 import (
+	"slices"
 	"time"
 
+	"headrace/gateway/ledger"
 	"headrace/router/endpoint"
+	"headrace/router/outcome"
 )
 
 // accountant books what hosts cost while somebody watches: rented ones by the hour, and serverless workers by the second. It knows what
@@ -12,6 +15,7 @@ type accountant struct {
 	now   func() time.Time
 	hosts map[string]*metered
 	last  time.Time // of the newest take
+	doubt time.Time // until then an answer may show that a host is there which was taken for lost
 }
 
 // metered is one host's account.
@@ -184,6 +188,15 @@ func (m *metered) mark(now time.Time) {
 		return
 	}
 	m.trail = append(m.trail, mark{at: now, usd: last.usd})
+}
+
+// bend notes what the host's account was at a time, so that what follows may be told apart from what was before.
+func (m *metered) bend(at time.Time) {
+	i, there := slices.BinarySearchFunc(m.trail, at, func(k mark, t time.Time) int { return k.at.Compare(t) })
+	if !there && i > 0 && i < len(m.trail) && !m.trail[i].first {
+		usd, _ := m.at1(at)
+		m.trail = slices.Insert(m.trail, i, mark{at: at, usd: usd})
+	}
 }
 
 // slot is where what is booked now belongs.
@@ -370,6 +383,16 @@ func (h *HostHour) add(o *HostHour) {
 	h.ColdUSD += o.ColdUSD
 }
 
+// plus is both hours together. What was billed of one and not of the other counts as billed.
+func (h HostHour) plus(o *HostHour) HostHour {
+	if h.Billed != nil || o.Billed != nil {
+		usd := h.Paid() + o.Paid()
+		h.Billed = &usd
+	}
+	h.add(o)
+	return h
+}
+
 // between is what a host has cost from one time to another; known is false when it was not watched all that time.
 func (a *accountant) between(id string, from, to time.Time) (usd float64, known bool) {
 	m := a.hosts[id]
@@ -422,8 +445,28 @@ func (b *Books) Lost(host endpoint.ID) {
 	defer b.mu.Unlock()
 	if m := b.hours.hosts[string(host)]; m != nil && m.up > 0 && m.lost.IsZero() {
 		m.lost = b.opt.Now()
+		b.hours.doubt = m.lost.Add(unwatched)
 		m.accrue(string(host), m.lost)
 		m.mark(m.lost) // that there is to go back to
+	}
+}
+
+// answered notes answers of hosts that were taken for lost: they have been there until these ended.
+func (a *accountant) answered(r *ledger.Record) {
+	for i := range r.Attempts {
+		t := &r.Attempts[i]
+		end := r.At.Add(t.After + t.Duration)
+		m := a.hosts[string(t.Endpoint)]
+		if t.Class != outcome.Success || m == nil || m.lost.IsZero() || !end.After(m.lost) {
+			continue
+		}
+		now := a.now()
+		if end.After(now) {
+			end = now
+		}
+		m.accrue(string(t.Endpoint), now)
+		m.lost = end
+		m.bend(end)
 	}
 }
 

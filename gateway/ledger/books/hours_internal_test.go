@@ -6,7 +6,9 @@ import (
 	"time"
 	"unsafe"
 
+	"headrace/gateway/ledger"
 	"headrace/router/endpoint"
+	"headrace/router/outcome"
 )
 
 // hired is a host at a dollar a second.
@@ -90,6 +92,44 @@ func TestRefunds(t *testing.T) {
 		if usd, up, _ := booked(hs); math.Abs(usd-50) > 1e-9 || math.Abs(up-50) > 1e-9 {
 			t.Errorf("%s: $%v for %v s, want $50 for 50 s", tc.name, usd, up)
 		}
+	}
+}
+
+// TestAnswersAfterALoss has a host answer after attempts found nobody there: what is given back when it is gone is what came after the last answer.
+func TestAnswersAfterALoss(t *testing.T) {
+	for name, at := range map[string]struct {
+		ended time.Duration
+		class outcome.Class
+		want  float64 // seconds that are paid for
+	}{
+		"an answer":              {80 * time.Second, outcome.Success, 80},
+		"one of before":          {40 * time.Second, outcome.Success, 50},
+		"one that broke off":     {80 * time.Second, outcome.Truncated, 50},
+		"one at the last moment": {100 * time.Second, outcome.Success, 100},
+	} {
+		t.Run(name, func(t *testing.T) {
+			began := time.Date(2026, 11, 28, 10, 59, 0, 0, time.UTC)
+			now := began
+			b := New(Options{Flush: time.Second, Now: func() time.Time { return now }})
+			b.Follow(hired(endpoint.Ready))
+			now = began.Add(50 * time.Second)
+			b.Lost("vast:1")
+			now = began.Add(100 * time.Second)
+			b.Record(&ledger.Record{ID: "a", At: began, Duration: at.ended, Class: at.class, Attempts: []ledger.Attempt{
+				{Endpoint: "vast:1", Provider: "vast", Class: at.class, After: 10 * time.Second, Duration: at.ended - 10*time.Second},
+			}})
+			now = began.Add(110 * time.Second)
+			b.Follow(hired(endpoint.Preempted))
+			for _, until := range []time.Duration{30, 50, 80, 100, 110} {
+				until *= time.Second
+				if usd, known := b.Between("vast:1", began, began.Add(until)); !known || math.Abs(usd-min(at.want, until.Seconds())) > 1e-6 {
+					t.Errorf("$%v within %v, %t, want $%v", usd, until, known, min(at.want, until.Seconds()))
+				}
+			}
+			if usd, up, _ := booked(b.hours.take(now)); math.Abs(usd-at.want) > 1e-6 || math.Abs(up-at.want) > 1e-6 {
+				t.Errorf("$%v for %v s, want %v", usd, up, at.want)
+			}
+		})
 	}
 }
 

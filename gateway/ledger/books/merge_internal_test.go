@@ -131,7 +131,7 @@ func TestHostsComeAndGo(t *testing.T) {
 	at := time.Date(2026, 11, 28, 10, 0, 0, 0, time.UTC)
 	b := New(Options{Flush: time.Second, Now: func() time.Time { return at }})
 	const hours, hosts = 60, 20
-	b.most = 1000
+	b.kept.sums.most = 1000
 	for h := range hours {
 		for i := range hosts {
 			b.Record(&ledger.Record{
@@ -139,10 +139,11 @@ func TestHostsComeAndGo(t *testing.T) {
 				Attempts: []ledger.Attempt{{Endpoint: endpoint.ID(fmt.Sprint("vast:", h*hosts+i)), Provider: "vast", Served: "m", Class: outcome.Success, USD: 1, USDKnown: true, Usage: ledger.Usage{Basis: endpoint.PerHour}}},
 			})
 		}
+		b.stay(at)
 		at = at.Add(time.Hour)
 	}
 	p := Period{Since: at.Add(-hours * time.Hour), Until: at}
-	b.waits(&p, false)
+	b.kept.period(&p, at)
 	p = Merge(p)
 	r := p.Report([]Dim{ByKey}, nil)
 	for _, l := range r.Lines {
@@ -150,7 +151,7 @@ func TestHostsComeAndGo(t *testing.T) {
 			t.Errorf("%v used $%v", l.Group, l.Used())
 		}
 	}
-	if len(r.Lines) != 2 || len(p.Rollups) > b.most {
+	if len(r.Lines) != 2 || len(p.Rollups) > b.kept.sums.most {
 		t.Errorf("%d keys, %d cells", len(r.Lines), len(p.Rollups))
 	}
 	last := p.Report([]Dim{ByHost}, nil)
@@ -158,7 +159,7 @@ func TestHostsComeAndGo(t *testing.T) {
 	for _, l := range last.Lines {
 		names[l.Group[0]] = true
 	}
-	if !names[fmt.Sprint("vast:", hours*hosts-1)] || !names[otherName] || names["vast:0"] {
+	if !names[fmt.Sprint("vast:", hours*hosts-1)] || !names["vast:"+otherName] || names["vast:0"] {
 		t.Errorf("of %d hosts: the last one %t, the first %t", len(names), names[fmt.Sprint("vast:", hours*hosts-1)], names["vast:0"])
 	}
 }
@@ -186,7 +187,7 @@ func TestHoursOfAFailingDisk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.waits(&p, true)
+	b.waits(&p)
 	p = Merge(p)
 	if len(p.Hours) != 1 || p.Hours[0].USD < 1.99 || p.Hours[0].USD > 2.01 {
 		t.Errorf("%+v, want $2", p.Hours)

@@ -150,11 +150,7 @@ func (m *metered) level(g *course, now time.Time, usd float64) {
 	}
 	base = min(base, usd)
 	for _, at := range []time.Time{g.since, g.left, g.seen} { // where it bends
-		i, there := slices.BinarySearchFunc(m.trail, at, func(k mark, t time.Time) int { return k.at.Compare(t) })
-		if !there && i > 0 && i < len(m.trail) && !m.trail[i].first {
-			x, _ := m.at1(at)
-			m.trail = slices.Insert(m.trail, i, mark{at: at, usd: x})
-		}
+		m.bend(at)
 	}
 	for i := range m.trail {
 		t := &m.trail[i]

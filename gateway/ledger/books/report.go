@@ -330,6 +330,7 @@ func (p *Period) idle(span func(int64) int64) map[bucket]*usage {
 		}
 		u.used += r.timed()
 	}
+	p.unnamed(hosts)
 	m := map[bucket]*usage{}
 	for host, of := range hosts {
 		hours := slices.SortedFunc(maps.Values(of), func(a, b *usage) int { return cmp.Compare(a.hour, b.hour) })
@@ -347,6 +348,43 @@ func (p *Period) idle(span func(int64) int64) map[bucket]*usage {
 		}
 	}
 	return m
+}
+
+// unnamed sets what was used of hosts that there was no room for against what their providers' hosts were paid in that hour and nobody is known to
+// have used: it is one of these.
+func (p *Period) unnamed(hosts map[string]map[int64]*usage) {
+	type place struct {
+		hour     int64
+		provider string
+	}
+	used := map[place]float64{} // and not paid
+	for i := range p.Rollups {
+		if r := &p.Rollups[i]; isOther(r.Host) && r.timed() > 0 {
+			used[place{r.Hour, r.Provider}] += r.timed()
+		}
+	}
+	if len(used) == 0 {
+		return
+	}
+	each := func(others bool, fn func(place, *usage)) {
+		for host, of := range hosts {
+			for hour, u := range of {
+				if at := (place{hour, u.provider}); isOther(host) == others && used[at] > 0 {
+					fn(at, u)
+				}
+			}
+		}
+	}
+	each(true, func(at place, u *usage) { used[at] -= min(used[at], u.rent) })
+	spare := map[place]float64{}
+	each(false, func(at place, u *usage) { spare[at] += max(0, u.rent-u.used) })
+	share := func(at place) float64 { return min(used[at], spare[at]) }
+	each(false, func(at place, u *usage) {
+		if spare[at] > 0 {
+			u.rent -= max(0, u.rent-u.used) * share(at) / spare[at]
+		}
+	})
+	each(true, func(at place, u *usage) { u.rent += share(at) })
 }
 
 // unused finds what of a host's hours, in their order, nobody used. An answer counts in the hour in which it ended, with all it has used:

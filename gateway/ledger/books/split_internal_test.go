@@ -273,7 +273,7 @@ func TestWriteCountsOnce(t *testing.T) {
 	defer f.close()
 	e := &entry{}
 	e.N[Requests] = 1
-	p := pending{sums: map[Cell]*entry{{Hour: 3600}: e}}
+	p := pending{sums: cells{of: map[Cell]*entry{{Hour: 3600}: e}}}
 	if err := f.begin(); err != nil {
 		t.Fatal(err)
 	}

@@ -72,7 +72,7 @@ func (f *file) write(at time.Time, p *pending) (err error) {
 			return err
 		}
 	}
-	for c, s := range p.sums {
+	for c, s := range p.sums.of {
 		n, err := f.cell(c)
 		if err != nil {
 			return err
