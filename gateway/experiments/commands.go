@@ -62,7 +62,7 @@ func (m *Manager) Apply(ctx context.Context, name string, c experiment.Command, 
 		if t.foreign {
 			return View{}, fmt.Errorf("%w: replicas try something else under the name %q; give all of them one config", experiment.ErrState, name)
 		}
-		next, err := t.doc.Apply(t.Spec, c, arm, "operator", m.opt.Now())
+		next, err := t.doc.Apply(t.Spec, c, arm, "operator", m.now())
 		if err != nil {
 			return View{}, err
 		}
@@ -76,7 +76,7 @@ func (m *Manager) Apply(ctx context.Context, name string, c experiment.Command, 
 	if c != experiment.Abort { // which always works
 		return View{}, cmp.Or(ctx.Err(), fmt.Errorf("%w: other replicas keep changing it", ErrSilent))
 	}
-	next, err := t.doc.Apply(t.Spec, c, arm, "operator", m.opt.Now())
+	next, err := t.doc.Apply(t.Spec, c, arm, "operator", m.now())
 	if err != nil {
 		return View{}, err
 	}

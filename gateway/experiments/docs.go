@@ -50,7 +50,7 @@ func (m *Manager) sync(ctx context.Context) {
 
 // take takes in an experiment's document as the store has it. The caller holds mu.
 func (m *Manager) take(ctx context.Context, t *trial, d state.Doc, exists bool) {
-	now := m.opt.Now()
+	now := m.now()
 	if exists && t.known && d.Version == t.version && !t.ahead && !t.adopt {
 		return
 	}

@@ -140,7 +140,7 @@ func (m *Manager) guard(ctx context.Context, t *trial) {
 		return
 	}
 	t.judged = t.stats.VerdictOf(m.slot.part())
-	next, ended := t.doc.Guard(t.Spec, readings(t.judged), m.opt.Now())
+	next, ended := t.doc.Guard(t.Spec, readings(t.judged), m.now())
 	if !ended {
 		return
 	}
@@ -157,7 +157,7 @@ func (m *Manager) guard(ctx context.Context, t *trial) {
 		if t.foreign || t.run != run {
 			return
 		}
-		if next, ended = t.doc.Guard(t.Spec, readings(t.judged), m.opt.Now()); !ended {
+		if next, ended = t.doc.Guard(t.Spec, readings(t.judged), m.now()); !ended {
 			return
 		}
 	}
@@ -189,6 +189,7 @@ func (m *Manager) drain() {
 			continue
 		}
 		m.compare(t, s)
+		s.At = s.At.Add(m.off) // others hold theirs against it
 		t.stats.Record(&s.Observation)
 		t.recorded++
 		t.fresh = true
@@ -257,6 +258,7 @@ func (m *Manager) converse(ctx context.Context) {
 	if len(m.trials) == 0 {
 		return
 	}
+	m.setClock(c)
 	m.sync(c)
 	m.drain()
 	m.speak(c, false)
@@ -282,7 +284,7 @@ func (m *Manager) decide(ctx context.Context, t *trial) {
 		t.judged = t.stats.VerdictOf(m.slot.part())
 		r = m.toDecide(t, t.judged)
 	}
-	next, changed := t.doc.Decide(t.Spec, r, m.opt.Now())
+	next, changed := t.doc.Decide(t.Spec, r, m.now())
 	m.remember(ctx, t, changed)
 	if changed {
 		m.put(ctx, t, next)

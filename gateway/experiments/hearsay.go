@@ -238,6 +238,6 @@ func (m *Manager) leave(ctx context.Context) {
 	}
 	m.drain()
 	m.speak(ctx, true)
-	b, _ := json.Marshal(held{At: m.opt.Now(), Spoken: m.slot.spoken})                   // always encodes
+	b, _ := json.Marshal(held{At: m.now(), Spoken: m.slot.spoken})                       // always encodes
 	_, _ = m.opt.Store.Put(ctx, kindReplica, slotName(m.slot.number), m.slot.version, b) // else it is free after a while
 }

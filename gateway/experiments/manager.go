@@ -32,7 +32,7 @@ type Options struct {
 	// Pool tells how many hosts an arm's pool has now; false when nobody serves its model. Nil cannot tell.
 	Pool func(name string) (hosts int, ok bool)
 	Log  *slog.Logger
-	Now  func() time.Time // default time.Now
+	Now  func() time.Time // default time.Now; what a Store with a clock says of the time (Now, as state.Docs has it) is reckoned with
 	// Look is how often new requests are looked at, 100 ms by default; Tell how often replicas tell each other what they saw, 2 s; Lease
 	// how long a replica that has gone silent keeps its place, 10 s.
 	Look, Tell, Lease time.Duration
@@ -63,6 +63,8 @@ type Manager struct {
 	heardAt time.Time            // when other replicas were last heard for somebody's sake
 	behind  bool                 // documents are to be read again at the next look
 	silent  error                // why the store did not answer the last time, nil when it did
+	off     time.Duration        // of the store's clock from this process's; see setClock
+	clockAt time.Time            // when that was found, zero before
 }
 
 // trial is an experiment at this replica.
@@ -137,7 +139,7 @@ func (m *Manager) Configure(trials []Trial) {
 	defer m.mu.Unlock()
 	old := m.trials
 	m.trials = nil
-	now := m.opt.Now()
+	now := m.now()
 	for _, c := range trials {
 		t := &trial{Trial: c}
 		if was, ok := m.left[c.Spec.Name]; ok {
@@ -206,6 +208,7 @@ func (m *Manager) publish() {
 func (m *Manager) Load(ctx context.Context) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.setClock(ctx)
 	m.sync(ctx)
 	m.claim(ctx)
 	m.hear(ctx)

@@ -61,13 +61,13 @@ type holder struct {
 // held is a slot's document.
 type held struct {
 	By     string    `json:"by"`     // "" when it was given up
-	At     time.Time `json:"at"`     // by the holder's clock
+	At     time.Time `json:"at"`     // by the store's clock, where it has one
 	Spoken int64     `json:"spoken"` // grows whenever observations were stored under it, so that others know when to look
 	Has    []string  `json:"has"`    // experiments in the holder's config
 }
 
-// abandoned is after how long a slot is free whose holder has said nothing, by the clocks of whoever holds it and of whoever wants it. What it
-// has seen is heard all the same, so that nothing is lost by waiting for clocks that differ.
+// abandoned is after how long a slot is free whose holder has said nothing. What it has seen is heard all the same, so that nothing is lost by
+// waiting.
 const abandoned = 10 * time.Minute
 
 func slotName(n int) string { return "r" + strconv.Itoa(n) }
@@ -138,7 +138,7 @@ func (m *Manager) mine(ctx context.Context) (v state.Version, ok bool) {
 }
 
 func (m *Manager) claimed() []byte {
-	h := held{By: m.slot.me, At: m.opt.Now(), Spoken: m.slot.spoken}
+	h := held{By: m.slot.me, At: m.now(), Spoken: m.slot.spoken}
 	for _, t := range m.trials {
 		h.Has = append(h.Has, t.Spec.Name)
 	}
@@ -152,8 +152,7 @@ func (m *Manager) free(d state.Doc) bool {
 	if json.Unmarshal(d.Body, &h) != nil || h.By == "" {
 		return true
 	}
-	age := m.opt.Now().Sub(h.At)
-	return age > max(abandoned, 6*m.opt.Lease)
+	return m.now().Sub(h.At) > max(abandoned, 6*m.opt.Lease)
 }
 
 // hold keeps the slot, and finds whether it is the lowest. The caller holds mu.

@@ -56,7 +56,7 @@ func (m *Manager) remember(ctx context.Context, t *trial, decided bool) {
 	if t.stats == nil || !t.doc.State.Tries() {
 		return
 	}
-	p, now := &t.past, m.opt.Now()
+	p, now := &t.past, m.now()
 	if !p.read {
 		m.recall(ctx, t)
 	}
@@ -98,7 +98,7 @@ func (m *Manager) Report(ctx context.Context, name string) (*report.Report, erro
 	}
 	v := m.view(t)
 	r := &report.Report{
-		Name: v.Name, Model: v.Model, AssignBy: strings.Join(v.AssignBy, ", else "), State: string(v.State), At: m.opt.Now(),
+		Name: v.Name, Model: v.Model, AssignBy: strings.Join(v.AssignBy, ", else "), State: string(v.State), At: m.now(),
 		Started: t.doc.StartedAt, Ended: t.doc.EndedAt, Alpha: v.Alpha, Hosts: v.Hosts, Kinds: v.Kinds, Advice: advice(t), Command: "headrace experiment report " + name + " --html FILE",
 	}
 	if v.Verdict != nil {

@@ -88,7 +88,7 @@ func (m *Manager) view(t *trial) View {
 	v.Verdict = &verdict
 	v.Guardrails, v.Alpha = t.stats.Design().Guardrails, t.stats.Design().Alpha
 	if d.State == experiment.Running && !d.Passed {
-		v.Waits = d.Waits(s, m.toDecide(t, verdict), m.opt.Now())
+		v.Waits = d.Waits(s, m.toDecide(t, verdict), m.now())
 	}
 	v.Hosts, v.Kinds = map[uint32]string{}, map[uint32]string{}
 	for i := range verdict.Arms {

@@ -18,7 +18,7 @@ const checkEvery = time.Minute
 // than a mishap, and deletes those that are gone for good. Any replica does, also one without experiments; but only one whose own config has
 // left an experiment out knows that this was meant, and the others do not take gateways that are down for such. The caller holds mu.
 func (m *Manager) withdraw(ctx context.Context) {
-	now := m.opt.Now()
+	now := m.now()
 	if now.Sub(m.checked) < checkEvery {
 		return
 	}

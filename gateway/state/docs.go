@@ -372,6 +372,17 @@ func (d *Docs) ask(ctx context.Context, kind, name string, old Version, what str
 	return v, false, nil
 }
 
+// Now is the time by Redis's clock, which all replicas share.
+func (d *Docs) Now(ctx context.Context) (time.Time, error) {
+	c, cancel := context.WithTimeout(ctx, d.r.opt.Timeout)
+	defer cancel()
+	t, err := d.r.client.Time(c).Result()
+	if err != nil {
+		return time.Time{}, d.failed(ctx, "read Redis's clock", err)
+	}
+	return t, nil
+}
+
 // docsAgain is when documents are read again though nobody said that they changed: an event may have been lost.
 const docsAgain = 30 * time.Second
 

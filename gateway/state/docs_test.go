@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestDocsComeBack has a Redis that has lost its data get it back from those who have read it, with the same versions, and nothing that was
@@ -108,5 +109,20 @@ func TestDocsComeBack(t *testing.T) {
 	})
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+// TestDocsClock: the time is Redis's, and an error while that does not answer.
+func TestDocsClock(t *testing.T) {
+	s := startRedis(t)
+	d := s.open(nil).Docs(DocsOptions{})
+	before := time.Now()
+	at, err := d.Now(t.Context())
+	if after := time.Now(); err != nil || at.Before(before.Add(-time.Second)) || at.After(after.Add(time.Second)) {
+		t.Errorf("%s, between %s and %s here: %v", at, before, after, err)
+	}
+	s.Stop()
+	if at, err := d.Now(t.Context()); err == nil {
+		t.Errorf("it is %s by a Redis that is gone", at)
 	}
 }
