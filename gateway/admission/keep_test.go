@@ -242,6 +242,7 @@ func (s *away) Put(ctx context.Context, kind, name string, old state.Version, bo
 
 // A store that is gone changes nothing of what is known, and what was spent meanwhile is written when it is back.
 func TestStoreGone(t *testing.T) {
+	t.Parallel()
 	s := &away{Store: state.NewMemory()}
 	a := run(t, s)
 	_, secret, err := a.Create(t.Context(), Key{Name: "team", Budget: Budget{USDTotal: 1}})

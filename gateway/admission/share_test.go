@@ -185,6 +185,7 @@ func TestReplicasHoldLimits(t *testing.T) {
 			},
 		} {
 			t.Run(fmt.Sprintf("%d replicas, %s", n, what), func(t *testing.T) {
+				t.Parallel() // replicas know of each other after a second
 				tc.key.Name, tc.flood.callers, tc.flood.refusals = "k", max(4, tc.flood.callers), 50
 				rs := replicas(t, n, redistest.Start(t).Socket(), func(o *Options) { o.Within = patience }, tc.key)
 				var out poured
@@ -280,6 +281,7 @@ func TestRedisInTrouble(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			s := redistest.Start(t)
 			line := newSlowLine(t, s.Socket())
 			rs := replicas(t, 3, line.path, nil, Key{Name: "k", RPM: 60_000, Budget: Budget{USDTotal: 1000}})
@@ -309,7 +311,8 @@ func TestRedisInTrouble(t *testing.T) {
 			mend()
 			await(t, "Redis is used again", func() bool {
 				for _, r := range rs {
-					if r.share.away.Load() {
+					if r.share.away.Load() { // it is asked again, soon enough or not, where there is something to tell of
+						f.pour(t, rs, &after, time.Now().Add(100*time.Millisecond))
 						return false
 					}
 				}
@@ -341,6 +344,7 @@ func TestRedisInTrouble(t *testing.T) {
 
 // Redis gone, replicas let in together what the limit allows, each its part.
 func TestPartsWithoutRedis(t *testing.T) {
+	t.Parallel()
 	s := redistest.Start(t)
 	rs := replicas(t, 3, s.Socket(), nil, Key{Name: "k", RPM: 600, Budget: Budget{USDTotal: 3}})
 	for _, r := range rs {
@@ -446,6 +450,7 @@ func TestPlacesWithoutRedis(t *testing.T) {
 
 // With Strict a key with a budget waits for Redis; others do not.
 func TestStrict(t *testing.T) {
+	t.Parallel()
 	s := redistest.Start(t)
 	r := replicas(t, 1, s.Socket(), func(o *Options) { o.Strict = true }, Key{Name: "k", Budget: Budget{USDTotal: 1000}}, Key{Name: "free", Hash: HashOf("a-key-without-a-budget"), RPM: 100})[0]
 	await(t, "it is let in", func() bool { return trySpend(t, r.Gate, goodKey, 0.01, time.Now()) == nil })
@@ -616,6 +621,7 @@ func onceNow(g *Gate, key []byte) *openai.Error {
 // TestPlacesAreClaimedOnce: places that were given back while requests wait for Redis are no longer free when Redis is asked for these. It lets a
 // request in beside what is free here, so that the same place would be had twice.
 func TestPlacesAreClaimedOnce(t *testing.T) {
+	t.Parallel()
 	rs := replicas(t, 2, redistest.Start(t).Socket(), func(o *Options) { o.Within = patience },
 		Key{Name: "k", Concurrency: 4, Budget: Budget{USDTotal: 1}})
 	gr, e := rs[0].Enter([]byte(goodKey), time.Now())
