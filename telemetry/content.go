@@ -20,6 +20,7 @@ const (
 	keyInput        = "gen_ai.input.messages"
 	keyOutput       = "gen_ai.output.messages"
 	keyInstructions = "gen_ai.system_instructions"
+	keyTools        = "gen_ai.tool.definitions"
 	keyContentCut   = "headrace.content.cut"
 )
 
@@ -80,6 +81,9 @@ func (s *spanner) said(a *attrs, r *ledger.Record) {
 		put(keyInstructions, encode(ps))
 	}
 	put(keyOutput, messages(answered(r.Said.Answered, r)))
+	if ds := definitions(ask.Tools, ask.Functions); len(ds) > 0 { // last: they are long, and the same in every request of an agent
+		put(keyTools, encode(ds))
+	}
 	if missing {
 		a.flag(keyContentCut, true)
 	}
@@ -109,6 +113,8 @@ type asked struct {
 	Input        json.RawMessage `json:"input"`
 	System       json.RawMessage `json:"system"`
 	Instructions json.RawMessage `json:"instructions"`
+	Tools        json.RawMessage `json:"tools"`
+	Functions    json.RawMessage `json:"functions"` // as Chat Completions had them before tools
 }
 
 func (k *asked) messages() (ms []message) {
@@ -225,13 +231,10 @@ func (t *turn) message() message {
 	return m
 }
 
-// toolCall is the part of a call. Arguments that are JSON stand in it as such, others, such as those that broke off, as a text.
 func toolCall(id, name, args string) part {
 	p := part{Type: "tool_call", ID: id, Name: name}
-	if args = redact(args); json.Valid([]byte(args)) {
-		p.Arguments = json.RawMessage(args)
-	} else if args != "" {
-		p.Arguments = json.RawMessage(encode(args))
+	if args != "" {
+		p.Arguments = embedded(redact(args))
 	}
 	return p
 }
@@ -244,6 +247,64 @@ func toolResponse(id string, content json.RawMessage) part {
 	}
 	text := strings.Join(texts, "\n")
 	return part{Type: "tool_call_response", ID: id, Response: &text}
+}
+
+// definition is a tool that the model may call, in the conventions' shape. Of one that is no function they want type and name.
+type definition struct {
+	Type        string          `json:"type"`
+	Name        string          `json:"name,omitempty"`
+	Description string          `json:"description,omitempty"`
+	Parameters  json.RawMessage `json:"parameters,omitempty"`
+}
+
+// tool is a definition as APIs write it: Chat Completions puts what matters one level deeper.
+type tool struct {
+	Type        string          `json:"type"`
+	Function    *tool           `json:"function"`
+	Custom      *tool           `json:"custom"`
+	Name        loose           `json:"name"`
+	Description loose           `json:"description"`
+	Parameters  json.RawMessage `json:"parameters"`
+	InputSchema json.RawMessage `json:"input_schema"` // Anthropic's name of them
+}
+
+// definitions reads lists of tools.
+func definitions(raws ...json.RawMessage) (ds []definition) {
+	for _, raw := range raws {
+		var list []json.RawMessage
+		_ = json.Unmarshal(raw, &list) // else it is none
+		for _, item := range list {
+			var t tool
+			if !readable(item, &t) {
+				continue
+			}
+			word, own := t.Type, &t
+			switch {
+			case t.Function != nil:
+				own = t.Function
+			case t.Custom != nil:
+				own = t.Custom
+			case word == "custom" && len(t.InputSchema) > 0: // Anthropic's word for a function, which may be left out
+				word = ""
+			}
+			d := definition{Type: cmp.Or(word, "function"), Name: redact(string(own.Name)), Description: redact(string(own.Description))}
+			for _, p := range []json.RawMessage{own.Parameters, own.InputSchema} {
+				if k := kind(p); k != 0 && k != 'n' {
+					d.Parameters = embedded(redact(string(p)))
+				}
+			}
+			ds = append(ds, d)
+		}
+	}
+	return ds
+}
+
+// embedded is a text as part of a JSON text: as such where it is one, else, such as one that broke off, as a string.
+func embedded(text string) json.RawMessage {
+	if json.Valid([]byte(text)) {
+		return json.RawMessage(text)
+	}
+	return json.RawMessage(encode(text))
 }
 
 // parts reads contents: a text, or a list of texts and of objects with a type.

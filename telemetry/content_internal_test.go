@@ -89,6 +89,27 @@ func TestSaid(t *testing.T) {
 				keyOutput: `[{"role":"assistant","parts":[{"type":"tool_call","id":"d","name":"g","arguments":"{\"y\":"}],"finish_reason":"stop"}]`,
 			},
 		},
+		"tools of chat, defined": {
+			`{"tools":[{"type":"function","function":{"name":"look","description":"Looks.","strict":true,"parameters":{"type":"object", "properties":{"q":{"type":"string"}}}}},
+				{"type":"custom","custom":{"name":"write","description":"Writes.","format":{"type":"text"}}},{"type":"function","function":{"name":"bare"}},7]}`, ``,
+			map[string]string{keyTools: `[{"type":"function","name":"look","description":"Looks.","parameters":{"type":"object","properties":{"q":{"type":"string"}}}},` +
+				`{"type":"custom","name":"write","description":"Writes."},{"type":"function","name":"bare"}]`},
+		},
+		"functions, their older name": {
+			`{"functions":[{"name":"look","parameters":{}}]}`, ``, map[string]string{keyTools: `[{"type":"function","name":"look","parameters":{}}]`},
+		},
+		"tools of responses, defined": {
+			`{"tools":[{"type":"function","name":"look","description":null,"parameters":{"type":"object"},"strict":true},{"type":"function","name":"bare","parameters":null},{"type":"web_search"}]}`, ``,
+			map[string]string{keyTools: `[{"type":"function","name":"look","parameters":{"type":"object"}},{"type":"function","name":"bare"},{"type":"web_search"}]`},
+		},
+		"tools of messages, defined": {
+			`{"tools":[{"name":"look","description":"Looks.","input_schema":{"type":"object"}},{"type":"custom","name":"see","input_schema":{}},{"type":"bash_20250124","name":"bash"}]}`, ``,
+			map[string]string{keyTools: `[{"type":"function","name":"look","description":"Looks.","parameters":{"type":"object"}},{"type":"function","name":"see","parameters":{}},{"type":"bash_20250124","name":"bash"}]`},
+		},
+		"odd tools": {
+			`{"tools":[{"type":"function","function":{"name":7,"description":["a"],"parameters":"none"}},{"type":"function","function":"look"},{"type":["x"]}],"functions":{"a":1}}`, ``,
+			map[string]string{keyTools: `[{"type":"function","name":"7","description":"[\"a\"]","parameters":"none"},{"type":"function"},{"type":"function"}]`},
+		},
 		"an odd message among others": {
 			`{"messages":[{"role":"user","content":"one"},7,{"role":["user"]},{"role":"user","name":{"a":1},"content":[{"type":"text","text":{"value":"x"}},"two",3]}]}`, ``,
 			map[string]string{keyInput: `[{"role":"user","parts":[{"type":"text","content":"one"}]},{"role":"user","parts":[{"type":"text","content":"{\"value\":\"x\"}"},{"type":"text","content":"two"}]}]`},
@@ -128,7 +149,7 @@ func TestRedact(t *testing.T) {
 		half := len(s) / 2
 		var a attrs
 		(&spanner{left: saidMost}).said(&a, &ledger.Record{Said: &ledger.Said{
-			Asked:    []byte(`{"messages":[{"role":"user","content":"` + s + `"}]}`),
+			Asked: []byte(`{"messages":[{"role":"user","content":"` + s + `"}],"tools":[{"type":"function","function":{"name":"` + s + `","description":"with ` + s + `","parameters":{"default":"` + s + `"}}}]}`),
 			Answered: []byte(`{"choices":[{"index":0,"delta":{"content":"` + s[:half] + `"}}]}` + "\n" + `{"choices":[{"index":0,"delta":{"content":"` + s[half:] + `"}}]}`),
 		}})
 		for _, kv := range a {
