@@ -392,10 +392,17 @@ func answered(data []byte, r *ledger.Record) []message {
 			break
 		}
 		var e event
-		if text := ""; kind(raw) == '"' && json.Unmarshal(raw, &text) == nil {
-			all.at(0).text.WriteString(text)
-		} else if readable(raw, &e) {
-			all.take(&e)
+		switch text := ""; kind(raw) {
+		case '"':
+			if json.Unmarshal(raw, &text) == nil {
+				all.at(0).text.WriteString(text)
+			}
+		case '[':
+			all.piece(raw)
+		default:
+			if readable(raw, &e) {
+				all.take(&e)
+			}
 		}
 	}
 	ms := make([]message, 0, len(all))
@@ -431,6 +438,22 @@ func (cs *choices) at(index int) *choice {
 		*cs = slices.Insert(*cs, i, &choice{index: index})
 	}
 	return (*cs)[i]
+}
+
+// piece adds one of what is no text, as ledger.Said has it.
+func (cs *choices) piece(raw json.RawMessage) {
+	var list []json.RawMessage
+	var what, piece string
+	var index int
+	if json.Unmarshal(raw, &list) != nil || len(list) < 2 || json.Unmarshal(list[0], &what) != nil || json.Unmarshal(list[len(list)-1], &piece) != nil {
+		return
+	}
+	switch {
+	case what == "reasoning":
+		cs.at(0).reasoning.WriteString(piece)
+	case what == "arguments" && len(list) == 3 && json.Unmarshal(list[1], &index) == nil:
+		cs.at(0).call(index, "", "", piece)
+	}
 }
 
 func (cs *choices) take(e *event) {

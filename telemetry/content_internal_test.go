@@ -68,6 +68,11 @@ func TestSaid(t *testing.T) {
 			`{}`, `"Hel"` + "\n" + `"lo"` + "\n" + `{"choices":[{"index":0,"delta":{"reasoning":"hm"},"finish_reason":"length"}]}`,
 			map[string]string{keyOutput: `[{"role":"assistant","parts":[{"type":"reasoning","content":"hm"},{"type":"text","content":"Hello"}],"finish_reason":"length"}]`},
 		},
+		"pieces": {
+			`{}`, `["reasoning","h\"m"]` + "\n" + `"Hello"` + "\n" + `{"choices":[{"index":0,"delta":{"tool_calls":[{"index":1,"id":"c","function":{"name":"f","arguments":""}}]}}]}` + "\n" +
+				`["arguments",1,"{\"x\":"]` + "\n" + `"!"` + "\n" + `["arguments",1,"2}"]` + "\n" + `["arguments",1]` + "\n" + `["unheard-of","x"]` + "\n" + `[]` + "\n" + `[7,"x"]` + "\n",
+			map[string]string{keyOutput: `[{"role":"assistant","parts":[{"type":"reasoning","content":"h\"m"},{"type":"text","content":"Hello!"},{"type":"tool_call","id":"c","name":"f","arguments":{"x":2}}],"finish_reason":"stop"}]`},
+		},
 		"tools of messages": {
 			`{"messages":[{"role":"assistant","content":[{"type":"tool_use","id":"t","name":"f","input":{"x":1}}]},{"role":"user","content":[{"type":"tool_result","tool_use_id":"t","content":[{"type":"text","text":"found"},{"type":"image","source":{"type":"base64","data":"AAAA"}}]}]}]}`,
 			`{"type":"content_block_start","index":1,"content_block":{"type":"tool_use","id":"u","name":"g","input":{}}}` + "\n" + `{"type":"content_block_delta","index":1,"delta":{"type":"input_json_delta","partial_json":"{\"y\""}}` + "\n" +
@@ -149,7 +154,7 @@ func TestRedact(t *testing.T) {
 		half := len(s) / 2
 		var a attrs
 		(&spanner{left: saidMost}).said(&a, &ledger.Record{Said: &ledger.Said{
-			Asked: []byte(`{"messages":[{"role":"user","content":"` + s + `"}],"tools":[{"type":"function","function":{"name":"` + s + `","description":"with ` + s + `","parameters":{"default":"` + s + `"}}}]}`),
+			Asked:    []byte(`{"messages":[{"role":"user","content":"` + s + `"}],"tools":[{"type":"function","function":{"name":"` + s + `","description":"with ` + s + `","parameters":{"default":"` + s + `"}}}]}`),
 			Answered: []byte(`{"choices":[{"index":0,"delta":{"content":"` + s[:half] + `"}}]}` + "\n" + `{"choices":[{"index":0,"delta":{"content":"` + s[half:] + `"}}]}`),
 		}})
 		for _, kv := range a {

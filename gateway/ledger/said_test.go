@@ -55,8 +55,16 @@ func TestSaidIsShort(t *testing.T) {
 	s.Answer([]byte(`{"id":1,"x":{"a":1,"choices":[]}}`)) // not the event's own
 	s.Answer([]byte(`{"id":`))
 	s.Text([]byte(`"again"`))
-	want := `"Hell\ud83d\ude00ö"` + "\n" + `{"choices":[{"delta":{"reasoning":"hm \"choices\":[]"}}]}` + "\n" + `{"id":1,"x":{"a":1,"choices":[]}}` + "\n" + `"again"` + "\n"
-	if string(s.Answered) != want || s.Missing() {
+	for _, piece := range []string{`"h\""`, `""`, `"m"`} {
+		s.Reasoning([]byte(piece))
+	}
+	s.Arguments(0, []byte(`"{\"a"`))
+	s.Arguments(0, []byte(`"\":1}"`))
+	s.Arguments(12, []byte(`"{}"`))
+	s.Text([]byte(`"."`))
+	want := `"Hell\ud83d\ude00ö"` + "\n" + `{"choices":[{"delta":{"reasoning":"hm \"choices\":[]"}}]}` + "\n" + `{"id":1,"x":{"a":1,"choices":[]}}` + "\n" + `"again"` + "\n" +
+		`["reasoning","h\"m"]` + "\n" + `["arguments",0,"{\"a\":1}"]` + "\n" + `["arguments",12,"{}"]` + "\n" + `"."` + "\n"
+	if string(s.Answered) != want || !s.Missing() {
 		t.Errorf("kept\n%s, want\n%s", s.Answered, want)
 	}
 }

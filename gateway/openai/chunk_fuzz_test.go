@@ -262,6 +262,11 @@ func checkChunk(t *testing.T, name, data []byte) {
 	if c.TextAt.Present() && string(data[c.TextAt.From:c.TextAt.To]) != `"`+string(c.Text)+`"` || !c.TextAt.Present() && c.Text != nil {
 		t.Fatalf("%q: text %q at %v", data, c.Text, c.TextAt)
 	}
+	p := openai.PieceOf(data)
+	if said := data[p.At.From:p.At.To]; (p.Kind != openai.NoPiece) != (len(said) > 1 && said[0] == '"' && said[len(said)-1] == '"') || p.Index < 0 ||
+		json.Valid(data) && p.Kind != openai.NoPiece && (!json.Valid(said) || c.Malformed) {
+		t.Fatalf("%q: piece %d, %q of %d", data, p.Kind, said, p.Index)
+	}
 	if bytes.HasPrefix(data, []byte("[DONE]")) || depthOf(data) > 512 {
 		return
 	}
