@@ -253,7 +253,7 @@ type Telemetry struct {
 	Trust       bool    `yaml:"trust" default:"false" doc:"Whether callers' traceparent is believed: their request joins their trace, sampled or not as they say. Else their trace is linked." aka:"trust_traceparent|trust_callers"`
 	Propagate   string  `yaml:"propagate" words:"own|all|none" default:"own" doc:"Which hosts get a traceparent: your own (all but those priced per token, which are somebody else's), all or none." aka:"propagation"`
 
-	Content    string `yaml:"content" words:"none|messages" default:"none" doc:"Whether spans of sampled requests have what was asked and answered: messages, without what looks like a key; images, audio and files are left out. Whoever reads your traces reads it." aka:"prompts|capture|messages|capture_content"`
+	Content    string `yaml:"content" words:"none|messages" default:"none" doc:"Whether spans of sampled requests have what was asked and answered: messages and the tools that were offered, without what looks like a key; images, audio and files are left out. With trust callers decide which requests are sampled. Whoever reads your traces reads it." aka:"prompts|capture|messages|capture_content"`
 	ContentMax int64  `yaml:"content_max" unit:"bytes" above:"0" default:"64KiB" doc:"Of a request and of an answer, each, that spans may have. A longer request is left out, a longer answer ends there." aka:"max_content"`
 
 	FromEnv bool `yaml:"-"` // OTLP is the environment's: exporters read the rest of it there, such as addresses by signal
