@@ -260,6 +260,8 @@ func TestRetryAfterIsHonest(t *testing.T) {
 	}
 	if _, early := admit(gr, start.Add(e.RetryAfter-time.Microsecond), 1, 1); early == nil {
 		t.Error("let in before it was time")
+	} else if !strings.HasSuffix(early.Message, "Try again in 1s.") { // as Retry-After, which has no less
+		t.Errorf("a microsecond too early: %s", early.Message)
 	}
 	if _, late := admit(gr, start.Add(e.RetryAfter), 1, 1); late != nil {
 		t.Error(late)
@@ -415,7 +417,7 @@ func TestNoAllocations(t *testing.T) {
 
 func hot(t testing.TB) (*Gate, []byte) {
 	t.Helper()
-	keys := []Key{{Name: "k", RPM: 1e9, TPM: 1e9, Concurrency: 1e6, Models: []string{"a", "b", "m*"}, Budget: Budget{USDPerDay: 1e5, USDPerMonth: 1e6, USDTotal: 1e6}}}
+	keys := []Key{{Name: "k", RPM: 1e12, TPM: 1e14, Concurrency: 1e6, Models: []string{"a", "b", "m*"}, Budget: Budget{USDPerDay: 1e5, USDPerMonth: 1e6, USDTotal: 1e6}}}
 	for i := range 1000 {
 		keys = append(keys, Key{Name: fmt.Sprint("k", i), Hash: HashOf(fmt.Sprint(i))})
 	}

@@ -157,10 +157,8 @@ func dollars(nano int64) string {
 	return strings.TrimSuffix(strings.TrimRight(fmt.Sprintf("%.6f", usd(nano)), "0"), ".")
 }
 
-// seconds writes a time as people say it.
+// seconds writes how long to wait as people say it: a second at least, as the header says, and never less than it is.
 func seconds(d time.Duration) string {
-	if d < time.Second {
-		return d.Round(time.Millisecond).String()
-	}
-	return d.Round(100 * time.Millisecond).String()
+	const tenth = time.Second / 10
+	return max(time.Second, (d+tenth-1).Truncate(tenth)).String()
 }
