@@ -6,6 +6,8 @@ import (
 	"hash/maphash"
 	"math"
 	"math/bits"
+	"net"
+	"net/netip"
 	"strconv"
 	"time"
 
@@ -187,6 +189,9 @@ func (x *exchange) leaveFor(e *openai.Error) {
 func (x *exchange) stand(pool string, full *router.UnavailableError) bool {
 	slo, tokens := x.s.router.Outlook(&x.ask, x.choices())
 	a := queue.Ask{Pool: pool, Priority: x.priority, Key: x.rec.Key, Weight: x.grant.Weight(), Tokens: tokens, Bytes: x.ask.BodyBytes, By: x.waitsUntil(time.Now(), slo.TTFT)}
+	if a.Key == "" {
+		a.From = netOf(x.ctx.RemoteIP())
+	}
 	if full != nil {
 		a.Soon = full.Soon
 	}
@@ -204,6 +209,16 @@ func (x *exchange) stand(pool string, full *router.UnavailableError) bool {
 		w.Cancel()
 	}
 	return true
+}
+
+// netOf is whose an address is: of IPv6 a whole net is one caller's.
+func netOf(ip net.IP) netip.Addr {
+	a, _ := netip.AddrFromSlice(ip)
+	if a = a.Unmap(); a.Is6() {
+		p, _ := a.Prefix(64) // of an IPv6 address there is one
+		return p.Addr()
+	}
+	return a
 }
 
 // waitsUntil is how long the request may wait for its turn.

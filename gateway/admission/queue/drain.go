@@ -3,6 +3,7 @@ package queue
 import (
 	"maps"
 	"math"
+	"net/netip"
 	"time"
 )
 
@@ -68,17 +69,30 @@ func (d *drain) doubt() time.Duration {
 	return 1
 }
 
-// appointed is when the last of each key's who was turned away was told to come again. It holds keys of which one is still to come, and others for
-// forgetTold at most.
+// caller is who is told when to come again: a key, or an address where callers have none.
+type caller struct {
+	key  string
+	from netip.Addr
+}
+
+func (a *Ask) caller() caller {
+	if a.Key != "" {
+		return caller{key: a.Key}
+	}
+	return caller{from: a.From}
+}
+
+// appointed is when the last of each caller's who was turned away was told to come again. It holds callers of whom one is still to come, and others
+// for forgetTold at most.
 type appointed struct {
-	keys  map[string]time.Time
-	swept time.Time
+	callers map[caller]time.Time
+	swept   time.Time
 }
 
 // appoint is when somebody who is turned away is told to come again, who would have his turn after d: one after the other, as fast as they can be
-// served, since those who are all told the same come back as one crowd. Each key has a row of its own, in which all get their turns as often: that one
-// is turned away again and again moves nobody else's. Beyond a while it begins anew: who knows how many of them come.
-func (l *line) appoint(key string, now time.Time, d time.Duration) time.Duration {
+// served, since those who are all told the same come back as one crowd. Each caller has a row of its own, in which all get their turns as often: that one
+// is turned away again and again moves nobody else's. Beyond a while it begins anew: who knows how many of them come. Callers are one when they are too many.
+func (l *line) appoint(by caller, now time.Time, d time.Duration) time.Duration {
 	each, ok := l.drain.each()
 	if !ok || d <= 0 {
 		return d
@@ -86,13 +100,17 @@ func (l *line) appoint(key string, now time.Time, d time.Duration) time.Duration
 	told := &l.told
 	if now.Sub(told.swept) > forgetTold {
 		told.swept = now
-		maps.DeleteFunc(told.keys, func(_ string, at time.Time) bool { return at.Before(now) })
+		maps.DeleteFunc(told.callers, func(_ caller, at time.Time) bool { return at.Before(now) })
 	}
-	if told.keys == nil {
-		told.keys = map[string]time.Time{}
+	if told.callers == nil {
+		told.callers = map[caller]time.Time{}
 	}
-	last, mine := told.keys[key]
-	others := len(told.keys)
+	last, mine := told.callers[by]
+	if !mine && len(told.callers) >= mostTold {
+		by = caller{}
+		last, mine = told.callers[by]
+	}
+	others := len(told.callers)
 	if mine {
 		others--
 	}
@@ -102,11 +120,14 @@ func (l *line) appoint(key string, now time.Time, d time.Duration) time.Duration
 	if !at.After(first) || at.Sub(first) >= ahead {
 		at = first.Add(each * time.Duration(others) % ahead)
 	}
-	told.keys[key] = at
+	told.callers[by] = at
 	return at.Sub(now)
 }
 
-const forgetTold = time.Second
+const (
+	forgetTold = time.Second
+	mostTold   = 1 << 12 // callers: whoever has many addresses is not to take our memory with them
+)
 
 const appointAhead = 30 * time.Second
 

@@ -66,9 +66,9 @@ func (r *Room) Enter(a *Ask) (w *Waiter, why Why, retry time.Duration) {
 	}
 	switch {
 	case !now.Add(retry / l.drain.doubt()).Before(a.By):
-		return nil, Late, l.appoint(a.Key, now, retry)
+		return nil, Late, l.appoint(a.caller(), now, retry)
 	case !r.fits(w, p):
-		return nil, Full, l.appoint(a.Key, now, retry)
+		return nil, Full, l.appoint(a.caller(), now, retry)
 	}
 	w.pool = p
 	r.bytes += w.ask.Bytes
@@ -142,7 +142,7 @@ func (r *Room) makeRoom(w *Waiter, in *pool, bytes bool) bool {
 		}
 		v := longest.spare()
 		late := from.classes[pr].expect(v)
-		v.retry = from.classes[pr].lines[v.line].appoint(v.ask.Key, r.opt.Now(), late)
+		v.retry = from.classes[pr].lines[v.line].appoint(v.ask.caller(), r.opt.Now(), late)
 		r.dismiss(v, Full)
 		v.signal()
 		return true

@@ -12,6 +12,7 @@ package queue
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 )
@@ -57,11 +58,12 @@ type Ask struct {
 	Pool     string // what it waits for: a model's name, or Door
 	Kind     uint64 // requests of one kind can be served by the same hosts, as far as can be told; any number
 	Priority Priority
-	Key      string    // whose request it is, "" where callers have none
-	Weight   float64   // of the key; 0 is 1
-	Tokens   float64   // that it takes, about, prompt and answer together; 0 is 1
-	Bytes    int64     // of memory that it holds meanwhile
-	By       time.Time // it leaves then
+	Key      string     // whose request it is, "" where callers have none
+	From     netip.Addr // or net whose it is then: it tells apart only who is told when to come again
+	Weight   float64    // of the key; 0 is 1
+	Tokens   float64    // that it takes, about, prompt and answer together; 0 is 1
+	Bytes    int64      // of memory that it holds meanwhile
+	By       time.Time  // it leaves then
 	// Soon is when room is expected for one that stands first, as far as hosts tell; 0 where nobody knows.
 	Soon time.Duration
 }

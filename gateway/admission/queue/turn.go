@@ -98,7 +98,7 @@ func (r *Room) sweep(c *class) {
 			if c.lines[w.line].drain.doubt() > 1 || !now.Add(late/hopeless).After(w.ask.By) {
 				break
 			}
-			w.retry = c.lines[w.line].appoint(w.ask.Key, now, late)
+			w.retry = c.lines[w.line].appoint(w.ask.caller(), now, late)
 			r.dismiss(w, Late)
 			w.signal()
 		}

@@ -85,7 +85,7 @@ func (r *Room) look(w *Waiter, until time.Time) (c Call, next time.Time) {
 	case !now.Before(w.ask.By):
 		cl := &w.pool.classes[w.ask.Priority]
 		cl.lines[w.line].pass(now)
-		w.retry = cl.lines[w.line].appoint(w.ask.Key, now, cl.expect(w))
+		w.retry = cl.lines[w.line].appoint(w.ask.caller(), now, cl.expect(w))
 		r.dismiss(w, Expired)
 		return Refused, time.Time{}
 	case !now.Before(until):
