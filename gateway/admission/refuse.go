@@ -160,5 +160,5 @@ func dollars(nano int64) string {
 // seconds writes how long to wait as people say it: a second at least, as the header says, and never less than it is.
 func seconds(d time.Duration) string {
 	const tenth = time.Second / 10
-	return max(time.Second, (d+tenth-1).Truncate(tenth)).String()
+	return max(time.Second, (d + tenth - 1).Truncate(tenth)).String()
 }
