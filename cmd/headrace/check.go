@@ -123,7 +123,7 @@ func printConfig(out io.Writer, cfg *config.Config, output string) error {
 	if output == "json" {
 		e := json.NewEncoder(out)
 		e.SetIndent("", "  ")
-		return e.Encode(map[string]any{"ok": true, "admin": cfg.Admin, "hosts": rows, "warnings": append([]string{}, cfg.Warnings()...)})
+		return e.Encode(map[string]any{"ok": true, "admin": cfg.Admin, "hosts": rows, "warnings": append([]string{}, warnings(cfg)...)})
 	}
 	t := table.NewWriter()
 	t.SetStyle(table.StyleLight)
@@ -144,7 +144,7 @@ func printConfig(out io.Writer, cfg *config.Config, output string) error {
 			return err
 		}
 	}
-	for _, w := range cfg.Warnings() {
+	for _, w := range warnings(cfg) {
 		if _, err := fmt.Fprintln(out, "Warning: "+w+"."); err != nil {
 			return err
 		}

@@ -349,3 +349,38 @@ func TestExperimentWithoutRedis(t *testing.T) {
 		t.Errorf("%d requests failed: %v", len(c.failed), c.failed[:min(len(c.failed), 5)])
 	}
 }
+
+// TestUnpricedGuardrail warns of dollars that are to be held down and that nobody can know, and of nothing else.
+func TestUnpricedGuardrail(t *testing.T) {
+	const yaml = `
+providers:
+  static:
+    - {name: base, base_url: "http://127.0.0.1:1/v1", models: [m-base], price: {usd_per_hour: 2}}
+    - {name: awq, base_url: "http://127.0.0.1:2/v1", models: [m-awq]%s}
+    - {name: elsewhere, base_url: "http://127.0.0.1:3/v1", models: [other]}
+models: {m: {serves: [m-base, m-awq]}, other: {serves: [other]}}
+experiments:
+  - name: e
+    model: m
+    arms: {control: {hosts: {served: m-base}}, canary: {hosts: {served: m-awq}}}
+    steps: [10%%, 100%%]
+    %s
+`
+	for name, tc := range map[string]struct{ price, asks, want string }{
+		"a guardrail":        {"", "guardrails: {error_rate: +1%, usd_per_mtok: +0%}", "experiments[0].guardrails.usd_per_mtok: no host of canary that the config names has a price (static:awq)"},
+		"the goal":           {"", "goal: usd_per_mtok", "experiments[0].goal: no host of canary that the config names has a price (static:awq)"},
+		"the usual ones":     {"", "min_units: 50", ""},
+		"other guardrails":   {"", "guardrails: {error_rate: +1%}", ""},
+		"with a price":       {", price: {usd_per_hour: 1}", "guardrails: {usd_per_mtok: +0%}", ""},
+		"which costs nobody": {", price: {usd_per_hour: 0}", "guardrails: {usd_per_mtok: +0%}", "experiments[0].guardrails.usd_per_mtok: "},
+	} {
+		file := filepath.Join(t.TempDir(), "headrace.yaml")
+		if err := os.WriteFile(file, fmt.Appendf(nil, yaml, tc.price, tc.asks), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out, err := runs(t, "check", "-c", file)
+		if err != nil || strings.Contains(out, "Warning") != (tc.want != "") || !strings.Contains(out, tc.want) {
+			t.Errorf("%s: %v\n%s", name, err, out)
+		}
+	}
+}

@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"headrace/gateway/config"
@@ -111,9 +113,49 @@ func (a *app) startExperiments(ctx context.Context) {
 
 // warn logs what a config says and may not mean.
 func (a *app) warn(c *config.Config) {
-	for _, w := range c.Warnings() {
+	for _, w := range warnings(c) {
 		a.log.Warn("the config may not say what is meant", "warning", w)
 	}
+}
+
+// warnings are what a config says and may not mean.
+func warnings(c *config.Config) []string { return append(c.Warnings(), unpriced(c)...) }
+
+// unpriced are the guardrails on dollars that no request of an arm can be held to, for want of a price: who asked for one has the arm wait for it
+// for ever.
+func unpriced(c *config.Config) (ws []string) {
+	ts := trials(c)
+	if len(ts) == 0 {
+		return nil
+	}
+	r := router.New(router.Options{Now: time.Now})
+	eps := c.StaticEndpoints(time.Now())
+	r.Update(eps, rules(c), experiments.Pools(ts)...)
+	s := r.Snapshot()
+	for i, t := range ts {
+		g := slices.IndexFunc(t.Guardrails, func(g stats.Guardrail) bool { return g.Metric == stats.USD && !g.Optional })
+		if g < 0 {
+			continue
+		}
+		key := "guardrails.usd_per_mtok"
+		if t.Guardrails[g].Goal {
+			key = "goal"
+		}
+		for k := range t.Spec.Arms {
+			arm, hosts, priced := &t.Spec.Arms[k], []string{}, false
+			for j := range eps {
+				if p := &eps[j].Price; s.InPool(arm.Pool(), eps[j].ID) {
+					hosts = append(hosts, string(eps[j].ID))
+					priced = priced || p.USDPerHour+p.USDPerWorkerSecond+p.USDPerMTokOut+p.USDPerMTokIn > 0
+				}
+			}
+			if len(hosts) > 0 && !priced {
+				ws = append(ws, fmt.Sprintf("experiments[%d].%s: no host of %s that the config names has a price (%s), and no arm is promoted by dollars that nobody knows: "+
+					"give them a price, or leave it out", i, key, arm.Name, strings.Join(hosts, ", ")))
+			}
+		}
+	}
+	return ws
 }
 
 // pools are those of the experiments in force. The caller holds mu.

@@ -257,8 +257,11 @@ func (c *Config) checkArms(e *Experiment, path string, add func(string, *mistake
 		}
 	}
 	tried := len(arms) - 1
-	if sum > 1+1e-9 {
+	switch {
+	case sum > 1+1e-9:
 		add(at, &mistake{"the weights are " + plainShare(sum) + " together", "keep to 100%"})
+	case sum > 1-1e-9 && len(e.Steps) == 0:
+		add(at, &mistake{"the weights are 100% together, and leave the control nothing to be compared with", "keep to less, or take steps to it, such as [5%, 25%, 50%, 100%]"})
 	}
 	for _, name := range arms {
 		if a := e.Arms[name]; name != e.Control && a.Weight == 0 && tried > 0 {

@@ -518,7 +518,15 @@ func (e *Estimate) tell(d *Design, unmatched int64) string {
 		return fmt.Sprintf("%d units, control %d: too few to compare (%d of each)", e.Units[1], e.Units[0], d.MinUnits)
 	}
 	if e.Finding == Unmeasured {
-		return "not known of any request of the arm, of the control or of both"
+		why := "not known of any request of the arm, of the control or of both"
+		switch e.Metric {
+		case USD:
+			why += ": a host without a price has none, and keeps the arm from being promoted; give it one, or leave the guardrail out"
+		case Score:
+			why += ": nobody has sent feedback"
+		case TTFT, TPS, Truncated, Failed, Missed, metrics:
+		}
+		return why
 	}
 	var b strings.Builder
 	if !math.IsNaN(float64(e.Due)) && (e.Finding == Harm || e.Finding == Suspicion) {
