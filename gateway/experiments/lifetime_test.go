@@ -420,3 +420,72 @@ func TestStrangeDocuments(t *testing.T) {
 		})
 	}
 }
+
+// deafened is a store whose word of changes does not arrive.
+type deafened struct{ state.Store }
+
+func (deafened) Watch(string) (<-chan struct{}, func()) { return nil, func() {} }
+
+// TestApart: how long two gateways may give a user different arms at a step: not at all where the store's word of it arrives, and until the
+// next round of reading where it is lost. At either of them nobody leaves the canary while it grows.
+func TestApart(t *testing.T) {
+	for name, tc := range map[string]struct {
+		store func(state.Store) state.Store
+		most  time.Duration
+	}{
+		"told":     {func(s state.Store) state.Store { return s }, 0},
+		"not told": {func(s state.Store) state.Store { return deafened{s} }, 2 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				store := state.NewMemory()
+				a := startReplica(t, store, failuresOnly())
+				pass(700 * time.Millisecond) // rounds are not at the same times
+				b := startReplica(t, tc.store(store), failuresOnly())
+				w := newWorld(t)
+				var since, longest time.Duration
+				was := map[string]string{} // arms by replica and user
+				users := make([]string, 40)
+				for i := range users {
+					users[i] = fmt.Sprint("user ", i)
+				}
+				began := time.Now()
+				for i := 0; a.state() == experiment.Running || b.state() == experiment.Running; i++ {
+					if i > 30000 {
+						t.Fatalf("after %d requests it is %s", i, a.state())
+					}
+					w.request(a, b)
+					synctest.Wait() // what was to be done now is
+					same := true
+					for _, user := range users {
+						var at [2]string
+						for k, r := range []*replica{a, b} {
+							arm, _ := r.Table().Of("m")[0].Assign([]byte(user))
+							at[k] = arm.Name
+							if key := fmt.Sprint(k, user); was[key] == "canary" && arm.Name != "canary" {
+								t.Fatalf("%s has left the canary at gateway %d", user, k)
+							} else {
+								was[key] = arm.Name
+							}
+						}
+						same = same && at[0] == at[1]
+					}
+					if now := time.Since(began); same {
+						since = now
+					} else {
+						longest = max(longest, now-since)
+					}
+					pass(20 * time.Millisecond)
+				}
+				if longest > tc.most || a.canary() != 1 || b.canary() != 1 {
+					t.Errorf("for %s gateways gave a user different arms, want %s at most; shares %v and %v", longest, tc.most, a.canary(), b.canary())
+				}
+				if tc.most > 0 && longest == 0 {
+					t.Error("nobody was seen in two arms, which the test is about")
+				}
+				a.stop()
+				b.stop()
+			})
+		})
+	}
+}
