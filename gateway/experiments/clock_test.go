@@ -65,7 +65,7 @@ func TestClocksDiffer(t *testing.T) {
 				}
 				pass(5 * time.Second)
 				v, err := right.Show(t.Context(), "e")
-				if err != nil || len(v.Weights) != 2 {
+				if err != nil || len(v.Weights) < 2 {
 					t.Fatalf("shares %v, %v", v.Weights, err)
 				}
 				if took := v.Weights[1].At.Sub(began); took < 20*time.Second || took > time.Minute {
