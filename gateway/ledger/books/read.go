@@ -3,6 +3,7 @@ package books
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -104,7 +105,7 @@ func Read(path string, since, until time.Time) (p Period, err error) {
 }
 
 // Each calls each for every request that a file has, in the order in which they were written, until it returns false. The record is
-// valid during the call only.
+// valid during the call only. Where a gateway begins to write the file meanwhile, they are called for once more from the first on.
 func Each(path string, each func(*ledger.Record) bool) error {
 	err := reading(path, func(db *sqlite3.Conn) error {
 		return query(db, "SELECT body FROM requests ORDER BY block", func(st *sqlite3.Stmt) error {
@@ -125,39 +126,97 @@ func Each(path string, each func(*ledger.Record) bool) error {
 	return err
 }
 
-// reading calls fn with a file that is not written.
+// reading calls fn with a file that is not written. It leaves nothing behind, and needs to write nowhere near the file.
 func reading(path string, fn func(*sqlite3.Conn) error) error {
 	path, err := filepath.Abs(path) // a URI has no relative ones
 	if err != nil {
 		return err
 	}
-	name, flags := path, sqlite3.OPEN_READONLY
-	if _, err := os.Stat(path + "-wal"); errors.Is(err, os.ErrNotExist) { // nobody writes: leave nothing behind
-		name, flags = (&url.URL{Scheme: "file", Path: path, RawQuery: "immutable=1"}).String(), flags|sqlite3.OPEN_URI
+	for range rereads {
+		before := stateOf(path)
+		if before.open {
+			break
+		}
+		// Nobody writes: it is read as if it could not change.
+		name := (&url.URL{Scheme: "file", Path: path, RawQuery: "immutable=1"}).String()
+		err = readingAs(path, name, sqlite3.OPEN_READONLY|sqlite3.OPEN_URI, fn)
+		if stateOf(path) == before {
+			return err
+		} // else a gateway has come meanwhile, and perhaps gone
 	}
-	again, err := readingAs(path, name, flags, fn)
-	if again { // a gateway has begun to write meanwhile
-		_, err = readingAs(path, path, sqlite3.OPEN_READONLY, fn)
+	err = readingAs(path, path, sqlite3.OPEN_READONLY, fn)
+	if !errors.Is(err, sqlite3.CANTOPEN) && !errors.Is(err, sqlite3.READONLY) {
+		return err
+	}
+	// Whoever had it open was killed, and what they share cannot be made anew: it is on a disk that only can be read.
+	if copied := copyOf(path, func(to string) error { return readingAs(path, to, sqlite3.OPEN_READONLY, fn) }); !errors.Is(copied, errChanged) {
+		return copied
 	}
 	return err
 }
 
-// readingAs opens a file by name and calls fn. Again says that it was taken for one that nobody writes, and was written.
-func readingAs(path, name string, flags sqlite3.OpenFlag, fn func(*sqlite3.Conn) error) (again bool, err error) {
+const rereads = 5 // of a file that gateways come to and leave while it is read
+
+// fileState is what changes when somebody writes to a file.
+type fileState struct {
+	open bool // it has a log: somebody writes, or was killed
+	size int64
+	at   time.Time
+}
+
+func stateOf(path string) (s fileState) {
+	_, err := os.Stat(path + "-wal")
+	s.open = !errors.Is(err, os.ErrNotExist)
+	if info, err := os.Stat(path); err == nil {
+		s.size, s.at = info.Size(), info.ModTime()
+	}
+	return s
+}
+
+var errChanged = errors.New("it changes while it is copied")
+
+// copyOf calls fn with a copy of a file and its log, which it takes away afterwards.
+func copyOf(path string, fn func(path string) error) error {
+	dir, err := os.MkdirTemp("", "headrace-ledger-") // for its owner alone
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	to, before := filepath.Join(dir, "ledger.db"), stateOf(path)
+	for _, part := range []string{"", "-wal"} {
+		if err := copyFile(path+part, to+part); err != nil {
+			return err
+		}
+	}
+	if stateOf(path) != before {
+		return errChanged
+	}
+	return fn(to)
+}
+
+func copyFile(from, to string) (err error) {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = in.Close() }()
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, fileMode)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Close())
+}
+
+// readingAs opens a file by name and calls fn.
+func readingAs(path, name string, flags sqlite3.OpenFlag, fn func(*sqlite3.Conn) error) error {
 	db, err := sqlite3.OpenFlags(name, flags)
 	if err != nil {
-		return false, fmt.Errorf("open %s: %w", path, err)
+		return fmt.Errorf("open %s: %w", path, err)
 	}
 	defer func() { _ = db.Close() }()
-	if name != path {
-		defer func() {
-			if _, serr := os.Stat(path + "-wal"); serr == nil {
-				again = true
-			}
-		}()
-	}
-	if err := db.BusyTimeout(busyFor); err != nil {
-		return false, err
+	if err = db.BusyTimeout(busyFor); err != nil {
+		return err
 	}
 	v, err := version(db)
 	if err == nil && v == 0 {
@@ -167,9 +226,9 @@ func readingAs(path, name string, flags sqlite3.OpenFlag, fn func(*sqlite3.Conn)
 		err = fn(db)
 	}
 	if err != nil {
-		return false, fmt.Errorf("read %s: %w", path, err)
+		return fmt.Errorf("read %s: %w", path, err)
 	}
-	return false, nil
+	return nil
 }
 
 var errNoLedger = errors.New("it is no ledger, or no gateway has written to it yet")
