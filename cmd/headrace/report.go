@@ -27,6 +27,7 @@ type reportOptions struct {
 	by, from     []string
 	since, until string
 	request      string
+	bills        bool
 }
 
 func reportCommand() *cobra.Command {
@@ -50,6 +51,7 @@ Exit codes: 0 all is well, 1 nothing can be read, 2 the command line or the conf
   headrace report --by key,day --since 2026-11-01 --until 2026-12-01 -o csv > november.csv
   headrace report --from /var/lib/headrace/ledger.db --by host
   headrace report --from http://gw-0:9090,http://gw-1:9090
+  headrace report --bills -o csv
   headrace report --request req_2vjvuxn2hcd6wq3a`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.report(cmd) },
@@ -62,6 +64,7 @@ Exit codes: 0 all is well, 1 nothing can be read, 2 the command line or the conf
 	f.StringVar(&o.until, "until", "now", "likewise")
 	f.StringSliceVar(&o.from, "from", nil, "admin URLs and ledger files to add up")
 	f.StringVar(&o.request, "request", "", "tell of this one request instead, all that is kept of it, as JSON")
+	f.BoolVar(&o.bills, "bills", false, "tell of the newest bill of each account instead, against what the ledger has of the same hosts and time")
 	f.StringVarP(&o.output, "output", "o", "table", "table, csv or json")
 	for name, words := range map[string][]string{"by": dims(), "output": {"table", "csv", "json"}} {
 		if err := c.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)); err != nil {
@@ -104,6 +107,9 @@ func (o *reportOptions) report(cmd *cobra.Command) error {
 	if !since.Before(until) {
 		return &exitError{2, errors.New("--since is not before --until")}
 	}
+	if o.bills && (cmd.Flags().Changed("by") || o.request != "") {
+		return &exitError{2, errors.New("--bills has one line an account: leave --by and --request out")}
+	}
 	if o.request != "" {
 		return o.one(cmd.Context(), cmd.OutOrStdout())
 	}
@@ -112,6 +118,9 @@ func (o *reportOptions) report(cmd *cobra.Command) error {
 		return err
 	}
 	r := p.Report(by, list)
+	if o.bills {
+		return reportBills(cmd.OutOrStdout(), o.output, r.Bills)
+	}
 	switch out := cmd.OutOrStdout(); o.output {
 	case "json":
 		enc := json.NewEncoder(out)
@@ -219,40 +228,24 @@ func local(path string, since, until time.Time) (books.Period, error) {
 // reportCSV writes one record a line, figures in full.
 func reportCSV(out io.Writer, r *books.Report) error {
 	w := csv.NewWriter(out)
-	head := make([]string, 0, 24)
+	var head []string
 	for _, d := range r.By {
 		head = append(head, string(d))
 	}
-	head = append(head, "requests", "errors", "left", "attempts", "prompt_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "estimated_tokens",
-		"marginal_usd", "used_usd", "idle_usd", "allocated_usd", "usd_per_mtok", "wasted_usd", "guessed_usd", "traffic_usd", "unknown_price_attempts", "host_seconds", "worker_seconds")
-	for _, why := range books.Reasons() {
-		head = append(head, "wasted_"+why.String()+"_usd")
+	for _, f := range r.Total.Figures() {
+		head = append(head, f.Name)
 	}
 	if err := w.Write(head); err != nil {
 		return err
 	}
 	for i := range r.Lines {
 		l := &r.Lines[i]
-		rec := slices.Clone(l.Group)
-		for i, g := range rec {
-			if g != "-" && strings.ContainsRune("=+-@\t\r", rune((g + " ")[0])) {
-				rec[i] = "'" + g // else spreadsheets take it for a formula
-			}
+		var rec []string
+		for _, g := range l.Group {
+			rec = append(rec, unformed(g))
 		}
-		for _, n := range []books.Count{
-			books.Requests, books.Errors, books.Left, books.Attempts, books.PromptTokens, books.CachedTokens, books.OutputTokens, books.ReasoningTokens,
-			books.EstimatedTokens,
-		} {
-			rec = append(rec, strconv.FormatInt(l.N[n], 10))
-		}
-		per := ""
-		if usd, ok := l.PerMTok(); ok {
-			per = exactly(usd)
-		}
-		rec = append(rec, exactly(l.F[books.MarginalUSD]), exactly(l.Used()), exactly(l.IdleUSD), exactly(l.Allocated()), per, exactly(l.WastedUSD()), exactly(l.F[books.GuessedUSD]),
-			exactly(l.F[books.TrafficUSD]), strconv.FormatInt(l.N[books.UnknownPrice], 10), exactly(l.F[books.HostSeconds]), exactly(l.F[books.WorkerSeconds]))
-		for _, why := range books.Reasons() {
-			rec = append(rec, exactly(l.F[books.Wasted+books.Amount(why)]))
+		for _, f := range l.Figures() {
+			rec = append(rec, fieldOf(f.Value))
 		}
 		if err := w.Write(rec); err != nil {
 			return err
@@ -260,6 +253,24 @@ func reportCSV(out io.Writer, r *books.Report) error {
 	}
 	w.Flush()
 	return w.Error()
+}
+
+// unformed is a name that spreadsheets do not take for a formula.
+func unformed(name string) string {
+	if name != "-" && strings.ContainsRune("=+-@\t\r", rune((name + " ")[0])) {
+		return "'" + name
+	}
+	return name
+}
+
+func fieldOf(value any) string {
+	switch v := value.(type) {
+	case int64:
+		return strconv.FormatInt(v, 10)
+	case float64:
+		return exactly(v)
+	}
+	return ""
 }
 
 func exactly(v float64) string { return strconv.FormatFloat(v, 'f', -1, 64) }

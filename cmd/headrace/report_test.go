@@ -254,6 +254,7 @@ func TestReportReadsManyLedgers(t *testing.T) {
 		{"--since", "yesterday"},
 		{"--since", "1h", "--until", "2h"},
 		{"-o", "xml"},
+		{"--bills", "--by", "key"},
 		{"--from", filepath.Join(dir, "none.db")},
 		{"--admin", "127.0.0.1:1"},
 		{"--from", "http://127.0.0.1:1"},
@@ -305,6 +306,86 @@ func TestReportEndsWithTheMonth(t *testing.T) {
 		if got, has := r.Total.N[books.Requests], l.Total.N[books.Requests]; got != c.want || has != c.want {
 			t.Errorf("%s: %d requests by the gateway, %d by its file, want %d", c.name, got, has, c.want)
 		}
+	}
+}
+
+// TestReportsSayTheSame has every number of the JSON in the CSV too, under its name, and what bills name in the table as well.
+func TestReportsSayTheSame(t *testing.T) {
+	at := time.Date(2026, 11, 28, 10, 0, 0, 0, time.UTC)
+	billed := 0.75
+	bill := books.Bill{Account: "vast", From: at, To: at.Add(time.Hour), AsOf: at.Add(2 * time.Hour), Billed: 0.75, Ledger: 0.9, Hosts: 1, LeftOut: 0.125}
+	p := books.Period{
+		Since: at, Until: at.Add(time.Hour), Bills: []books.Bill{bill},
+		Hours: []books.HostHour{{Hour: at.Unix(), Provider: "vast", Host: "vast:1", Seconds: 3600, Up: 3600, USD: 0.9, Billed: &billed}},
+	}
+	for i, key := range []string{"team-a", "team-b"} {
+		r := books.Rollup{Cell: books.Cell{Hour: at.Unix(), Key: key, Model: "m", Provider: "vast", Host: "vast:1"}}
+		for n := range r.N {
+			r.N[n] = int64(100*i + n)
+		}
+		r.F[books.UsedPerHour], r.F[books.TTFTSeconds], r.F[books.MarginalUSD] = 0.25, 1.5, 0.01
+		p.Rollups = append(p.Rollups, r)
+	}
+	r := p.Report([]books.Dim{books.ByKey}, nil)
+	j, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var asJSON struct {
+		Billed float64 `json:"billed_usd"`
+		Lines  []map[string]any
+		Bills  []map[string]any
+	}
+	if err := json.Unmarshal(j, &asJSON); err != nil {
+		t.Fatal(err)
+	}
+	table := func(write func(*bytes.Buffer) error) (rows []map[string]string) {
+		t.Helper()
+		var b bytes.Buffer
+		if err := write(&b); err != nil {
+			t.Fatal(err)
+		}
+		all, err := csv.NewReader(&b).ReadAll()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, rec := range all[1:] {
+			row := map[string]string{}
+			for i, name := range all[0] {
+				row[name] = rec[i]
+			}
+			rows = append(rows, row)
+		}
+		return rows
+	}
+	same := func(what string, rows []map[string]string, objects []map[string]any) {
+		t.Helper()
+		if len(rows) != len(objects) || len(rows) == 0 {
+			t.Fatalf("%s: %d rows, %d objects", what, len(rows), len(objects))
+		}
+		for i, o := range objects {
+			for name, v := range o {
+				n, isNumber := v.(float64)
+				if got := rows[i][name]; isNumber && got != exactly(n) {
+					t.Errorf("%s %d: %s is %q, in JSON %v", what, i, name, got, v)
+				}
+			}
+		}
+	}
+	rows := table(func(b *bytes.Buffer) error { return reportCSV(b, &r) })
+	same("line", rows, asJSON.Lines)
+	same("bill", table(func(b *bytes.Buffer) error { return reportBills(b, "csv", r.Bills) }), asJSON.Bills)
+	if len(asJSON.Lines[0]) != len(rows[0]) || asJSON.Billed != 0.75 || rows[0]["billed_usd"] != "0.375" || rows[0]["wasted_refused_usd"] != "0" {
+		t.Errorf("%d names in JSON, %d in CSV: %v", len(asJSON.Lines[0]), len(rows[0]), rows[0])
+	}
+	text := reportText(&r)
+	for _, want := range []string{"as billed", "$0.38", "$0.75 is as billed", "$0.12 was billed for hosts and times"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in\n%s", want, text)
+		}
+	}
+	if s := billsText(r.Bills); !strings.Contains(s, "vast") || !strings.Contains(s, "+20.0%") || !strings.Contains(s, "$0.12") {
+		t.Errorf("%s", s)
 	}
 }
 

@@ -84,7 +84,8 @@ func linesText(r *books.Report) string {
 			foot = append(foot, "")
 		}
 	}
-	for _, name := range []string{"requests", "errors", "tokens in", "cached", "out", "marginal", "used", "idle", "allocated", "$/Mtok", "wasted", "of used"} {
+	billed := r.BilledUSD > 0 // else there is nothing to tell
+	for _, name := range figureNames(billed) {
 		head = append(head, name)
 		columns = append(columns, table.ColumnConfig{Name: name, Align: text.AlignRight, AlignHeader: text.AlignRight, AlignFooter: text.AlignRight})
 	}
@@ -95,10 +96,10 @@ func linesText(r *books.Report) string {
 		for _, g := range r.Lines[i].Group {
 			row = append(row, shown(g))
 		}
-		t.AppendRow(append(row, figures(&r.Lines[i])...))
+		t.AppendRow(append(row, figures(&r.Lines[i], billed)...))
 	}
 	if len(r.By) > 0 {
-		t.AppendFooter(append(foot, figures(&r.Total)...))
+		t.AppendFooter(append(foot, figures(&r.Total, billed)...))
 	}
 	lines := strings.Split(t.Render(), "\n")
 	for i := range lines {
@@ -115,7 +116,15 @@ func shown(name string) string {
 	return name
 }
 
-func figures(l *books.Line) table.Row {
+func figureNames(billed bool) []string {
+	names := []string{"requests", "errors", "tokens in", "cached", "out", "marginal", "used", "idle", "allocated"}
+	if billed {
+		names = append(names, "as billed")
+	}
+	return append(names, "$/Mtok", "wasted", "of used")
+}
+
+func figures(l *books.Line, billed bool) table.Row {
 	per, share := "-", "-"
 	if usd, ok := l.PerMTok(); ok {
 		per = fmt.Sprintf("%.3g", usd)
@@ -123,10 +132,14 @@ func figures(l *books.Line) table.Row {
 	if u := l.Used(); u > 0 {
 		share = fmt.Sprintf("%.1f%%", 100*l.WastedUSD()/u)
 	}
-	return table.Row{
+	row := table.Row{
 		l.N[books.Requests], l.N[books.Errors], l.N[books.PromptTokens], l.N[books.CachedTokens], l.N[books.OutputTokens], usdText(l.F[books.MarginalUSD]),
-		usdText(l.Used()), usdText(l.IdleUSD), usdText(l.Allocated()), per, usdText(l.WastedUSD()), share,
+		usdText(l.Used()), usdText(l.IdleUSD), usdText(l.Allocated()),
 	}
+	if billed {
+		row = append(row, usdText(l.BilledUSD))
+	}
+	return append(row, per, usdText(l.WastedUSD()), share)
 }
 
 // wasteText says why dollars were wasted. Idle hours are apart: they are in no request.

@@ -58,6 +58,51 @@ func TestBilledHours(t *testing.T) {
 	}
 }
 
+// TestBilledLines has each line say what of it bills name, which comes to what they name in all, however lines are told apart; also where an
+// answer took of hours before the one in which it ended.
+func TestBilledLines(t *testing.T) {
+	begin := time.Date(2026, 11, 28, 10, 0, 0, 0, time.UTC)
+	usd := func(v float64) *float64 { return &v }
+	p := books.Period{Since: begin, Until: begin.Add(4 * time.Hour)}
+	for i, billed := range []*float64{usd(3), nil, usd(1.5), nil} {
+		p.Hours = append(p.Hours, books.HostHour{Hour: begin.Unix() + int64(i)*3600, Provider: "vast", Host: "vast:a", USD: 2, Billed: billed})
+	}
+	p.Hours = append(p.Hours, books.HostHour{Hour: begin.Unix(), Provider: "vast", Host: "vast:idle", USD: 1, Billed: usd(0.5)})
+	for i, used := range []float64{1, 3, 2, 0.5} { // the second hour takes 1 of the first, and the third 0.50
+		for k, part := range []float64{0.25, 0.75} {
+			r := books.Rollup{Cell: books.Cell{Hour: begin.Unix() + int64(i)*3600, Key: []string{"team-a", "team-b"}[k], Model: "m", Provider: "vast", Host: "vast:a"}}
+			r.F[books.UsedPerHour] = used * part
+			r.N[books.Requests] = 1
+			p.Rollups = append(p.Rollups, r)
+		}
+	}
+	for _, by := range [][]books.Dim{nil, {books.ByKey}, {books.ByHost}, {books.ByHour}, {books.ByKey, books.ByHour}, {books.ByDay, books.ByHost}} {
+		r := p.Report(by, nil)
+		sum := 0.0
+		for i := range r.Lines {
+			l := &r.Lines[i]
+			if sum += l.BilledUSD; l.BilledUSD < -1e-9 || l.BilledUSD > l.Allocated()+1e-9 {
+				t.Errorf("by %v: %v has $%v, of which $%v as billed", by, l.Group, l.Allocated(), l.BilledUSD)
+			}
+		}
+		if math.Abs(sum-5) > 1e-9 || math.Abs(r.BilledUSD-5) > 1e-9 || math.Abs(r.Total.BilledUSD-5) > 1e-9 || math.Abs(r.Total.Allocated()-r.Rented) > 1e-9 {
+			t.Errorf("by %v: $%v as billed in lines, $%v in all, $%v of $%v allocated", by, sum, r.BilledUSD, r.Total.Allocated(), r.Rented)
+		}
+	}
+	for i, want := range []float64{1.5, 1, 2, 0} {
+		r := p.Report([]books.Dim{books.ByHost, books.ByHour}, nil)
+		got := math.NaN()
+		for k := range r.Lines {
+			if l := &r.Lines[k]; l.Group[0] == "vast:a" && l.Group[1] == begin.Add(time.Duration(i)*time.Hour).Format("2006-01-02 15:00") {
+				got = l.BilledUSD
+			}
+		}
+		if math.Abs(got-want) > 1e-9 {
+			t.Errorf("hour %d: $%v as billed, want $%v", i, got, want)
+		}
+	}
+}
+
 // TestMeteredHours books what a meter shows, also where that becomes less, and nothing of what it showed before.
 func TestMeteredHours(t *testing.T) {
 	c := newClock()

@@ -64,6 +64,8 @@ type Line struct {
 	// IdleUSD is what was paid for hosts while they did nothing, cold starts of workers included: hosts' bills less what of them was used.
 	// Each host's is shared out by what was used of it.
 	IdleUSD float64
+	// BilledUSD is what bills name of Allocated: the rest is an estimate by prices and time, or was paid for tokens.
+	BilledUSD float64
 }
 
 // Allocated is what the line's share of all bills is, in USD.
@@ -103,30 +105,21 @@ type Report struct {
 	Unwatched    time.Duration // of the time in question, when no gateway was there to book hosts' hours
 }
 
-// MarshalJSON names every figure, those that follow from others too.
+// MarshalJSON names every figure.
 func (l Line) MarshalJSON() ([]byte, error) {
-	m := map[string]any{"group": l.Group, "idle_usd": l.IdleUSD, "used_usd": l.Used(), "wasted_usd": l.WastedUSD(), "allocated_usd": l.Allocated(), "usd_per_mtok": nil}
-	if usd, ok := l.PerMTok(); ok {
-		m["usd_per_mtok"] = usd
+	m := map[string]any{"group": l.Group}
+	for _, f := range l.Figures() {
+		m[f.Name] = f.Value
 	}
-	l.figures(m)
 	return json.Marshal(m)
 }
 
 // MarshalJSON gives units in every name.
 func (r Report) MarshalJSON() ([]byte, error) {
-	type bill struct {
-		Bill
-		ErrorPercent float64 `json:"error_percent"`
-	}
-	bills := []bill{}
-	for _, b := range r.Bills {
-		bills = append(bills, bill{b, b.ErrorPercent()})
-	}
 	return json.Marshal(map[string]any{
 		"since": r.Since, "until": r.Until, "by": r.By, "lines": r.Lines, "total": r.Total, "rented_usd": r.Rented, "cold_start_usd": r.ColdUSD,
 		"billed_usd": r.BilledUSD, "estimated_usd": r.EstimatedUSD,
-		"elsewhere": r.Alternatives, "bills": bills, "ledgers": r.Replicas, "requests_without_details": r.Dropped, "unwatched_seconds": r.Unwatched.Seconds(),
+		"elsewhere": r.Alternatives, "bills": r.Bills, "ledgers": r.Replicas, "requests_without_details": r.Dropped, "unwatched_seconds": r.Unwatched.Seconds(),
 	})
 }
 
@@ -217,7 +210,7 @@ func (p *Period) Report(by []Dim, listPrice *ListPrice) Report {
 	if by == nil {
 		by = []Dim{}
 	}
-	out := Report{Since: p.Since, Until: p.Until, By: by, Lines: []Line{}, Bills: []Bill{}, Alternatives: []Alternative{}, Replicas: p.Replicas, Dropped: p.Dropped}
+	out := Report{Since: p.Since, Until: p.Until, By: by, Lines: []Line{}, Total: Line{Group: []string{}}, Bills: []Bill{}, Alternatives: []Alternative{}, Replicas: p.Replicas, Dropped: p.Dropped}
 	span := func(hour int64) int64 { // the finest time that lines tell apart
 		switch {
 		case slices.Contains(by, ByHour):
@@ -245,12 +238,15 @@ func (p *Period) Report(by []Dim, listPrice *ListPrice) Report {
 		if u := idle[bucket{r.Host, span(r.Hour)}]; u != nil && u.used > 0 {
 			u.shared = true
 			l.IdleUSD += u.idle * r.timed() / u.used
+			l.BilledUSD += u.named * r.timed() / u.used
 		}
 	}
 	// What nobody has used belongs to nobody.
 	for b, u := range idle {
 		if usd := u.idle; !u.shared && usd > 0 {
-			line(group(by, &Cell{Hour: u.hour, Provider: u.provider, Host: b.host, Key: Idle, Model: Idle, Served: Idle, Arm: Idle})).IdleUSD += usd
+			l := line(group(by, &Cell{Hour: u.hour, Provider: u.provider, Host: b.host, Key: Idle, Model: Idle, Served: Idle, Arm: Idle}))
+			l.IdleUSD += usd
+			l.BilledUSD += u.named
 		}
 	}
 	for i := range p.Hours {
@@ -266,6 +262,7 @@ func (p *Period) Report(by []Dim, listPrice *ListPrice) Report {
 		out.Lines = append(out.Lines, *l)
 		out.Total.Add(&l.Sums)
 		out.Total.IdleUSD += l.IdleUSD
+		out.Total.BilledUSD += l.BilledUSD
 	}
 	timed := slices.Contains(by, ByHour) || slices.Contains(by, ByDay)
 	slices.SortFunc(out.Lines, func(a, b Line) int {
@@ -296,8 +293,21 @@ type usage struct {
 	hour       int64
 	provider   string
 	rent, used float64 // USD
+	billed     float64 // of rent: what bills name
 	idle       float64 // USD: paid and used by nobody, in no hour
+	named      float64 // of what was used or idle, USD that bills name
 	shared     bool
+}
+
+// give has what was idle here count as used in another hour.
+func (u *usage) give(to *usage, usd float64) {
+	if usd <= 0 {
+		return
+	}
+	billed := usd * u.billed / u.rent
+	u.idle -= usd
+	u.named -= billed
+	to.named += billed
 }
 
 // idle is what hosts were paid and not used for, by host and stretch of time. It is the same in all however time is divided.
@@ -316,6 +326,9 @@ func (p *Period) idle(span func(int64) int64) map[bucket]*usage {
 			of[h.Hour] = u
 		}
 		u.rent += h.Paid()
+		if h.Billed != nil {
+			u.billed += *h.Billed
+		}
 	}
 	for i := range p.Rollups {
 		r := &p.Rollups[i]
@@ -345,6 +358,7 @@ func (p *Period) idle(span func(int64) int64) map[bucket]*usage {
 			u.rent += h.rent
 			u.used += h.used
 			u.idle += h.idle
+			u.named += h.named
 		}
 	}
 	return m
@@ -378,13 +392,17 @@ func (p *Period) unnamed(hosts map[string]map[int64]*usage) {
 	each(true, func(at place, u *usage) { used[at] -= min(used[at], u.rent) })
 	spare := map[place]float64{}
 	each(false, func(at place, u *usage) { spare[at] += max(0, u.rent-u.used) })
+	billed := map[place]float64{}
 	share := func(at place) float64 { return min(used[at], spare[at]) }
 	each(false, func(at place, u *usage) {
-		if spare[at] > 0 {
-			u.rent -= max(0, u.rent-u.used) * share(at) / spare[at]
+		if own := max(0, u.rent-u.used); own > 0 {
+			usd := own * share(at) / spare[at]
+			named := usd * u.billed / u.rent
+			u.rent, u.billed = u.rent-usd, u.billed-named
+			billed[at] += named
 		}
 	})
-	each(true, func(at place, u *usage) { u.rent += share(at) })
+	each(true, func(at place, u *usage) { u.rent, u.billed = u.rent+share(at), u.billed+billed[at] })
 }
 
 // unused finds what of a host's hours, in their order, nobody used. An answer counts in the hour in which it ended, with all it has used:
@@ -394,12 +412,12 @@ func unused(hours []*usage) {
 	var before []*usage                 // that have some left
 	over := make([]float64, len(hours)) // used, and not paid in any hour before
 	for i, u := range hours {
-		u.idle = max(0, u.rent-u.used)
+		u.idle, u.named = max(0, u.rent-u.used), u.billed
 		over[i] = max(0, u.used-u.rent)
 		for len(before) > 0 && over[i] > 0 {
 			b := before[len(before)-1]
 			d := min(over[i], b.idle)
-			b.idle -= d
+			b.give(u, d)
 			if over[i] -= d; b.idle <= 0 {
 				before = before[:len(before)-1]
 			}
@@ -408,11 +426,15 @@ func unused(hours []*usage) {
 			before = append(before, u)
 		}
 	}
-	more := 0.0
+	from := 0 // the first that has something over
 	for i, u := range hours {
-		d := min(more, u.idle)
-		u.idle -= d
-		more += over[i] - d
+		for from < i && u.idle > 0 {
+			d := min(over[from], u.idle)
+			u.give(hours[from], d)
+			if over[from] -= d; over[from] <= 0 {
+				from++
+			}
+		}
 	}
 }
 

@@ -197,6 +197,15 @@ func (b *Bill) ErrorPercent() float64 {
 	return 100 * (b.Ledger - b.Billed) / b.Billed
 }
 
+// MarshalJSON adds what follows.
+func (b Bill) MarshalJSON() ([]byte, error) {
+	type plain Bill // without this method
+	return json.Marshal(struct {
+		plain
+		ErrorPercent float64 `json:"error_percent"`
+	}{plain(b), b.ErrorPercent()})
+}
+
 // Span is a stretch of time in which a gateway kept the ledger.
 type Span struct {
 	From time.Time `json:"from"`
