@@ -44,7 +44,7 @@ var rooms = []room{
 	{pattern: "providers/fakecloud/script", imports: []string{"providers/fakecloud/..."}},
 	{pattern: "providers/fakecloud/...", imports: []string{"router/endpoint", "router/outcome", "providers/fakecloud"}, tests: []string{"providers/..."}},
 	{pattern: "providers/...", imports: []string{"router/endpoint", "router/outcome", "providers/api"}, tests: []string{"providers/..."}},
-	{pattern: "telemetry", imports: []string{"gateway/admission/queue", "gateway/ledger", "gateway/trace", "router", "router/endpoint", "router/outcome"}},
+	{pattern: "telemetry", imports: []string{"gateway/admission/queue", "gateway/ledger", "gateway/trace", "router", "router/endpoint", "router/outcome"}, tests: []string{"router/health"}},
 	{pattern: "deploy/...", imports: []string{"deploy/...", "telemetry"}},
 }
 
