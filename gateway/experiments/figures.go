@@ -168,8 +168,13 @@ func (m *Manager) guard(ctx context.Context, t *trial) {
 func (m *Manager) drain() {
 	m.queue.Lock()
 	batch := m.waiting
-	m.waiting = m.spare[:0]
+	if len(batch) > 0 {
+		m.waiting = m.spare[:0]
+	}
 	m.queue.Unlock()
+	if len(batch) == 0 {
+		return
+	}
 	byName := map[string]*trial{}
 	for _, t := range m.trials {
 		byName[t.Spec.Name] = t
@@ -177,14 +182,17 @@ func (m *Manager) drain() {
 	for i := range batch {
 		s := &batch[i]
 		t := byName[s.place.Spec.Name]
-		if t == nil || t.stats == nil || t.foreign || !t.doc.State.Tries() || t.doc.Dropped[s.place.Index] || t.deaf {
+		if t == nil || t.stats == nil || t.foreign || !t.doc.State.Tries() || t.deaf {
 			continue
 		}
-		if s.Epoch >= t.apartFrom && s.At.Before(t.apartUntil) { // its epoch has other shares by now
+		if !s.lot.Of(t.run) || s.place.Spec != t.Spec && s.place.Spec.Digest() != t.Spec.Digest() { // it may be of an arm that there is no more
 			t.late++
 			continue
 		}
-		if !s.lot.Of(t.run) || s.place.Spec != t.Spec && s.place.Spec.Digest() != t.Spec.Digest() {
+		if t.doc.Dropped[s.place.Index] {
+			continue
+		}
+		if s.Epoch >= t.apartFrom && s.At.Before(t.apartUntil) { // its epoch has other shares by now
 			t.late++
 			continue
 		}

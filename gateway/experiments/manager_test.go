@@ -225,6 +225,30 @@ func TestStepsCountUnits(t *testing.T) {
 	})
 }
 
+// TestFewerArms: a request of an arm that is taken out of the config before it was looked at is one of the run before.
+func TestFewerArms(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		arms := func(names ...string) Trial {
+			return failuresOnly(func(s *experiment.Spec) {
+				s.Arms = []experiment.Arm{{Name: "control"}}
+				for _, name := range names {
+					s.Arms = append(s.Arms, experiment.Arm{Name: name, Share: 0.3})
+				}
+			})
+		}
+		a := startReplica(t, state.NewMemory(), arms("a", "b", "c"))
+		pass(5*time.Second + 50*time.Millisecond) // between two looks
+		as := a.Table().Of("m")[0]
+		a.Observe(&ledger.Record{ID: "req_1", At: time.Now(), Arm: "e/c", Unit: 1, Lot: as.Lot, Status: 200, Tries: 1, Attempts: []ledger.Attempt{{Endpoint: "static:1"}}})
+		a.Configure([]Trial{arms("a", "b")})
+		pass(5 * time.Second)
+		if v, err := a.Show(t.Context(), "e"); err != nil || v.Run != 2 || v.Uncounted.Late != 1 || v.Verdict.Seq != 0 {
+			t.Errorf("run %d, %d requests of earlier ones, %v", v.Run, v.Uncounted.Late, err)
+		}
+		a.stop()
+	})
+}
+
 // TestBadCanary ends one that fails, and one that is slow, at both replicas.
 func TestBadCanary(t *testing.T) {
 	for name, change := range map[string]func(*world){
