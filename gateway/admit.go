@@ -21,7 +21,7 @@ func (s *Server) begin(ctx *fasthttp.RequestCtx, rt *route, grant *admission.Gra
 	x.s, x.set, x.ctx, x.route, x.grant, x.began = s, s.set.Load(), ctx, rt, grant, now
 	x.totalBy = now.Add(x.set.Total)
 	x.rec.At, x.rec.Route, x.rec.Method, x.rec.ID = now, rt.path, fasthttp.MethodPost, s.newID()
-	x.rec.Key = grant.Name()
+	x.rec.Key, x.rec.TLS = grant.Name(), ctx.IsTLS()
 	if x.set.Tracing.On {
 		h := &ctx.Request.Header
 		x.rec.Trace = x.set.Tracing.Begin(h.PeekBytes(nameParent), h.PeekBytes(nameState))

@@ -91,12 +91,24 @@ func (x *exchange) bring() *forward.Host {
 		x.notComposed(id)
 		return nil
 	}
-	x.own += now.Sub(x.began)
+	x.decided(now)
 	x.due(now)
 	if x.attempt == nil {
 		x.attempt = attempts.Get().(*forward.Attempt)
 	}
 	return host
+}
+
+// decided counts what a host was chosen in, which began at the given time, and what came before.
+func (x *exchange) decided(at time.Time) {
+	before, took := at.Sub(x.began), time.Since(at)
+	x.own += before + took
+	if x.rec.Tries > 0 { // a failure was seen to
+		took += before
+	} else {
+		x.rec.Reading += before
+	}
+	x.rec.Deciding += took
 }
 
 // start begins the attempt.

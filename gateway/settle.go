@@ -50,7 +50,11 @@ func (x *exchange) settle() {
 	x.dropSecond()
 	now := time.Now()
 	if !x.committed { // the handler's last stretch; a stream's ended with its first token
-		x.own += now.Sub(x.began)
+		last := now.Sub(x.began)
+		x.own += last
+		if x.rec.Tries == 0 && !x.leased { // it was refused
+			x.rec.Reading += last
+		}
 	}
 	if x.leased || (x.pinned != "" && x.attempt != nil && x.phase == ready) {
 		x.endAttempt(x.verdict(), now)

@@ -126,7 +126,9 @@ func (x *exchange) queues() bool {
 func (x *exchange) turn(until time.Time) bool {
 	defer func() { x.began = time.Now() }()
 	if !x.paused {
-		x.own += time.Since(x.began)
+		read := time.Since(x.began)
+		x.own += read
+		x.rec.Reading += read
 	}
 	x.paused = false
 	for {

@@ -176,7 +176,7 @@ func (m *Metrics) collectRequests(to sink) {
 	var held shelf
 	m.http.each(func(k httpKey, s *httpSet) {
 		s.mu.Lock()
-		held.hist(httpDuration, &s.duration, k.method, k.route, strconv.Itoa(k.status), errorType(k.class))
+		held.hist(httpDuration, &s.duration, k.method, scheme(k.tls), k.route, strconv.Itoa(k.status), errorType(k.class))
 		s.mu.Unlock()
 		held.tell(to)
 	})

@@ -4,12 +4,14 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -212,6 +214,18 @@ func traced() []ledger.Record {
 	return rs
 }
 
+// ownParts are the gateway's own seconds of r, in all and by what they went into, "" for none.
+func ownParts(r *ledger.Record) (texts []string) {
+	for _, d := range []time.Duration{r.Overhead, r.Reading, r.Deciding, r.Overhead - r.Reading - r.Deciding} {
+		text := ""
+		if d > 0 {
+			text = strconv.FormatFloat(d.Seconds(), 'g', -1, 64)
+		}
+		texts = append(texts, text)
+	}
+	return texts
+}
+
 // overtaken is a request whose late attempt was overtaken by a hedge, which broke off then: another host went on with its answer.
 func overtaken() ledger.Record {
 	p := trace.Policy{On: true, Ratio: 1}
@@ -275,6 +289,15 @@ func TestSpans(t *testing.T) {
 		failed := r.Class == outcome.Truncated
 		if (root.Status.GetCode() == tracepb.Status_STATUS_CODE_ERROR) != failed || attr(root.Attributes, "headrace.class") != r.Class.String() {
 			t.Errorf("%s (%s): status %v", r.ID, r.Class, root.Status)
+		}
+		if r.Overhead > 0 {
+			var own []string
+			for _, part := range []string{"", ".reading", ".deciding", ".answering"} {
+				own = append(own, attr(root.Attributes, "headrace.overhead"+part))
+			}
+			if got, want := fmt.Sprint(own, attr(root.Attributes, "url.scheme")), fmt.Sprint(ownParts(r), "http"); got != want {
+				t.Errorf("%s: own time %s, want %s", r.ID, got, want)
+			}
 		}
 		for j := range r.Attempts {
 			a := &r.Attempts[j]
@@ -451,6 +474,10 @@ func TestPush(t *testing.T) {
 		switch i.Kind {
 		case telemetry.Counter:
 			if s := got.GetSum(); s == nil || !s.IsMonotonic || s.AggregationTemporality != metrics.AggregationTemporality_AGGREGATION_TEMPORALITY_CUMULATIVE {
+				t.Errorf("%s: %v", i.Name, got)
+			}
+		case telemetry.UpDownCounter:
+			if s := got.GetSum(); s == nil || s.IsMonotonic || s.AggregationTemporality != metrics.AggregationTemporality_AGGREGATION_TEMPORALITY_CUMULATIVE {
 				t.Errorf("%s: %v", i.Name, got)
 			}
 		case telemetry.Gauge:

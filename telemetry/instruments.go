@@ -11,13 +11,16 @@ type Kind uint8
 
 // Kinds.
 const (
-	Counter   Kind = iota // only grows; its rate is what tells
-	Gauge                 // as it is now
-	Histogram             // counts by size
+	Counter       Kind = iota // only grows; its rate is what tells
+	Gauge                     // as it is now
+	Histogram                 // counts by size
+	UpDownCounter             // a Gauge whose series add up; Prometheus has no word for it
 )
 
 // String returns the word used in docs and by Prometheus.
-func (k Kind) String() string { return [...]string{"counter", "gauge", "histogram"}[k] }
+func (k Kind) String() string {
+	return [...]string{"counter", "gauge", "histogram", "up-down counter"}[k]
+}
 
 // Set says which of the GenAI conventions' names an instrument belongs to.
 type Set uint8
@@ -71,6 +74,7 @@ const (
 	keyTokenType = "gen_ai.token.type"
 	keyErrorType = "error.type"
 	keyMethod    = "http.request.method"
+	keyScheme    = "url.scheme"
 	keyRoute     = "http.route"
 	keyStatus    = "http.response.status_code"
 
@@ -121,6 +125,7 @@ func LabelDocs() []LabelDoc {
 		{keyTokenType, "`input` or `output`."},
 		{keyErrorType, "the class (see `headrace.class`); absent on success."},
 		{keyMethod, "`POST`, or another of the methods HTTP defines; else `_OTHER`."},
+		{keyScheme, "`http` or `https`, as the gateway's own listener was spoken to."},
 		{keyRoute, "the path as docs list it; `passthrough` for all that have no route of their own."},
 		{keyStatus, "sent to the caller; 499 where it left before one was."},
 		{keyAlias, "the model as callers name it; `other` for names that no host serves, and beyond 1,000 of them."},
@@ -349,12 +354,12 @@ var table = [instruments]Instrument{
 	},
 	httpDuration: {
 		"http.server.request.duration", Histogram, "s", Always,
-		[]string{keyMethod, keyRoute, keyStatus, keyErrorType},
+		[]string{keyMethod, keyScheme, keyRoute, keyStatus, keyErrorType},
 		secondsHTTP,
 		"Every request that was forwarded or refused by one of the forwarding routes.",
 	},
 	httpActive: {
-		"http.server.active_requests", Gauge, "{request}", Always, nil, nil,
+		"http.server.active_requests", UpDownCounter, "{request}", Always, nil, nil,
 		"Requests in flight. Owner: the gateway's own count.",
 	},
 
@@ -374,7 +379,7 @@ var table = [instruments]Instrument{
 		"headrace.gateway.overhead", Histogram, "s", Always,
 		[]string{keyRoute},
 		secondsOwn,
-		"The gateway's own time up to the first token: reading, deciding, writing.",
+		"The gateway's own time up to the first token: reading, deciding, answering. Spans have it by these.",
 	},
 	attemptsMade: {
 		"headrace.attempts", Counter, "{attempt}", Always,

@@ -263,6 +263,15 @@ type httpKey struct {
 	method, route string
 	status        int
 	class         outcome.Class // Success where nothing went wrong
+	tls           bool
+}
+
+// scheme is the value of url.scheme.
+func scheme(tls bool) string {
+	if tls {
+		return "https"
+	}
+	return "http"
 }
 
 type httpSet struct {
@@ -404,7 +413,7 @@ func (m *Metrics) Refused(status int, code string) {
 }
 
 func (m *Metrics) recordHTTP(r *ledger.Record, ex *exemplar) {
-	k := httpKey{r.Method, r.Route, r.Status, r.Class}
+	k := httpKey{r.Method, r.Route, r.Status, r.Class, r.TLS}
 	s := m.http.get(k)
 	if s == nil {
 		s = m.http.add(k)

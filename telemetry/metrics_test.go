@@ -103,7 +103,7 @@ func records() []ledger.Record {
 	}
 	base := ledger.Record{
 		ID: "req_1", At: start, Method: "POST", Route: "/v1/chat/completions", Model: "llama", Known: true, Served: "meta/llama", Stream: true, Endpoint: "static:a", Provider: "static", Status: 200, Tries: 1,
-		TTFT: 300 * time.Millisecond, Duration: 1300 * time.Millisecond, Overhead: 60 * time.Microsecond, TPS: 40, Prompt: 100, Cached: 64, Output: 41, Reasoning: -1,
+		TTFT: 300 * time.Millisecond, Duration: 1300 * time.Millisecond, Overhead: 60 * time.Microsecond, Reading: 30 * time.Microsecond, Deciding: 20 * time.Microsecond, TPS: 40, Prompt: 100, Cached: 64, Output: 41, Reasoning: -1,
 		SLO: router.SLO{TTFT: 2 * time.Second, TPS: 15, Confidence: 0.9}, USD: 41e-6, USDKnown: true,
 	}
 	base.Attempts = []ledger.Attempt{attempt(outcome.Success, 0, 250*time.Millisecond, 1250*time.Millisecond, 41)}
@@ -238,7 +238,11 @@ func TestPageIsTheTable(t *testing.T) {
 			t.Errorf("%s is not on the page", i.Prometheus())
 			continue
 		}
-		if kind := strings.ToLower(f.GetType().String()); kind != i.Kind.String() {
+		want := i.Kind.String()
+		if i.Kind == telemetry.UpDownCounter {
+			want = "gauge"
+		}
+		if kind := strings.ToLower(f.GetType().String()); kind != want {
 			t.Errorf("%s is a %s", i.Prometheus(), kind)
 		}
 		var labels []string

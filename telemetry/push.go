@@ -24,8 +24,8 @@ func (m *Metrics) snapshot(res *resource.Resource, scope instrumentation.Scope) 
 			continue
 		case in.Kind == Histogram:
 			out.Data = metricdata.Histogram[float64]{DataPoints: p.hists[i], Temporality: metricdata.CumulativeTemporality}
-		case in.Kind == Counter:
-			out.Data = metricdata.Sum[float64]{DataPoints: p.numbers[i], Temporality: metricdata.CumulativeTemporality, IsMonotonic: true}
+		case in.Kind == Counter, in.Kind == UpDownCounter:
+			out.Data = metricdata.Sum[float64]{DataPoints: p.numbers[i], Temporality: metricdata.CumulativeTemporality, IsMonotonic: in.Kind == Counter}
 		default:
 			out.Data = metricdata.Gauge[float64]{DataPoints: p.numbers[i]}
 		}
@@ -60,7 +60,7 @@ func (p *pile) from(since time.Time) { p.since = since }
 
 func (p *pile) number(i instrument, v float64, values ...string) {
 	d := metricdata.DataPoint[float64]{Attributes: attributes(i, values), Time: p.now, Value: v}
-	if table[i].Kind == Counter {
+	if k := table[i].Kind; k == Counter || k == UpDownCounter {
 		d.StartTime = p.since
 	}
 	p.numbers[i] = append(p.numbers[i], d)

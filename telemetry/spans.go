@@ -129,12 +129,13 @@ func (a *attrs) took(key string, d time.Duration) {
 
 // request is what the request's own span tells.
 func (s *spanner) request(r *ledger.Record) []attribute.KeyValue {
-	a := make(attrs, 0, 28)
+	a := make(attrs, 0, 32)
 	a.text(keyMethod, r.Method)
 	a.text(keyRoute, r.Route)
 	if r.Route != "passthrough" {
 		a.text("url.path", r.Route)
 	}
+	a.text(keyScheme, scheme(r.TLS))
 	a.count(keyStatus, int64(r.Status))
 	a.text(keyErrorType, errorType(r.Class))
 	a.text("headrace.request_id", r.ID)
@@ -152,6 +153,9 @@ func (s *spanner) request(r *ledger.Record) []attribute.KeyValue {
 	a.text("headrace.error_code", r.Code)
 	a.count("headrace.attempts", int64(r.Tries))
 	a.took("headrace.overhead", r.Overhead)
+	a.took("headrace.overhead.reading", r.Reading)
+	a.took("headrace.overhead.deciding", r.Deciding)
+	a.took("headrace.overhead.answering", r.Overhead-r.Reading-r.Deciding)
 	a.took("headrace.queued", r.Queued)
 	a.took("headrace.ttft", r.TTFT)
 	if r.TPS > 0 {

@@ -107,6 +107,7 @@ type Record struct {
 	Stream    bool
 	Estimated bool           // Output was counted from events: no usage was reported
 	USDKnown  bool           // flags stand together, for a request holds its record while it runs
+	TLS       bool           // its caller came that way
 	Lot       experiment.Lot // with Arm: by which draw it found it
 	Unit      experiment.Key // with Arm: what was assigned to it
 	Key       string         // name of the caller's key (gateway/admission), never a part of it; "" where callers need none
@@ -135,7 +136,9 @@ type Record struct {
 	TTFT         time.Duration // accepted to first content token handed to the caller
 	UpstreamTTFT time.Duration // request sent to first content token received, last attempt
 	Duration     time.Duration
-	Overhead     time.Duration // our own time up to the first token: reading, deciding, writing
+	Overhead     time.Duration // our own time up to the first token: reading, deciding, and answering
+	Reading      time.Duration // of Overhead: up to asking for a host. What is read again from a store has 0 of this and the next
+	Deciding     time.Duration // of Overhead: choosing hosts, composing what they are sent, and what comes between a failed attempt and the next
 	ITLp50       time.Duration // gap between output tokens as they arrived
 	ITLp99       time.Duration
 	TPS          float64 // output tokens per second between the first and the last one
