@@ -8,7 +8,8 @@ import (
 
 // account is what a key has used. It belongs to the key's ID and outlives its changes.
 type account struct {
-	id string
+	id   string
+	gone time.Time // no key has had the ID since; zero while one has. The gate's mu guards it
 
 	mu       sync.Mutex // guards all below
 	requests bucket

@@ -185,6 +185,14 @@ func (g *Gate) rebuild() {
 	}
 	slices.SortFunc(b.grants, func(a, b *Grant) int { return strings.Compare(a.Key.Name, b.Key.Name) })
 	g.book.Store(b)
+	for id, a := range g.accounts {
+		switch {
+		case ids[id]:
+			a.gone = time.Time{}
+		case a.gone.IsZero():
+			a.gone = g.opt.Now()
+		}
+	}
 }
 
 // grant compiles k. mu is held.

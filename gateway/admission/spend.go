@@ -20,6 +20,8 @@ const (
 	spendKind  = "spend"
 	flushEvery = time.Second
 	forgetDays = 400 // what an unknown key has spent is forgotten so many days after it last did
+	// forgetAfter is how long a key's account stays in memory after the key is gone, for requests that have come with it.
+	forgetAfter = time.Hour
 )
 
 // shard is the document that an account is kept in: a few dozen for all of them, so that one that spends has not all written anew.
@@ -94,6 +96,7 @@ func (g *Gate) flush(ctx context.Context) error {
 	if !g.known.Load() {
 		return nil // it would be taken for all there is
 	}
+	g.forget()
 	g.mu.Lock()
 	doubt := len(g.tried) > 0
 	g.mu.Unlock()
@@ -112,6 +115,27 @@ func (g *Gate) flush(ctx context.Context) error {
 		}
 	}
 	return state.ErrConflict
+}
+
+// forget drops accounts of keys that are gone, of which nothing runs or waits to be written. Should such a key be back, the store knows what it has
+// spent. With Redis they stay: each replica tells what has been spent there since it began.
+func (g *Gate) forget() {
+	if g.share != nil {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	now := g.opt.Now()
+	for id, a := range g.accounts {
+		if a.gone.IsZero() || now.Sub(a.gone) < forgetAfter {
+			continue
+		}
+		a.mu.Lock()
+		if a.running == 0 && a.unsaved.Total == 0 {
+			delete(g.accounts, id)
+		}
+		a.mu.Unlock()
+	}
 }
 
 // flushOnce writes what can be written; again says that another process has written meanwhile.

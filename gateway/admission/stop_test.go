@@ -89,6 +89,43 @@ func TestHardStopAfterRestart(t *testing.T) {
 	}
 }
 
+// TestForgetsKeysThatAreGone keeps no account of keys that have left the config, once their requests are over and written; one that is back has spent
+// what it had.
+func TestForgetsKeysThatAreGone(t *testing.T) {
+	now := start
+	g := New(Options{Now: func() time.Time { return now }, Store: state.NewMemory()})
+	k := Key{Name: "k", Hash: HashOf(goodKey), Budget: Budget{USDTotal: 1}}
+	g.Configure([]Key{k}, true)
+	g.Start(t.Context())
+	p, e := admit(enter(t, g, goodKey, start), start, 100, 100)
+	if e != nil {
+		t.Fatal(e)
+	}
+	accounts := func(want int, when string) {
+		t.Helper()
+		if err := g.flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(g.accounts); n != want {
+			t.Errorf("%s: %d accounts, want %d", when, n, want)
+		}
+	}
+	g.Configure(nil, true)
+	now = now.Add(forgetAfter / 2)
+	accounts(1, "a moment later")
+	now = now.Add(2 * forgetAfter)
+	accounts(1, "while its request runs")
+	p.Settle(&Used{Now: now, Began: true, Prompt: 100, Output: 100, USD: 0.25})
+	accounts(1, "before that is written")
+	accounts(0, "when all is written")
+	g.Configure([]Key{k}, true)
+	if gr := enter(t, g, goodKey, start); usd(gr.acct.spent.Total) != 0.25 {
+		t.Errorf("back, it has spent $%v, want $0.25", usd(gr.acct.spent.Total))
+	}
+	now = now.Add(2 * forgetAfter)
+	accounts(1, "when it is back")
+}
+
 // What is only thought keeps nobody out for good; what a caller asks for may.
 func TestNoLockout(t *testing.T) {
 	gr := enter(t, gateWith(Key{Name: "k", Budget: Budget{USDPerDay: 0.05}}), goodKey, start)
