@@ -114,7 +114,7 @@ func TestDashboardsHaveSeries(t *testing.T) {
 		}
 	}
 	values := strings.NewReplacer("$__rate_interval", "1m", "$endpoint", busiest.Data.Result[0].Metric["headrace_endpoint"],
-		"$model", ".*", "$provider", ".*", "$instance", ".*")
+		"$model", ".*", "$provider", ".*", "$instance", ".*", "$experiment", ".*")
 	for _, d := range grafana.Dashboards() {
 		for _, p := range d.Panels {
 		queries:

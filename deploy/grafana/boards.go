@@ -4,7 +4,7 @@ import "fmt"
 
 // Dashboards returns all pages, the overview first.
 func Dashboards() []Dashboard {
-	return []Dashboard{fleet(), promises(), host(), gateway()}
+	return []Dashboard{fleet(), promises(), host(), experiments(), gateway()}
 }
 
 // host link of tables.
@@ -207,6 +207,53 @@ func host() Dashboard {
 	)
 }
 
+func experiments() Dashboard {
+	const of = `headrace_experiment=~"$experiment"`
+	const arm = "{{headrace_experiment}} {{headrace_arm}}"
+	const arms = "headrace_experiment, headrace_arm"
+	inState := func(words string) string {
+		return `count(max by (headrace_experiment) (headrace_experiment_state{` + of + `, headrace_state=~"` + words + `"}) == 1) or vector(0)`
+	}
+	requests := func(result string) string {
+		return `max by (` + arms + `) (headrace_experiment_requests{` + of + `, headrace_result="` + result + `"})`
+	}
+	share := func(result string) string { return requests(result) + ` / (` + requests("all") + ` > 0)` }
+	against := func(title, description, figure string) Panel {
+		p := lines(title, "percentunit", description, query{
+			`max by (` + arms + `, headrace_bound) (headrace_experiment_effect_ratio{` + of + `, headrace_figure="` + figure + `"})`, arm + " {{headrace_bound}}",
+		})
+		delete(p.FieldConfig.Defaults, "min") // better than the control is below
+		return p
+	}
+	return dashboard("experiments", "experiments", "Arms beside their control: who serves how much, what came of it, and what is proven. All replicas count together: figures are the largest of what they say.", "24h",
+		[]Variable{choice("experiment", "Experiment", "headrace_experiment_state", "headrace_experiment", true)},
+		section{"Now", []Panel{
+			figure("Running", "none", "", inState("running")),
+			figure("Wait for somebody", "none", "Paused or inconclusive: arms keep their shares until somebody decides.", inState("paused|inconclusive"), step{1, "orange"}),
+			figure("Promoted", "none", "An arm was shown to keep every guardrail.", inState("promoted")),
+			figure("Rolled back", "none", "Harm was proven; the control serves all.", inState("rolled_back"), step{1, "red"}),
+			bands("States", "docs/experiments.md", query{`max by (headrace_experiment, headrace_state) (headrace_experiment_state{` + of + `})`, "{{headrace_experiment}} {{headrace_state}}"}),
+		}},
+		section{"Arms", []Panel{
+			stacked("Share of units", "percentunit", "", query{`max by (` + arms + `) (headrace_experiment_share_ratio{` + of + `})`, arm}),
+			lines("Units", "none", "That each arm has had, of those that are remembered.", query{`max by (` + arms + `) (headrace_experiment_units{` + of + `})`, arm}),
+			lines("Requests", "none", "Counted in this run.", query{requests("all"), arm}),
+			lines("A host failed", "percentunit", "Of an arm's requests, though another host may have answered.", query{share("failed"), arm}),
+			lines("Served by others", "percentunit", "Of an arm's requests, by hosts that are not the arm's. Above a tenth it goes no further.", query{share("out_of_arm"), arm}),
+			lines("Decisions", "none", "In an hour: steps, commands, roll-backs.", query{`max by (headrace_experiment) (increase(headrace_experiment_decisions_total{` + of + `}[1h]))`, "{{headrace_experiment}}"}),
+		}},
+		section{"Against the control", []Panel{
+			against("Time to the first token", "Estimate, and the ends of its always-valid interval; above 0 is slower.", "ttft"),
+			against("Tokens per second", "Likewise; below 0 is slower.", "tps"),
+			against("Dollars per million tokens", "Likewise; above 0 is dearer.", "usd_per_mtok"),
+			against("Failures", "Difference of the shares of requests; above 0 is worse, as in the next two.", "error_rate"),
+			against("Promises broken", "", "slo_missed"),
+			against("Answers broken off", "", "truncated"),
+			against("Score", "What was told as feedback, such as an evaluation's; below 0 is worse.", "score"),
+		}},
+	)
+}
+
 func gateway() Dashboard {
 	const of = `instance=~"$instance"`
 	return dashboard("gateway", "the gateway itself", "Its own time, its accounts, its config and its telemetry.", "3h",
@@ -253,16 +300,6 @@ func gateway() Dashboard {
 				query{`process_open_fds{` + of + `, job="headrace"} / process_max_fds{` + of + `, job="headrace"}`, "{{instance}}"}),
 			lines("Stopped by the collector of garbage", "percentunit", "Share of time.", query{`rate(go_gc_duration_seconds_sum{` + of + `, job="headrace"}[$__rate_interval])`, "{{instance}}"}),
 			lines("Up for", "s", "", query{`time() - process_start_time_seconds{` + of + `, job="headrace"}`, "{{instance}}"}),
-		}},
-		section{"Experiments", []Panel{
-			lines("Share of units", "percentunit", "", query{`max by (headrace_experiment, headrace_arm) (headrace_experiment_share_ratio{` + of + `})`, "{{headrace_experiment}} {{headrace_arm}}"}),
-			lines("States", "none", "", query{`max by (headrace_experiment, headrace_state) (headrace_experiment_state{` + of + `}) == 1`, "{{headrace_experiment}} {{headrace_state}}"}),
-			lines("Units", "none", "", query{`max by (headrace_experiment, headrace_arm) (headrace_experiment_units{` + of + `})`, "{{headrace_experiment}} {{headrace_arm}}"}),
-			lines("Requests", "none", "Counted in this run; of them those where a host failed, and those that others than the arm's hosts answered.",
-				query{`max by (headrace_experiment, headrace_arm, headrace_result) (headrace_experiment_requests{` + of + `})`, "{{headrace_experiment}} {{headrace_arm}} {{headrace_result}}"}),
-			lines("Against the control", "percentunit", "Each figure's estimate, and the ends of its always-valid interval.",
-				query{`max by (headrace_experiment, headrace_arm, headrace_figure, headrace_bound) (headrace_experiment_effect_ratio{` + of + `})`, "{{headrace_experiment}} {{headrace_arm}} {{headrace_figure}} {{headrace_bound}}"}),
-			lines("Decisions", "none", "In an hour: steps, commands, roll-backs.", query{`max by (headrace_experiment) (increase(headrace_experiment_decisions_total{` + of + `}[1h]))`, "{{headrace_experiment}}"}),
 		}},
 		section{"Accounts", []Panel{
 			lines("Hosts last read", "s", "Time since then. Meanwhile the last good list is in use.",
