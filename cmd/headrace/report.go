@@ -42,6 +42,8 @@ Two costs, never mixed (docs/costs.md): "marginal" is what requests were expecte
 is what the router keeps low; "allocated" is their share of the bills: what they used of hosts, and of the hours in which those did
 nothing. What nobody has used has a line of its own, (idle).
 
+The table says below what its figures have in them and what not; with -o csv that goes to standard error, and JSON has it by name.
+
 A running gateway is asked (--admin). --from reads others, and files, which no gateway need have open: several of them add up, as
 those of replicas do. Where no gateway answers and no --from is given, the config's own ledger file is read.
 
@@ -127,6 +129,9 @@ func (o *reportOptions) report(cmd *cobra.Command) error {
 		enc.SetIndent("", "  ")
 		return enc.Encode(r)
 	case "csv":
+		if notes := strings.TrimLeft(reportNotes(&r), "\n"); notes != "" { // they belong to no line
+			_, _ = io.WriteString(cmd.ErrOrStderr(), notes) // the figures matter
+		}
 		return reportCSV(out, &r)
 	default:
 		_, err := io.WriteString(out, reportText(&r))

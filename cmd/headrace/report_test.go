@@ -188,6 +188,7 @@ func runReport(t *testing.T, args ...string) (out string, err error) {
 	c := root()
 	var b bytes.Buffer
 	c.SetOut(&b)
+	c.SetErr(t.Output())
 	c.SetArgs(append([]string{"report"}, args...))
 	err = c.ExecuteContext(t.Context())
 	return b.String(), err

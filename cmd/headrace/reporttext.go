@@ -41,6 +41,13 @@ func reportText(r *books.Report) string {
 			}
 		}
 	}
+	b.WriteString(reportNotes(r))
+	return b.String()
+}
+
+// reportNotes say what the figures have in them and what not, each in a paragraph.
+func reportNotes(r *books.Report) string {
+	var b strings.Builder
 	for i, bill := range r.Bills {
 		if i == 0 {
 			b.WriteString("\nBills against the ledger:\n")
