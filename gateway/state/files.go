@@ -386,15 +386,23 @@ func (f *Files) follow(ctx context.Context, kind string) {
 	f.sweep(kind)
 	var events <-chan fsnotify.Event
 	var failures <-chan error
-	notify, err := fsnotify.NewWatcher()
-	if err == nil { // without one, looking has to do
-		defer func() { _ = notify.Close() }()
-		events, failures = notify.Events, notify.Errors
-	}
+	// One takes 128 KiB of stack, which also makes the runtime begin each stack of the process larger: none before there is something to
+	// watch, and without one looking has to do.
+	var notify *fsnotify.Watcher
+	defer func() {
+		if notify != nil {
+			_ = notify.Close()
+		}
+	}()
 	t := time.NewTicker(dirLook)
 	defer t.Stop()
 	var seen time.Time
 	for first := true; ; first = false {
+		if _, err := os.Stat(dir); err == nil && notify == nil {
+			if n, err := fsnotify.NewWatcher(); err == nil {
+				notify, events, failures = n, n.Events, n.Errors
+			}
+		}
 		if notify != nil {
 			_ = notify.Add(dir) // again is harmless; absent: the next look finds it
 		}
