@@ -27,7 +27,7 @@ func (x *exchange) account(a *ledger.Attempt, class outcome.Class, now time.Time
 		a.Prompt = guess
 		if !x.isStream && a.Output == 0 { // nothing of it was seen, but it was made
 			a.Output = x.lease.UnseenTokens(now, a.Status != 0)
-			if most := x.scan.MaxTokens; most > 0 {
+			if most := x.sought.most; most > 0 {
 				a.Output = min(a.Output, most)
 			}
 		}

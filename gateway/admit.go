@@ -18,6 +18,7 @@ import (
 
 func (s *Server) begin(ctx *fasthttp.RequestCtx, rt *route, grant *admission.Grant, now time.Time) *exchange {
 	x := exchanges.Get().(*exchange)
+	x.sending = sendings.Get().(*sending)
 	x.s, x.set, x.ctx, x.route, x.grant, x.began = s, s.set.Load(), ctx, rt, grant, now
 	x.totalBy = now.Add(x.set.Total)
 	x.rec.At, x.rec.Route, x.rec.Method, x.rec.ID = now, rt.path, fasthttp.MethodPost, s.newID()
@@ -57,6 +58,7 @@ func (x *exchange) admit() *openai.Error {
 	if err := x.scan.Scan(body); err != nil {
 		return errScan(err)
 	}
+	x.sought.n, x.sought.most, x.sought.stop = x.scan.N, x.scan.MaxTokens, x.scan.Stop
 	if x.set.Content > 0 && x.rec.Trace.Sampled {
 		x.rec.Said = ledger.NewSaid(x.set.Content, x.s.said)
 		x.rec.Said.Ask(body)

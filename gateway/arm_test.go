@@ -365,7 +365,7 @@ func TestArmWays(t *testing.T) {
 		"the canary's":  {1, Continue, Fail, true},
 		"the request's": {1, Restart, Restart, true},
 	} {
-		x := &exchange{s: g.srv, set: g.srv.set.Load(), onLoss: tc.asked}
+		x := &exchange{sending: new(sending), s: g.srv, set: g.srv.set.Load(), onLoss: tc.asked}
 		x.joins(&g.spec.Arms[tc.arm], 1, 0)
 		if x.onLoss != tc.want || x.hedges() != tc.hedges {
 			t.Errorf("%s: on preemption %v, hedges %v", name, x.onLoss, x.hedges())
@@ -378,7 +378,7 @@ func TestAssignAllocates(t *testing.T) {
 	g := newTrialRig(t, []string{"http://127.0.0.1:1/v1", "http://127.0.0.1:2/v1"})
 	for _, unit := range []experiment.Unit{{Kind: experiment.ByRequest}, {Kind: experiment.ByUser}, {Kind: experiment.ByKey}, {Kind: experiment.BySession}} {
 		g.spec.Units = []experiment.Unit{unit}
-		x := &exchange{s: g.srv, set: g.srv.set.Load(), model: model}
+		x := &exchange{sending: new(sending), s: g.srv, set: g.srv.set.Load(), model: model}
 		x.rec.ID, x.rec.Key, x.scan.User = "req_2vjvuxn2hcd6wq3a2vjvuxn2hc", "team-search", []byte("user-7")
 		x.ask.Affinity.Session = 42
 		if n := testing.AllocsPerRun(100, func() {
@@ -396,7 +396,7 @@ func BenchmarkAdmitArm(b *testing.B) {
 	s := &experiment.Spec{Name: "awq-canary", Model: model, Units: []experiment.Unit{{Kind: experiment.ByUser}}, Arms: []experiment.Arm{{Name: "control"}, {Name: "canary", Share: 1}}}
 	s.Ready()
 	t := experiment.NewTable([]*experiment.Assigner{experiment.NewAssigner(s, 1, []float64{0.5, 0.5}, true)})
-	x := &exchange{s: &Server{opt: Options{Arms: func() *experiment.Table { return t }}}, set: &Settings{}, model: model}
+	x := &exchange{sending: new(sending), s: &Server{opt: Options{Arms: func() *experiment.Table { return t }}}, set: &Settings{}, model: model}
 	x.scan.User = []byte("user-0123456789")
 	b.ReportAllocs()
 	for b.Loop() {

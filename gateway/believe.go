@@ -23,14 +23,14 @@ func (x *exchange) believe() {
 		return
 	}
 	u := &x.m.usage
-	n, prompt, output := max(1, x.scan.N), int64(believed), int64(believed)
+	n, prompt, output := max(1, x.sought.n), int64(believed), int64(believed)
 	if x.rec.BytesIn > 0 {
 		prompt = min(prompt, x.rec.BytesIn+unseenPrompt)
 	}
 	if most := int64(x.lease.MaxContext()); most > 0 {
 		prompt, output = min(prompt, 2*most), min(output, 2*most*n)
 	}
-	if most := x.scan.MaxTokens; most > 0 && most < believed {
+	if most := x.sought.most; most > 0 && most < believed {
 		output = min(output, overLimit*n*(most+1024))
 	}
 	was := *u

@@ -64,6 +64,7 @@ const heldLimit = 64 << 10
 // scanEvents looks at the whole events that have come, takes out those the caller must not see and
 // counts the rest into held. While no content has come it also decides whether it is time to commit.
 func (x *exchange) scanEvents(now time.Time) {
+	defer x.looked(x.look())
 	for {
 		ev, ok := x.events.Next(x.attempt.Unread()[x.held:])
 		if !ok {
@@ -81,6 +82,7 @@ func (x *exchange) scanEvents(now time.Time) {
 
 // takeLast takes what stands behind the last blank line when the body has ended; yes says that it is a whole event but for that line.
 func (x *exchange) takeLast(now time.Time) (yes bool) {
+	defer x.looked(x.look())
 	if rest := x.attempt.Unread()[x.held:]; len(rest) > 0 {
 		if ev, ok := x.events.Last(rest); ok {
 			ev.Size = len(rest)
@@ -99,6 +101,18 @@ func (x *exchange) takeLast(now time.Time) (yes bool) {
 	return false
 }
 
+// look readies x.chunk for what has come. It returns what is there already, where one look leads to another.
+func (x *exchange) look() (was *openai.Chunk) {
+	was, x.chunk = x.chunk, chunks.Get().(*openai.Chunk)
+	return was
+}
+
+// looked gives it back: a stream that waits for its next token has no use for it.
+func (x *exchange) looked(was *openai.Chunk) {
+	chunks.Put(x.chunk)
+	x.chunk = was
+}
+
 func (x *exchange) take(ev *sse.Event, now time.Time) {
 	if !ev.HasData { // comments and the like mean nothing to us
 		if x.gathers() || x.resumed() {
@@ -108,7 +122,7 @@ func (x *exchange) take(ev *sse.Event, now time.Time) {
 		x.held += ev.Size
 		return
 	}
-	c := &x.chunk
+	c := x.chunk
 	c.Parse(ev.Name, ev.Data)
 	if x.phase == awaitingContent && c.Error {
 		x.errorEvent(ev, c)

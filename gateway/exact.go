@@ -30,7 +30,7 @@ func (x *exchange) wantsNumbers(l *router.Lease) bool {
 
 // number has the tale take the numbers of an event's tokens, and takes them out of the event.
 func (x *exchange) number(ev *sse.Event) {
-	c := &x.chunk
+	c := x.chunk
 	if x.tale != nil {
 		x.tale.story.Number(c, ev.Data)
 	}

@@ -65,16 +65,15 @@ type exchange struct {
 
 	watch *watch
 
-	scan       openai.Request
+	*sending                  // nil once no attempt will be made any more
 	ask        router.Request // what the router is asked
+	sought     sought
 	model      string
 	wantStream bool
 	numbered   bool        // the numbers of tokens were asked for by us: the caller does not get to see them
 	exact      bool        // the attempt goes on with the answer by these
 	dropUsage  bool        // the usage event was asked for by us: the caller does not get to see it
 	noInject   endpoint.ID // refused our stream_options, as it seems: this request goes there without
-	req        forward.Request
-	parts      [9][]byte
 	head       []byte
 	headLen    int          // of head, without what an attempt adds
 	span       trace.SpanID // of the attempt
@@ -96,7 +95,6 @@ type exchange struct {
 	pinned  endpoint.ID   // passthrough: the one endpoint, without a lease
 	attempt *forward.Attempt
 	worker  *endpoint.WorkerReport // of the attempt that just ended; nil for none, and the record's
-	tried   [maxTried]endpoint.ID
 	retries int
 	last    *outcome.Error // of the attempt that is being retried
 
@@ -115,13 +113,13 @@ type exchange struct {
 	isStream  bool          // the answer is an event stream
 
 	events    sse.Scanner
-	chunk     openai.Chunk
-	held      int  // bytes at the front of Unread that are whole events, ready to go out
-	opaque    bool // too long an event: bytes pass unread from here on
-	committed bool // the response head is out or on its way
-	beating   bool // committed before anything came
-	wrote     bool // a byte of the body went out
-	bodyEnd   bool // the upstream's body ended in good order
+	chunk     *openai.Chunk // the event that is looked at; nil between two looks
+	held      int           // bytes at the front of Unread that are whole events, ready to go out
+	opaque    bool          // too long an event: bytes pass unread from here on
+	committed bool          // the response head is out or on its way
+	beating   bool          // committed before anything came
+	wrote     bool          // a byte of the body went out
+	bodyEnd   bool          // the upstream's body ended in good order
 	writeArm  time.Time
 	writeAt   time.Time     // the newest write to the caller began
 	blocked   time.Duration // spent in such writes
@@ -136,6 +134,22 @@ type exchange struct {
 	own        time.Duration // our own time so far
 	began      time.Time     // an own stretch began
 	settled    bool
+}
+
+// sending is what attempts are made of. An exchange has it until no other can follow, which for most is when content has gone out: a
+// stream that is held open then does without.
+type sending struct {
+	scan  openai.Request
+	req   forward.Request
+	parts [9][]byte
+	tried [maxTried]endpoint.ID
+}
+
+// sought is what was asked for that matters to an answer's end.
+type sought struct {
+	n    int64 // openai.Request's N
+	most int64 // and MaxTokens
+	stop bool  // and Stop
 }
 
 // maxTried bounds the hosts that a request is kept from because they failed it.

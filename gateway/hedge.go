@@ -460,9 +460,7 @@ func (x *exchange) dropSecond() {
 // noteSecond writes into the record what became of a hedge that gave no answer.
 func (x *exchange) noteSecond(h *hedge, word string, oe outcome.Error, now time.Time, usd float64, known bool) {
 	r := &x.rec
-	if r.Tries < maxTried {
-		x.tried[r.Tries] = oe.Endpoint
-	}
+	x.hasTried(oe.Endpoint)
 	*r.Note() = ledger.Attempt{
 		Endpoint: oe.Endpoint, Class: oe.Class, Status: oe.Status, After: h.at.Sub(r.At), Duration: now.Sub(h.at), USD: usd, USDKnown: known,
 		Span: h.span, Provider: h.lease.Endpoint.Provider, Served: h.lease.Served, Decision: h.lease.Decision, Hedge: true,

@@ -143,8 +143,10 @@ func (x *exchange) plainError() bool {
 	if len(body) == 0 || body[0] != '{' {
 		return false
 	}
-	x.chunk.ParseBody(body)
-	return x.chunk.Error && !x.chunk.Malformed
+	c := chunks.Get().(*openai.Chunk)
+	defer chunks.Put(c)
+	c.ParseBody(body)
+	return c.Error && !c.Malformed
 }
 
 // classify asks the provider's adapter what an answer means that says class by itself.
@@ -206,8 +208,9 @@ func (x *exchange) awaitBody() {
 // judgeBody looks into a whole plain answer.
 func (x *exchange) judgeBody() {
 	now := time.Now()
-	x.chunk.ParseBody(x.attempt.Unread())
-	c := &x.chunk
+	defer x.looked(x.look())
+	c := x.chunk
+	c.ParseBody(x.attempt.Unread())
 	switch {
 	case c.Malformed && (len(x.attempt.Unread()) > 0 || x.route.proto != protoOpaque):
 		x.attemptFailed(x.upstreamFault(errGarbage))

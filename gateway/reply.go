@@ -411,7 +411,7 @@ func (x *exchange) deliver(d *down) error {
 func (x *exchange) progress() {
 	if since := x.m.lastAt.Sub(x.m.firstAt); since >= router.ProgressAfter && !x.progressed && x.leased {
 		x.progressed = true
-		x.lease.Progress(x.m.outputs/max(1, x.scan.N), x.streamed())
+		x.lease.Progress(x.m.outputs/max(1, x.sought.n), x.streamed())
 	}
 }
 
@@ -419,9 +419,17 @@ func (x *exchange) progress() {
 // prompt of megabytes need not wait for its answer's end.
 func (x *exchange) forget() {
 	if x.form == nil && x.pinned == "" && x.tale == nil {
-		x.parts = [len(x.parts)][]byte{}
-		x.req.Body, x.scan = nil, openai.Request{N: x.scan.N, Stop: x.scan.Stop, MaxTokens: x.scan.MaxTokens}
+		x.unsend()
 		x.ctx.Request.ResetBody()
+	}
+}
+
+// unsend gives back what further attempts would be made of.
+func (x *exchange) unsend() {
+	if x.sending != nil {
+		*x.sending = sending{}
+		sendings.Put(x.sending)
+		x.sending = nil
 	}
 }
 
@@ -448,7 +456,7 @@ func (x *exchange) armWrite() {
 // whole judges an answer whose body ended in good order.
 func (x *exchange) whole() bool {
 	return !x.isStream || x.opaque || x.route.proto == protoOpaque || x.m.done || x.m.failed || x.pinned != "" ||
-		x.m.finishes > 0 && x.m.finishes >= x.scan.N // some hosts send no [DONE]
+		x.m.finishes > 0 && x.m.finishes >= x.sought.n // some hosts send no [DONE]
 }
 
 // lost ends a stream that broke off: an error event, and no clean end.

@@ -100,9 +100,7 @@ func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
 	if x.watch.drained.Load() && oe.Class == outcome.ClientGone {
 		oe.Class = outcome.Truncated // ended by us: neither the caller left nor the host failed; see errDraining
 	}
-	if x.rec.Tries < maxTried {
-		x.tried[x.rec.Tries] = oe.Endpoint
-	}
+	x.hasTried(oe.Endpoint)
 	noted := x.rec.Note()
 	x.note(noted, &oe, now)
 	x.rec.Tries++
@@ -137,6 +135,13 @@ func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
 	x.events.Reset()
 }
 
+// hasTried keeps later attempts from the endpoint.
+func (x *exchange) hasTried(id endpoint.ID) {
+	if x.sending != nil && x.rec.Tries < maxTried {
+		x.tried[x.rec.Tries] = id
+	}
+}
+
 // note writes down what there is to tell of an attempt that ended as oe says, but for its cost.
 func (x *exchange) note(a *ledger.Attempt, oe *outcome.Error, now time.Time) {
 	*a = ledger.Attempt{} // and not as one literal, which would go through the stack
@@ -154,8 +159,8 @@ func (x *exchange) note(a *ledger.Attempt, oe *outcome.Error, now time.Time) {
 
 // result is what the router learns of the attempt.
 func (x *exchange) result(class outcome.Class, retryAfter time.Duration) router.Result {
-	r := router.Result{Class: class, RetryAfter: retryAfter, Cached: -1, Streamed: x.streamed(), Choices: x.scan.N}
-	if x.isStream && !x.scan.Stop { // a stop string costs tokens of which nothing is shown
+	r := router.Result{Class: class, RetryAfter: retryAfter, Cached: -1, Streamed: x.streamed(), Choices: x.sought.n}
+	if x.isStream && !x.sought.stop { // a stop string costs tokens of which nothing is shown
 		r.Events = x.m.outputs
 	}
 	if x.isStream || x.m.hasUsage { // else an answer in one piece, which shows no tokens to count

@@ -151,6 +151,8 @@ type randomBits struct {
 var (
 	attempts  = sync.Pool{New: func() any { return new(forward.Attempt) }}
 	exchanges = sync.Pool{New: func() any { return new(exchange) }}
+	sendings  = sync.Pool{New: func() any { return new(sending) }}
+	chunks    = sync.Pool{New: func() any { return new(openai.Chunk) }}
 )
 
 // New returns a Server that serves nothing yet.

@@ -29,6 +29,7 @@ func (x *exchange) CloseWithError(err error) error {
 // release makes a settled exchange another request's. Nothing may touch it afterwards.
 func (x *exchange) release() {
 	x.rec.Said.Release()
+	x.unsend()
 	head, attempts := x.head, x.rec.Attempts[:0]
 	*x = exchange{} // in place: a literal that mentions x is built on the stack and copied, 4 KiB each
 	x.head, x.rec.Attempts = head, attempts

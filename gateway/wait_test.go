@@ -603,7 +603,7 @@ func enterAndLeave(x *exchange) bool {
 // TestNobodyWaitsCostsNothing guards what every request pays.
 func TestNobodyWaitsCostsNothing(t *testing.T) {
 	g := newRig(t, []string{refusing(t)}, waiting(1, roomy()))
-	x := &exchange{s: g.srv, set: g.srv.set.Load(), model: model}
+	x := &exchange{sending: new(sending), s: g.srv, set: g.srv.set.Load(), model: model}
 	if n := testing.AllocsPerRun(100, func() {
 		if !enterAndLeave(x) {
 			t.Fatal("it did not pass")

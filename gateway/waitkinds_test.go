@@ -54,7 +54,7 @@ func TestIdleRegionIsNotBlocked(t *testing.T) {
 func TestKinds(t *testing.T) {
 	g := newRig(t, []string{newCounter(t).url()})
 	kind := func(edit func(*router.Request)) uint64 {
-		x := &exchange{s: g.srv, ask: router.Request{Model: model, Route: "/chat/completions", PromptTokens: 100, BodyBytes: 400}}
+		x := &exchange{sending: new(sending), s: g.srv, ask: router.Request{Model: model, Route: "/chat/completions", PromptTokens: 100, BodyBytes: 400}}
 		edit(&x.ask)
 		return x.kind()
 	}
