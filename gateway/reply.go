@@ -436,7 +436,13 @@ func (x *exchange) unsend() {
 // write sends p through fasthttp's writer.
 func (x *exchange) write(d *down, p []byte) error {
 	x.armWrite()
+	if x.conn != nil { // one packet, however many pieces fasthttp makes of it
+		x.conn.Together()
+	}
 	n, err := d.w.Write(p)
+	if err == nil && x.conn != nil {
+		err = x.conn.Through()
+	}
 	x.wrote = true
 	x.rec.BytesOut += int64(n)
 	return err

@@ -198,7 +198,7 @@ func (s *Server) server(h fasthttp.RequestHandler, set *Settings) *fasthttp.Serv
 		DisablePreParseMultipartForm: true,
 		ReduceMemoryUsage:            true, // a waiting connection holds no buffers
 		ReadBufferSize:               s.opt.MaxHead,
-		WriteBufferSize:              2 << 10,
+		WriteBufferSize:              640,         // a head; pieces are put together again: see listen.Conn.Write
 		MaxRequestBodySize:           set.MaxBody, // headerReceived has the current figures
 		ReadTimeout:                  set.Read,
 		WriteTimeout:                 set.ClientWrite,

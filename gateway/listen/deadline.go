@@ -76,8 +76,8 @@ func (c *Conn) tooEarly(err error) bool {
 	return true
 }
 
-// Write writes to the client.
-func (c *Conn) Write(p []byte) (int, error) {
+// send writes p to the client.
+func (c *Conn) send(p []byte) (int, error) {
 	c.armWrite()
 	n, err := c.writeTCP(p)
 	for tooSoon(err, c.dl.write, c.dl.writeSet) {

@@ -5,13 +5,10 @@ import (
 	"io"
 	"net"
 	"os"
-	"sync"
 	"syscall"
 
 	"headrace/gateway/rawio"
 )
-
-const earlyBytes = 16 << 10 // a whole request head, and most bodies
 
 // early holds what a one-byte read found beyond its byte.
 type early struct {
@@ -22,8 +19,6 @@ type early struct {
 	r, w int
 	err  error
 }
-
-var earlyBufs = sync.Pool{New: func() any { b := make([]byte, earlyBytes); return &b }}
 
 func (e *early) init(c *Conn) {
 	raw, err := c.SyscallConn()
@@ -70,11 +65,11 @@ func (e *early) read(c *Conn, p []byte) (int, error) {
 
 // tryRead is one attempt at a read; false parks the goroutine until the socket is readable, with no buffer held.
 func (e *early) tryRead(fd uintptr) bool {
-	buf := earlyBufs.Get().(*[]byte)
+	buf := bufs.Get().(*[]byte)
 	n, errno := rawio.Read(fd, *buf)
 	switch {
 	case errno == syscall.EAGAIN:
-		earlyBufs.Put(buf)
+		bufs.Put(buf)
 		e.c.armRead() // now it waits
 		return false
 	case errno != 0:
@@ -85,13 +80,13 @@ func (e *early) tryRead(fd uintptr) bool {
 		e.buf, e.r, e.w = buf, 0, n
 		return true
 	}
-	earlyBufs.Put(buf)
+	bufs.Put(buf)
 	return true
 }
 
 func (e *early) drop() {
 	if e.buf != nil {
-		earlyBufs.Put(e.buf)
+		bufs.Put(e.buf)
 		e.buf = nil
 	}
 }

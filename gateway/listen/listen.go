@@ -57,6 +57,7 @@ type Conn struct {
 	early   early
 	dl      deadlines
 	out     rawio.Writer
+	kept    keep
 }
 
 // Watch wraps ln, which must accept TCP connections. Close ends the watching too.
@@ -136,10 +137,10 @@ func (l *Listener) AbortAll() {
 	}
 }
 
-// CloseAll closes every connection.
+// CloseAll closes every connection, and waits for no client to take what is kept for it.
 func (l *Listener) CloseAll() {
 	for _, v := range l.conns.Range {
-		_ = v.(*Conn).Close()
+		_ = v.(*Conn).cut()
 	}
 }
 
@@ -150,12 +151,6 @@ func (l *Listener) Len() int {
 		n++
 	}
 	return n
-}
-
-// Close closes the connection and forgets it.
-func (c *Conn) Close() error {
-	c.l.conns.Delete(c.id)
-	return c.TCPConn.Close() // the kernel drops the descriptor from the epoll set
 }
 
 // Arm has h told when the client leaves or AbortAll is called; at once when that has happened already.

@@ -93,12 +93,12 @@ func (w *watcher) stop() {
 	_ = unix.Close(w.wake)
 }
 
-// Read reads from the client.
+// read reads from the client.
 //
 // fasthttp, told to save memory, waits for a request's first byte with a one-byte read, so as to
 // hold no buffer meanwhile. That costs a system call a request; here such a read takes all that has
 // arrived into a pooled buffer, and the next Read gets the rest of it.
-func (c *Conn) Read(p []byte) (int, error) {
+func (c *Conn) read(p []byte) (int, error) {
 	if c.l.watch.portable {
 		if n := c.ahead.take(p); n > 0 {
 			return n, nil

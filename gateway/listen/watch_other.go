@@ -9,8 +9,8 @@ func (w *watcher) start(*Listener) error { w.portable = true; return nil }
 func (w *watcher) add(*Conn)             {}
 func (w *watcher) stop()                 {}
 
-// Read reads from the client, beginning with a byte that was read ahead.
-func (c *Conn) Read(p []byte) (int, error) {
+// read reads from the client, beginning with a byte that was read ahead.
+func (c *Conn) read(p []byte) (int, error) {
 	if n := c.ahead.take(p); n > 0 {
 		return n, nil
 	}

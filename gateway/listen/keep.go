@@ -1,0 +1,123 @@
+package listen
+
+import (
+	"io"
+	"sync"
+	"time"
+)
+
+// bufs are for what has come early, and for what waits to go out.
+var bufs = sync.Pool{New: func() any { b := make([]byte, bufBytes); return &b }}
+
+const bufBytes = 16 << 10 // a whole request head, and most bodies
+
+// keep is what was written and has yet to go out. The server puts an answer together piece by piece in a buffer of its own, which it holds
+// as long as it answers: a stream all its life. So that one may be small, and the pieces still leave together, they are put together here,
+// in memory that is held until they go out.
+type keep struct {
+	through bool // nothing is kept; the owner's
+
+	mu  sync.Mutex // guards what follows: Close is anybody's
+	buf *[]byte    // nil while nothing is kept
+	n   int        // bytes of it
+}
+
+// Write writes to the client, at the next Read, Through or Close at the latest; at once after Through. An error may be that of an
+// earlier Write.
+func (c *Conn) Write(p []byte) (int, error) {
+	if c.kept.through {
+		return c.send(p)
+	}
+	k := &c.kept
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.buf == nil {
+		if len(p) >= bufBytes {
+			return c.send(p)
+		}
+		k.buf = bufs.Get().(*[]byte)
+	}
+	before, n := k.n, copy((*k.buf)[k.n:], p)
+	k.n += n
+	if n == len(p) {
+		return n, nil
+	}
+	if sent, err := c.sendKept(); err != nil {
+		return max(0, sent-before), err
+	}
+	more, err := c.send(p[n:])
+	return n + more, err
+}
+
+// Together has Write keep again what it is given, after Through.
+func (c *Conn) Together() { c.kept.through = false }
+
+// Through sends what is kept, and lets every Write go straight to the client until Together or the next Read.
+func (c *Conn) Through() error {
+	if c.kept.through {
+		return nil
+	}
+	c.kept.through = true
+	return c.flush()
+}
+
+// flush sends what is kept.
+func (c *Conn) flush() error {
+	c.kept.mu.Lock()
+	defer c.kept.mu.Unlock()
+	_, err := c.sendKept()
+	return err
+}
+
+// sendKept sends what is kept, of which nothing is kept then in any case. The lock is held.
+func (c *Conn) sendKept() (n int, err error) {
+	k := &c.kept
+	if k.buf == nil {
+		return 0, nil
+	}
+	n, err = c.send((*k.buf)[:k.n])
+	k.drop()
+	return n, err
+}
+
+// drop forgets what is kept. The lock is held.
+func (k *keep) drop() {
+	bufs.Put(k.buf)
+	k.buf, k.n = nil, 0
+}
+
+// Read reads from the client, who is sent first what was kept for him.
+func (c *Conn) Read(p []byte) (int, error) {
+	c.kept.through = false
+	if err := c.flush(); err != nil {
+		return 0, err
+	}
+	return c.read(p)
+}
+
+// ReadFrom writes all of r. It is there so that nobody takes the socket's own, which passes by what is kept.
+func (c *Conn) ReadFrom(r io.Reader) (int64, error) { return io.Copy(writeOnly{c}, r) }
+
+type writeOnly struct{ io.Writer }
+
+// lastWords is how long a client may take to make room for what is kept for it when its connection is closed.
+const lastWords = 5 * time.Second
+
+// Close sends what is kept, closes the connection and forgets it.
+func (c *Conn) Close() error {
+	if k := &c.kept; k.mu.TryLock() { // else the owner is writing, and learns of it
+		if k.buf != nil { // past the owner's deadlines and writer, which are the owner's alone
+			_ = c.TCPConn.SetWriteDeadline(time.Now().Add(lastWords))
+			_, _ = c.TCPConn.Write((*k.buf)[:k.n]) // fails where the client has left, who misses nothing
+			k.drop()
+		}
+		k.mu.Unlock()
+	}
+	return c.cut()
+}
+
+// cut closes the connection and forgets it.
+func (c *Conn) cut() error {
+	c.l.conns.Delete(c.id)
+	return c.TCPConn.Close() // the kernel drops the descriptor from the epoll set
+}
