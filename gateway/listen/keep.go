@@ -3,6 +3,7 @@ package listen
 import (
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -15,7 +16,7 @@ const bufBytes = 16 << 10 // a whole request head, and most bodies
 // as long as it answers: a stream all its life. So that one may be small, and the pieces still leave together, they are put together here,
 // in memory that is held until they go out.
 type keep struct {
-	through bool // nothing is kept; the owner's
+	through atomic.Bool // nothing is kept; set by the owner only
 
 	mu  sync.Mutex // guards what follows: Close is anybody's
 	buf *[]byte    // nil while nothing is kept
@@ -25,7 +26,7 @@ type keep struct {
 // Write writes to the client, at the next Read, Through or Close at the latest; at once after Through. An error may be that of an
 // earlier Write.
 func (c *Conn) Write(p []byte) (int, error) {
-	if c.kept.through {
+	if c.kept.through.Load() {
 		return c.send(p)
 	}
 	k := &c.kept
@@ -50,14 +51,17 @@ func (c *Conn) Write(p []byte) (int, error) {
 }
 
 // Together has Write keep again what it is given, after Through.
-func (c *Conn) Together() { c.kept.through = false }
+func (c *Conn) Together() {
+	if c.kept.through.Load() {
+		c.kept.through.Store(false)
+	}
+}
 
 // Through sends what is kept, and lets every Write go straight to the client until Together or the next Read.
 func (c *Conn) Through() error {
-	if c.kept.through {
+	if c.kept.through.Swap(true) {
 		return nil
 	}
-	c.kept.through = true
 	return c.flush()
 }
 
@@ -88,7 +92,7 @@ func (k *keep) drop() {
 
 // Read reads from the client, who is sent first what was kept for him.
 func (c *Conn) Read(p []byte) (int, error) {
-	c.kept.through = false
+	c.Together()
 	if err := c.flush(); err != nil {
 		return 0, err
 	}
