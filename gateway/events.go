@@ -64,7 +64,13 @@ const heldLimit = 64 << 10
 // scanEvents looks at the whole events that have come, takes out those the caller must not see and
 // counts the rest into held. While no content has come it also decides whether it is time to commit.
 func (x *exchange) scanEvents(now time.Time) {
-	defer x.looked(x.look())
+	was := x.look()
+	x.scanAll(now)
+	x.looked(was)
+}
+
+// scanAll is scanEvents with x.chunk in place.
+func (x *exchange) scanAll(now time.Time) {
 	for {
 		ev, ok := x.events.Next(x.attempt.Unread()[x.held:])
 		if !ok {
