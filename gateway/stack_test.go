@@ -8,10 +8,14 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"runtime"
 	"runtime/metrics"
 	"testing"
 	"time"
 )
+
+// heldHeap bounds what a held stream takes of the heap, with 6 KiB that the test's ends of its connections take.
+const heldHeap = 17 << 10
 
 // TestStackOfHeldStream holds streams open and looks at what their goroutines' stacks take: 4 KiB each. A stack doubles when anything
 // that a request calls needs more room than there is, and stays so while the stream is held. What calls too deep shows where
@@ -31,10 +35,12 @@ func TestStackOfHeldStream(t *testing.T) {
 		}
 		return
 	}
-	const streams = 200
+	const once, streams = 10, 200
+	end := make(chan struct{})
 	ln := listenLoopback(t)
 	go func() { // one for all streams: it is the gateway's stacks that are to be seen
 		var held []net.Conn // else they would be closed as garbage
+		var ups []*upConn
 		for {
 			c, err := ln.Accept()
 			if err != nil {
@@ -55,25 +61,62 @@ func TestStackOfHeldStream(t *testing.T) {
 			up.send(sseHead)
 			up.sendChunk(roleEvent)
 			up.sendChunk(tokenEvent("word"))
+			ups = append(ups, up)
+			if len(ups) == once+streams { // and then they end, with all that a stream may end with
+				<-end
+				for _, up := range ups[once:] {
+					up.sendChunk(stopEvent + useEvent + doneEvent)
+					up.send(lastChunk)
+				}
+			}
 		}
 	}()
 	g := newRig(t, []string{"http://" + ln.Addr().String() + "/v1"}, func(o *rigOptions) { o.noTLS, o.set.Gap, o.set.Total = true, time.Minute, time.Minute })
 	t.Cleanup(func() { _ = ln.Close() }) // before the gateway drains
+	var clients []*client
 	hold := func(n int) {
 		for range n {
 			c := g.dial().send(ask(chatPath, `,"stream":true`))
 			t.Cleanup(func() { _ = c.Close() })
 			c.await(len("word"))
+			clients = append(clients, c)
 		}
 	}
-	hold(10) // what is there once
-	before := stackBytes()
+	hold(once) // what is there once
+	before, heapBefore := stackBytes(), heapBytes()
 	hold(streams)
-	each := (stackBytes() - before) / streams
-	t.Logf("%d bytes of stack for each stream", each)
-	if each > 6<<10 {
-		t.Errorf("%d bytes of stack for each stream, more than one of 4 KiB and what lies between them", each)
+	if each := (heapBytes() - heapBefore) / streams; each > heldHeap {
+		t.Errorf("%d bytes of heap for each stream that is held, more than %d", each, heldHeap)
+	} else {
+		t.Logf("%d bytes of heap for each stream that is held", each)
 	}
+	small := func(when string) {
+		each := (stackBytes() - before) / streams
+		t.Logf("%d bytes of stack for each stream %s", each, when)
+		if each > 6<<10 {
+			t.Errorf("%d bytes of stack for each stream %s, more than one of 4 KiB and what lies between them", each, when)
+		}
+	}
+	small("that is held")
+	close(end)
+	for _, c := range clients[once:] { // whose connections stay
+		for line := ""; line != "0\r\n"; { // the last chunk, behind which all is settled
+			var err error
+			if line, err = c.br.ReadString('\n'); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	small("that has ended")
+}
+
+// heapBytes is what is in use of the heap, by the test's own ends of the connections as well.
+func heapBytes() int64 {
+	runtime.GC()
+	runtime.GC() // pools keep what is in them for one
+	s := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
+	metrics.Read(s)
+	return int64(s[0].Value.Uint64()) //nolint:gosec // less than there is memory
 }
 
 // stackBytes is the memory that stacks have.

@@ -52,6 +52,8 @@ type Chunk struct {
 
 	Done      bool // the stream is over: [DONE], message_stop, response.completed, .failed or .incomplete
 	Malformed bool // neither [DONE] nor a JSON object; what was found before the fault still holds
+
+	marks marks // here, and not on the stack, which streams keep as large as it once was
 }
 
 // Aborted says that the host has given the output up, as vLLM does when it is shut down or fails inside: that
@@ -79,8 +81,8 @@ func (c *Chunk) Parse(name, data []byte) {
 		c.Done = true
 		return
 	}
-	var m marks
-	ok := c.top(data, &m)
+	m := &c.marks
+	ok := c.top(data)
 	c.UsageOnly = ok && m.usage && !m.choices && m.kind == nil
 	if m.kind == nil {
 		m.kind = name
@@ -88,12 +90,13 @@ func (c *Chunk) Parse(name, data []byte) {
 	switch {
 	case m.kind == nil:
 	case bytes.HasPrefix(m.kind, []byte("response.")):
-		c.responses(&m)
+		c.responses(m)
 	default:
-		c.anthropic(&m)
+		c.anthropic(m)
 	}
-	c.judge(&m, string(name) == "error")
+	c.judge(m, string(name) == "error")
 	c.UsageOnly = c.UsageOnly && !c.Error
+	c.marks = marks{}
 }
 
 // ParseBody reads a whole answer that was not streamed, of any kind: chat.completion,
@@ -102,8 +105,8 @@ func (c *Chunk) Parse(name, data []byte) {
 func (c *Chunk) ParseBody(body []byte) {
 	*c = Chunk{}
 	c.Usage = NoUsage()
-	var m marks
-	c.top(body, &m)
+	m := &c.marks
+	c.top(body)
 	switch {
 	case string(m.kind) == "message":
 		c.blocks(m.content)
@@ -115,11 +118,13 @@ func (c *Chunk) ParseBody(body []byte) {
 		}
 	}
 	c.Content = c.Content || m.list
-	c.judge(&m, false)
+	c.judge(m, false)
+	c.marks = marks{}
 }
 
 // top reads the outermost object and says whether it is one.
-func (c *Chunk) top(data []byte, m *marks) bool {
+func (c *Chunk) top(data []byte) bool {
+	m := &c.marks
 	r := reader{b: data, lax: true}
 	if r.peek() != '{' {
 		c.Malformed = true
