@@ -20,8 +20,8 @@ const slack = 4 * time.Second
 
 // SetDeadline sets both deadlines.
 func (c *Conn) SetDeadline(t time.Time) error {
-	c.dl.read, c.dl.write = t, t
-	return nil
+	c.dl.read = t
+	return c.SetWriteDeadline(t)
 }
 
 // SetReadDeadline sets the deadline of reads that begin after it.
@@ -30,9 +30,13 @@ func (c *Conn) SetReadDeadline(t time.Time) error {
 	return nil
 }
 
-// SetWriteDeadline sets the deadline of writes that begin after it.
+// SetWriteDeadline sets the deadline of writes that begin after it. Whoever closes an idle connection may do so beside the owner's Read,
+// which sends what is kept; then that goes on as it began.
 func (c *Conn) SetWriteDeadline(t time.Time) error {
-	c.dl.write = t
+	if c.kept.mu.TryLock() {
+		c.dl.write = t
+		c.kept.mu.Unlock()
+	}
 	return nil
 }
 

@@ -2,6 +2,7 @@ package listen
 
 import (
 	"io"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,7 +19,7 @@ const bufBytes = 16 << 10 // a whole request head, and most bodies
 type keep struct {
 	through atomic.Bool // nothing is kept; set by the owner only
 
-	mu  sync.Mutex // guards what follows: Close is anybody's
+	mu  sync.Mutex // guards what follows, and the write deadline of a connection that is not through: Close is anybody's
 	buf *[]byte    // nil while nothing is kept
 	n   int        // bytes of it
 }
@@ -30,7 +31,9 @@ func (c *Conn) Write(p []byte) (int, error) {
 		return c.send(p)
 	}
 	k := &c.kept
-	k.mu.Lock()
+	if !k.mu.TryLock() { // the owner writes what was kept, or another closes the connection: nobody waits for either
+		return 0, net.ErrClosed
+	}
 	defer k.mu.Unlock()
 	if k.buf == nil {
 		if len(p) >= bufBytes {
