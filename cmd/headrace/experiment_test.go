@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"headrace/gateway/config"
 	"headrace/gateway/experiments"
 	"headrace/gateway/state/redistest"
 	"headrace/providers/fakecloud"
@@ -381,6 +382,21 @@ experiments:
 		out, err := runs(t, "check", "-c", file)
 		if err != nil || strings.Contains(out, "Warning") != (tc.want != "") || !strings.Contains(out, tc.want) {
 			t.Errorf("%s: %v\n%s", name, err, out)
+		}
+	}
+}
+
+// TestGuardrailShares: failures get as much of alpha where guardrails are written down as where they are the usual ones.
+func TestGuardrailShares(t *testing.T) {
+	one, fifth := 0.01, 0.2
+	usual := guardrails(&config.Experiment{})
+	written := guardrails(&config.Experiment{Guardrails: &config.Guardrails{ErrorRate: &one, SLOMissed: &one, TTFT: &fifth, TPS: &fifth, USDPerMTok: &one}})
+	if len(written) != len(usual) {
+		t.Fatalf("%d and %d guardrails", len(written), len(usual))
+	}
+	for i, g := range written {
+		if w := usual[i]; g.Metric != w.Metric || g.Share != max(w.Share, 1) {
+			t.Errorf("%s has %v parts, of the usual ones %s has %v", g.Metric, g.Share, w.Metric, w.Share)
 		}
 	}
 }

@@ -85,7 +85,7 @@ func guardrails(e *config.Experiment) []stats.Guardrail {
 		} {
 			if l.margin != nil {
 				m := math.Abs(*l.margin)
-				gs = append(gs, stats.Guardrail{Metric: l.metric, Margin: m, Tolerate: m})
+				gs = append(gs, stats.Guardrail{Metric: l.metric, Margin: m, Tolerate: m, Share: stats.ShareOf(l.metric)})
 			}
 		}
 	}
@@ -97,7 +97,7 @@ func guardrails(e *config.Experiment) []stats.Guardrail {
 		panic("BUG: statistics know no " + e.Goal)
 	}
 	gs = slices.DeleteFunc(gs, func(g stats.Guardrail) bool { return g.Metric == goal })
-	return append(gs, stats.Guardrail{Metric: goal, Goal: true})
+	return append(gs, stats.Guardrail{Metric: goal, Goal: true, Share: stats.ShareOf(goal)})
 }
 
 // storeFirst is how long the start waits to hear how experiments stand.

@@ -84,10 +84,18 @@ type Guardrail struct {
 	Share float64 `json:"share,omitempty"`
 }
 
-// Guardrails are those of an experiment that names none. Failures get most of alpha, for they are to be found first.
+// ShareOf is the usual share of alpha of a guardrail on m. Failures get more, for they are to be found first.
+func ShareOf(m Metric) float64 {
+	if m == Failed {
+		return 3
+	}
+	return 1
+}
+
+// Guardrails are those of an experiment that names none.
 func Guardrails() []Guardrail {
 	return []Guardrail{
-		{Metric: Failed, Margin: 0.002, Share: 3},
+		{Metric: Failed, Margin: 0.002, Share: ShareOf(Failed)},
 		{Metric: Missed, Margin: 0.01},
 		{Metric: TTFT, Margin: 0.10, Optional: true},
 		{Metric: TPS, Margin: 0.05, Optional: true},
