@@ -41,6 +41,8 @@ const (
 	// note that is older than noteFor breaks off nothing.
 	toldFor = time.Minute
 	queue   = 256 // transitions that wait to be told
+	// tellAgain is after which what could not be told is told again, until it is older than toldFor.
+	tellAgain = 250 * time.Millisecond
 	// mostLoad and mostPrompt are more than a replica can have at one host: sums of what is said stay numbers.
 	mostLoad   = 1 << 16
 	mostPrompt = 1 << 32
@@ -209,12 +211,39 @@ func down(c health.Change) bool {
 func (s *Share) tellHosts(ctx context.Context) {
 	t := time.NewTicker(noteEvery)
 	defer t.Stop()
+	again := time.NewTimer(tellAgain)
+	defer again.Stop()
+	untold := map[endpoint.ID]router.Transition{} // the newest of each host
+	tell := func(tr router.Transition) (ok bool) {
+		delete(untold, tr.Endpoint)
+		switch ok = s.tellHost(ctx, tr); {
+		case ok:
+		case s.opt.Now().Sub(tr.At) < toldFor:
+			untold[tr.Endpoint] = tr
+			again.Reset(tellAgain)
+		default:
+			s.lost.Add(1)
+		}
+		return ok
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case tr := <-s.out:
-			s.tellHost(ctx, tr)
+			if tr.At.IsZero() {
+				tr.At = s.opt.Now()
+			}
+			tell(tr)
+		case <-again.C:
+			for _, tr := range untold {
+				if !tell(tr) {
+					break // nor can the others be told
+				}
+			}
+			if len(untold) > 0 {
+				again.Reset(tellAgain)
+			}
 		case <-s.join:
 			notes, err := s.opt.Way.Notes(ctx, hostKind)
 			if err != nil {
@@ -233,22 +262,23 @@ func (s *Share) tellHosts(ctx context.Context) {
 	}
 }
 
-func (s *Share) tellHost(ctx context.Context, t router.Transition) {
+// tellHost tells of one; false where that has failed.
+func (s *Share) tellHost(ctx context.Context, t router.Transition) bool {
 	s.mu.Lock()
 	w, ok := s.lately[t.Endpoint]
 	s.mu.Unlock()
 	if ok && s.opt.Now().Before(w.until) && down(t.Change) && down(w.transition.Change) && (w.transition.Told || !t.Told) {
-		return // it is what this one was told
+		return true // it is what this one was told
 	}
 	keep := time.Duration(0)
 	if down(t.Change) {
 		keep = max(noteFor, min(t.For, time.Minute))
 	}
-	if err := s.opt.Way.Note(ctx, hostKind, string(t.Endpoint), s.encode(t, keep), keep, false); err != nil {
-		s.lost.Add(1)
-		return
+	if s.opt.Way.Note(ctx, hostKind, string(t.Endpoint), s.encode(t, keep), keep, false) != nil {
+		return false
 	}
 	s.told.Add(1)
+	return true
 }
 
 // hearHost takes in another's transition.

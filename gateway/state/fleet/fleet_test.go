@@ -121,9 +121,10 @@ func (g *gateway) lease(id endpoint.ID) *router.Lease {
 }
 
 // TestPreemptionSpreads has one of three replicas hear that a host was taken away, or lose it, many times over: all others avoid it
-// within a second, nearly always within 50 ms, where the machine has nothing else to do.
+// within a second, each time; nearly always within 50 ms, where the machine has nothing else to do.
 func TestPreemptionSpreads(t *testing.T) {
 	s := startRedis(t)
+	pace := s.Watch()
 	const hosts = 150
 	var eps []endpoint.Endpoint
 	for i := range hosts {
@@ -149,7 +150,7 @@ func TestPreemptionSpreads(t *testing.T) {
 			await(t, fmt.Sprintf("%s avoided by replica %d", id, k), func() bool {
 				return g.view(id).Breaker != "closed"
 			})
-			took = append(took, time.Since(began))
+			took = append(took, pace.Within(t, fmt.Sprintf("%s is avoided by replica %d", id, k), began, time.Second))
 			if want := map[bool]string{true: "preempted", false: "suspected"}[i%2 == 0]; g.view(id).Breaker != want {
 				t.Errorf("%s is %s at replica %d, want %s", id, g.view(id).Breaker, k, want)
 			}
@@ -158,9 +159,6 @@ func TestPreemptionSpreads(t *testing.T) {
 	slices.Sort(took)
 	p := func(q float64) time.Duration { return took[int(q*float64(len(took)-1))].Round(10 * time.Microsecond) }
 	t.Logf("avoided by another replica after p50 %s, p99 %s, at most %s (%d of them)", p(0.5), p(0.99), p(1), len(took))
-	if p(0.9) > time.Second { // a busy machine may stand still for as long now and then
-		t.Errorf("9 of 10 are avoided within %s only", p(0.9))
-	}
 	for _, g := range replicas {
 		if n := len(g.taken); n != hosts/3 {
 			t.Errorf("%d hosts were called away from, want %d", n, hosts/3)
@@ -183,6 +181,27 @@ func TestLateReplica(t *testing.T) {
 	await(t, "b", func() bool { return late.view("b").Breaker == "suspected" })
 	if got := late.view("c").Breaker; got != "closed" {
 		t.Errorf("c is %s", got)
+	}
+}
+
+// TestToldWhenRedisIsBack has a replica find two hosts gone while Redis is: the other is told when it is back, though it knows nobody who notes them by then.
+func TestToldWhenRedisIsBack(t *testing.T) {
+	t.Parallel()
+	s := startRedis(t)
+	a, b := s.join(host("a"), host("b"), host("c")), s.join(host("a"), host("b"), host("c"))
+	s.Stop()
+	await(t, "nobody hears", func() bool { return !a.redis.Hears() && !b.redis.Hears() })
+	a.lose("a")
+	a.lose("b")
+	failed := a.redis.Stats().Errors
+	await(t, "it was tried", func() bool { return a.redis.Stats().Errors > failed })
+	s.Start()
+	for _, id := range []endpoint.ID{"a", "b"} {
+		await(t, "suspected", func() bool { return b.view(id).Breaker == "suspected" })
+	}
+	await(t, "two told", func() bool { return a.share.Status().Told == 2 })
+	if n := a.share.Status().Lost; n != 0 {
+		t.Errorf("%d pass for lost", n)
 	}
 }
 
