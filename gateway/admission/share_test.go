@@ -327,6 +327,9 @@ func TestRedisInTrouble(t *testing.T) {
 				if in += p.in.Load(); p.failed.Load() != 0 || p.in.Load() == 0 {
 					t.Errorf("%d let in, %d failed", p.in.Load(), p.failed.Load())
 				}
+				if p50 := p.quantile(0.5); p50 > time.Millisecond { // microseconds, in which no machine puts a half of them aside
+					t.Errorf("the median request was held up for %s", p50)
+				}
 			}
 			if n := asked() - before; 2*n > in { // a clock would tell of the machine
 				t.Errorf("%d of %d waited for Redis", n, in)
