@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -41,7 +42,14 @@ func (a *auditor) Run(ctx context.Context, ticks <-chan time.Time) error {
 }
 
 func (a *auditor) look() {
-	for account, bill := range a.bills() {
+	bills := a.bills()
+	a.mu.Lock()
+	maps.DeleteFunc(a.newest, func(account string, _ books.Bill) bool { // a reload has taken it away
+		_, there := bills[account]
+		return !there
+	})
+	a.mu.Unlock()
+	for account, bill := range bills {
 		if bill == nil || bill.AsOf.IsZero() {
 			continue
 		}
@@ -58,7 +66,7 @@ func (a *auditor) look() {
 		}
 		a.newest[account] = b
 		a.mu.Unlock()
-		if b.Hosts == 0 {
+		if !tells(&b) {
 			continue
 		}
 		a.billed(b, parts)
@@ -94,16 +102,21 @@ func (a *auditor) compare(account string, bill *api.Bill) (b books.Bill, parts [
 			hosts = append(hosts, p.Endpoint)
 		}
 	}
-	b.Hosts = len(hosts)
+	if b.Hosts = len(hosts); b.Hosts == 0 {
+		b.From, b.To = bill.From, bill.To
+	}
 	return b, parts
 }
+
+// tells is false for a bill of nothing.
+func tells(b *books.Bill) bool { return b.Hosts > 0 || b.LeftOut > 0 }
 
 // lately returns the newest comparison of each account.
 func (a *auditor) lately() (list []books.Bill) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, b := range a.newest {
-		if b.Hosts > 0 {
+		if tells(&b) {
 			list = append(list, b)
 		}
 	}

@@ -32,8 +32,12 @@ func TestReconcile(t *testing.T) {
 	log := newLogBuffer()
 	var noted []books.Bill
 	var charges []books.Charge
+	removed := false
 	a := &auditor{
 		bills: func() map[string]*api.Bill {
+			if removed {
+				return map[string]*api.Bill{"runpod": nil}
+			}
 			return map[string]*api.Bill{"vast": bill, "runpod": nil, "vast serverless": {}}
 		},
 		between: func(id endpoint.ID, _, _ time.Time) (float64, bool) { return 1, id != "vast:2" },
@@ -62,6 +66,28 @@ func TestReconcile(t *testing.T) {
 	a.look()
 	if list := a.lately(); len(noted) != 2 || len(list) != 1 || !list[0].AsOf.Equal(next.AsOf) {
 		t.Errorf("noted %+v, lately %+v", noted, list)
+	}
+	removed = true
+	if a.look(); len(a.lately()) != 0 {
+		t.Errorf("of an account that the config has no more: %+v", a.lately())
+	}
+}
+
+// TestReconcileNothingWatched tells of a bill that has only what no gateway has watched.
+func TestReconcileNothingWatched(t *testing.T) {
+	at := time.Date(2026, 11, 28, 10, 0, 0, 0, time.UTC)
+	var noted []books.Bill
+	a := &auditor{
+		bills: func() map[string]*api.Bill {
+			return map[string]*api.Bill{"vast": {AsOf: at, From: at.Add(-time.Hour), To: at, Parts: []api.BillPart{{Endpoint: "vast:1", From: at.Add(-time.Hour), To: at, USD: 7}}}}
+		},
+		between: func(endpoint.ID, time.Time, time.Time) (float64, bool) { return 0, false },
+		billed:  func(b books.Bill, _ []books.Charge) { noted = append(noted, b) },
+		log:     slog.New(slog.DiscardHandler),
+	}
+	a.look()
+	if len(noted) != 1 || noted[0].LeftOut != 7 || noted[0].ErrorPercent() != 0 || !noted[0].From.Equal(at.Add(-time.Hour)) || !noted[0].To.Equal(at) || len(a.lately()) != 1 {
+		t.Errorf("noted %+v", noted)
 	}
 }
 

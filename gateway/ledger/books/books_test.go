@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -207,6 +208,54 @@ func TestDiskThatFails(t *testing.T) {
 	p, err := books.Read(filepath.Join(blocked, "ledger.db"), from, to)
 	if err != nil || p.Rollups[0].N[books.Requests] != 11 || p.Rollups[0].Used() != 11 {
 		t.Errorf("on disk: %+v, %v", p.Rollups, err)
+	}
+}
+
+// TestReportsWhileTheDiskFails counts every request once, while reports are made of what cannot be written and requests go on.
+func TestReportsWhileTheDiskFails(t *testing.T) {
+	c, dir := newClock(), t.TempDir()
+	blocked := filepath.Join(dir, "state")
+	if err := os.WriteFile(blocked, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b, _ := open(t, c, filepath.Join(blocked, "ledger.db"), nil)
+	from, to := c.hour()
+	const senders, each = 4, 500
+	var wg sync.WaitGroup
+	for s := range senders {
+		wg.Go(func() {
+			for i := range each {
+				r := answered(fmt.Sprint("r", s, ".", i), c.now(), 0.5)
+				r.Key = fmt.Sprint("team-", i%7)
+				b.Record(r)
+			}
+		})
+	}
+	requests := func() (n int64) {
+		p := period(t, b, from, to)
+		for i := range p.Rollups {
+			n += p.Rollups[i].N[books.Requests]
+		}
+		return n
+	}
+	for last := int64(0); last < senders*each; {
+		n := requests()
+		if n < last || n > senders*each {
+			t.Errorf("%d requests after %d", n, last)
+			break
+		}
+		last = n
+	}
+	wg.Wait()
+	if err := os.Remove(blocked); err != nil {
+		t.Fatal(err)
+	}
+	c.pass(time.Minute)
+	if err := b.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := requests(); n != senders*each {
+		t.Errorf("%d requests on disk, want %d", n, senders*each)
 	}
 }
 

@@ -44,24 +44,24 @@ func blocks(t *testing.T, b *Books) (ns []int) {
 
 // TestCompactAfterFailure puts together later what could not be written when it was first tried.
 func TestCompactAfterFailure(t *testing.T) {
-	b, _ := singles(t, Options{}, 450, time.Second)
+	b, _ := singles(t, Options{}, 210, time.Second)
 	refused := 0
 	b.f.db.CommitHook(func() bool { refused++; return false })
 	b.f.compact(0)
-	if ns := blocks(t, b); refused == 0 || len(ns) != 450 {
+	if ns := blocks(t, b); refused == 0 || len(ns) != 210 {
 		t.Fatalf("%d blocks after %d commits that failed", len(ns), refused)
 	}
 	b.f.db.CommitHook(nil)
 	b.f.compact(0)
-	if ns := blocks(t, b); !slices.Equal(ns, []int{399, 51}) { // what is more than half full stays so
+	if ns := blocks(t, b); !slices.Equal(ns, []int{210}) {
 		t.Errorf("blocks of %v requests", ns)
 	}
 }
 
 // TestCompactPastDamage leaves a line that cannot be read where it is, and goes on with those around it.
 func TestCompactPastDamage(t *testing.T) {
-	b, _ := singles(t, Options{}, 450, time.Second)
-	for _, no := range []int64{1, 120, 121, 450} {
+	b, _ := singles(t, Options{}, 230, time.Second)
+	for _, no := range []int64{1, 120, 121, 230} {
 		if err := query(b.f.db, "UPDATE requests SET body=x'01ff' WHERE block=?", func(*sqlite3.Stmt) error { return nil }, no); err != nil {
 			t.Fatal(err)
 		}
@@ -69,10 +69,10 @@ func TestCompactPastDamage(t *testing.T) {
 	for range 2 {
 		b.f.compact(0)
 	}
-	if ns := blocks(t, b); !slices.Equal(ns, []int{1, 118, 1, 1, 278, 50, 1}) {
+	if ns := blocks(t, b); !slices.Equal(ns, []int{1, 118, 1, 1, 108, 1}) {
 		t.Errorf("blocks of %v requests", ns)
 	}
-	for id, want := range map[string]bool{"r1": true, "r118": true, "r121": true, "r448": true} {
+	for id, want := range map[string]bool{"r1": true, "r118": true, "r121": true, "r228": true} {
 		if _, ok, err := b.f.find(id); ok != want || err != nil {
 			t.Errorf("%s is found %t, %v", id, ok, err)
 		}
@@ -82,11 +82,11 @@ func TestCompactPastDamage(t *testing.T) {
 // TestTidyWhileFull has a file that is at its largest size all the time: what is too old leaves it in time all the same, and no more of what
 // is not than there has to.
 func TestTidyWhileFull(t *testing.T) {
-	b, at := singles(t, Options{}, 300, time.Second)
+	b, at := singles(t, Options{}, 60, time.Second)
 	began := *at
 	b.opt.Keep, b.opt.KeepSums = 10*time.Minute, time.Hour
 	b.opt.MaxBytes = b.f.size - 1
-	for range 240 { // each write finds it too large
+	for range 200 { // each write finds it too large
 		*at = at.Add(time.Minute)
 		b.Record(&ledger.Record{ID: fmt.Sprint(at.Unix()), At: *at, Key: "k", Model: "m", Known: true, Class: outcome.Success})
 		if err := b.flush(true); err != nil {
