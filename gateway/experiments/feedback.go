@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"slices"
+	"strings"
 
 	"headrace/router/experiment"
 )
@@ -57,8 +59,8 @@ func (m *Manager) Feedback(ctx context.Context, name string, f Feedback) (arm st
 		kind := t.Spec.Units[0]
 		if f.By != "" {
 			var ok bool
-			if kind, ok = experiment.ParseUnit(f.By); !ok {
-				return bad("by must be one of the experiment's assign_by")
+			if kind, ok = experiment.ParseUnit(f.By); !ok || !slices.Contains(t.Spec.Units, kind) {
+				return bad("by must be one of the experiment's assign_by: %s", strings.Join(assignedBy(t.Spec), ", "))
 			}
 		}
 		unit := unitBytes(t.Spec, kind, f.Unit)

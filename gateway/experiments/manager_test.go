@@ -564,7 +564,7 @@ func TestFeedback(t *testing.T) {
 		for name, f := range map[string]Feedback{
 			"no score": {Unit: "x"}, "no number": {Unit: "x", Score: &nan}, "of nobody": {Score: &score}, "of two": {Unit: "x", RequestID: "req_7", Score: &score},
 			"an old request": {RequestID: "req_x", Score: &score}, "another kind of unit": {Unit: "x", By: "users", Score: &score},
-			"a unit that sent nothing": {Unit: "nobody", Score: &score}, "another scale": {RequestID: "req_7", Score: &two},
+			"a kind that is not assigned": {Unit: user, By: "key", Score: &score}, "a unit that sent nothing": {Unit: "nobody", Score: &score}, "another scale": {RequestID: "req_7", Score: &two},
 		} {
 			if _, err := a.Feedback(t.Context(), "e", f); !errors.Is(err, ErrFeedback) {
 				t.Errorf("%s: %v", name, err)

@@ -60,11 +60,8 @@ func (m *Manager) view(t *trial) View {
 	s, d := t.Spec, t.doc // a copy: what is returned is read when mu is free again
 	v := View{
 		Name: s.Name, Model: s.Model, State: d.State, Run: d.Run, Traffic: s.To - s.From, Steps: d.Steps, Step: d.Step + 1, Passed: d.Passed,
-		Weights: d.Weights, Decisions: d.Log, Made: d.Decisions, Arms: m.arms(t), Replica: m.slot.name(), Decides: m.slot.leads,
+		AssignBy: assignedBy(s), Weights: d.Weights, Decisions: d.Log, Made: d.Decisions, Arms: m.arms(t), Replica: m.slot.name(), Decides: m.slot.leads,
 		Uncounted: Uncounted{Late: t.late, Dropped: m.lost()}, Problem: t.failed, Advice: advice(t), Guardrails: t.Guardrails, Alpha: t.Alpha,
-	}
-	for _, u := range s.Units {
-		v.AssignBy = append(v.AssignBy, u.String())
 	}
 	if !d.StartedAt.IsZero() {
 		v.StartedAt = &d.StartedAt
@@ -102,6 +99,15 @@ func (m *Manager) view(t *trial) View {
 		}
 	}
 	return v
+}
+
+// assignedBy is what is assigned to arms, in the config's words.
+func assignedBy(s *experiment.Spec) []string {
+	words := make([]string, len(s.Units))
+	for i, u := range s.Units {
+		words[i] = u.String()
+	}
+	return words
 }
 
 // missing says which hosts a trial lacks, "" when it has what it needs. The caller holds mu.
