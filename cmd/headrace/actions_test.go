@@ -257,7 +257,7 @@ providers:
 `, redis, cloud.Key(), cloud.ManagementURL(), cloud.QueueURL(), cloud.BalancerURL())
 	start := func() *running { return startApp(t, t.TempDir(), yaml, nil) }
 
-	r, err := state.Open(state.Options{URL: redis})
+	r, err := state.Open(state.Options{URL: redis, Timeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}

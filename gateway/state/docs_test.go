@@ -92,7 +92,7 @@ func TestDocsComeBack(t *testing.T) {
 	same("given back by c", load("c", c, "key"), want)
 	same("for b", load("b", b, "key"), want)
 
-	elsewhere, err := Open(Options{URL: s.URL() + "?db=1"})
+	elsewhere, err := Open(Options{URL: s.URL() + "?db=1", Timeout: patience / 3})
 	if err != nil {
 		t.Fatal(err)
 	}

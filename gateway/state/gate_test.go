@@ -19,20 +19,20 @@ func TestCall(t *testing.T) {
 	s := startRedis(t)
 	r := s.run()
 	for range 5 {
-		if err := r.Call(t.Context(), time.Second, ping); err != nil {
+		if err := r.Call(t.Context(), patience, ping); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := r.Call(t.Context(), time.Second, func(ctx context.Context, c redis.UniversalClient) error { return c.Get(ctx, "none").Err() }); !errors.Is(err, redis.Nil) {
+	if err := r.Call(t.Context(), patience, func(ctx context.Context, c redis.UniversalClient) error { return c.Get(ctx, "none").Err() }); !errors.Is(err, redis.Nil) {
 		t.Errorf("what is not there: %v", err)
 	}
-	wrong := r.Call(t.Context(), time.Second, func(ctx context.Context, c redis.UniversalClient) error { return c.Do(ctx, "NOSUCH").Err() })
+	wrong := r.Call(t.Context(), patience, func(ctx context.Context, c redis.UniversalClient) error { return c.Do(ctx, "NOSUCH").Err() })
 	if wrong == nil || errors.Is(wrong, ErrAway) {
 		t.Errorf("a command that there is not: %v", wrong)
 	}
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := r.Call(gone, time.Second, ping); !errors.Is(err, context.Canceled) || errors.Is(err, ErrAway) {
+	if err := r.Call(gone, patience, ping); !errors.Is(err, context.Canceled) || errors.Is(err, ErrAway) {
 		t.Errorf("of a caller who has left: %v", err)
 	}
 	if n := r.Stats().Missed; n != 0 || !r.gate.open() {

@@ -14,7 +14,7 @@ import (
 func usage(t *testing.T, r *Redis, u Usage) Usage {
 	t.Helper()
 	u.Claims = append([]Claim(nil), u.Claims...)
-	if err := r.Limits(t.Context(), time.Second, []*Usage{&u}); err != nil {
+	if err := r.Limits(t.Context(), patience, []*Usage{&u}); err != nil {
 		t.Fatal(err)
 	}
 	return u
@@ -231,7 +231,7 @@ func TestManyKeysAtOnce(t *testing.T) {
 		for i := range us {
 			us[i] = &Usage{Key: string(rune('a'+i%26)) + string(rune('a'+i/26)), RPM: 1, Claims: make([]Claim, 2)}
 		}
-		if err := r.Limits(t.Context(), time.Second, us); err != nil {
+		if err := r.Limits(t.Context(), patience, us); err != nil {
 			t.Fatal(err)
 		}
 		for _, u := range us {

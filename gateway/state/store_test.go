@@ -447,7 +447,7 @@ func TestApart(t *testing.T) {
 	url := s.URL()
 	open := func(url, prefix string) *Redis {
 		t.Helper()
-		r, err := Open(Options{URL: url, Prefix: prefix, Timeout: 2 * time.Second})
+		r, err := Open(Options{URL: url, Prefix: prefix, Timeout: patience / 3})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -88,7 +88,7 @@ func (n *node) do(args ...any) {
 // openURL opens and runs a Redis until the test ends.
 func openURL(t *testing.T, url string) *Redis {
 	t.Helper()
-	r, err := Open(Options{URL: url, Timeout: 2 * time.Second})
+	r, err := Open(Options{URL: url, Timeout: patience / 6})
 	if err != nil {
 		t.Fatal(err)
 	}

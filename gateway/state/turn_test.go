@@ -9,7 +9,7 @@ import (
 func TestTurn(t *testing.T) {
 	s := startRedis(t)
 	open := func() Turn {
-		r, err := Open(Options{URL: s.URL()})
+		r, err := Open(Options{URL: s.URL(), Timeout: patience / 3})
 		if err != nil {
 			t.Fatal(err)
 		}

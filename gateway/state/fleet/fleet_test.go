@@ -317,7 +317,7 @@ func TestLoads(t *testing.T) {
 	}
 	elsewhere(c, "a", 2)
 
-	dead, err := state.Open(state.Options{URL: s.URL()})
+	dead, err := state.Open(state.Options{URL: s.URL(), Timeout: patience / 3})
 	if err != nil {
 		t.Fatal(err)
 	}

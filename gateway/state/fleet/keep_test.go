@@ -77,7 +77,7 @@ func TestKeeper(t *testing.T) {
 	dir := t.TempDir()
 	redis := redistest.Start(t)
 	open := func() state.Store {
-		r, err := state.Open(state.Options{URL: redis.URL()})
+		r, err := state.Open(state.Options{URL: redis.URL(), Timeout: patience / 3})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -170,7 +170,7 @@ func TestKeeperOdd(t *testing.T) {
 		t.Errorf("%.1f tokens a second, %.1f before", got, before)
 	}
 	redis := redistest.Start(t)
-	r, err := state.Open(state.Options{URL: redis.URL()})
+	r, err := state.Open(state.Options{URL: redis.URL(), Timeout: patience / 3})
 	if err != nil {
 		t.Fatal(err)
 	}
