@@ -19,13 +19,17 @@ type line struct {
 
 func (l *line) Replicas() int { return 2 }
 
-func (l *line) Limits(_ context.Context, _ time.Duration, us []*state.Usage) error {
+func (l *line) Limits(ctx context.Context, _ time.Duration, us []*state.Usage) error {
 	l.calls.Add(1)
 	d := time.Duration(l.after.Load())
 	if d < 0 {
 		return errors.New("gone")
 	}
-	<-time.After(d)
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	for _, u := range us {
 		u.Answer = state.Answer{Sum: u.Spent}
 		for i := range u.Claims {
@@ -64,7 +68,11 @@ func TestRedisIsTriedUntilItIsInTime(t *testing.T) {
 			t.Fatalf("Redis is gone for 2 s: %v", e)
 		}
 		l.after.Store(int64(10 * state.Within))
+		slow := l.calls.Load()
 		<-time.After(time.Minute)
+		if n := l.calls.Load() - slow; n < 10 || n > int64(time.Minute/awayAgain)+1 {
+			t.Errorf("it was asked %d times in a minute in which it was slow: no less than %s is between two", n, awayAgain)
+		}
 		l.after.Store(0)
 		<-time.After(time.Second)
 		if e := trySpend(t, g, goodKey, 0.01, time.Now()); e != nil {
@@ -74,6 +82,29 @@ func TestRedisIsTriedUntilItIsInTime(t *testing.T) {
 		<-time.After(time.Minute)
 		if n := l.calls.Load() - had; n > 100 {
 			t.Errorf("it was asked %d times in a minute in which nobody came", n)
+		}
+	})
+}
+
+// TestGateEndsWhileRedisIsSlow tells what is left to be told once, and not until Redis is in time.
+func TestGateEndsWhileRedisIsSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var l line
+		g := New(Options{Shared: &l})
+		g.Configure([]Key{{Name: "k", Hash: HashOf(goodKey), Budget: Budget{USDTotal: 1000}}}, true)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); _ = g.Run(ctx) }()
+		l.after.Store(-1)
+		_ = trySpend(t, g, goodKey, 0.01, time.Now())
+		l.after.Store(int64(10 * state.Within))
+		<-time.After(time.Second)
+		_ = trySpend(t, g, goodKey, 0.01, time.Now())
+		cancel()
+		at, had := time.Now(), l.calls.Load()
+		<-done
+		if d, n := time.Since(at), l.calls.Load()-had; d > 40*state.Within || n > 3 {
+			t.Errorf("it has ended after %s and %d calls of 50 ms", d, n)
 		}
 	})
 }

@@ -89,9 +89,13 @@ func (g *Gate) refresh(ctx context.Context) {
 	}
 }
 
-// tellAll tells of all accounts that have something to tell. It returns false when Redis did not answer.
+// tellAll tells of all accounts that have something to tell, while Redis is too slow once of each: they have something to tell until it is in time. It
+// returns false when Redis did not answer.
 func (s *sharer) tellAll(ctx context.Context, g *Gate) bool {
-	for {
+	s.mu.Lock()
+	once := len(s.due)
+	s.mu.Unlock()
+	for told := 0; told < once || !s.away.Load(); {
 		s.mu.Lock()
 		n := min(len(s.due), mostAtOnce)
 		batch := slices.Clone(s.due[:n])
@@ -100,6 +104,7 @@ func (s *sharer) tellAll(ctx context.Context, g *Gate) bool {
 		if n == 0 {
 			return true
 		}
+		told += n
 		for _, a := range batch {
 			a.mu.Lock()
 			a.share.due = false
@@ -109,4 +114,5 @@ func (s *sharer) tellAll(ctx context.Context, g *Gate) bool {
 			return false
 		}
 	}
+	return true
 }
