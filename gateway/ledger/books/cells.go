@@ -18,7 +18,7 @@ type entry struct {
 type cells struct {
 	of   map[Cell]*entry
 	most int
-	full int64 // the hour in which there was nothing to give way; 0 for none
+	full int64 // the newest hour in which there was nothing to give way: nor is there in those before; 0 for none
 }
 
 func newCells(most, room int) cells { return cells{of: make(map[Cell]*entry, room), most: most} }
@@ -40,8 +40,8 @@ func (s *cells) at(c *Cell) *entry {
 	if e != nil {
 		return e
 	}
-	if len(s.of) >= s.most && s.full != c.Hour {
-		if s.fold(); len(s.of) >= s.most {
+	if len(s.of) >= s.most && s.full < c.Hour {
+		if s.fold(c.Hour); len(s.of) >= s.most {
 			s.full = c.Hour
 		}
 	}
@@ -56,18 +56,14 @@ func (s *cells) at(c *Cell) *entry {
 	return e
 }
 
-// fold makes room for new names, at least a twentieth of all, where older ones can give way.
-func (s *cells) fold() {
-	newest := int64(0)
+// fold makes room for new names of an hour, at least a twentieth of all, where older ones can give way.
+func (s *cells) fold(hour int64) {
+	newest := hour
 	for c := range s.of {
 		newest = max(newest, c.Hour)
 	}
 	enough := s.most - max(1, s.most/20)
-	s.merge(enough, newest, func(c *Cell) bool {
-		named := c.Host != "" && !isOther(c.Host)
-		c.Host = otherHost(c.Provider)
-		return named
-	})
+	s.merge(enough, newest, unnameHost)
 	if len(s.of) > enough {
 		s.merge(enough, newest-1, func(c *Cell) bool {
 			named := c.Key != otherName || c.Model != otherName
@@ -75,6 +71,13 @@ func (s *cells) fold() {
 			return named
 		})
 	}
+}
+
+// unnameHost has a cell be of one of its provider's hosts. It returns false where it is already, or of none.
+func unnameHost(c *Cell) bool {
+	named := c.Host != "" && !isOther(c.Host)
+	c.Host = otherHost(c.Provider)
+	return named
 }
 
 // merge counts cells under what rename makes of them, if it returns true: those of the oldest hours up to one, until no more than enough are left.

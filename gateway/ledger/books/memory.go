@@ -65,15 +65,18 @@ func (m *memory) add(h *HostHour) {
 	m.hours[k] = s
 }
 
-// fold counts hosts' hours under their providers where there are too many, the oldest first. It is done now and then: a fleet has few at once.
+// fold counts hosts' hours under their providers where there are too many, the oldest first, and what was used of them likewise. It is done now and
+// then: a fleet has few at once.
 func (m *memory) fold() {
 	enough := m.most - m.most/20
 	if len(m.hours) <= m.most {
 		return
 	}
 	keys := slices.SortedFunc(maps.Keys(m.hours), func(a, b hostHour) int { return int(a.hour/3600 - b.hour/3600) })
+	last := int64(0)
 	for i := 0; i < len(keys) && len(m.hours) > enough; {
-		for hour := keys[i].hour; i < len(keys) && keys[i].hour == hour; i++ {
+		last = keys[i].hour
+		for hour := last; i < len(keys) && keys[i].hour == hour; i++ {
 			h := m.hours[keys[i]]
 			if isOther(h.Host) {
 				continue
@@ -87,6 +90,7 @@ func (m *memory) fold() {
 			m.hours[k] = h
 		}
 	}
+	m.sums.merge(0, last, unnameHost)
 }
 
 // period adds what there is of some hours to p.
