@@ -18,8 +18,11 @@ type memory struct {
 // stay keeps in memory what a file would have, all for as long as it may stay.
 func (b *Books) stay(at time.Time) {
 	bills, billed := b.bills.take()
+	var sums cells
 	b.mu.Lock()
-	sums := b.swap(newCells(b.sums.most, len(b.sums.of)))
+	if n := len(b.sums.of); n > 0 {
+		sums = b.swap(newCells(b.sums.most, n))
+	}
 	hours := b.hours.take(at)
 	b.mu.Unlock()
 	m := &b.kept
