@@ -185,6 +185,13 @@ func (a *account) begin(now time.Time, replicas int64) []*claim {
 		s.owed.tokens -= s.free.Tokens
 		s.free = state.Lent{}
 	}
+	s.claims = slices.DeleteFunc(s.claims, func(c *claim) bool { // who went is decided, and told of if he was let in
+		if c.left && c.in {
+			s.owed.requests++
+			s.owed.tokens += c.tokens
+		}
+		return c.left
+	})
 	if s.told == nil && s.owed != (taken{}) {
 		s.told, s.owed = new(s.owed), taken{}
 		s.seq++

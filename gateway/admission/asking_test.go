@@ -108,3 +108,21 @@ func TestGateEndsWhileRedisIsSlow(t *testing.T) {
 		}
 	})
 }
+
+// TestWhoWentIsNotAskedFor: a request that waited in vain, and was decided here, is told of as taken where it was let in. Asked for as well it would run
+// twice for Redis, which would refuse another for it.
+func TestWhoWentIsNotAskedFor(t *testing.T) {
+	g := New(Options{Shared: &line{}})
+	g.Configure([]Key{{Name: "k", Hash: HashOf(goodKey), Concurrency: 4, TPM: 1000}}, true)
+	gr := enter(t, g, goodKey, time.Now())
+	a := gr.acct
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	waits := &claim{tokens: 1}
+	a.share.grant, a.running = gr, 1
+	a.share.claims = []*claim{{tokens: 100, left: true, in: true}, {tokens: 10, left: true}, waits}
+	got := a.begin(time.Now(), 2)
+	if u := &a.share.usage; len(got) != 1 || got[0] != waits || len(u.Claims) != 1 || u.Claims[0].Tokens != 1 || u.Running != 1 || u.Requests != 1 || u.Tokens != 100 {
+		t.Errorf("asked for %d, %+v, beside %d that run and %d of %d tokens that were taken", len(got), u.Claims, u.Running, u.Requests, u.Tokens)
+	}
+}
