@@ -167,23 +167,24 @@ while at <= #ARGV[2] do
   verdicts = verdicts .. string.char(v)
 end
 
-local function part(left) return parts > 0 and max(0, floor(left / (2 * parts))) or 0 end
+-- of a limit that is large, a share that is worth the asking: a hundredth over all replicas
+local function part(left, limit) return parts > 0 and max(0, floor(max(left / (2 * parts), math.min(left, limit / (100 * parts))))) or 0 end
 local lentr, lentk, lentrun, lentnano = 0, 0, 0, 0
 if rpm > 0 then
-  lentr = part((now + minute - r) * rpm / minute + hasr) - hasr
+  lentr = part((now + minute - r) * rpm / minute + hasr, rpm) - hasr
   r = r + max(0, lentr) * minute / rpm
 end
 if tpm > 0 then
-  lentk = part((now + minute - k) * tpm / minute + hask) - hask
+  lentk = part((now + minute - k) * tpm / minute + hask, tpm) - hask
   k = k + max(0, lentk) * minute / tpm
 end
-if conc > 0 then lentrun = part(conc - others - mine) - hasrun end
+if conc > 0 then lentrun = part(conc - others - mine, conc) - hasrun end
 if limited then
-  local least = math.huge
-  if ever > 0 then least = ever - total end
-  if monthly > 0 then least = math.min(least, monthly - inmon) end
-  if daily > 0 then least = math.min(least, daily - inday) end
-  lentnano = part(least - reserved - minenano) - hasnano
+  local least, of = math.huge, 0
+  if ever > 0 then least, of = ever - total, ever end
+  if monthly > 0 and monthly - inmon < least then least, of = monthly - inmon, monthly end
+  if daily > 0 and daily - inday < least then least, of = daily - inday, daily end
+  lentnano = part(least - reserved - minenano, of) - hasnano
 end
 
 if bucketed then

@@ -161,6 +161,28 @@ func TestLentOfBudgets(t *testing.T) {
 	}
 }
 
+// TestLeastShare: near the end of a limit a replica is lent its part of a hundredth of it at least, while there is as much, so that not each request asks;
+// and of a small limit nothing that is not there.
+func TestLeastShare(t *testing.T) {
+	s := startRedis(t)
+	a, b := s.open(nil), s.open(nil)
+	const tpm = 1 << 40
+	u := Usage{Key: "k", TPM: tpm, Part: 2, Seq: 1, Tokens: tpm - tpm/60, Call: 1}
+	if got := usage(t, a, u).Change.Tokens; got < tpm/200 || got > tpm/199 {
+		t.Errorf("%d of %d tokens are lent, want a two hundredth of the limit", got, tpm/60)
+	}
+	u.Seq, u.Tokens = 0, 0
+	if got := usage(t, b, u).Change.Tokens; got < tpm/200 { // by then there may be more
+		t.Errorf("the second is lent %d tokens", got)
+	}
+	if got := usage(t, a, Usage{Key: "few", Concurrency: 60, Part: 2, Running: 59}); got.Change.Running != 0 {
+		t.Errorf("%d of one place are lent", got.Change.Running)
+	}
+	if got := usage(t, a, Usage{Key: "many", Concurrency: 1000, Part: 2, Running: 997}); got.Change.Running != 3 {
+		t.Errorf("%d of three places are lent where five may", got.Change.Running)
+	}
+}
+
 // What a replica has spent that is long gone is kept with that of others.
 func TestSpentOfTheGone(t *testing.T) {
 	s := startRedis(t)
