@@ -90,14 +90,14 @@ func TestStackOfHeldStream(t *testing.T) {
 	} else {
 		t.Logf("%d bytes of heap for each stream that is held", each)
 	}
-	small := func(when string) {
+	small := func(when string, most int64) {
 		each := (stackBytes() - before) / streams
 		t.Logf("%d bytes of stack for each stream %s", each, when)
-		if each > 6<<10 {
-			t.Errorf("%d bytes of stack for each stream %s, more than one of 4 KiB and what lies between them", each, when)
+		if each > most {
+			t.Errorf("%d bytes of stack for each stream %s, more than %d: one of 4 KiB, and what lies between them", each, when, most)
 		}
 	}
-	small("that is held")
+	small("that is held", 6<<10)
 	close(end)
 	for _, c := range clients[once:] { // whose connections stay
 		for line := ""; line != "0\r\n"; { // the last chunk, behind which all is settled
@@ -107,7 +107,7 @@ func TestStackOfHeldStream(t *testing.T) {
 			}
 		}
 	}
-	small("that has ended")
+	small("that has ended", 15<<9) // a few grow all the same, where pools are empty and locks are taken
 }
 
 // heapBytes is what is in use of the heap, by the test's own ends of the connections as well.
