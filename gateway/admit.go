@@ -18,7 +18,9 @@ import (
 
 func (s *Server) begin(ctx *fasthttp.RequestCtx, rt *route, grant *admission.Grant, now time.Time) *exchange {
 	x := exchanges.Get().(*exchange)
-	x.sending = sendings.Get().(*sending)
+	if x.sending == nil { // its last request was a stream
+		x.sending = sendings.Get().(*sending)
+	}
 	x.s, x.set, x.ctx, x.route, x.grant, x.began = s, s.set.Load(), ctx, rt, grant, now
 	x.totalBy = now.Add(x.set.Total)
 	x.rec.At, x.rec.Route, x.rec.Method, x.rec.ID = now, rt.path, fasthttp.MethodPost, s.newID()

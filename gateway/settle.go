@@ -29,10 +29,12 @@ func (x *exchange) CloseWithError(err error) error {
 // release makes a settled exchange another request's. Nothing may touch it afterwards.
 func (x *exchange) release() {
 	x.rec.Said.Release()
-	x.unsend()
-	head, attempts := x.head, x.rec.Attempts[:0]
-	*x = exchange{} // in place: a literal that mentions x is built on the stack and copied, 4 KiB each
-	x.head, x.rec.Attempts = head, attempts
+	if x.sending != nil { // the next request has use for it at once
+		*x.sending = sending{}
+	}
+	head, attempts, made := x.head, x.rec.Attempts[:0], x.sending
+	*x = exchange{} // in place: a literal that mentions x is built on the stack and copied, 3 KiB each
+	x.head, x.rec.Attempts, x.sending = head, attempts, made
 	exchanges.Put(x)
 }
 
