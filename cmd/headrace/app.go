@@ -279,7 +279,7 @@ func (a *app) settled(r *ledger.Record) {
 		logRecord(a.log, r)
 		return
 	}
-	now := time.Now()
+	now := r.At.Add(r.Duration)
 	_ = a.logs.Append(func(dst []byte) []byte { return r.AppendLine(dst, now) }) // a log that cannot be written has nowhere to say so
 	if a.away != nil {
 		logRecord(a.away, r)
