@@ -201,5 +201,16 @@ func (a *answerID) another(c *openai.Chunk, roleless bool) bool {
 	return was > 1 && (c.Role || roleless)
 }
 
+// sees takes the id of an answer in one piece.
+func (a *answerID) sees(c *openai.Chunk) { a.n = uint8(copy(a.id[:], c.ID)) }
+
+// whole is the id, "" where there is none, or it may be longer than what is kept of it.
+func (a *answerID) whole() string {
+	if int(a.n) == len(a.id) {
+		return ""
+	}
+	return string(a.id[:a.n])
+}
+
 // chats tells whether answers are messages, which somebody says.
 func (x *exchange) chats() bool { return x.route.path == chatRoute }

@@ -237,6 +237,7 @@ func (x *exchange) judgeBody() {
 		return
 	}
 	x.m.see(c, now)
+	x.of.sees(c)
 	if x.leased && x.lease.Unnamed {
 		x.learn(x.attempt.Unread())
 	}

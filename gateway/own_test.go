@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"headrace/gateway/trace"
 	"headrace/router/outcome"
 )
 
@@ -57,5 +58,44 @@ func TestOwnTimeOfAFailover(t *testing.T) {
 	r := g.recordN(0)
 	if r.Tries != 2 || r.Reading <= 0 || r.Deciding <= 0 || r.Overhead <= r.Reading+r.Deciding || r.Overhead > r.Duration {
 		t.Errorf("%d tries; %v of its own of %v: reading %v, deciding %v", r.Tries, r.Overhead, r.Duration, r.Reading, r.Deciding)
+	}
+}
+
+// TestAnswerID keeps the host's name of its answer where the attempt may be traced, and nowhere else.
+func TestAnswerID(t *testing.T) {
+	for name, tc := range map[string]struct {
+		tracing trace.Policy
+		want    string
+	}{
+		"all are traced":  {trace.Policy{On: true, Ratio: 1}, "c1"},
+		"this one is not": {trace.Policy{On: true}, ""},
+		"nothing is ever": {trace.Policy{}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			up := newUpstream(t, answering)
+			g := newRig(t, []string{up.url()}, func(o *rigOptions) { o.set.Tracing = tc.tracing })
+			for i, stream := range []bool{true, false} {
+				if r, body, err := g.do(chat(stream)); err != nil || r.StatusCode != 200 {
+					t.Fatalf("%d %q, %v", r.StatusCode, body, err)
+				}
+				if got := g.recordN(i).Attempts[0].AnswerID; got != tc.want {
+					t.Errorf("stream %v: %q, want %q", stream, got, tc.want)
+				}
+			}
+		})
+	}
+}
+
+// TestAnswerIDOfABrokenStream keeps it of an attempt that failed, though the request was not sampled: that one is looked for.
+func TestAnswerIDOfABrokenStream(t *testing.T) {
+	up := newUpstream(t, func(c *upConn, _ *upRequest) bool {
+		c.send(sseHead)
+		c.sendChunk(roleEvent + tokenEvent("one"))
+		return false
+	})
+	g := newRig(t, []string{up.url()}, func(o *rigOptions) { o.set.Tracing = trace.Policy{On: true} })
+	_, _, _ = g.do(chat(true)) // it breaks off
+	if r := g.recordN(0); r.Attempts[0].Class == outcome.Success || r.Attempts[0].AnswerID != "c1" {
+		t.Errorf("attempt of class %s has answer %q", r.Attempts[0].Class, r.Attempts[0].AnswerID)
 	}
 }

@@ -151,6 +151,9 @@ func (x *exchange) note(a *ledger.Attempt, oe *outcome.Error, now time.Time) {
 	if !x.m.firstAt.IsZero() {
 		a.First = x.m.firstAt.Sub(x.beginAt)
 	}
+	if x.rec.Trace.On() && (x.rec.Trace.Sampled || oe.Class != outcome.Success) { // else nobody sees it, and it takes memory
+		a.AnswerID = x.of.whole()
+	}
 	if x.leased {
 		a.Provider, a.Served, a.Decision = x.lease.Endpoint.Provider, x.lease.Served, x.lease.Decision
 		x.rec.SLO = x.lease.SLO()

@@ -212,6 +212,7 @@ func (s *spanner) attempt(r *ledger.Record, i int, parent oteltrace.SpanContext)
 	if t.Status != 0 {
 		a.count(keyStatus, int64(t.Status))
 	}
+	a.text("gen_ai.response.id", t.AnswerID)
 	a.took("gen_ai.response.time_to_first_chunk", t.First)
 	if t.Output > 0 && r.Tries > 1 { // else it is the answer's usage
 		a.count("headrace.output_tokens", t.Output)

@@ -35,6 +35,7 @@ type Attempt struct {
 	Provider string                 // as in Record, as is Served; "" where no lease was held
 	Served   string                 // of the model
 	Decision router.Decision        // why it went there, and what was expected of it; zero where no lease was held
+	AnswerID string                 // of chats and completions, as the host named its answer, where that is known and the attempt may be traced
 	Worker   *endpoint.WorkerReport // what the provider told of the work; nil for most, and never changed
 	Hedge    bool                   // it was made beside another one, because that was late
 	Usage
