@@ -90,6 +90,7 @@ func TestArmsLeaveTheConfig(t *testing.T) {
 // TestArms serves every user by the hosts of one arm, which the answer, the record and the log tell, and moves users only from the control
 // to the canary while its share grows.
 func TestArms(t *testing.T) {
+	t.Parallel()
 	a, b := newUpstream(t, answering), newUpstream(t, answering)
 	g := newTrialRig(t, []string{a.url(), b.url()}, experiment.Unit{Kind: experiment.ByUser})
 	was := map[string]string{}
@@ -243,6 +244,7 @@ func TestOnTrialOnly(t *testing.T) {
 
 // TestTwoOnOneModel keeps the host that one experiment tries from the units of another on the same model, which compares ways of choosing.
 func TestTwoOnOneModel(t *testing.T) {
+	t.Parallel()
 	units := []experiment.Unit{{Kind: experiment.ByUser}}
 	ways := &experiment.Spec{Name: "ways", Model: model, To: 0.5, Units: units, Arms: []experiment.Arm{{Name: "control"}, {Name: "fast", Policy: "latency", Share: 1}}}
 	hosts := &experiment.Spec{Name: "hosts", Model: model, From: 0.5, To: 1, Units: units, Arms: []experiment.Arm{

@@ -379,9 +379,10 @@ func TestNumbersStayInside(t *testing.T) {
 
 // TestHedgedNumbers: a hedge that wins was asked for numbers as well; they stay inside, and when it is lost another host goes on by them.
 func TestHedgedNumbers(t *testing.T) {
+	t.Parallel()
 	const n = 41
 	for _, stream := range []bool{true, false} {
-		t.Run(fmt.Sprintf("stream %t", stream), func(t *testing.T) {
+		t.Run(fmt.Sprintf("stream %t", stream), hedging(func(t *try) {
 			a, b, c := newSleeper(beginning), &teacher{tokens: n, at: 17, times: 1, until: make(chan struct{})}, &teacher{tokens: n}
 			g := newHedger(t, []serving{a.serve, b.serve, c.serve}, func(o *rigOptions) { o.set.TokenIDs, o.set.Resume = true, patience })
 			for i := range 3 {
@@ -406,7 +407,7 @@ func TestHedgedNumbers(t *testing.T) {
 			body := wait(t, got, "the answer")
 			text := plainText
 			if stream {
-				text = func(t *testing.T, body string) string { t.Helper(); return readTold(t, body).text }
+				text = func(t testing.TB, body string) string { t.Helper(); return readTold(t, body).text }
 			}
 			if text(t, body) != teacherText(n) || strings.Contains(body, `_ids":[`) {
 				t.Errorf("%s", body)
@@ -418,6 +419,6 @@ func TestHedgedNumbers(t *testing.T) {
 			if !r.Attempts[2].Exact || r.Attempts[2].Offset != 17 || r.Resumes != 1 {
 				t.Errorf("%d resumes, attempts %+v", r.Resumes, r.Attempts)
 			}
-		})
+		}))
 	}
 }

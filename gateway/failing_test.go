@@ -79,7 +79,7 @@ type openAIError struct {
 	Param               *string
 }
 
-func parseError(t *testing.T, body string) openAIError {
+func parseError(t testing.TB, body string) openAIError {
 	t.Helper()
 	var b struct{ Error *openAIError }
 	if err := json.Unmarshal([]byte(body), &b); err != nil || b.Error == nil || b.Error.Message == "" || b.Error.Type == "" {

@@ -348,6 +348,7 @@ func TestHTTP10(t *testing.T) {
 
 // TestSlowReader lets a client read late, and one never.
 func TestSlowReader(t *testing.T) {
+	t.Parallel()
 	big := tokenEvent(strings.Repeat("x", 32<<10))
 	t.Run("stuck", func(t *testing.T) {
 		closed := make(chan time.Time, 1)

@@ -18,7 +18,7 @@ const goneWithin = 50 * time.Millisecond
 
 // inTime lets clients leave until one is noticed in time. A machine that runs other tests too may
 // hold any process up for so long, again and again; what waits for a timer is never in time.
-func inTime(t *testing.T, worst *time.Duration, leaving func() time.Duration) {
+func inTime(t testing.TB, worst *time.Duration, leaving func() time.Duration) {
 	t.Helper()
 	var took time.Duration
 	for range 20 {
@@ -34,13 +34,14 @@ func inTime(t *testing.T, worst *time.Duration, leaving func() time.Duration) {
 // leave is a way in which a client goes.
 type leave struct {
 	name string
-	do   func(t *testing.T, c *client)
+	do   func(t testing.TB, c *client)
 }
 
 var leaves = []leave{
-	{"FIN", func(_ *testing.T, c *client) { _ = c.Close() }},
-	{"RST", func(_ *testing.T, c *client) { c.reset() }},
-	{"half-close", func(t *testing.T, c *client) {
+	{"FIN", func(_ testing.TB, c *client) { _ = c.Close() }},
+	{"RST", func(_ testing.TB, c *client) { c.reset() }},
+	{"half-close", func(t testing.TB, c *client) {
+		t.Helper()
 		if err := c.tcp.CloseWrite(); err != nil {
 			t.Error(err)
 		}

@@ -11,7 +11,7 @@ import (
 )
 
 // pings reads n comments of a waiting stream.
-func pings(t *testing.T, r *bufio.Reader, n int) {
+func pings(t testing.TB, r *bufio.Reader, n int) {
 	t.Helper()
 	for range n {
 		b := make([]byte, len(ping))

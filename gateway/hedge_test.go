@@ -49,10 +49,26 @@ func beginning(c *upConn) {
 // through.
 const hedgeSLO = 1600 * time.Millisecond
 
+// hedging is a test in which a second host is to be asked, for which there is a window of half of hedgeSLO.
+func hedging(body func(t *try)) func(t *testing.T) {
+	return func(t *testing.T) {
+		t.Parallel()
+		awake(t, hedgeSLO/8, body)
+	}
+}
+
+// hears waits for what a host is to hear of, and no longer than a test waits for anything: it would never end.
+func hears[T any](c <-chan T) {
+	select {
+	case <-c:
+	case <-time.After(patience):
+	}
+}
+
 type serving func(c *upConn, r *upRequest) bool
 
 // newHedger starts a gateway in front of hosts paid by the hour that are known to begin answers at once, the first the cheapest.
-func newHedger(t *testing.T, hosts []serving, change ...func(*rigOptions)) *rig {
+func newHedger(t testing.TB, hosts []serving, change ...func(*rigOptions)) *rig {
 	t.Helper()
 	urls := make([]string, 0, len(hosts))
 	for _, h := range hosts {
@@ -138,27 +154,24 @@ func TestHedgeWins(t *testing.T) {
 	}} {
 		for _, overTLS := range []bool{false, true} {
 			for _, stream := range []bool{true, false} {
-				t.Run(fmt.Sprintf("%s/tls=%t/stream=%t", state, overTLS, stream), func(t *testing.T) {
-					t.Parallel()
-					a := newSleeper(then)
-					var said atomic.Int64
-					b := &teller{words: n, delay: func(i int) {
-						if i == 0 {
-							said.Store(time.Now().UnixNano())
-						}
-					}}
-					g := newHedger(t, []serving{a.serve, b.serve})
-					members, dial := "", g.dial
-					if stream {
-						members = streamed
-					}
-					if overTLS {
-						dial = g.dialTLS
-					}
-					i := 0
+				t.Run(fmt.Sprintf("%s/tls=%t/stream=%t", state, overTLS, stream), hedging(func(t *try) {
 					var worst time.Duration
-					slept := false // a machine so busy that the moment for a hedge went by: one more try
-					inTime(t, &worst, func() time.Duration {
+					inTime(t, &worst, func() time.Duration { // with a gateway of its own: a host that was late is known for it
+						a := newSleeper(then)
+						var said atomic.Int64
+						b := &teller{words: n, delay: func(i int) {
+							if i == 0 {
+								said.Store(time.Now().UnixNano())
+							}
+						}}
+						g := newHedger(t, []serving{a.serve, b.serve})
+						members, dial := "", g.dial
+						if stream {
+							members = streamed
+						}
+						if overTLS {
+							dial = g.dialTLS
+						}
 						c := dial()
 						defer func() { _ = c.tcp.Close() }()
 						res, body, err := c.send(ask(chatPath, members)).whole()
@@ -177,22 +190,16 @@ func TestHedgeWins(t *testing.T) {
 						if text != words(n) {
 							t.Errorf("text %q", text)
 						}
-						if g.recordN(i).Attempts[0].Class == outcome.FirstByteTimeout {
-							i, slept = i+1, true
-							wait(t, a.gone, "the first host to be left")
-							return time.Hour
-						}
-						r := g.hedged(i, wordWon, outcome.Outrun, outcome.Success)
+						r := g.hedged(0, wordWon, outcome.Outrun, outcome.Success)
 						if r.Class != outcome.Success || r.Endpoint != "static:h1" || r.Output != n || stream && (r.TTFT < hedgeSLO/2 || r.UpstreamTTFT > r.TTFT-hedgeSLO/2) {
 							t.Errorf("record %+v", r)
 						}
-						i++
+						if h := g.host(0); h.Breaker != "closed" {
+							t.Errorf("breaker %s of a host that was only slow", h.Breaker)
+						}
 						return wait(t, a.gone, "the first host to be left").Sub(time.Unix(0, said.Load()))
 					})
-					if h := g.host(0); h.Breaker != "closed" && !slept {
-						t.Errorf("breaker %s of a host that was only slow", h.Breaker)
-					}
-				})
+				}))
 			}
 		}
 	}
@@ -204,20 +211,18 @@ func TestHedgeLoses(t *testing.T) {
 	const n = 20
 	for name, then := range map[string]func(*upConn){"silent": nil, "begun": beginning} {
 		for _, members := range []string{streamed, ""} {
-			t.Run(name+members, func(t *testing.T) {
-				t.Parallel()
-				b := newSleeper(then)
-				var said atomic.Int64
-				a := &teller{words: n, delay: func(i int) {
-					if i == 0 {
-						<-b.asked
-						said.Store(time.Now().UnixNano())
-					}
-				}}
-				g := newHedger(t, []serving{a.serve, b.serve})
-				i := 0
+			t.Run(name+members, hedging(func(t *try) {
 				var worst time.Duration
 				inTime(t, &worst, func() time.Duration {
+					b := newSleeper(then)
+					var said atomic.Int64
+					a := &teller{words: n, delay: func(i int) {
+						if i == 0 {
+							hears(b.asked)
+							said.Store(time.Now().UnixNano())
+						}
+					}}
+					g := newHedger(t, []serving{a.serve, b.serve})
 					res, body, err := g.do(ask(chatPath, members))
 					if err != nil || res.StatusCode != 200 || res.Header.Get("X-Headrace-Endpoint") != "static:h0" {
 						t.Fatalf("%v, status %d, %v: %s", err, res.StatusCode, res.Header, body)
@@ -231,11 +236,10 @@ func TestHedgeLoses(t *testing.T) {
 					if text != words(n) {
 						t.Errorf("text %q", text)
 					}
-					g.hedged(i, wordLost, outcome.Outrun, outcome.Success)
-					i++
+					g.hedged(0, wordLost, outcome.Outrun, outcome.Success)
 					return wait(t, b.gone, "the second host to be left").Sub(time.Unix(0, said.Load()))
 				})
-			})
+			}))
 		}
 	}
 }
@@ -244,7 +248,7 @@ func TestHedgeLoses(t *testing.T) {
 func failing(asked chan<- struct{}, goOn <-chan struct{}, fail func(c *upConn)) serving {
 	return func(c *upConn, _ *upRequest) bool {
 		asked <- struct{}{}
-		<-goOn
+		hears(goOn)
 		fail(c)
 		return false
 	}
@@ -269,14 +273,13 @@ func TestHedgeFailures(t *testing.T) {
 		"broken chunk": {func(c *upConn) { beginning(c); c.send("zz\r\n") }, outcome.UpstreamFault},
 	}
 	for name, f := range fails {
-		t.Run("the second: "+name, func(t *testing.T) {
-			t.Parallel()
+		t.Run("the second: "+name, hedging(func(t *try) {
 			asked, goOn := make(chan struct{}, 1), make(chan struct{})
 			close(goOn)
 			var g *rig
 			a := &teller{words: n, delay: func(i int) {
 				if i == 0 {
-					<-asked
+					hears(asked)
 					eventually(t, "the second host's failure is known", func() bool { return g.srv.hedges.Load() == 0 })
 				}
 			}}
@@ -286,9 +289,8 @@ func TestHedgeFailures(t *testing.T) {
 				t.Errorf("%v: %s", err, body)
 			}
 			g.hedged(0, wordFailed, f.class, outcome.Success)
-		})
-		t.Run("the first: "+name, func(t *testing.T) {
-			t.Parallel()
+		}))
+		t.Run("the first: "+name, hedging(func(t *try) {
 			asked, goOn := make(chan struct{}, 1), make(chan struct{})
 			var g *rig
 			b := &teller{words: n, delay: func(i int) {
@@ -306,11 +308,10 @@ func TestHedgeFailures(t *testing.T) {
 			if r.Hedge != wordWon || r.Tries != 2 || r.Attempts[0].Class != f.class || r.HedgeUSD != 0 || r.Class != outcome.Success {
 				t.Errorf("record %+v", r)
 			}
-		})
+		}))
 	}
 	for name, third := range map[string]bool{"both, and a third answers": true, "both, and there is no other": false} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
+		t.Run(name, hedging(func(t *try) {
 			firstAsked, secondAsked, goOn := make(chan struct{}, 4), make(chan struct{}, 4), make(chan struct{})
 			hosts := []serving{failing(firstAsked, goOn, (*upConn).reset), failing(secondAsked, goOn, (*upConn).reset)}
 			if third {
@@ -343,7 +344,7 @@ func TestHedgeFailures(t *testing.T) {
 			if err != nil || res.StatusCode < 500 || r.Hedge != wordFailed {
 				t.Errorf("%v, status %d: %s; record %+v", err, res.StatusCode, body, r)
 			}
-		})
+		}))
 	}
 }
 
@@ -352,13 +353,12 @@ func TestHedgeCalledAway(t *testing.T) {
 	t.Parallel()
 	const n = 5
 	for i, classes := range [][]outcome.Class{{outcome.Moved, outcome.Success}, {outcome.Moved, outcome.Success}} {
-		t.Run(fmt.Sprintf("h%d", i), func(t *testing.T) {
-			t.Parallel()
+		t.Run(fmt.Sprintf("h%d", i), hedging(func(t *try) {
 			leaving, asked, goOn := newSleeper(beginning), make(chan struct{}, 1), make(chan struct{})
 			staying := &teller{words: n, delay: func(k int) {
 				if k == 0 {
 					asked <- struct{}{}
-					<-goOn
+					hears(goOn)
 				}
 			}}
 			hosts := []serving{leaving.serve, staying.serve}
@@ -386,23 +386,23 @@ func TestHedgeCalledAway(t *testing.T) {
 			if want := []string{wordWon, wordFailed}[i]; r.Hedge != want || r.Tries != 2 {
 				t.Errorf("hedge %q after %d attempts, want %q", r.Hedge, r.Tries, want)
 			}
-		})
+		}))
 	}
 }
 
 // TestHedgeTraces gives each of the two hosts a span of its own, and tells only those of the trace that may know of it.
 func TestHedgeTraces(t *testing.T) {
 	t.Parallel()
-	parents := make(chan [2]string, 2)
-	hear := func(who string, then serving) serving {
-		return func(c *upConn, r *upRequest) bool {
-			parents <- [2]string{who, r.Header.Get("Traceparent")}
-			return then(c, r)
-		}
-	}
-	a, b := newSleeper(nil), &teller{words: 3}
 	for _, told := range []string{"static:h0", "static:h1", "static:h"} {
-		t.Run(told, func(t *testing.T) {
+		t.Run(told, hedging(func(t *try) {
+			parents := make(chan [2]string, 8)
+			hear := func(who string, then serving) serving {
+				return func(c *upConn, r *upRequest) bool {
+					parents <- [2]string{who, r.Header.Get("Traceparent")}
+					return then(c, r)
+				}
+			}
+			a, b := newSleeper(nil), &teller{words: 3}
 			g := newHedger(t, []serving{hear("static:h0", a.serve), hear("static:h1", b.serve)}, func(o *rigOptions) {
 				o.set.Tracing.On = true
 				o.set.Propagate = func(ep *endpoint.Endpoint) bool { return strings.HasPrefix(string(ep.ID), told) }
@@ -421,26 +421,26 @@ func TestHedgeTraces(t *testing.T) {
 				}
 			}
 			wait(t, a.gone, "the first host to be left")
-			<-a.asked
-		})
+		}))
 	}
 }
 
 // TestHedgeRefusal hands a refusal of the first host on, whatever the second would say.
 func TestHedgeRefusal(t *testing.T) {
-	t.Parallel()
-	b := newSleeper(nil)
-	g := newHedger(t, []serving{func(c *upConn, _ *upRequest) bool {
-		<-b.asked
-		c.send(jsonAnswer(400, `{"error":{"message":"too long","type":"invalid_request_error"}}`))
-		return true
-	}, b.serve})
-	res, body, err := g.do(ask(chatPath, streamed))
-	if err != nil || res.StatusCode != 400 || !strings.Contains(body, "too long") {
-		t.Errorf("%v, status %d: %s", err, res.StatusCode, body)
-	}
-	g.hedged(0, wordLost, outcome.Outrun, outcome.CallerFault)
-	wait(t, b.gone, "the second host to be left")
+	hedging(func(t *try) {
+		b := newSleeper(nil)
+		g := newHedger(t, []serving{func(c *upConn, _ *upRequest) bool {
+			hears(b.asked)
+			c.send(jsonAnswer(400, `{"error":{"message":"too long","type":"invalid_request_error"}}`))
+			return true
+		}, b.serve})
+		res, body, err := g.do(ask(chatPath, streamed))
+		if err != nil || res.StatusCode != 400 || !strings.Contains(body, "too long") {
+			t.Errorf("%v, status %d: %s", err, res.StatusCode, body)
+		}
+		g.hedged(0, wordLost, outcome.Outrun, outcome.CallerFault)
+		wait(t, b.gone, "the second host to be left")
+	})(t)
 }
 
 // TestHedgeClientGone lets the caller leave while both hosts work.
@@ -448,13 +448,11 @@ func TestHedgeClientGone(t *testing.T) {
 	t.Parallel()
 	for _, members := range []string{streamed, ""} {
 		for _, how := range leaves {
-			t.Run(how.name+members, func(t *testing.T) {
-				t.Parallel()
-				a, b := newSleeper(nil), newSleeper(beginning)
-				g := newHedger(t, []serving{a.serve, b.serve})
-				i := 0
+			t.Run(how.name+members, hedging(func(t *try) {
 				var worst time.Duration
 				inTime(t, &worst, func() time.Duration {
+					a, b := newSleeper(nil), newSleeper(beginning)
+					g := newHedger(t, []serving{a.serve, b.serve})
 					c := g.dial().send(ask(chatPath, members))
 					defer func() { _ = c.tcp.Close() }()
 					wait(t, a.asked, "the first host to be asked")
@@ -462,10 +460,9 @@ func TestHedgeClientGone(t *testing.T) {
 					from := time.Now()
 					how.do(t, c)
 					took := max(wait(t, a.gone, "the first host to be left").Sub(from), wait(t, b.gone, "the second host to be left").Sub(from))
-					if r := g.recordN(i); r.Class != outcome.ClientGone || r.Status != 499 || r.Tries != 2 || r.Hedge == wordWon || r.Hedge == "" {
+					if r := g.recordN(0); r.Class != outcome.ClientGone || r.Status != 499 || r.Tries != 2 || r.Hedge == wordWon || r.Hedge == "" {
 						t.Errorf("record %+v", r)
 					}
-					i++
 					eventually(t, "the hedge has ended", func() bool { return g.srv.hedges.Load() == 0 })
 					for _, h := range g.router.Hosts() {
 						if h.InFlight != 0 || h.Breaker != "closed" {
@@ -474,7 +471,7 @@ func TestHedgeClientGone(t *testing.T) {
 					}
 					return took
 				})
-			})
+			}))
 		}
 	}
 }
@@ -509,8 +506,7 @@ func TestHedgeBudgets(t *testing.T) {
 			}
 		})
 	}
-	t.Run("one each", func(t *testing.T) {
-		t.Parallel()
+	t.Run("one each", hedging(func(t *try) {
 		const hedges = 4 // saved up
 		a, b := newSleeper(nil), &teller{words: 3}
 		g := newHedger(t, []serving{a.serve, b.serve}, func(o *rigOptions) { o.hedge.Cap = hedges })
@@ -537,7 +533,7 @@ func TestHedgeBudgets(t *testing.T) {
 		if n := len(b.requests()); n != hedges {
 			t.Errorf("%d hedges", n)
 		}
-	})
+	}))
 }
 
 // TestHedgeNot asks no second host for what is not to be hedged.
@@ -597,30 +593,31 @@ func TestHedgeNot(t *testing.T) {
 
 // TestHedgeBeats tells a caller who waits for both that all is well, and then answers.
 func TestHedgeBeats(t *testing.T) {
-	t.Parallel()
-	goOn := make(chan struct{})
-	asked := make(chan struct{}, 1)
-	b := &teller{words: 5, delay: func(i int) {
-		if i == 0 {
-			<-goOn
+	hedging(func(t *try) {
+		goOn := make(chan struct{})
+		asked := make(chan struct{}, 1)
+		b := &teller{words: 5, delay: func(i int) {
+			if i == 0 {
+				hears(goOn)
+			}
+		}}
+		a := failing(asked, goOn, func(c *upConn) { c.reset() })
+		g := newHedger(t, []serving{a, b.serve}, beating)
+		c := g.dial().send(ask(chatPath, streamed))
+		res := c.response()
+		br := bufio.NewReader(res.Body)
+		pings(t, br, 10)
+		wait(t, asked, "the first host to be asked")
+		eventually(t, "the second host is asked", func() bool { return len(b.requests()) > 0 })
+		close(goOn)
+		rest, err := io.ReadAll(br)
+		if s := readTold(t, afterPings(string(rest))); err != nil || s.text != words(5) || !s.done {
+			t.Errorf("%v: %+v", err, s)
 		}
-	}}
-	a := failing(asked, goOn, func(c *upConn) { c.reset() })
-	g := newHedger(t, []serving{a, b.serve}, beating)
-	c := g.dial().send(ask(chatPath, streamed))
-	res := c.response()
-	br := bufio.NewReader(res.Body)
-	pings(t, br, 10)
-	wait(t, asked, "the first host to be asked")
-	eventually(t, "the second host is asked", func() bool { return len(b.requests()) > 0 })
-	close(goOn)
-	rest, err := io.ReadAll(br)
-	if s := readTold(t, afterPings(string(rest))); err != nil || s.text != words(5) || !s.done {
-		t.Errorf("%v: %+v", err, s)
-	}
-	if r := g.recordN(0); r.Hedge != wordWon && r.Hedge != wordFailed || r.Class != outcome.Success {
-		t.Errorf("record %+v", r)
-	}
+		if r := g.recordN(0); r.Hedge != wordWon && r.Hedge != wordFailed || r.Class != outcome.Success {
+			t.Errorf("record %+v", r)
+		}
+	})(t)
 }
 
 // TestHedgeContinues takes an answer that a hedge has begun for any other: when its host is lost too, another one goes on with it.
@@ -628,8 +625,7 @@ func TestHedgeContinues(t *testing.T) {
 	t.Parallel()
 	const n = 30
 	for _, members := range []string{streamed, ""} {
-		t.Run(members, func(t *testing.T) {
-			t.Parallel()
+		t.Run(members, hedging(func(t *try) {
 			a, b, c := newSleeper(nil), &teller{words: n, at: 12, lose: (*upConn).reset, times: 1}, &teller{words: n}
 			var third router.Lease
 			g := newHedger(t, []serving{a.serve, b.serve, c.serve})
@@ -651,28 +647,29 @@ func TestHedgeContinues(t *testing.T) {
 				t.Errorf("record %+v", r)
 			}
 			wait(t, a.gone, "the first host to be left")
-		})
+		}))
 	}
 }
 
 // TestHedgeDrain ends both attempts when the gateway stops.
 func TestHedgeDrain(t *testing.T) {
-	t.Parallel()
-	a, b := newSleeper(nil), newSleeper(nil)
-	g := newHedger(t, []serving{a.serve, b.serve}, func(o *rigOptions) { o.set.Drain = 50 * time.Millisecond })
-	c := g.dial().send(ask(chatPath, streamed))
-	wait(t, a.asked, "the first host to be asked")
-	wait(t, b.asked, "the second host to be asked")
-	g.stop()
-	wait(t, a.gone, "the first host to be left")
-	wait(t, b.gone, "the second host to be left")
-	if res := c.response(); res.StatusCode != 503 {
-		t.Errorf("status %d", res.StatusCode)
-	}
-	wait(t, g.done, "the server to stop")
-	if n := g.srv.hedges.Load(); n != 0 {
-		t.Errorf("%d hedges outlive the server", n)
-	}
+	hedging(func(t *try) {
+		a, b := newSleeper(nil), newSleeper(nil)
+		g := newHedger(t, []serving{a.serve, b.serve}, func(o *rigOptions) { o.set.Drain = 50 * time.Millisecond })
+		c := g.dial().send(ask(chatPath, streamed))
+		wait(t, a.asked, "the first host to be asked")
+		wait(t, b.asked, "the second host to be asked")
+		g.stop()
+		wait(t, a.gone, "the first host to be left")
+		wait(t, b.gone, "the second host to be left")
+		if res := c.response(); res.StatusCode != 503 {
+			t.Errorf("status %d", res.StatusCode)
+		}
+		wait(t, g.done, "the server to stop")
+		if n := g.srv.hedges.Load(); n != 0 {
+			t.Errorf("%d hedges outlive the server", n)
+		}
+	})(t)
 }
 
 // TestHedgeRaces lets both begin at about the same moment, over and over: each answer is one host's, whole, and nothing is left over.

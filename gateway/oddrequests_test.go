@@ -258,6 +258,7 @@ func bytewise(s string) string {
 
 // TestBadInputSlow sends requests that never become whole.
 func TestBadInputSlow(t *testing.T) {
+	t.Parallel()
 	const late = "request_timeout"
 	runBadInputs(t, []badInput{
 		{name: "request line", send: "POST /v1/ch", status: 408, code: late, then: closed},

@@ -165,7 +165,7 @@ type told struct {
 	partial      bool
 }
 
-func readTold(t *testing.T, body string) told {
+func readTold(t testing.TB, body string) told {
 	t.Helper()
 	s := told{ids: map[string]int{}, roles: map[string]int{}}
 	for ev := range strings.SplitSeq(body, "\n\n") {
@@ -586,7 +586,7 @@ func TestTokenBudget(t *testing.T) {
 }
 
 // readWhole reads an answer in one piece.
-func readWhole(t *testing.T, body string) (text, finish string) {
+func readWhole(t testing.TB, body string) (text, finish string) {
 	t.Helper()
 	var whole struct {
 		Choices []struct {
@@ -783,7 +783,7 @@ func TestRandomLosses(t *testing.T) {
 }
 
 // plainText is the text of an answer in one piece, of either path.
-func plainText(t *testing.T, body string) string {
+func plainText(t testing.TB, body string) string {
 	t.Helper()
 	var a struct {
 		Choices []struct {
@@ -832,6 +832,7 @@ func TestHugeEvents(t *testing.T) {
 // TestStuck leaves a host that shows no first token, long before its time is over, if another one can be asked; and does not where the
 // budget of retries is spent.
 func TestStuck(t *testing.T) {
+	t.Parallel()
 	for name, tc := range map[string]struct {
 		retries int
 		moves   bool
