@@ -184,9 +184,6 @@ func (u Unit) String() string {
 	return unitNames[u.Kind]
 }
 
-// UnitWords are the words of ParseUnit but for header:NAME.
-func UnitWords() []string { return slices.Clone(unitNames[:]) }
-
 // ParseUnit reads a unit as the config writes it; ok is false for anything else.
 func ParseUnit(s string) (u Unit, ok bool) {
 	if name, is := strings.CutPrefix(s, headerUnit); is {

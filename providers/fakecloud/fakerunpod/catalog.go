@@ -78,11 +78,6 @@ func (c *Cloud) SetPrice(gpuTypeID string, serverlessUSDPerHour float64) {
 	c.setGPU(gpuTypeID, func(g *gpuType) { g.serverless = serverlessUSDPerHour })
 }
 
-// SetPodPrice moves what a GPU costs in pods that start from now on, in USD per hour.
-func (c *Cloud) SetPodPrice(gpuTypeID string, secureUSDPerHour, communityUSDPerHour float64) {
-	c.setGPU(gpuTypeID, func(g *gpuType) { g.secure, g.community = secureUSDPerHour, communityUSDPerHour })
-}
-
 // SetAvailability says how much of a GPU there is: "NONE", "LOW", "MEDIUM" or "HIGH".
 func (c *Cloud) SetAvailability(gpuTypeID, level string) {
 	c.setGPU(gpuTypeID, func(g *gpuType) { g.availability = level })

@@ -101,9 +101,6 @@ func (e *Endpoint) setWorkersMin(n int) {
 	}
 }
 
-// SetColdStart moves how long workers take to start from now on.
-func (e *Endpoint) SetColdStart(d time.Duration) { e.with(func() { e.coldStart = d }) }
-
 // Early404 lets /status and /stream deny each job for so long after it was taken; of the wall clock.
 func (e *Endpoint) Early404(d time.Duration) { e.with(func() { e.early404 = d }) }
 

@@ -52,14 +52,6 @@ func BadUnits(w float64, hits, others int) float64 {
 	return math.Exp(e.log())
 }
 
-// Mismatch is the two-sided e-value of units that were seen: do they fall on the arm as often as they should (sample ratio;
-// a sequential test as Lindon's and Malek's, with a mixture over odds)?
-func Mismatch(w float64, hits, others int) float64 {
-	e := newEValue(mismatched)
-	e.add(w, float64(hits), float64(others))
-	return math.Exp(e.log())
-}
-
 // MSPRT is the natural logarithm of the mixture likelihood ratio of a difference d of means, whose variance is v, against none;
 // differences are thought to be normal with standard deviation tau. It reaches log(1/alpha) at any time with a probability
 // of about alpha when there is no difference.
