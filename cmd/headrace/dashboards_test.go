@@ -45,7 +45,7 @@ func TestDashboardsHaveSeries(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience) // for some hundred queries, one after another
 	defer cancel()
 
 	admin, web := freeAddress(t), freeAddress(t)
