@@ -97,6 +97,7 @@ func eventually(t *testing.T, what string, done func() bool) {
 // TestRecovery kills a host under load and brings it back: no caller's request meets it dead after the first, none is the first to
 // meet it alive, and it is in use again within seconds.
 func TestRecovery(t *testing.T) {
+	t.Parallel()
 	h := start(t, fakecloud.HostConfig{Name: "h", Models: []string{"m1"}, Keep: 100_000})
 	r := newReplica(t, h.Endpoint(), 0) // as users have it
 	if c, _ := r.call(t); c != outcome.Success {
@@ -155,6 +156,7 @@ func TestRecovery(t *testing.T) {
 // TestRestartUnseen has a host die and come back, with nobody but the network to tell: what it does with unfinished answers is found out
 // anew, and at once.
 func TestRestartUnseen(t *testing.T) {
+	t.Parallel()
 	h := start(t, fakecloud.HostConfig{Name: "h", Models: []string{"m1"}})
 	r := newReplica(t, h.Endpoint(), 0)
 	r.prober.Configure(Settings{SelfTest: true})
@@ -216,6 +218,7 @@ func TestToldNoMore(t *testing.T) {
 
 // TestWaitDoubles has each failing probe make the next one wait twice as long, a fifth more or less.
 func TestWaitDoubles(t *testing.T) {
+	t.Parallel()
 	const openFor = 50 * time.Millisecond
 	h := start(t, fakecloud.HostConfig{Name: "h", Models: []string{"m1"}})
 	r := newReplica(t, h.Endpoint(), openFor)
@@ -255,6 +258,7 @@ func TestWaitDoubles(t *testing.T) {
 
 // TestReplicasRecover has two replicas that share a Redis find a host well again by one probe.
 func TestReplicasRecover(t *testing.T) {
+	t.Parallel()
 	url := redistest.Start(t).URL()
 	h := start(t, fakecloud.HostConfig{Name: "h", Models: []string{"m1"}})
 	var rs []*replica

@@ -290,7 +290,7 @@ func TestStop(t *testing.T) {
 }
 
 func TestChangeOfWorkers(t *testing.T) {
-	c, e := one(t, fakerunpod.Config{}, fakerunpod.EndpointConfig{WorkersMax: 2, IdleTimeout: 7 * time.Second, ColdStart: time.Second})
+	c, e := one(t, fakerunpod.Config{TimeScale: 10}, fakerunpod.EndpointConfig{WorkersMax: 2, IdleTimeout: 7 * time.Second, ColdStart: time.Second})
 	url := c.ManagementURL() + "/serverless/" + e.ID()
 	patch := func(body string, want int) answer {
 		t.Helper()
