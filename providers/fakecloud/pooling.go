@@ -75,7 +75,7 @@ func (x *exchange) embeddings() {
 // pooled answers what took only the reading of a prompt; the batch is not asked.
 func (x *exchange) pooled(id, object, model, key string, data any, tokens int) {
 	x.h.books.update(func(s *Stats) { s.PromptTokens += tokens })
-	if pause(x.ctx, x.h.engine.scaled(x.h.engine.speed.ttft)) != nil {
+	if Pause(x.ctx, x.h.engine.scaled(x.h.engine.speed.ttft)) != nil {
 		return
 	}
 	x.json(map[string]any{

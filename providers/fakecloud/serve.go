@@ -165,7 +165,7 @@ func (x *exchange) early() bool {
 		}
 		x.halfOpen()
 	case SlowHead:
-		return pause(x.ctx, f.Delay) == nil
+		return Pause(x.ctx, f.Delay) == nil
 	default:
 		return true
 	}

@@ -259,7 +259,7 @@ func (s *shaper) drain(keep int) error {
 		}
 		p = p[n:]
 		if f, ok := s.plan.shape(Drip); ok {
-			if err := pause(s.ctx, cmp.Or(f.Delay, time.Millisecond)); err != nil {
+			if err := Pause(s.ctx, cmp.Or(f.Delay, time.Millisecond)); err != nil {
 				return err
 			}
 		}
@@ -284,8 +284,11 @@ func (s *shaper) cut(p []byte) int {
 	return len(p)
 }
 
-// pause waits d of the wall clock.
-func pause(ctx context.Context, d time.Duration) error {
+// Pause waits for d of the wall clock, and less with the context's error when that ends first.
+func Pause(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return ctx.Err()
+	}
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"headrace/providers/fakecloud"
 )
 
 // Cloud is a fake RunPod account. Its methods may be called from any goroutine.
@@ -289,7 +291,7 @@ func (c *Cloud) through(p Plane, w http.ResponseWriter, r *http.Request, path st
 	c.mu.Lock()
 	t := c.trouble[p]
 	c.mu.Unlock()
-	if t.Delay > 0 && pause(r.Context(), t.Delay) != nil {
+	if t.Delay > 0 && fakecloud.Pause(r.Context(), t.Delay) != nil {
 		panic(http.ErrAbortHandler)
 	}
 	switch {
@@ -348,18 +350,4 @@ func (c *Cloud) authorize(r *http.Request, bare bool) error {
 		return errBadKey
 	}
 	return nil
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	if d <= 0 {
-		return ctx.Err()
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

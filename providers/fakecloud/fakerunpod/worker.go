@@ -65,7 +65,7 @@ func (w *worker) run(n int) {
 	defer w.end()
 	e := w.e
 	for {
-		if w.placed() != nil || pause(w.ctx, e.c.delay(e.cfg.ImagePull)) != nil {
+		if w.placed() != nil || fakecloud.Pause(w.ctx, e.c.delay(e.cfg.ImagePull)) != nil {
 			return
 		}
 		e.mu.Lock()
@@ -73,7 +73,7 @@ func (w *worker) run(n int) {
 		w.billed = e.c.cfg.BillNow()
 		cold, early := e.coldStart, min(e.cfg.ReadyEarly, e.coldStart)
 		e.mu.Unlock()
-		if pause(w.ctx, e.c.delay(cold-early)) != nil {
+		if fakecloud.Pause(w.ctx, e.c.delay(cold-early)) != nil {
 			return
 		}
 		e.mu.Lock()
@@ -88,12 +88,12 @@ func (w *worker) run(n int) {
 		e.changed.fire()
 		e.mu.Unlock()
 		if !crash {
-			if pause(w.ctx, e.c.delay(early)) != nil {
+			if fakecloud.Pause(w.ctx, e.c.delay(early)) != nil {
 				return
 			}
 			break
 		}
-		if pause(w.ctx, e.c.delay(e.c.cfg.CrashBackoff)) != nil {
+		if fakecloud.Pause(w.ctx, e.c.delay(e.c.cfg.CrashBackoff)) != nil {
 			return
 		}
 		if e.c.cfg.TimeScale <= 0 && w.calm() != nil { // without any waiting it would crash as fast as it can

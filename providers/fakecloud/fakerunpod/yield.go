@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+
+	"headrace/providers/fakecloud"
 )
 
 // yielder makes what the engine answers into the yields of a worker's generation.
@@ -35,7 +37,7 @@ func (y *yielder) send(v json.RawMessage) bool {
 	if y.struck || !y.a.yield(v) {
 		return false
 	}
-	if d := y.a.j.e.c.delay(y.a.j.e.cfg.PostTime); d > 0 && pause(y.a.ctx, d) != nil {
+	if d := y.a.j.e.c.delay(y.a.j.e.cfg.PostTime); d > 0 && fakecloud.Pause(y.a.ctx, d) != nil {
 		return false
 	}
 	y.sent++

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"headrace/providers/fakecloud"
 )
 
 // Cloud is the fake. Its methods may be called from any goroutine.
@@ -192,25 +194,10 @@ func (c *Cloud) spawn(f func()) {
 // after runs f once d, of the wall clock, is over.
 func (c *Cloud) after(d time.Duration, f func()) {
 	c.spawn(func() {
-		if c.pause(c.ctx, d) == nil {
+		if fakecloud.Pause(c.ctx, d) == nil {
 			f()
 		}
 	})
-}
-
-// pause waits for d of the wall clock.
-func (c *Cloud) pause(ctx context.Context, d time.Duration) error {
-	if d <= 0 {
-		return ctx.Err()
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 // hex returns n random hexadecimal digits. The caller holds mu.

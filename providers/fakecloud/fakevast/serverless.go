@@ -219,7 +219,7 @@ func (c *Cloud) wake(d time.Duration, f func()) {
 		return
 	}
 	c.wg.Go(func() {
-		if c.pause(c.ctx, c.scaled(d)) == nil {
+		if fakecloud.Pause(c.ctx, c.scaled(d)) == nil {
 			f()
 		}
 	})

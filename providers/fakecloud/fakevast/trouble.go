@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"headrace/providers/fakecloud"
 )
 
 // TroubleKind is how an answer of the Cloud's own goes wrong.
@@ -121,7 +123,7 @@ func (c *Cloud) strike(t Trouble, w http.ResponseWriter, r *http.Request, next f
 	case ErrorMsg:
 		writeJSON(w, http.StatusOK, map[string]any{"error_msg": "not ready"})
 	case Slow:
-		if c.pause(r.Context(), t.Delay) == nil {
+		if fakecloud.Pause(r.Context(), t.Delay) == nil {
 			next(w)
 		}
 	}

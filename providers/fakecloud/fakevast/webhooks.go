@@ -16,6 +16,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"headrace/providers/fakecloud"
 )
 
 // webhook is an address that wants to know of events.
@@ -252,7 +254,7 @@ func (c *Cloud) send(d *delivery) {
 				break
 			}
 			wait := c.scaled(time.Duration(try) * 2 * time.Second)
-			if c.pause(c.ctx, max(wait, 10*time.Millisecond)) != nil {
+			if fakecloud.Pause(c.ctx, max(wait, 10*time.Millisecond)) != nil {
 				break
 			}
 		}

@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"headrace/providers/fakecloud"
 )
 
 const eventFleet = `
@@ -333,7 +335,7 @@ func (f *face) until(what string, wrong func(f *face) error) {
 		if time.Now().After(late) {
 			f.t.Fatalf("%s: %v", what, err)
 		}
-		_ = wait(f.t.Context(), pause)
+		_ = fakecloud.Pause(f.t.Context(), pause)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"headrace/providers/fakecloud"
 	"headrace/providers/fakecloud/fakevast"
 )
 
@@ -45,7 +46,7 @@ func (c *Clouds) tell(h *host, what, text string, undo bool) {
 }
 
 func (c *Clouds) play(ctx context.Context, e *Event) {
-	if wait(ctx, scaled(e.At, c.script.scale())) != nil {
+	if fakecloud.Pause(ctx, scaled(e.At, c.script.scale())) != nil {
 		return
 	}
 	a, h := actions[e.what], c.host(e.on)
@@ -55,7 +56,7 @@ func (c *Clouds) play(ctx context.Context, e *Event) {
 	}
 	c.tell(h, e.what, says, false)
 	a.do(c, h, e)
-	if e.For == 0 || wait(ctx, scaled(e.For, c.script.scale())) != nil {
+	if e.For == 0 || fakecloud.Pause(ctx, scaled(e.For, c.script.scale())) != nil {
 		return
 	}
 	a.undo(c, h)
@@ -75,14 +76,14 @@ func (c *Clouds) war(ctx context.Context, h *host, rng *rand.Rand) {
 	// Between half as long and half as long again; the mean is d.
 	about := func(d Duration) time.Duration { return scaled(Duration(float64(d)*(0.5+rng.Float64())), scale) }
 	next := scaled(strike(rng, w.Every), scale)
-	for wait(ctx, next) == nil {
+	for fakecloud.Pause(ctx, next) == nil {
 		bid := h.instance.Config().DPHBase
 		rival := bid * (1.08 + 0.3*rng.Float64())
 		c.tell(h, "outbid", fmt.Sprintf("is outbid: somebody pays $%.2f/h for its GPU, we $%.2f; its connections are reset", rival, bid), false)
 		h.instance.Update(func(k *fakevast.InstanceConfig) { k.MinBid = rival })
 		h.instance.Outbid(fakevast.ExitedStopped)
 		away := about(w.Away) - scaled(Duration(boot.Provision+boot.Ports+boot.Model), scale)
-		if wait(ctx, away) != nil {
+		if fakecloud.Pause(ctx, away) != nil {
 			return
 		}
 		raised := rival * (0.85 + 0.2*rng.Float64()) // the rival has left, for less or more than it had paid
@@ -90,25 +91,11 @@ func (c *Clouds) war(ctx context.Context, h *host, rng *rand.Rand) {
 		h.instance.Resume()
 		c.tell(h, "outbid", fmt.Sprintf("gets its GPU again for a bid of $%.2f/h, and boots", raised), true)
 		rest := scaled(strike(rng, w.Every), scale)
-		if wait(ctx, rest/2) != nil {
+		if fakecloud.Pause(ctx, rest/2) != nil {
 			return
 		}
 		h.instance.Update(func(k *fakevast.InstanceConfig) { k.DPHBase, k.MinBid = calm, calm*0.9 })
 		c.tell(h, "price", fmt.Sprintf("costs $%.2f/h again: few others bid", calm), false)
 		next = rest / 2
-	}
-}
-
-func wait(ctx context.Context, d time.Duration) error {
-	if d <= 0 {
-		return ctx.Err()
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 }
