@@ -87,15 +87,23 @@ func (r *Record) AppendLine(dst []byte, now time.Time) []byte {
 	return append(l.b, '}', '\n')
 }
 
-// line puts a JSON object together.
+// line puts a JSON object together. What it writes it writes in frames of its own: inlined, AppendLine's would outgrow the stack that a stream has.
 type line struct{ b []byte }
 
+//go:noinline
 func (l *line) text(key, v string) { l.b = openai.AppendString(append(l.b, key...), v) }
+
+//go:noinline
 func (l *line) hex(key string, v []byte) {
 	l.b = append(hex.AppendEncode(append(append(l.b, key...), '"'), v), '"')
 }
-func (l *line) flag(key string, v bool)   { l.b = strconv.AppendBool(append(l.b, key...), v) }
+
+//go:noinline
+func (l *line) flag(key string, v bool) { l.b = strconv.AppendBool(append(l.b, key...), v) }
+
+//go:noinline
 func (l *line) count(key string, v int64) { l.b = strconv.AppendInt(append(l.b, key...), v, 10) }
+
 func (l *line) figure(key string, v float64) {
 	format := byte('f')
 	if v != 0 && (v < 1e-6 || v >= 1e21) {
