@@ -65,6 +65,7 @@ func (c *Conn) Through() error {
 	if c.kept.through.Swap(true) {
 		return nil
 	}
+	c.armWrite() // here, as long as the stack is not deep
 	return c.flush()
 }
 
