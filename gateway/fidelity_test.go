@@ -379,7 +379,7 @@ func TestSlowReader(t *testing.T) {
 	t.Run("steady", func(t *testing.T) {
 		const events = 40
 		up := newUpstream(t, func(c *upConn, _ *upRequest) bool {
-			tick := time.NewTicker(15 * time.Millisecond)
+			tick := time.NewTicker(30 * time.Millisecond)
 			defer tick.Stop()
 			c.send(sseHead)
 			for range events {
@@ -390,7 +390,7 @@ func TestSlowReader(t *testing.T) {
 			c.send(lastChunk)
 			return true
 		})
-		g := newRig(t, []string{up.url()}, func(o *rigOptions) { o.set.ClientWrite = 100 * time.Millisecond })
+		g := newRig(t, []string{up.url()}, func(o *rigOptions) { o.set.ClientWrite = events / 2 * 30 * time.Millisecond })
 		for _, dial := range []func() *client{g.dial, g.dialTLS} {
 			_, got, err := dial().send(chat(true)).whole()
 			if want := strings.Repeat(tokenEvent("x"), events) + stopEvent; err != nil || got != want {

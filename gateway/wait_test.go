@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -533,23 +534,41 @@ func TestFairBetweenKeys(t *testing.T) {
 
 // TestRetryAfterIsHonest compares what callers are told with what happens to those who stand last when they are told so.
 func TestRetryAfterIsHonest(t *testing.T) {
-	up := newUpstream(t, slowly(50*time.Millisecond))
+	const places = 2
+	var held sync.RWMutex // by whoever wants that the host answers nobody
+	var came, passed atomic.Int64
+	answer := slowly(50 * time.Millisecond)
+	up := newUpstream(t, func(c *upConn, r *upRequest) bool {
+		came.Add(1)
+		held.RLock()
+		passed.Add(1)
+		held.RUnlock()
+		return answer(c, r)
+	})
 	q := roomy()
 	q.Size, q.MaxWait = 150, time.Hour
-	g := newRig(t, []string{up.url()}, waiting(2, q), func(o *rigOptions) { o.noTLS = true })
+	g := newRig(t, []string{up.url()}, waiting(places, q), func(o *rigOptions) { o.noTLS = true })
 	var all []<-chan reply
 	fill := func() {
 		for g.srv.room.Waiting() < q.Size {
-			n := g.srv.room.Waiting()
 			all = append(all, g.goDo(chat(false)))
-			eventually(t, "it waits", func() bool { return g.srv.room.Waiting() != n || len(all) <= 2 })
+			eventually(t, "all that were sent are somewhere", func() bool { // one that moves on meanwhile is not seen, and none twice
+				n := g.count() + int(g.host(0).InFlight)
+				return n+g.srv.room.Waiting() == len(all)
+			})
 		}
 	}
 	fill()
 	g.recordN(20) // it is known by now how fast they are served
+	held.Lock()
+	eventually(t, "none is served", func() bool {
+		n := passed.Load()
+		return int(n) == g.count() && came.Load() == n+places
+	})
 	fill()
 	before := g.srv.room.Waiting()
 	r, body, _ := g.do(chat(false))
+	held.Unlock()
 	from := time.Now()
 	told, err := strconv.Atoi(r.Header.Get("Retry-After"))
 	if r.StatusCode != 429 || err != nil || !strings.Contains(body, "waiting room is full") {
