@@ -96,8 +96,9 @@ func TestNothingIsAllocatedPerEvent(t *testing.T) {
 			s.Release()
 		}
 		answer()
-		// The garbage collector may empty the pools in between: far less than one allocation an event is what counts.
-		if n := testing.AllocsPerRun(50, answer); n > 4 {
+		// The garbage collector may empty the pools in between, and the race detector has them forget: far less than one allocation an event is
+		// what counts.
+		if n := testing.AllocsPerRun(50, answer); n > 50 {
 			t.Errorf("%s: an answer of 1000 events allocates %v times", name, n)
 		}
 	}
