@@ -51,7 +51,8 @@ func (m *Manager) sync(ctx context.Context) {
 // take takes in an experiment's document as the store has it. The caller holds mu.
 func (m *Manager) take(ctx context.Context, t *trial, d state.Doc, exists bool) {
 	now := m.now()
-	if exists && t.known && d.Version == t.version && !t.ahead && !t.adopt {
+	taken := t.known && d.Version == t.version && !t.ahead && !t.adopt
+	if withdrawn := !t.foreign && !t.doc.Withdrawn.IsZero(); exists && taken && !withdrawn { // that it is not has to be written until it is
 		return
 	}
 	if !exists {

@@ -14,7 +14,11 @@ import (
 // follow has the statistics know of the shares in force. The caller holds mu.
 func (m *Manager) follow(t *trial) {
 	d := &t.doc
-	if t.foreign || len(d.Weights) == 0 {
+	if t.foreign {
+		return
+	}
+	if len(d.Weights) == 0 { // it has yet to begin, or to begin again: what is known is of a run that the store has no more
+		t.stats = nil
 		return
 	}
 	if t.stats == nil || t.run != d.Run {
@@ -263,10 +267,10 @@ func (m *Manager) round(ctx context.Context) {
 func (m *Manager) converse(ctx context.Context) {
 	c, cancel := context.WithTimeout(ctx, storeTime)
 	defer cancel()
+	m.setClock(c)
 	if len(m.trials) == 0 {
 		return
 	}
-	m.setClock(c)
 	m.sync(c)
 	m.drain()
 	m.speak(c, false)

@@ -132,8 +132,13 @@ func (x *trouble) config(k int) []Trial {
 
 // stop ends a replica, and with it what it has not told.
 func (x *trouble) stop(i int) {
+	x.rs[i].stop()
+	x.forgets(i)
+}
+
+// forgets says that a replica no longer knows what it has decided and not written.
+func (x *trouble) forgets(i int) {
 	r := x.rs[i]
-	r.stop()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if slices.ContainsFunc(r.trials, func(t *trial) bool { return t.ahead }) || len(r.left) > 0 {
@@ -247,6 +252,7 @@ func (x *trouble) happen() {
 	case 5, 6:
 		x.spec[i] = x.rng.IntN(7) - 1
 		x.say("%d has config %d", i, x.spec[i])
+		x.forgets(i)
 		r.Configure(x.config(x.spec[i]))
 	case 7, 8:
 		c := []experiment.Command{experiment.Start, experiment.Pause, experiment.Resume, experiment.Promote, experiment.Abort, experiment.Start, experiment.Resume}[x.rng.IntN(7)]
