@@ -164,18 +164,7 @@ func TestLedgerAgainstVastBill(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			a := &auditor{
-				bills: func() map[string]*api.Bill { return map[string]*api.Bill{"vast": p.Status().Bill} }, between: b.Between, billed: b.Billed, log: slog.New(slog.DiscardHandler),
-			}
-			a.look()
-			period, err := b.Period(ctx, now().Add(-6*time.Hour), now())
-			if err != nil {
-				t.Fatal(err)
-			}
-			r := period.Report(nil, nil)
-			if len(r.Bills) != 1 {
-				t.Fatalf("bills %+v, the provider has %+v", r.Bills, p.Status().Bill)
-			}
+			r := audited(ctx, t, b, "vast", p.Status().Bill, now())
 			bill := r.Bills[0]
 			t.Logf("billed $%.3f, ledger $%.3f, %+.2f %%, %v", bill.Billed, bill.Ledger, bill.ErrorPercent(), bill.To.Sub(bill.From))
 			if e := bill.ErrorPercent(); bill.Hosts != 2 || bill.Billed < 2 || bill.To.Sub(bill.From) < time.Hour || e < tc.low || e > tc.high {
@@ -263,18 +252,7 @@ func TestLedgerAgainstRunPodBill(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			a := &auditor{
-				bills: func() map[string]*api.Bill { return map[string]*api.Bill{"runpod": p.Status().Bill} }, between: b.Between, billed: b.Billed, log: slog.New(slog.DiscardHandler),
-			}
-			a.look()
-			period, err := b.Period(ctx, now().Add(-6*time.Hour), now())
-			if err != nil {
-				t.Fatal(err)
-			}
-			r := period.Report(nil, nil)
-			if len(r.Bills) != 1 {
-				t.Fatalf("bills %+v, the provider has %+v", r.Bills, p.Status().Bill)
-			}
+			r := audited(ctx, t, b, "runpod", p.Status().Bill, now())
 			bill := r.Bills[0]
 			t.Logf("billed $%.3f, ledger $%.3f, %+.2f %%, %v; the report has $%.3f, of which $%.3f are billed and were estimated at $%.3f", bill.Billed, bill.Ledger, bill.ErrorPercent(),
 				bill.To.Sub(bill.From), r.Rented, r.BilledUSD, r.EstimatedUSD)
@@ -316,4 +294,22 @@ func follow(t *testing.T, p hostsOf, b *books.Books) context.Context {
 		}
 	})
 	return ctx
+}
+
+// audited is the report of the last six hours once the provider's bill has been set against the books; it has that bill alone.
+func audited(ctx context.Context, t *testing.T, b *books.Books, account string, bill *api.Bill, now time.Time) books.Report {
+	t.Helper()
+	a := &auditor{
+		bills: func() map[string]*api.Bill { return map[string]*api.Bill{account: bill} }, between: b.Between, billed: b.Billed, log: slog.New(slog.DiscardHandler),
+	}
+	a.look()
+	period, err := b.Period(ctx, now.Add(-6*time.Hour), now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := period.Report(nil, nil)
+	if len(r.Bills) != 1 {
+		t.Fatalf("bills %+v, the provider has %+v", r.Bills, bill)
+	}
+	return r
 }

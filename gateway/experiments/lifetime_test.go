@@ -320,6 +320,29 @@ func TestDownIsNotWithdrawn(t *testing.T) {
 	})
 }
 
+// withdrawnMeanwhile has a abort its experiment, which then is in its config no more while the other replica that has it is cut off, until the
+// store has that nobody has it; it returns whether that is so.
+func withdrawnMeanwhile(t *testing.T, store state.Store, cut *flaky, a *replica) func() bool {
+	t.Helper()
+	if _, err := a.Apply(t.Context(), "e", experiment.Abort, ""); err != nil {
+		t.Fatal(err)
+	}
+	pass(time.Minute)
+	cut.down.Store(true)
+	a.Configure(nil)
+	withdrawn := func() bool {
+		docs, err := store.Load(t.Context(), kindDocs)
+		return err == nil && strings.Contains(string(docs["e"].Body), `"taken_out":true`)
+	}
+	for range 60 {
+		if pass(time.Minute); withdrawn() {
+			return withdrawn
+		}
+	}
+	t.Fatal("nobody has noted that it is in no config that can be heard of")
+	return nil
+}
+
 // TestCutOffIsNotWithdrawn: what one replica leaves out while another, which has it, cannot be heard is not over for that: when that one is
 // restarted it goes on where it was.
 func TestCutOffIsNotWithdrawn(t *testing.T) {
@@ -330,24 +353,7 @@ func TestCutOffIsNotWithdrawn(t *testing.T) {
 		a := startWith(t, slow, trialOf())
 		slow.Store = cut
 		b := startWith(t, slow, trialOf())
-		if _, err := a.Apply(t.Context(), "e", experiment.Abort, ""); err != nil {
-			t.Fatal(err)
-		}
-		pass(time.Minute)
-		cut.down.Store(true)
-		a.Configure(nil)
-		withdrawn := func() bool {
-			docs, err := store.Load(t.Context(), kindDocs)
-			return err == nil && strings.Contains(string(docs["e"].Body), `"taken_out":true`)
-		}
-		for range 60 {
-			if pass(time.Minute); withdrawn() {
-				break
-			}
-		}
-		if !withdrawn() {
-			t.Fatal("nobody has noted that it is in no config that can be heard of")
-		}
+		withdrawn := withdrawnMeanwhile(t, store, cut, a)
 		cut.down.Store(false)
 		pass(time.Minute)
 		if withdrawn() {

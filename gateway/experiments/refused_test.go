@@ -23,24 +23,7 @@ func TestRefusedWriteIsMadeAgain(t *testing.T) {
 		whole := slow
 		slow.Store = ref
 		b := startWith(t, slow, trialOf())
-		if _, err := a.Apply(t.Context(), "e", experiment.Abort, ""); err != nil {
-			t.Fatal(err)
-		}
-		pass(time.Minute)
-		cut.down.Store(true)
-		a.Configure(nil)
-		withdrawn := func() bool {
-			docs, err := store.Load(t.Context(), kindDocs)
-			return err == nil && strings.Contains(string(docs["e"].Body), `"taken_out":true`)
-		}
-		for range 60 {
-			if pass(time.Minute); withdrawn() {
-				break
-			}
-		}
-		if !withdrawn() {
-			t.Fatal("the one that has it in no config has not withdrawn it")
-		}
+		withdrawn := withdrawnMeanwhile(t, store, cut, a)
 		ref.next.Store(1) // one write is refused
 		cut.down.Store(false)
 		pass(time.Hour)
