@@ -33,6 +33,7 @@ func (s *Server) begin(ctx *fasthttp.RequestCtx, rt *route, grant *admission.Gra
 	x.watch.self = x.watch
 	s.inFlight.Add(1)
 	if x.conn = listen.Of(ctx.Conn()); x.conn != nil {
+		_ = x.conn.Flush() // the answer before this one, where both requests came at once; if it fails, so does the next write
 		if ctx.Request.IsBodyStream() {
 			x.conn.ArmReading(&x.watch.self)
 		} else {

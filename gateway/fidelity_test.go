@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -342,6 +343,31 @@ func TestHTTP10(t *testing.T) {
 		head, body, ok := strings.Cut(string(all), "\r\n\r\n")
 		if !ok || body != tc.want || strings.Contains(strings.ToLower(head), "chunked") {
 			t.Errorf("stream=%t: head %q, body %q, want %q", tc.stream, head, body, tc.want)
+		}
+	}
+}
+
+// TestPipelinedAnswersGoAtOnce sends two requests together: the answer to the first is there while the host still works on the second.
+func TestPipelinedAnswersGoAtOnce(t *testing.T) {
+	t.Parallel()
+	second := make(chan struct{})
+	var n atomic.Int64
+	up := newUpstream(t, func(c *upConn, r *upRequest) bool {
+		if n.Add(1) == 2 {
+			<-second
+		}
+		return answering(c, r)
+	})
+	g := newRig(t, []string{up.url()})
+	for _, dial := range []func() *client{g.dial, g.dialTLS} {
+		n.Store(0)
+		c := dial().send(chat(false) + chat(false))
+		if r, body, err := c.whole(); err != nil || r.StatusCode != 200 || body == "" {
+			t.Errorf("the first: %v, %v: %s", err, r, body)
+		}
+		second <- struct{}{}
+		if r, body, err := c.whole(); err != nil || r.StatusCode != 200 || body == "" {
+			t.Errorf("the second: %v, %v: %s", err, r, body)
 		}
 	}
 }

@@ -111,7 +111,6 @@ func (m *Manager) take(ctx context.Context, t *trial, d state.Doc, exists bool) 
 		if next := doc.Kept(); m.putOn(ctx, t, d.Version, next) {
 			return
 		}
-		m.behind = true
 	}
 	first := !t.known
 	m.set(t, doc, d.Version)

@@ -14,11 +14,11 @@ import (
 // follow has the statistics know of the shares in force. The caller holds mu.
 func (m *Manager) follow(t *trial) {
 	d := &t.doc
-	if t.foreign {
-		return
-	}
 	if len(d.Weights) == 0 { // it has yet to begin, or to begin again: what is known is of a run that the store has no more
 		t.stats = nil
+		return
+	}
+	if t.foreign {
 		return
 	}
 	if t.stats == nil || t.run != d.Run {

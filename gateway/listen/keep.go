@@ -24,7 +24,7 @@ type keep struct {
 	n   int        // bytes of it
 }
 
-// Write writes to the client, at the next Read, Through or Close at the latest; at once after Through. An error may be that of an
+// Write writes to the client, at the next Flush, Read, Through or Close at the latest; at once after Through. An error may be that of an
 // earlier Write.
 func (c *Conn) Write(p []byte) (int, error) {
 	if c.kept.through.Load() {
@@ -66,11 +66,11 @@ func (c *Conn) Through() error {
 		return nil
 	}
 	c.armWrite() // here, as long as the stack is not deep
-	return c.flush()
+	return c.Flush()
 }
 
-// flush sends what is kept.
-func (c *Conn) flush() error {
+// Flush sends what is kept. Whoever begins to work on a request that came together with the one before calls it, for no Read does.
+func (c *Conn) Flush() error {
 	c.kept.mu.Lock()
 	defer c.kept.mu.Unlock()
 	_, err := c.sendKept()
@@ -97,7 +97,7 @@ func (k *keep) drop() {
 // Read reads from the client, who is sent first what was kept for him.
 func (c *Conn) Read(p []byte) (int, error) {
 	c.Together()
-	if err := c.flush(); err != nil {
+	if err := c.Flush(); err != nil {
 		return 0, err
 	}
 	return c.read(p)
