@@ -11,10 +11,10 @@ type early struct{ seen, failed, control, controlFailed uint32 }
 // earlyUnits of an arm are watched one by one.
 const earlyUnits = 20
 
-// take takes in the first request of a unit.
-func (e *early) take(control, failed bool) {
+// take takes in the first request of a unit, and tells whether it is one of the first.
+func (e *early) take(control, failed bool) bool {
 	if e.seen >= earlyUnits {
-		return
+		return false
 	}
 	n := uint32(0)
 	if failed {
@@ -27,11 +27,47 @@ func (e *early) take(control, failed bool) {
 		e.seen++
 		e.failed += n
 	}
+	return true
 }
 
 func (e *early) add(o *early) {
 	e.seen, e.failed = e.seen+o.seen, e.failed+o.failed
 	e.control, e.controlFailed = e.control+o.control, e.controlFailed+o.controlFailed
+}
+
+// forget takes away the first request of a unit that take took in.
+func (e *early) forget(control, failed bool) {
+	n := uint32(0)
+	if failed {
+		n = 1
+	}
+	if control {
+		e.control--
+		e.controlFailed -= n
+	} else {
+		e.seen--
+		e.failed -= n
+	}
+}
+
+// forgo takes those of the first units away that did not come first, as o knows, by which units were seen before: nobody told of them yet when
+// they were counted. Of units that o does not remember it is not known, and they are taken for such.
+func (s *state) forgo(o *state, control int) {
+	for i := range s.units.recs {
+		r := &s.units.recs[i]
+		if r.watched == 0 {
+			continue
+		}
+		if was := o.units.find(r.unit, int(r.arm)); o.units.sampled(r.unit) && (was == nil || was.requests == 0) {
+			continue
+		}
+		for k := range s.arms {
+			if r.watched&(1<<k) != 0 {
+				s.arms[k].early.forget(int(r.arm) == control, r.spoilt)
+			}
+		}
+		r.watched = 0
+	}
 }
 
 // What the first units tell has earlyPart of alpha; guardrails share the rest. An arm is stopped when as many failures as it has are too

@@ -213,7 +213,7 @@ func (e *Experiment) Record(o *Observation) {
 		return
 	}
 	if r.requests == 0 {
-		e.first(o)
+		e.first(o, r)
 	}
 	r.requests++
 	t := e.stay(r, epoch)
@@ -234,10 +234,11 @@ func (e *Experiment) Record(o *Observation) {
 }
 
 // first takes in the first request of a unit in its arm, for what the first units tell.
-func (e *Experiment) first(o *Observation) {
+func (e *Experiment) first(o *Observation, r *record) {
+	r.spoilt = o.Failed
 	for k := range e.own.arms {
-		if k == o.Arm && k != e.design.Control || k != o.Arm && o.Arm == e.design.Control {
-			e.own.arms[k].early.take(o.Arm == e.design.Control, o.Failed)
+		if (k == o.Arm && k != e.design.Control || k != o.Arm && o.Arm == e.design.Control) && e.own.arms[k].early.take(o.Arm == e.design.Control, o.Failed) {
+			r.watched |= 1 << k
 		}
 	}
 }

@@ -57,8 +57,8 @@ func (e *Experiment) Restore(snapshot []byte) error {
 	return nil
 }
 
-// Absorb takes up what Snapshot gave before a restart, beside what was recorded since. After an error, which is ErrWeights where the two were not
-// recorded by the same weights, nothing has changed.
+// Absorb takes up what Snapshot gave before a restart, beside what was recorded since: a unit that was known before is one and the same. After an
+// error, which is ErrWeights where the two were not recorded by the same weights, nothing has changed.
 func (e *Experiment) Absorb(snapshot []byte) error {
 	s, err := decode(snapshot, &e.design)
 	if err != nil {
@@ -73,6 +73,7 @@ func (e *Experiment) Absorb(snapshot []byte) error {
 	if !s.fits(e.own) {
 		return fmt.Errorf("restore experiment: %w", ErrWeights)
 	}
+	e.own.forgo(s, e.design.Control)
 	own := e.sum(newState(&e.design), []*state{s, e.own})
 	e.settle(own)
 	e.own = own

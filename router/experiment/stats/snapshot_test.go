@@ -78,6 +78,36 @@ func TestAbsorb(t *testing.T) {
 	}
 }
 
+// TestAbsorbFirstUnits: units that come again after a restart, before what was stored of them is taken up, are first units once: what says that
+// an arm fails from the start is what it is without a restart.
+func TestAbsorbFirstUnits(t *testing.T) {
+	for name, failing := range map[string]uint64{"some fail": 4, "all fail": 12} {
+		once, before, since := design(t, stats.Design{Sticky: true}), design(t, stats.Design{Sticky: true}), design(t, stats.Design{Sticky: true})
+		request := func(unit uint64, es ...*stats.Experiment) {
+			o := stats.Unknown(unit, int(unit%2))
+			o.Failed = unit%2 == 1 && unit/2 < failing
+			for _, e := range es {
+				e.Record(&o)
+			}
+		}
+		for unit := range uint64(24) { // twelve of each arm
+			request(unit, once, before)
+		}
+		for unit := range uint64(28) { // and come again, with two that are new
+			request(unit, once, since)
+		}
+		if err := since.Absorb(before.Snapshot()); err != nil {
+			t.Fatal(err)
+		}
+		if a, b := told(t, once), told(t, since); a != b {
+			t.Errorf("%s: after a restart\n%s\nwithout\n%s", name, b, a)
+		}
+		if v := canary(once); (v.Action == stats.Stop) != (failing == 12) {
+			t.Errorf("%s, which the test is about: %s, %s", name, v.Action, v.Reason)
+		}
+	}
+}
+
 // replicas are three that share an experiment whose users come to any of them.
 func replicas(t *testing.T, sticky bool) []*stats.Experiment {
 	t.Helper()

@@ -11,6 +11,10 @@ type record struct {
 	stays    uint32          // position of its newest stay + 1, 0 for none
 	arm      uint8
 	first    uint8 // epoch when it was first seen in this arm
+	// watched are the arms, by bit, among whose first units this process has counted it, and spoilt says that its first request failed. No
+	// snapshot has them: what was counted by an earlier process stays so.
+	watched uint16
+	spoilt  bool
 }
 
 // stay is what a unit's requests of one epoch were like.
