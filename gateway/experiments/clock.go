@@ -8,7 +8,8 @@ import (
 // clock is what a store has that replicas on several machines share. What is written into documents, and held against them, is told by it, for
 // replicas' own clocks may differ: who decides may be an hour ahead of who decided before. A store without one is of one machine.
 type clock interface {
-	Now(ctx context.Context) (time.Time, error)
+	// Now is the time where the documents of a kind are.
+	Now(ctx context.Context, kind string) (time.Time, error)
 }
 
 // clockEvery is how often the store's clock is looked at.
@@ -22,7 +23,7 @@ func (m *Manager) setClock(ctx context.Context) {
 		return
 	}
 	asked := m.opt.Now()
-	is, err := c.Now(ctx)
+	is, err := c.Now(ctx, kindDocs)
 	if err != nil {
 		return
 	}

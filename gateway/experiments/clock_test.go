@@ -16,7 +16,7 @@ type clocked struct {
 	off time.Duration
 }
 
-func (c *clocked) Now(context.Context) (time.Time, error) { return time.Now().Add(c.off), nil }
+func (c *clocked) Now(context.Context, string) (time.Time, error) { return time.Now().Add(c.off), nil }
 
 // by starts a replica whose own clock is off by so much.
 func by(t *testing.T, off time.Duration, store state.Store, trials ...Trial) *replica {

@@ -65,7 +65,7 @@ func (l lossy) Delete(ctx context.Context, kind, name string, old state.Version)
 	return l.Memory.Delete(ctx, kind, name, old)
 }
 
-func (l lossy) Now(context.Context) (time.Time, error) {
+func (l lossy) Now(context.Context, string) (time.Time, error) {
 	if l.fails() {
 		return time.Time{}, errDown
 	}

@@ -111,6 +111,8 @@ for i = 3, #ARGV, 2 do
 end
 if n > 0 then redis.call("PUBLISH", ARGV[1], ARGV[2]) end
 return n`)
+	// clockScript returns the seconds and microseconds of the clock where KEYS[1] lies: a Cluster sends TIME itself to any node.
+	clockScript = redis.NewScript(`local t = redis.call("TIME") return {tonumber(t[1]), tonumber(t[2])}`)
 	// forgetScript deletes the fields of ARGV that hold no document and have not changed: name, value and so on.
 	forgetScript = redis.NewScript(`for i = 1, #ARGV, 2 do
   if redis.call("HGET", KEYS[1], ARGV[i]) == ARGV[i + 1] then redis.call("HDEL", KEYS[1], ARGV[i]) end
@@ -372,15 +374,22 @@ func (d *Docs) ask(ctx context.Context, kind, name string, old Version, what str
 	return v, false, nil
 }
 
-// Now is the time by Redis's clock, which all replicas share.
-func (d *Docs) Now(ctx context.Context) (time.Time, error) {
+// Now is the time by the clock of the Redis that has the documents of a kind, which all replicas share: the nodes of a Cluster have one each, and
+// they differ.
+func (d *Docs) Now(ctx context.Context, kind string) (time.Time, error) {
+	if err := checkKind(kind); err != nil {
+		return time.Time{}, err
+	}
 	c, cancel := context.WithTimeout(ctx, d.r.opt.Timeout)
 	defer cancel()
-	t, err := d.r.client.Time(c).Result()
+	t, err := clockScript.Run(c, d.r.client, []string{d.key(kind)}).Int64Slice()
+	if err == nil && len(t) != 2 {
+		err = fmt.Errorf("it returned %d numbers", len(t))
+	}
 	if err != nil {
 		return time.Time{}, d.failed(ctx, "read Redis's clock", err)
 	}
-	return t, nil
+	return time.Unix(t[0], t[1]*int64(time.Microsecond)), nil
 }
 
 // docsAgain is when documents are read again though nobody said that they changed: an event may have been lost.

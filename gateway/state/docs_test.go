@@ -117,12 +117,12 @@ func TestDocsClock(t *testing.T) {
 	s := startRedis(t)
 	d := s.open(nil).Docs(DocsOptions{})
 	before := time.Now()
-	at, err := d.Now(t.Context())
+	at, err := d.Now(t.Context(), "thing")
 	if after := time.Now(); err != nil || at.Before(before.Add(-time.Second)) || at.After(after.Add(time.Second)) {
 		t.Errorf("%s, between %s and %s here: %v", at, before, after, err)
 	}
 	s.Stop()
-	if at, err := d.Now(t.Context()); err == nil {
+	if at, err := d.Now(t.Context(), "thing"); err == nil {
 		t.Errorf("it is %s by a Redis that is gone", at)
 	}
 }

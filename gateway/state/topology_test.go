@@ -199,6 +199,7 @@ func TestCluster(t *testing.T) {
 	url := fmt.Sprintf("redis+cluster://%s,%s", nodes[0].addr(), nodes[1].addr())
 	a, b := openURL(t, url), openURL(t, url)
 	useAll(t, "whole", a, b)
+	clockOfDocs(t, a, nodes)
 
 	lost := nodes[2]
 	lost.kill()
@@ -211,8 +212,11 @@ func TestCluster(t *testing.T) {
 	for _, kind := range kinds {
 		if _, err := a.Docs(DocsOptions{}).Put(t.Context(), kind, "n", 0, nil); err == nil {
 			worked++
-		} else {
-			failed++
+			continue
+		}
+		failed++
+		if at, err := a.Docs(DocsOptions{}).Now(t.Context(), kind); err == nil {
+			t.Errorf("the node of %s is gone, and it is %s by it", kind, at)
 		}
 	}
 	if worked == 0 || failed == 0 {
@@ -228,6 +232,30 @@ func TestCluster(t *testing.T) {
 	await(t, "events again", func() bool { return a.Hears() && b.Hears() })
 	t.Logf("back %s after it was killed; of %d kinds %d could be written meanwhile", time.Since(began).Round(time.Millisecond), len(kinds), worked)
 	useAll(t, "whole again", a, b)
+}
+
+// clockOfDocs: the time comes from the node that has the documents, every time.
+func clockOfDocs(t *testing.T, a *Redis, nodes []*node) {
+	t.Helper()
+	const times = 50
+	for _, kind := range []string{"experiment", "kind-a", "kind-b"} {
+		d := a.Docs(DocsOptions{})
+		slot := int(nodes[0].at.ClusterKeySlot(t.Context(), d.key(kind)).Val())
+		holder := nodes[slot/5462] // as they were shared out
+		holder.do("CONFIG", "RESETSTAT")
+		for range times {
+			if at, err := d.Now(t.Context(), kind); err != nil || at.Before(time.Now().Add(-time.Hour)) || at.After(time.Now().Add(time.Hour)) {
+				t.Fatalf("it is %s, %v", at, err)
+			}
+		}
+		asked := 0
+		for line := range strings.Lines(holder.at.Info(t.Context(), "commandstats").Val()) {
+			_, _ = fmt.Sscanf(line, "cmdstat_time:calls=%d,", &asked)
+		}
+		if asked < times {
+			t.Errorf("of %d questions for the time of %s its node was asked %d", times, kind, asked)
+		}
+	}
 }
 
 func readFile(t *testing.T, path string) string {
