@@ -8,6 +8,7 @@ import (
 
 	"headrace/gateway/openai"
 	"headrace/router"
+	"headrace/router/affinity"
 	"headrace/router/experiment"
 )
 
@@ -53,7 +54,7 @@ func (x *exchange) unit(s *experiment.Spec, room []byte) []byte {
 			u = append(u, x.rec.ID...)
 		case experiment.BySession:
 			if h := x.ask.Affinity.Session; h != 0 {
-				u = binary.BigEndian.AppendUint64(u, h)
+				u = binary.BigEndian.AppendUint64(u, affinity.NameHash(x.model, h)) // layers may be of several models
 			}
 		case experiment.ByUser:
 			u = x.scan.User

@@ -12,6 +12,7 @@ import (
 	"headrace/gateway/admission"
 	"headrace/gateway/experiments"
 	"headrace/gateway/ledger"
+	"headrace/router/affinity"
 	"headrace/router/endpoint"
 	"headrace/router/experiment"
 )
@@ -164,6 +165,28 @@ func TestUnits(t *testing.T) {
 	}
 	if _, rec := unit(); rec.Arm != "" || rec.Endpoint != "static:h0" {
 		t.Errorf("a request without a unit is in %q, served by %s", rec.Arm, rec.Endpoint)
+	}
+}
+
+// TestLayerOfModels has sessions ask for two models whose experiments share a layer: nobody is in both.
+func TestLayerOfModels(t *testing.T) {
+	t.Parallel()
+	of := func(model string, from, to float64) *experiment.Assigner {
+		s := &experiment.Spec{Name: "on-" + model, Model: model, Layer: "both", From: from, To: to, Units: []experiment.Unit{{Kind: experiment.BySession}}, Arms: []experiment.Arm{{Name: "control"}, {Name: "canary", Share: 0.5}}}
+		s.Ready()
+		return experiment.NewAssigner(s, 1, []float64{0.5, 0.5}, true)
+	}
+	first, second := of("a", 0, 0.5), of("b", 0.5, 1)
+	for i := range 200 {
+		name := fmt.Sprint("session-", i)
+		takes := func(a *experiment.Assigner) bool {
+			x := &exchange{model: a.Spec.Model}
+			x.ask.Affinity.Session = affinity.SessionHash(x.model, []byte(name))
+			return a.Takes(x.unit(a.Spec, nil))
+		}
+		if takes(first) == takes(second) {
+			t.Fatalf("%s is in both experiments, or in neither: %v", name, takes(first))
+		}
 	}
 }
 

@@ -50,7 +50,7 @@ func (m *Manager) Pool(model, unit, arm string) (pool string, err error) {
 // unitBytes is a unit, as people name it, as it is assigned.
 func unitBytes(s *experiment.Spec, kind experiment.Unit, unit string) []byte {
 	if kind.Kind == experiment.BySession {
-		return binary.BigEndian.AppendUint64(nil, affinity.SessionHash(s.Model, []byte(unit)))
+		return binary.BigEndian.AppendUint64(nil, affinity.NameHash(s.Model, affinity.SessionHash(s.Model, []byte(unit))))
 	}
 	return []byte(unit)
 }

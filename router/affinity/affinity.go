@@ -88,6 +88,9 @@ func SessionHash(model string, name []byte) uint64 {
 	return max(1, mix(xxhash.Sum64String(model))^xxhash.Sum64(name))
 }
 
+// NameHash is what a SessionHash of a model has of the session's name alone: the same for all models.
+func NameHash(model string, session uint64) uint64 { return session ^ mix(xxhash.Sum64String(model)) }
+
 // mix spreads every bit over the whole word (the finalizer of MurmurHash3).
 func mix(x uint64) uint64 {
 	x ^= x >> 33
