@@ -240,3 +240,37 @@ func typeName(t reflect.Type, f field) string {
 		return strings.TrimPrefix(k.wants(), "a ")
 	}
 }
+
+// TestConfigsInDocs reads the configs that pages show whole, so that who copies one gets what the page promises.
+func TestConfigsInDocs(t *testing.T) {
+	env := func(name string) (string, bool) {
+		v, ok := map[string]string{"RUNPOD_API_KEY": "rpa_x", "VAST_API_KEY": "x", "REDIS_URL": "redis://127.0.0.1:6379"}[name]
+		return v, ok
+	}
+	block := regexp.MustCompile("(?ms)^```yaml\n(.*?)^```")
+	whole := regexp.MustCompile(`^(listen|admin|providers|models|experiments|state|queue|telemetry):`)
+	for page, least := range map[string]int{"docs/config.md": 1, "docs/experiments.md": 1, "docs/providers.md": 1, "docs/replicas.md": 1, "README.md": 0} {
+		text, err := os.ReadFile("../../" + page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for _, b := range block.FindAllStringSubmatch(string(text), -1) {
+			src := b[1]
+			if !whole.MatchString(src) {
+				continue
+			}
+			n++
+			c, err := Parse("headrace.yaml", []byte(src), Overrides{}, env)
+			if err == nil {
+				err = c.Validate()
+			}
+			if err != nil {
+				t.Errorf("%s shows\n%s\nand %v", page, src, err)
+			}
+		}
+		if n < least {
+			t.Errorf("%s shows %d configs, want %d or more", page, n, least)
+		}
+	}
+}
