@@ -10,7 +10,6 @@ import (
 // for the arm's doing, which has more of the later ones.
 type contrast struct {
 	diff, variance float64 // on the scale of comparison; NaN when no epoch has both
-	sd             float64 // of units, both arms together
 	units          [2]int  // the control's and the arm's, in epochs that have both
 	epochs         int     // that have both
 	share          [maxEpochs]float64
@@ -76,11 +75,11 @@ func (s *state) contrast(control, k int, m Metric, words bool) (out contrast) {
 	}
 	nan := math.NaN()
 	if total == 0 {
-		out.diff, out.variance, out.sd = nan, nan, nan
+		out.diff, out.variance = nan, nan
 		out.control, out.arm = c.typical(m), a.typical(m)
 		return out
 	}
-	var cv, av, ct, at, squares float64
+	var cv, av, ct, at float64
 	cp, ap := c.pooled(m, out.share[:n]), a.pooled(m, out.share[:n])
 	for e := range n {
 		if out.share[e] == 0 {
@@ -94,7 +93,6 @@ func (s *state) contrast(control, k int, m Metric, words bool) (out contrast) {
 		av += q * q * m.spread(&y.sum[m], &ap, q) / y.sum[m].n
 		out.units[0] += int(x.sum[m].n)
 		out.units[1] += int(y.sum[m].n)
-		squares += x.sum[m].squares() + y.sum[m].squares()
 		xt, yt := x.typical(m), y.typical(m)
 		ct, at = ct+q*xt, at+q*yt
 		if words {
@@ -105,7 +103,6 @@ func (s *state) contrast(control, k int, m Metric, words bool) (out contrast) {
 		}
 	}
 	out.variance = cv + av
-	out.sd = math.Sqrt(squares / max(1, float64(out.units[0]+out.units[1]-2*out.epochs)))
 	out.units[0], out.units[1] = min(out.units[0], c.with[m]), min(out.units[1], a.with[m])
 	out.control, out.arm = m.told(ct), m.told(at)
 	return out
@@ -179,15 +176,18 @@ func (m Metric) spread(t *sums, all *pool, q float64) float64 {
 	case m.Relative():
 		prior := (priorUnits*priorSD*priorSD + others.squares) / (priorUnits + others.df)
 		return (priorUnits*prior + squares) / (priorUnits + t.n - 1)
-	case m == Score && others.df > 0:
-		return max(1e-12, (priorUnits*others.squares/others.df+squares)/(priorUnits+t.n-1))
-	case m == Score:
-		return max(1e-12, squares/max(1, t.n-1))
 	}
 	// Two units that were bad and two that were not are added (Agresti and Coull), to all epochs together, for none that was bad is no proof
-	// that none is.
+	// that none is; likewise two answers that were the worst and two that were the best, for all may have been praised.
 	p := (t.sum + 2*q) / (t.n + 4*q)
-	return max(1e-12, (t.sq+2*q)/(t.n+4*q)-p*p)
+	v := max(1e-12, (t.sq+2*q)/(t.n+4*q)-p*p)
+	switch {
+	case m == Score && others.df > 0:
+		return max(v, (priorUnits*others.squares/others.df+squares)/(priorUnits+t.n-1))
+	case m == Score:
+		return max(v, squares/max(1, t.n-1))
+	}
+	return v
 }
 
 // typical is what requests of the epoch are like, whatever they may be compared with, on the scale of comparison; of shares what units are.

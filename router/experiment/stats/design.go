@@ -19,7 +19,7 @@ const (
 	Truncated               // share of answers that broke off
 	Failed                  // share of requests that failed
 	Missed                  // share of requests that missed their SLO
-	Score                   // what callers say of answers, in their own unit; more is better
+	Score                   // what callers say of answers, from 0 to 1; more is better
 	metrics
 )
 
@@ -54,14 +54,14 @@ func (m Metric) Relative() bool { return m < logMetrics }
 // more says that more of it is better.
 func (m Metric) more() bool { return m == TPS || m == Score }
 
-// tau is the standard deviation of the differences that the mixture expects, on the scale of comparison; 0 for Score, whose
-// own spread gives it.
+// tau is the standard deviation of the differences that the mixture expects, on the scale of comparison. It is not learned from what is
+// seen, for then no mixture would be a martingale.
 func (m Metric) tau() float64 {
 	switch {
 	case m.Relative():
 		return 0.10
 	case m == Score:
-		return 0
+		return 0.05
 	}
 	return 0.02
 }

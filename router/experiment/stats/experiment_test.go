@@ -443,12 +443,12 @@ func TestScore(t *testing.T) {
 			arm := int(unit & 1)
 			o := stats.Unknown(unit, arm)
 			e.Record(&o)
-			e.Feedback(unit, arm, 0, 4-0.5*float64(arm)+r.NormFloat64())
+			e.Feedback(unit, arm, 0, 0.8-0.1*float64(arm)+0.2*r.NormFloat64())
 			e.Feedback(unit, arm, 0, math.NaN())
 		}
 		v := canary(e)
-		if got := estimate(t, v, stats.Score); v.Action != stats.Stop || math.Abs(float64(got.Diff)+0.5) > 0.15 || got.Finding != stats.Harm {
-			t.Errorf("sticky %t: %s: %s, %+v: want it stopped for half a point less", sticky, v.Action, v.Reason, got)
+		if got := estimate(t, v, stats.Score); v.Action != stats.Stop || math.Abs(float64(got.Diff)+0.1) > 0.03 || got.Finding != stats.Harm {
+			t.Errorf("sticky %t: %s: %s, %+v: want it stopped for a tenth less", sticky, v.Action, v.Reason, got)
 		}
 		if v.Requests != 2000 || v.SRM > 1 {
 			t.Errorf("sticky %t: %d requests, log e-value of units %v: want 2,000, and feedback to be no unit", sticky, v.Requests, v.SRM)
@@ -524,6 +524,36 @@ func TestUnmeasured(t *testing.T) {
 				t.Errorf("%s: %s: want %s: %s", v.Action, v.Reason, tc.want, tc.why)
 			}
 		})
+	}
+}
+
+// TestScoreAllAlike: forty answers that were all praised are no proof that the next would be; some thousands are. One kind of answer from
+// all callers says nothing of an arm that gets the other.
+func TestScoreAllAlike(t *testing.T) {
+	for _, tc := range []struct {
+		units        int
+		control, arm float64
+		want         stats.Finding
+	}{
+		{50, 1, 1, stats.Open},
+		{50, 0, 0, stats.Open},
+		{5000, 1, 1, stats.Within},
+		{5000, 0.5, 0.5, stats.Within},
+		{200, 1, 0, stats.Harm},
+	} {
+		for _, sticky := range []bool{true, false} {
+			e := design(t, stats.Design{Sticky: sticky, Guardrails: []stats.Guardrail{{Metric: stats.Score, Margin: 0.05}}})
+			for i := range uint64(tc.units) {
+				for arm, score := range []float64{tc.control, tc.arm} {
+					o := stats.Unknown(2*i+uint64(arm), arm)
+					o.Score = score
+					e.Record(&o)
+				}
+			}
+			if got := estimate(t, canary(e), stats.Score); got.Finding != tc.want {
+				t.Errorf("%d units of each arm, control %v, arm %v, sticky %v: %s (%v to %v), want %s", tc.units, tc.control, tc.arm, sticky, got.Finding, got.Low, got.High, tc.want)
+			}
+		}
 	}
 }
 

@@ -37,7 +37,7 @@ type Observation struct {
 	// USDPerMtok is dollars per million output tokens: of a host that is paid by the hour, at full load, for what an idle hour costs is
 	// nobody's who came by.
 	USDPerMtok float64
-	Score      float64 // feedback
+	Score      float64 // feedback, from 0, the worst, to 1
 
 	SpentUSD     float64 // for the arm's money; NaN when unknown
 	Metered      bool    // it was spent because of the request, on a worker or an API; otherwise the host was paid for anyway

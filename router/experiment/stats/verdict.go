@@ -417,9 +417,6 @@ func (s *state) estimate(d *Design, k int, m Metric, cmp *contrast, g Guardrail,
 		e.Diff = m.natural(diff)
 	}
 	tau := m.tau()
-	if tau == 0 {
-		tau = 0.1 * max(1e-6, cmp.sd)
-	}
 	// How much worse it is, on the scale of comparison, and by how much that is more than is tolerated.
 	worse := diff
 	if m.more() {
