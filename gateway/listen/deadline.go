@@ -30,12 +30,14 @@ func (c *Conn) SetReadDeadline(t time.Time) error {
 	return nil
 }
 
-// SetWriteDeadline sets the deadline of writes that begin after it. Whoever closes an idle connection may do so beside the owner's Read,
-// which sends what is kept; then that goes on as it began.
+// SetWriteDeadline sets the deadline of writes that begin after it; to have none any more waits until what is kept is sent. Whoever closes
+// an idle connection may do so beside the owner's Read, which sends what is kept; then that goes on as it began.
 func (c *Conn) SetWriteDeadline(t time.Time) error {
-	if c.kept.mu.TryLock() {
-		c.dl.write = t
-		c.kept.mu.Unlock()
+	if k := &c.kept; k.mu.TryLock() {
+		if k.endless = t.IsZero() && k.buf != nil; !k.endless {
+			c.dl.write = t
+		}
+		k.mu.Unlock()
 	}
 	return nil
 }

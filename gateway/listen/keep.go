@@ -19,9 +19,10 @@ const bufBytes = 16 << 10 // a whole request head, and most bodies
 type keep struct {
 	through atomic.Bool // nothing is kept; set by the owner only
 
-	mu  sync.Mutex // guards what follows, and the write deadline of a connection that is not through: Close is anybody's
-	buf *[]byte    // nil while nothing is kept
-	n   int        // bytes of it
+	mu      sync.Mutex // guards what follows, and the write deadline of a connection that is not through: Close is anybody's
+	buf     *[]byte    // nil while nothing is kept
+	n       int        // bytes of it
+	endless bool       // writes have no deadline once it is sent
 }
 
 // Write writes to the client, at the next Flush, Read, Through or Close at the latest; at once after Through. An error may be that of an
@@ -85,6 +86,9 @@ func (c *Conn) sendKept() (n int, err error) {
 	}
 	n, err = c.send((*k.buf)[:k.n])
 	k.drop()
+	if k.endless {
+		k.endless, c.dl.write = false, time.Time{}
+	}
 	return n, err
 }
 
@@ -111,7 +115,7 @@ type writeOnly struct{ io.Writer }
 // lastWords is how long a client may take to make room for what is kept for it when its connection is closed.
 const lastWords = 5 * time.Second
 
-// Close sends what is kept, closes the connection and forgets it.
+// Close sends what is kept, closes the connection and forgets it. It may take some time where Linger was called.
 func (c *Conn) Close() error {
 	if k := &c.kept; k.mu.TryLock() { // else the owner is writing, and learns of it
 		if k.buf != nil { // past the owner's deadlines and writer, which are the owner's alone
@@ -121,7 +125,45 @@ func (c *Conn) Close() error {
 		}
 		k.mu.Unlock()
 	}
+	if c.lingers.Load() {
+		c.linger()
+	}
 	return c.cut()
+}
+
+// How long Close goes on reading from a client that was answered in the middle of what it sends: at most, and in silence.
+const (
+	lingerFor   = 30 * time.Second
+	lingerQuiet = 2 * time.Second
+)
+
+// Linger says whether the client may be in the middle of sending what nobody will read. Closing its connection then would make its system
+// throw away the answer, or its next write fail before it looks for one (RFC 9112, section 9.6): so Close ends our side only, and
+// reads on, until the client closes too.
+func (c *Conn) Linger(on bool) { c.lingers.Store(on) }
+
+// linger reads what the client still sends, to no purpose.
+func (c *Conn) linger() {
+	if c.CloseWrite() != nil {
+		return
+	}
+	buf := bufs.Get().(*[]byte)
+	defer bufs.Put(buf)
+	for end := time.Now().Add(lingerFor); ; {
+		by := time.Now().Add(lingerQuiet)
+		if by.After(end) {
+			by = end
+		}
+		_ = c.TCPConn.SetReadDeadline(by) // before the look at closed: Listener.Close does it the other way round
+		select {
+		case <-c.l.closed:
+			return
+		default:
+		}
+		if _, err := c.TCPConn.Read(*buf); err != nil {
+			return
+		}
+	}
 }
 
 // cut closes the connection and forgets it.

@@ -58,6 +58,7 @@ type Conn struct {
 	dl      deadlines
 	out     rawio.Writer
 	kept    keep
+	lingers atomic.Bool // see Linger
 }
 
 // Watch wraps ln, which must accept TCP connections. Close ends the watching too.
@@ -118,9 +119,16 @@ func (l *Listener) accept() (net.Conn, error) {
 // Shortages counts how often a connection could not be accepted for lack of descriptors or memory.
 func (l *Listener) Shortages() int64 { return l.shortages.Load() }
 
-// Close stops accepting. Connections stay open and watched until each closes; StopWatching ends that.
+// Close stops accepting. Connections stay open and watched until each closes, but nobody lingers on them; StopWatching ends that.
 func (l *Listener) Close() error {
-	l.closeOnce.Do(func() { close(l.closed) })
+	l.closeOnce.Do(func() {
+		close(l.closed)
+		for _, v := range l.conns.Range {
+			if c := v.(*Conn); c.lingers.Load() {
+				_ = c.TCPConn.SetReadDeadline(aLongTimeAgo)
+			}
+		}
+	})
 	return l.Listener.Close()
 }
 
