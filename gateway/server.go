@@ -28,6 +28,7 @@ import (
 	"headrace/gateway/admission/queue"
 	"headrace/gateway/forward"
 	"headrace/gateway/ledger"
+	"headrace/gateway/listen"
 	"headrace/gateway/openai"
 	"headrace/gateway/trace"
 	"headrace/router"
@@ -193,6 +194,7 @@ func (s *Server) server(h fasthttp.RequestHandler, set *Settings) *fasthttp.Serv
 		Handler:                      s.guarded(h),
 		ErrorHandler:                 s.badRequest,
 		HeaderReceived:               s.headerReceived,
+		ExpectHandler:                s.expect,
 		NoDefaultServerHeader:        true,
 		NoDefaultContentType:         true,
 		DisablePreParseMultipartForm: true,
@@ -260,20 +262,64 @@ func (s *Server) badRequest(ctx *fasthttp.RequestCtx, err error) {
 	case errors.As(err, &small):
 		e.Status, e.Code = 431, "request_head_too_large"
 		e.Message = fmt.Sprintf("The request line and headers are larger than %d bytes together (limits.max_head).", s.opt.MaxHead)
-	case errors.Is(err, fasthttp.ErrBodyTooLarge) && s.stranger(&ctx.Request.Header):
+	case errors.Is(err, fasthttp.ErrBodyTooLarge) && len(ctx.Request.Header.Host()) > 0 && s.stranger(&ctx.Request.Header):
 		if _, e = s.enter(ctx, time.Now()); e == nil { // it has become one of ours meanwhile
 			e = errBusy()
 		}
 	case errors.Is(err, fasthttp.ErrBodyTooLarge):
 		e = errTooLarge(int64(s.set.Load().MaxBody), "limits.max_body")
+		if !s.opt.Keys.Open() && len(ctx.Request.Header.Host()) == 0 { // in chunks: fasthttp has forgotten whose
+			e.Message += fmt.Sprintf(" Without a valid API key, %d bytes are the limit.", strangerBody)
+		}
 	case errors.As(err, &ne) && ne.Timeout():
 		e.Status, e.Code, e.Message = 408, "request_timeout", "The request did not arrive in time (timeouts.read)."
 	}
-	id := s.newID()
-	ctx.Response.Header.Set("X-Request-Id", id)
+	if e.Status != fasthttp.StatusRequestTimeout {
+		lingers(ctx, true)
+	}
 	ctx.SetConnectionClose()
-	writeError(ctx, e, protoChat)
-	s.refused(id, e)
+	s.refuse(ctx, e, s.protoOf(&ctx.Request.Header))
+}
+
+// lingers says whether the caller may still be sending when the connection is closed behind his answer.
+func lingers(ctx *fasthttp.RequestCtx, on bool) {
+	if c := listen.Of(ctx.Conn()); c != nil {
+		c.Linger(on)
+	}
+}
+
+// expect decides, by the head alone, on a request whose caller has asked (Expect: 100-continue) whether to send the body: it returns 100,
+// or the status of the refusal that it has made the answer.
+func (s *Server) expect(ctx *fasthttp.RequestCtx) int {
+	h := &ctx.Request.Header
+	path := rawPath(h.RequestURI())
+	rt := routes[string(path)]
+	if rt == nil && (s.set.Load().Passthrough == "" || !bytes.HasPrefix(path, []byte("/v1/"))) {
+		return fasthttp.StatusContinue // see other
+	}
+	set := s.set.Load()
+	limit, what := int64(set.MaxBody), "limits.max_body"
+	if s.isUpload(h) {
+		limit, what = set.MaxUpload, "limits.max_upload"
+	}
+	_, e := s.enter(ctx, time.Now())
+	if e == nil && int64(h.ContentLength()) > limit {
+		e = errTooLarge(limit, what)
+	}
+	if e == nil {
+		return fasthttp.StatusContinue
+	}
+	lingers(ctx, true)
+	s.refuse(ctx, e, s.protoOf(h))
+	return e.Status
+}
+
+// protoOf tells whose errors the sender of a head understands.
+func (s *Server) protoOf(h *fasthttp.RequestHeader) protocol {
+	if rt := routes[string(rawPath(h.RequestURI()))]; rt != nil {
+		return rt.proto
+	}
+	return protoChat
 }
 
 // refused tells of a request that got no record.
@@ -322,6 +368,7 @@ func (s *Server) take(ctx *fasthttp.RequestCtx) *exchange {
 	if ctx.IsPost() && s.isUpload(&ctx.Request.Header) {
 		if _, e := s.enter(ctx, now); e != nil {
 			ctx.SetConnectionClose() // its body is still there
+			lingers(ctx, true)
 			s.refuse(ctx, e, protoChat)
 			return nil
 		}

@@ -25,6 +25,7 @@ import (
 func (s *Server) headerReceived(h *fasthttp.RequestHeader) fasthttp.RequestConfig {
 	if h.IsPost() && s.isUpload(h) {
 		h.SetContentLength(0) // the body stays on the connection; RawHeaders keeps what the caller wrote
+		h.Del(fasthttp.HeaderExpect)
 	}
 	set, c := s.set.Load(), fasthttp.RequestConfig{}
 	if set.Read != s.first.Read { // setting a deadline twice costs 300 ns a request
@@ -95,6 +96,7 @@ func (s *Server) handleUpload(ctx *fasthttp.RequestCtx) {
 	if rt == nil {
 		rt = passthroughRoute
 	}
+	lingers(ctx, ctx.Request.Header.ContentLength() != 0) // until all of it is read
 	now := time.Now()
 	grant, e := s.enter(ctx, now)
 	if e != nil { // it was let in before the connection was moved, and is not any more
@@ -205,6 +207,7 @@ func (r *uploadReader) Read(p []byte) (int, error) {
 	case err == nil:
 	case errors.Is(err, io.EOF) && r.x.rec.BytesIn >= r.size:
 		if r.x.conn != nil {
+			r.x.conn.Linger(false)
 			r.x.conn.Arm(&r.x.watch.self) // from here on nobody reads who would notice that the client left
 		}
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
