@@ -87,14 +87,11 @@ func errEncoding(encoding string) *openai.Error {
 }
 
 func errScan(err error) *openai.Error {
-	e := &openai.Error{Status: 400, Type: "invalid_request_error", Code: "invalid_json", Message: "The request body is not valid JSON."}
+	e := openai.Error{Status: 400, Type: "invalid_request_error", Code: "invalid_json", Message: "The request body is not valid JSON."}
 	if se, ok := errors.AsType[*openai.ScanError](err); ok {
-		e.Message, e.Param = se.Message, se.Param
-		if se.Code != "" {
-			e.Code = se.Code
-		}
+		e = se.Wire()
 	}
-	return e
+	return &e
 }
 
 func errBusy() *openai.Error {

@@ -73,8 +73,12 @@ func (x *exchange) stream() {
 		x.streamToClose()
 		return
 	}
+	x.ctx.Response.ImmediateHeaderFlush = x.bare()
 	x.ctx.Response.SetBodyStream(x, -1)
 }
+
+// bare tells whether the head is all there is of the answer yet.
+func (x *exchange) bare() bool { return x.phase == ready && !x.wrote && len(x.attempt.Unread()) == 0 }
 
 // streamToClose is stream for an HTTP/1.0 caller, who knows no chunks: the connection's end is the
 // body's. fasthttp writes chunks to every caller, so the connection is taken from it.
@@ -224,6 +228,12 @@ func (x *exchange) relay(d *down) error {
 	}
 	if !x.isStream || x.opaque {
 		x.held = len(a.Unread())
+	}
+	if x.conn != nil && x.bare() {
+		x.armWrite()
+		if err := x.conn.Through(); err != nil {
+			return err
+		}
 	}
 	for {
 		writes := x.held > 0

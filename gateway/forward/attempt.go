@@ -330,6 +330,7 @@ func (a *Attempt) headReader(n int) *headReader {
 	r.src.Reset(a.conn.unread()[:n])
 	r.br.Reset(&r.src)
 	a.Head.Reset()
+	a.Head.SetNoDefaultContentType(true) // a host that names none has named none
 	return r
 }
 

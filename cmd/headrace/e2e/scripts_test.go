@@ -90,7 +90,7 @@ func (s script) run(t *testing.T, p any, names []string, after func(t *testing.T
 	for i := range args {
 		args[i] = strings.NewReplacer("{dir}", dir, "{plan}", planFile).Replace(args[i])
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Env = append(os.Environ(), "OPENAI_API_KEY=", "OPENAI_BASE_URL=", "OPENAI_LOG=", "RUNPOD_API_KEY=", "RUNPOD_AI_API_KEY=", "VAST_API_KEY=",
