@@ -12,7 +12,6 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -31,25 +30,13 @@ type Spot struct {
 	Held []int
 }
 
+const byteOrderMark = "\xef\xbb\xbf" // of UTF-8, as spreadsheets write it
+
 const (
 	mostCalls  = 5_000_000
 	mostTokens = 10_000_000
 	mostTicks  = 10_000_000
-)
-
-// columns are the names by which a trace's columns go, without case, blanks and punctuation.
-var columns = [...][]string{ //nolint:gochecknoglobals // a table
-	{"timestamp", "time", "ts", "arrivedat", "arrival", "arrivaltime"},
-	{"contexttokens", "prompttokens", "inputtokens", "requesttokens", "prompt", "input", "numprefilltokens"},
-	{"generatedtokens", "outputtokens", "completiontokens", "responsetokens", "output", "numdecodetokens"},
-	{"session", "sessionid", "conversation", "conversationid", "chatid"},
-}
-
-const (
-	colTime = iota
-	colPrompt
-	colOutput
-	colSession
+	mostHeld   = 1_000_000
 )
 
 // LineError says what is wrong in a file, and where.
@@ -66,19 +53,25 @@ func (e *LineError) Unwrap() error { return e.Err }
 
 // ReadCalls reads a trace of requests: CSV with a header that names a time, prompt tokens, output tokens and perhaps a
 // session, in any order and among others, as the traces of Azure's LLM services are; or without a header those three or
-// four in this order. Times are seconds or dates, as in RFC 3339 or with a blank for the T. Rows need not be by time. The
-// error is a *LineError, or r's.
+// four in this order. Semicolons or tabs may part them as well; rows that say nothing are left out. Times are seconds, since
+// 1970 in smaller units too, or dates, as in RFC 3339 or with a blank for the T. Rows need not be by time. The error is a
+// *LineError, or r's.
 func ReadCalls(r io.Reader) ([]Call, error) {
 	in := bufio.NewReader(r)
-	if bom, err := in.Peek(3); err == nil && bytes.Equal(bom, []byte("\xef\xbb\xbf")) {
-		in.Discard(3) //nolint:errcheck // peeked
+	if bom, err := in.Peek(len(byteOrderMark)); err == nil && string(bom) == byteOrderMark {
+		in.Discard(len(byteOrderMark)) //nolint:errcheck // peeked
 	}
 	rows := csv.NewReader(in)
-	rows.ReuseRecord, rows.TrimLeadingSpace = true, true
+	var err error
+	if rows.Comma, err = comma(in); err != nil {
+		return nil, err
+	}
+	rows.ReuseRecord, rows.TrimLeadingSpace, rows.FieldsPerRecord = true, rows.Comma != '\t', -1
 	var (
 		calls []Call
-		at    []int // where the columns are, -1 for nowhere
-		dates bool  // of the first row
+		p     *places
+		width int  // of all rows
+		dates bool // of the first row
 		first time.Time
 	)
 	for {
@@ -92,24 +85,31 @@ func ReadCalls(r io.Reader) ([]Call, error) {
 			}
 			return nil, fmt.Errorf("read trace: %w", err)
 		}
+		if !slices.ContainsFunc(row, func(cell string) bool { return !blank(cell) }) {
+			continue
+		}
 		line, _ := rows.FieldPos(0)
-		if at == nil {
+		if p == nil {
+			width = len(row)
 			header, err := locate(row)
 			if err != nil {
 				return nil, &LineError{line, err}
 			}
-			if at = header; at != nil {
+			if p = header; p != nil {
 				continue
 			}
 			if len(row) != 3 && len(row) != 4 {
 				return nil, &LineError{line, fmt.Errorf("%d columns without a header, want time, prompt tokens, output tokens and perhaps a session", len(row))}
 			}
-			at = []int{0, 1, 2, -1}
+			p = &places{at: [numColumns]int{0, 1, 2, -1}}
 			if len(row) == 4 {
-				at[colSession] = 3
+				p.at[colSession] = 3
 			}
 		}
-		c, date, err := readCall(row, at)
+		if len(row) != width {
+			return nil, &LineError{line, fmt.Errorf("wrong number of fields: %d, and %d in the first row", len(row), width)}
+		}
+		c, date, err := p.call(row)
 		switch {
 		case err != nil:
 			return nil, &LineError{line, err}
@@ -135,90 +135,20 @@ func ReadCalls(r io.Reader) ([]Call, error) {
 	return calls, nil
 }
 
-// locate finds the columns in a header; nil when the row is none.
-func locate(row []string) ([]int, error) {
-	at := []int{-1, -1, -1, -1}
-	found := 0
-	for i, name := range row {
-		name = strings.Map(func(r rune) rune {
-			if r >= 'A' && r <= 'Z' {
-				return r + 'a' - 'A'
-			}
-			if r >= 'a' && r <= 'z' {
-				return r
-			}
-			return -1
-		}, name)
-		for c, names := range columns {
-			if !slices.Contains(names, name) {
-				continue
-			}
-			if at[c] >= 0 {
-				return nil, fmt.Errorf("columns %d and %d are both a %s", at[c]+1, i+1, names[0])
-			}
-			at[c] = i
-			found++
-		}
-	}
-	if found == 0 {
-		if _, _, err := readTime(row[0]); err != nil {
-			return nil, fmt.Errorf("neither a header with a timestamp, prompt and output tokens nor a row: %q", clip(row[0]))
-		}
-		return nil, nil
-	}
-	for c, want := range [...]string{"timestamp", "prompt tokens", "output tokens"} {
-		if at[c] < 0 {
-			return nil, fmt.Errorf("the header names no %s", want)
-		}
-	}
-	return at, nil
-}
-
-func clip(s string) string {
-	if len(s) > 40 {
-		return s[:40] + "..."
-	}
-	return s
-}
-
-func readCall(row []string, at []int) (c Call, date time.Time, err error) {
-	if c.At, date, err = readTime(row[at[colTime]]); err != nil {
+func (p *places) call(row []string) (c Call, date time.Time, err error) {
+	if c.At, date, err = p.time(row[p.at[colTime]]); err != nil {
 		return c, date, err
 	}
-	if c.Prompt, err = readTokens("prompt", row[at[colPrompt]]); err != nil {
+	if c.Prompt, err = readTokens("prompt", row[p.at[colPrompt]]); err != nil {
 		return c, date, err
 	}
-	if c.Output, err = readTokens("output", row[at[colOutput]]); err != nil {
+	if c.Output, err = readTokens("output", row[p.at[colOutput]]); err != nil {
 		return c, date, err
 	}
-	if at[colSession] >= 0 {
-		c.Session = strings.Clone(row[at[colSession]])
+	if i := p.at[colSession]; i >= 0 {
+		c.Session = strings.Clone(strings.TrimSpace(row[i]))
 	}
 	return c, date, nil
-}
-
-func readTokens(what, s string) (int, error) {
-	n, err := strconv.Atoi(s)
-	if err != nil || n < 0 || n > mostTokens {
-		return 0, fmt.Errorf("%s tokens are %q, want a whole number from 0 to %d", what, clip(s), mostTokens)
-	}
-	return n, nil
-}
-
-// readTime reads seconds, or a date.
-func readTime(s string) (seconds float64, date time.Time, err error) {
-	if v, err := strconv.ParseFloat(s, 64); err == nil {
-		if math.IsNaN(v) || math.Abs(v) > 1e11 {
-			return 0, time.Time{}, fmt.Errorf("time %q is out of range", clip(s))
-		}
-		return v, time.Time{}, nil
-	}
-	for _, layout := range [...]string{time.RFC3339Nano, "2006-01-02 15:04:05.999999999", "2006-01-02 15:04:05.999999999Z07:00", "2006-01-02T15:04:05.999999999"} {
-		if t, err := time.Parse(layout, s); err == nil {
-			return 0, t, nil
-		}
-	}
-	return 0, time.Time{}, fmt.Errorf("time %q is neither seconds nor a date such as 2023-11-16T18:15:46.68Z", clip(s))
 }
 
 // ReadSpot reads a trace of spot instances as the SkyPilot project publishes them:
@@ -235,8 +165,9 @@ func ReadSpot(r io.Reader) (Spot, error) {
 		Metadata struct {
 			Gap float64 `json:"gap_seconds"`
 		} `json:"metadata"`
-		Data []int `json:"data"`
+		Data []float64 `json:"data"`
 	}
+	data = bytes.TrimPrefix(data, []byte(byteOrderMark))
 	if err := json.Unmarshal(data, &file); err != nil {
 		at := int64(len(data))
 		if e, ok := errors.AsType[*json.SyntaxError](err); ok {
@@ -246,16 +177,24 @@ func ReadSpot(r io.Reader) (Spot, error) {
 		}
 		return Spot{}, &LineError{1 + bytes.Count(data[:min(at, int64(len(data)))], []byte("\n")), err}
 	}
-	s := Spot{Gap: file.Metadata.Gap, Held: file.Data}
-	switch i := slices.IndexFunc(s.Held, func(n int) bool { return n < 0 }); {
+	s := Spot{Gap: file.Metadata.Gap}
+	switch {
 	case !(s.Gap > 0 && s.Gap <= 1e9): //nolint:staticcheck // NaN
 		return Spot{}, &LineError{1, fmt.Errorf("metadata.gap_seconds is %g, want more than 0", s.Gap)}
-	case len(s.Held) == 0:
+	case len(file.Data) == 0:
 		return Spot{}, &LineError{1, errors.New("data is empty")}
-	case len(s.Held) > mostTicks:
+	case len(file.Data) > mostTicks:
 		return Spot{}, &LineError{1, fmt.Errorf("more than %d numbers", mostTicks)}
-	case i >= 0:
-		return Spot{}, &LineError{1, fmt.Errorf("data[%d] is %d: nobody holds fewer than no instances", i, s.Held[i])}
+	}
+	s.Held = make([]int, len(file.Data))
+	for i, n := range file.Data {
+		switch {
+		case n < 0:
+			return Spot{}, &LineError{1, fmt.Errorf("data[%d] is %g: nobody holds fewer than no instances", i, n)}
+		case n > mostHeld || n != math.Trunc(n):
+			return Spot{}, &LineError{1, fmt.Errorf("data[%d] is %g, want a whole number of instances up to %d", i, n, mostHeld)}
+		}
+		s.Held[i] = int(n)
 	}
 	return s, nil
 }
