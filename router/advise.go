@@ -103,6 +103,7 @@ func (v *view) basis() endpoint.Basis { return v.c.ep.Price.Basis }
 // changes where requests go: one that pays for itself counts as paid.
 func (r *Router) Advise(now time.Time) []Advice {
 	snap := r.snap.Load()
+	now = r.steady(now)
 	for _, c := range snap.list {
 		c.host.refresh(r.seconds(now))
 	}
@@ -342,7 +343,7 @@ func (s *scratch) release(d *demand, spare map[endpoint.ID]*Advice, needed map[e
 		}
 		use, watched := h.use, h.watched
 		h.mu.Unlock()
-		if use < seldom && watched >= tellAfter && fullAt*(safe-v.safe) >= max(1, d.peak) && (worst == nil || v.full > worst.full) {
+		if v.c.ep.Price.USDPerHour > 0 && use < seldom && watched >= tellAfter && fullAt*(safe-v.safe) >= max(1, d.peak) && (worst == nil || v.full > worst.full) {
 			worst = v
 		}
 	}

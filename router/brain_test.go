@@ -519,6 +519,25 @@ func TestAdvice(t *testing.T) {
 		}
 		l.Done(Result{Class: outcome.ClientGone})
 	})
+	t.Run("release nothing that costs nothing", func(t *testing.T) {
+		c := newClock()
+		r := brain(c, 1, hourly("mine", 0, 32, "m"), hourly("mine too", 0, 32, "m"))
+		for range 120 {
+			c.pass(time.Minute)
+			if a := find(r.Advise(c.t), Release); a != nil {
+				t.Fatalf("advice %+v", a)
+			}
+		}
+		r.Update([]endpoint.Endpoint{hourly("mine", 0, 32, "m"), hourly("mine too", 0, 32, "m"), hourly("rented", 1, 32, "m")}, nil)
+		var a *Advice
+		for range 120 {
+			c.pass(time.Minute)
+			a = find(r.Advise(c.t), Release)
+		}
+		if a == nil || a.Endpoint != "rented" {
+			t.Fatalf("advice %+v", a)
+		}
+	})
 	t.Run("rent", func(t *testing.T) {
 		c := newClock()
 		w := serverless("worker", 0.01, endpoint.Ready)
