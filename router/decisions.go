@@ -185,7 +185,7 @@ func (r *Router) Decisions(n int, request string) []Explanation {
 		e := &d.slots[(newest-i)%uint64(len(d.slots))]
 		e.mu.Lock()
 		if e.seq == newest-i && (request == "" || e.request == request) {
-			out = append(out, e.explain())
+			out = append(out, e.explain(r))
 		}
 		e.mu.Unlock()
 	}
@@ -203,12 +203,12 @@ func (r *Router) Decision(seq uint64) (x Explanation, ok bool) {
 	if e.seq != seq {
 		return x, false
 	}
-	return e.explain(), true
+	return e.explain(r), true
 }
 
 // explain tells what is in the slot. The caller holds mu.
-func (e *slot) explain() Explanation {
-	x := e.plan.explanation(e.model, e.pool, e.why)
+func (e *slot) explain(r *Router) Explanation {
+	x := r.explanation(&e.plan, e.model, e.pool, e.why)
 	x.Request, x.Attempt, x.Others = e.request, e.attempt, e.total-e.n
 	for i := range e.cands[:e.n] {
 		x.Candidate = append(x.Candidate, e.cands[i].show(&e.plan))
@@ -223,9 +223,9 @@ func (e *slot) explain() Explanation {
 	return x
 }
 
-func (p *plan) explanation(model, pool, why string) Explanation {
+func (r *Router) explanation(p *plan, model, pool, why string) Explanation {
 	return Explanation{
-		At: p.now, Model: model, Pool: pool, Policy: p.policy.String(), Prompt: p.prompt, Output: p.output, Why: why, Attempt: 1, Candidate: []CandidateView{},
+		At: r.shown(p.now), Model: model, Pool: pool, Policy: p.policy.String(), Prompt: p.prompt, Output: p.output, Why: why, Attempt: 1, Candidate: []CandidateView{},
 		SLO: SLOView{TTFT: p.slo.TTFT.Seconds(), TPS: p.slo.TPS, Confidence: p.slo.Confidence},
 	}
 }
@@ -262,7 +262,7 @@ func (r *Router) Explain(q *Request) (Explanation, error) {
 	if v == nil {
 		why = r.unavailable(s).Error()
 	}
-	x := s.plan.explanation(m.Name, m.pool, why)
+	x := r.explanation(&s.plan, m.Name, m.pool, why)
 	var k keptView
 	for i := range s.views {
 		k.keep(&s.plan, &s.views[i])

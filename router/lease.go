@@ -145,8 +145,9 @@ func (l *Lease) Done(res Result) {
 	defer l.r.freed(l.Endpoint.ID)
 	h, now := l.host, res.At
 	if now.IsZero() {
-		now = l.r.now()
+		now = l.r.opt.Now()
 	}
+	now = l.r.steady(now)
 	at := l.r.seconds(now)
 	switch {
 	case res.Estimated:

@@ -35,7 +35,7 @@ type ModelMemory struct {
 
 // Learned returns what was learned of the endpoints and models there are. The caller owns it.
 func (r *Router) Learned() Memory {
-	s, now := r.snap.Load(), r.now()
+	s, now := r.snap.Load(), r.opt.Now() // others read it by their clocks
 	at := r.seconds(now)
 	var m Memory
 	for _, c := range s.list {
@@ -94,7 +94,7 @@ func (r *Router) warmUp(h *host, ep *endpoint.Endpoint) {
 	if best == nil {
 		return
 	}
-	now := r.now()
+	now := r.opt.Now()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.learner.Warm(&best.Speed, max(0, now.Sub(best.At).Seconds()), r.seconds(now)) {

@@ -133,10 +133,11 @@ const (
 
 // prepare reads the request.
 func (s *scratch) prepare(r *Router, m *Model, q *Request) {
-	now := q.Now
-	if now.IsZero() {
-		now = r.now()
+	asked := q.Now
+	if asked.IsZero() {
+		asked = r.opt.Now()
 	}
+	now := r.steady(asked)
 	s.plan = plan{q: q, m: m, now: now, at: r.seconds(now), policy: q.Policy}
 	s.attempt = len(q.Tried) + 1
 	s.lenience, s.from = firm, nil
@@ -150,7 +151,7 @@ func (s *scratch) prepare(r *Router, m *Model, q *Request) {
 		s.policy = m.policy
 	}
 	if !q.Came.IsZero() {
-		s.waited = max(0, now.Sub(q.Came).Seconds())
+		s.waited = max(0, asked.Sub(q.Came).Seconds())
 	}
 	if q.Batch {
 		s.waited = 0

@@ -31,6 +31,7 @@ const wantedFor = time.Minute
 // Endpoints that are paid by what they do are asked only while somebody asks for their models, and one whose workers are all
 // asleep is not asked at all, since a probe would buy a worker: there a caller's request is let in instead.
 func (r *Router) Probes(now time.Time, dst []Probe) []Probe {
+	now = r.steady(now)
 	at := r.seconds(now)
 	for _, c := range r.snap.Load().list {
 		if !c.usable() || len(c.ep.Served) == 0 || cost.Metered(&c.ep.Price) && (c.asleep() || !c.wanted(at)) {

@@ -43,9 +43,9 @@ type Options struct {
 // Router holds the current snapshot and the state of every endpoint.
 type Router struct {
 	opt    Options
-	now    func() time.Time
-	Budget *Budget // of retries, shared by all requests
-	Hedges *Budget // of second attempts beside a running one, likewise
+	now    func() time.Time // steady
+	Budget *Budget          // of retries, shared by all requests
+	Hedges *Budget          // of second attempts beside a running one, likewise
 
 	mu     sync.Mutex // guards hosts, stats, caches and lore, and writing of what tests found; no request takes it unless it finds a host alive again
 	hosts  map[endpoint.ID]*host
@@ -88,9 +88,10 @@ func New(o Options) *Router {
 	}
 	o.Breaker.Probed, o.Breaker.Seed = o.Probes, o.Seed
 	r := &Router{
-		opt: o, now: o.Now, Budget: NewBudget(o.Retry), Hedges: NewBudget(o.Hedge.orHedges()), hosts: map[endpoint.ID]*host{}, stats: map[string]*modelStats{},
+		opt: o, Budget: NewBudget(o.Retry), Hedges: NewBudget(o.Hedge.orHedges()), hosts: map[endpoint.ID]*host{}, stats: map[string]*modelStats{},
 		affinity: affinity.New(o.Affinity), origin: o.Now().Add(-time.Second), // so that second 0 was never
 	}
+	r.now = func() time.Time { return r.steady(o.Now()) }
 	r.decisions.slots = make([]slot, decisionsKept)
 	r.dice.Store(o.Seed)
 	r.snap.Store(&Snapshot{models: map[string]*Model{}, byID: map[endpoint.ID]*candidate{}, now: r.now})
@@ -110,6 +111,16 @@ func (r *Router) Warm() {
 
 // seconds turns a time into the learners' seconds.
 func (r *Router) seconds(t time.Time) float64 { return t.Sub(r.origin).Seconds() }
+
+// steady is t by a clock that nobody sets: as long after the router's start as has passed. What keeps times as numbers goes by it, or a
+// host would be left alone for an hour because the machine's clock was set back by one.
+func (r *Router) steady(t time.Time) time.Time { return r.origin.Add(t.Sub(r.origin)) }
+
+// shown is a steady time as the machine's clock has it now, for people.
+func (r *Router) shown(t time.Time) time.Time {
+	now := r.opt.Now()
+	return now.Add(t.Sub(now))
+}
 
 // roll returns a random number: splitmix64 over a counter, so that no lock is needed (Steele, Lea and Flood 2014).
 func (r *Router) roll() uint64 { return mix(r.dice.Add(0x9e3779b97f4a7c15)) }

@@ -481,7 +481,7 @@ func (r *Router) Hosts() []HostView {
 			FullLoadUSDPerMTok: known(c.fullLoadUSDPerMTok(r.seconds(now))), StreamUSDPerMTok: known(c.streamUSDPerMTok()),
 		}
 		if !ep.Price.AsOf.IsZero() {
-			v.PriceAgeSeconds = known(now.Sub(ep.Price.AsOf).Round(time.Second).Seconds())
+			v.PriceAgeSeconds = known(r.opt.Now().Sub(ep.Price.AsOf).Round(time.Second).Seconds())
 		}
 		for _, sv := range ep.Served {
 			v.Models = append(v.Models, sv.Name)
