@@ -282,3 +282,31 @@ func TestPanicBetweenLeaseAndAttempt(t *testing.T) {
 		t.Errorf("%d in flight at the host, %d in all", h.InFlight, g.srv.InFlight())
 	}
 }
+
+// TestPanicIsNoFaultOfTheHost: an answer that code of ours breaks off says nothing of who gave it, or one odd request would close the whole fleet.
+func TestPanicIsNoFaultOfTheHost(t *testing.T) {
+	up := newUpstream(t, answering)
+	g := newRig(t, []string{up.url()}, func(o *rigOptions) {
+		o.noTLS = true
+		o.before = func(s *Server) {
+			s.http.Handler = s.guarded(func(ctx *fasthttp.RequestCtx) {
+				x := s.begin(ctx, routes[chatPath], nil, time.Now())
+				s.serve(x, (*exchange).admit)
+				x.held = 1 << 30 // the relay reads behind what is there
+			})
+		}
+	})
+	for range 3 {
+		b, _ := io.ReadAll(g.dial().send(chat(true)).br) // it may break off
+		if strings.Contains(string(b), doneEvent) {
+			t.Errorf("got %q, which is whole", b)
+		}
+		eventually(t, "nothing is in flight", func() bool { return g.srv.InFlight() == 0 && g.host(0).InFlight == 0 })
+		if h := g.host(0); h.Breaker != "closed" || h.Failures != 0 {
+			t.Errorf("the host's breaker is %s after %d failures", h.Breaker, h.Failures)
+		}
+	}
+	if n := strings.Count(g.logs.String(), "panic in a request"); n != 3 {
+		t.Errorf("%d of 3 panics are in the log", n)
+	}
+}

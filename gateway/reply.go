@@ -97,7 +97,7 @@ func (x *exchange) streamToClose() {
 		}
 		defer func() {
 			if r := recover(); r != nil {
-				x.broken = fmt.Errorf("panic: %v", r)
+				x.broken = fmt.Errorf("%w: %v", errPanicked, r)
 				x.s.panicked(x.rec.ID, r)
 			}
 			_ = x.CloseWithError(nil)
@@ -195,7 +195,7 @@ func (x *exchange) WriteTo(w io.Writer) (int64, error) {
 	d := down{w: w, conn: x.ctx.Conn()}
 	defer func() {
 		if r := recover(); r != nil {
-			x.broken = fmt.Errorf("panic: %v", r)
+			x.broken = fmt.Errorf("%w: %v", errPanicked, r)
 			x.s.panicked(x.rec.ID, r)
 			panic(r) // fasthttp turns it into an error and closes the connection
 		}

@@ -108,7 +108,7 @@ func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
 	if x.leased {
 		x.rec.Provider, x.rec.Served = x.lease.Endpoint.Provider, x.lease.Served
 		verdict := oe.Class
-		if x.watch.drained.Load() {
+		if x.watch.drained.Load() || errors.Is(x.broken, errPanicked) {
 			verdict = outcome.ClientGone // says nothing about the host
 		}
 		res := x.result(verdict, oe.RetryAfter)

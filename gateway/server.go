@@ -249,6 +249,9 @@ func (s *Server) guarded(h fasthttp.RequestHandler) fasthttp.RequestHandler {
 	}
 }
 
+// errPanicked says that code of ours broke the answer off.
+var errPanicked = errors.New("panic")
+
 func (s *Server) panicked(id string, r any) {
 	s.log.Error("panic in a request", "request_id", id, "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
 }
@@ -393,7 +396,7 @@ func (s *Server) take(ctx *fasthttp.RequestCtx) *exchange {
 func (s *Server) serve(x *exchange, admit func(*exchange) *openai.Error) {
 	defer func() {
 		if r := recover(); r != nil {
-			x.broken = fmt.Errorf("panic: %v", r)
+			x.broken = fmt.Errorf("%w: %v", errPanicked, r)
 			x.rec.Status, x.rec.Class = fasthttp.StatusInternalServerError, outcome.UpstreamFault
 			x.settle()
 			panic(r)
