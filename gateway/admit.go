@@ -118,11 +118,20 @@ func promptTokens(body []byte, promptBytes int) int {
 		return n
 	}
 	files := 0
-	for rest := body; ; files++ {
-		_, data, ok := bytes.Cut(rest, base64Mark)
-		if !ok {
+	urls, members := marks{mark: base64Mark}, marks{mark: dataMark}
+	for at := 0; ; files++ {
+		url, member := urls.next(body, at), members.next(body, at)
+		for member < url {
+			if v := dataOf(body[member:]); v > 0 {
+				member += v
+				break
+			}
+			member = members.next(body, member)
+		}
+		if at = min(url, member); at == len(body) {
 			break
 		}
+		data := body[at:]
 		end := bytes.IndexByte(data, '"')
 		if end < 0 {
 			end = len(data)
@@ -131,15 +140,54 @@ func promptTokens(body []byte, promptBytes int) int {
 			end = space
 		}
 		promptBytes -= end
-		rest = data[end:]
+		at += end
 	}
 	return min(n, max(0, promptBytes)/bytesPerToken+files*fileTokens)
+}
+
+// marks finds where a mark is in a body, from the front to the back.
+type marks struct {
+	mark  []byte
+	found int // where the last one that was found ends
+}
+
+// next is where the first mark ends that begins at or behind at, the body's length when there is none. A body is read once.
+func (m *marks) next(body []byte, at int) int {
+	if m.found <= at || m.found < len(m.mark)+at && m.found < len(body) {
+		if i := bytes.Index(body[at:], m.mark); i >= 0 {
+			m.found = at + i + len(m.mark)
+		} else {
+			m.found = len(body)
+		}
+	}
+	return m.found
+}
+
+// dataOf is where the string begins that follows the name of a member "data", if it is long and of one word, as Anthropic's images and OpenAI's
+// sounds are; 0 where there is none.
+func dataOf(b []byte) int {
+	const blanks = " \t\r\n"
+	v := bytes.TrimLeft(b, blanks)
+	if len(v) == 0 || v[0] != ':' {
+		return 0
+	}
+	v = bytes.TrimLeft(v[1:], blanks)
+	if len(v) <= fileBytes || v[0] != '"' || bytes.IndexByte(v[1:fileBytes], '"') >= 0 || bytes.IndexByte(v[1:fileBytes], ' ') >= 0 {
+		return 0
+	}
+	return len(b) - len(v) + 1
 }
 
 // fileTokens is about what an image comes to, or a page.
 const fileTokens = 1000
 
-var base64Mark = []byte(";base64,")
+// fileBytes of one word are no text: the shortest string in a member "data" that is taken for a file.
+const fileBytes = 2048
+
+var (
+	base64Mark = []byte(";base64,")
+	dataMark   = []byte(`"data"`)
+)
 
 // setModel interns the model's name: what the caller sent dies with the request.
 func (x *exchange) setModel(name []byte) *openai.Error {
