@@ -513,3 +513,15 @@ func (s *scratch) degrade() (best *view, why string) {
 	}
 	return nil, ""
 }
+
+// fullLoad is the price of a million output tokens of an engine that is as full as keeps the promise, NaN when unknown, and the standard
+// deviation of its logarithm. One that is paid by the token has a price that is known.
+func (s *scratch) fullLoad(v *view) (usdPerMTok, logSigma float64) {
+	var st capacity.State
+	v.c.host.pub.load(&st, s.at)
+	seconds, sigma := st.FullLoad(s.slo.TPS)
+	if v.c.ep.Price.Basis == endpoint.PerToken {
+		sigma = 0
+	}
+	return cost.FullLoad(&v.c.ep.Price, seconds) * 1e6, sigma
+}

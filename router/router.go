@@ -179,7 +179,9 @@ type Decision struct {
 	Feasible    int          // of these, those that were expected to keep the SLO
 	Policy      Policy       // by which it was picked
 	Breaker     health.State // the winner's
-	USDPerMTok  float64      // the winner's full-load price per million output tokens; NaN when unknown
+	USDPerMTok  float64      // the winner's full-load price per million output tokens, with something held back for what is not known of its speed; NaN when unknown
+	FullUSD     float64      // the same with nothing held back
+	FullSigma   float64      // standard deviation of its logarithm, for what is not known of the winner's speed
 	MarginalUSD float64      // what the request was expected to cost in addition to what is paid anyway; NaN when unknown
 	TTFT        float64      // seconds to the first token, expected
 	TPS         float64      // tokens per second of the stream, expected
@@ -304,6 +306,7 @@ func (s *scratch) lease(r *Router, v *view, why string, l *Lease) bool {
 			}
 		}
 	}
+	d.FullUSD, d.FullSigma = s.fullLoad(v)
 	d.USDPerMTok, d.MarginalUSD, d.TTFT, d.TPS = v.full*1e6, v.usd, v.ttft, 1/v.itl
 	d.PTTFT, d.PTPS = v.pTTFT(&s.plan), v.pTPS(&s.plan)
 	d.Use, d.Cached, d.Cold = v.use(), v.cached, v.coldSeconds > 0

@@ -35,12 +35,15 @@ func TestPriceCompared(t *testing.T) {
 		"whatever":                  {"unpriced", 1.5, 1.5, false},
 	} {
 		at := time.Date(2026, 3, 2, 8, 0, 0, 0, time.UTC)
-		r := ledger.Record{At: at, Status: 200, USD: 0.002, USDKnown: true, Prompt: 100, Output: 100, Attempts: []ledger.Attempt{{Endpoint: tc.host, Decision: router.Decision{Seq: 1, Use: 0.3, USDPerMTok: tc.fullLoad}}}}
+		r := ledger.Record{At: at, Status: 200, USD: 0.002, USDKnown: true, Prompt: 100, Output: 100, Attempts: []ledger.Attempt{{Endpoint: tc.host, Decision: router.Decision{Seq: 1, Use: 0.3, FullUSD: tc.fullLoad, FullSigma: 0.3}}}}
 		s := seen{Observation: stats.Unknown(1, 0)}
 		m.fill(&s, &r)
 		m.compare(tr, &s)
 		if math.Abs(s.USDPerMtok-tc.want) > 1e-9 || s.Metered != tc.metered || s.SpentUSD != 0.002 {
 			t.Errorf("%s: compared at %v, metered %t: want %v, %t", name, s.USDPerMtok, s.Metered, tc.want, tc.metered)
+		}
+		if unsure := s.USDUnsure; (unsure == 0.3) != (s.USDPerMtok == 1.5) || unsure != 0 && unsure != 0.3 {
+			t.Errorf("%s: compared at %v, unsure by %v: want that of a full engine's price, and nothing of what was billed", name, s.USDPerMtok, unsure)
 		}
 		if s.Load != 0.3 || !s.At.Equal(at) || s.Host == 0 || s.Block != stats.BlockOf(m.kind(tr.Spec, tc.host), 100, 0.3) {
 			t.Errorf("%s: %+v", name, s.Observation)

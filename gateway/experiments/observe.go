@@ -25,6 +25,7 @@ type seen struct {
 	use      float64     // share of the endpoint's safe concurrency; NaN when unknown
 	whole    bool        // answered in one piece: its time is that of all of it
 	fullLoad float64     // dollars per million output tokens of the endpoint at full load; NaN or 0 when unknown
+	unsure   float64     // standard deviation of its logarithm
 }
 
 // queued bounds the requests that wait for the statistics: about a second's, at the most that a gateway serves.
@@ -96,7 +97,8 @@ func (m *Manager) fill(s *seen, r *ledger.Record) {
 	}
 	if n := len(r.Attempts); n > 0 {
 		a := &r.Attempts[n-1]
-		s.endpoint, s.prompt, s.use, s.fullLoad = a.Endpoint, max(0, r.Prompt), a.Decision.Use, a.Decision.USDPerMTok
+		s.endpoint, s.prompt, s.use = a.Endpoint, max(0, r.Prompt), a.Decision.Use
+		s.fullLoad, s.unsure = a.Decision.FullUSD, a.Decision.FullSigma
 		if a.Decision.Seq == 0 {
 			s.use = math.NaN()
 		}
@@ -143,7 +145,7 @@ func (m *Manager) compare(t *trial, s *seen) {
 		s.Block = stats.Whole(s.Block)
 	}
 	if !s.Metered && s.fullLoad > 0 {
-		s.USDPerMtok = s.fullLoad
+		s.USDPerMtok, s.USDUnsure = s.fullLoad, s.unsure
 	}
 }
 

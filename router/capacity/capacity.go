@@ -363,6 +363,19 @@ func (s *State) SafeConcurrency(tps, z, relSigma float64) float64 {
 	return max(minSafe, min(s.Limit, (num-s.A*den)/(max(s.B, nearZero)*den)))
 }
 
+// FullLoad is what SecondsPerToken is expected to be when as many run as keep the promise of tps, with nothing to spare, and the standard
+// deviation of its logarithm: as far as the curve is known, not what streams differ by. A host that has not run so many yet has its
+// catalogue's slope, which may be wrong by half.
+func (s *State) FullLoad(tps float64) (secondsPerToken, logSigma float64) {
+	n := s.SafeConcurrency(tps, 0, 0)
+	y := s.A + s.B*n
+	logSigma = math.Sqrt(max(0, s.SAA+2*s.SAB*n+s.SBB*n*n)) / y
+	if n < s.Limit { // a slower one runs fewer, too
+		logSigma *= y / max(s.B*n, nearZero)
+	}
+	return s.A0 * y / n, min(logSigma, 1)
+}
+
 // decay is e to the power of -x for x of 0 or more, right within 1e-4 of itself, and 1 below, as a fraction. It is what a decision
 // asks of every host: a Padé approximant takes a third of the time of math.Exp.
 func decay(x float64) (num, den float64) {

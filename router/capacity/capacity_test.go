@@ -52,6 +52,44 @@ func TestCurve(t *testing.T) {
 	near(t, "c* that nobody can keep", s.SafeConcurrency(1000, 1.28, 0), 1, 0)
 }
 
+// TestFullLoad: a host that was seen alone only is expected to be what its catalogue says, nothing held back, and is known to be in doubt; one
+// that was seen full is not.
+func TestFullLoad(t *testing.T) {
+	l := capacity.New(prior(0.0274725, 0.04, 64), 0)
+	s := l.State()
+	want := s.SecondsPerToken(35.67)
+	got, sigma := s.FullLoad(15)
+	near(t, "seconds a token of a full engine", got, want, 1e-3)
+	if sigma < 0.3 {
+		t.Errorf("sigma %.2f of a host that nobody has used, whose slope may be wrong by half", sigma)
+	}
+	for i := range 300 {
+		l.ObserveDecode(float64(i), 1, 0.0274725, 200)
+	}
+	s = l.State()
+	got, sigma = s.FullLoad(15)
+	near(t, "the same of one that was seen alone", got, want, 0.1)
+	if sigma < 0.2 {
+		t.Errorf("sigma %.2f of a host that was seen alone only", sigma)
+	}
+	for i := range 300 {
+		n := float64(1 + i%30)
+		l.ObserveDecode(float64(300+i), n, 0.0274725/1.04*(1+0.04*n), 200)
+	}
+	s = l.State()
+	got, sigma = s.FullLoad(15)
+	near(t, "the same of one that was seen full", got, want, 0.1)
+	if sigma > 0.1 {
+		t.Errorf("sigma %.2f of a host that was seen full", sigma)
+	}
+	s = capacity.New(prior(0.0274725, 0.04, 8), 0).State()
+	got, sigma = s.FullLoad(15)
+	near(t, "of one that is full before it is slow", got, s.SecondsPerToken(8), 1e-9)
+	if !(sigma > 0.05 && sigma < 0.35) { //nolint:staticcheck // NaN
+		t.Errorf("sigma %.2f of one that is full before it is slow", sigma)
+	}
+}
+
 // The filter finds the truth of a host that is not what the catalogue says, at the loads the host has seen.
 func TestLearns(t *testing.T) {
 	const seed = 7

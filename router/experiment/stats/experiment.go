@@ -401,6 +401,10 @@ func (e *Experiment) compare(o *Observation, a *arm, r *record, t *stay) {
 		e.revise(r, t, Metric(m), d) //nolint:gosec // small
 		a.off[m].w += v
 		a.off[m].sum += v * dx
+		if m == int(USD) {
+			a.unsure.w += v
+			a.unsure.sum += v * o.unsure()
+		}
 		if h != nil {
 			h.of[m].add(v, d)
 		}

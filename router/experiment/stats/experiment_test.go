@@ -527,6 +527,65 @@ func TestUnmeasured(t *testing.T) {
 	}
 }
 
+// TestPricesInDoubt has an arm on hosts of its own whose prices at full load are expected, not billed. What is not known of their speed stops
+// nobody and holds nobody up, however many requests have the same wrong figure; what is beyond it does, and so does a price that is known.
+// On the same hosts there is nothing to doubt, for both arms have the same.
+func TestPricesInDoubt(t *testing.T) {
+	for _, tc := range []struct {
+		dearer, unsure float64
+		shared         bool
+		want           stats.Finding
+		action         stats.Action
+	}{
+		{1.6, 0, false, stats.Harm, stats.Stop},
+		{1.6, 0.02, false, stats.Harm, stats.Stop},
+		{1.6, 0.35, false, stats.Open, stats.Advance},
+		{1.6, math.NaN(), false, stats.Harm, stats.Stop},
+		{8, 0.35, false, stats.Harm, stats.Stop},
+		{1.6, 0.35, true, stats.Harm, stats.Stop},
+	} {
+		e := design(t, stats.Design{Guardrails: []stats.Guardrail{{Metric: stats.USD, Margin: 0.1, Tolerate: 0.1}}})
+		r := rand.New(rand.NewPCG(13, 14))
+		for i := range uint64(3000) {
+			o := answer(r, i, int(i&1), 1)
+			o.USDUnsure = 0.02
+			if o.Arm == 1 {
+				o.USDPerMtok *= tc.dearer
+				o.USDUnsure = tc.unsure
+				if !tc.shared {
+					o.Host += 10
+				}
+			}
+			e.Record(&o)
+		}
+		for what, v := range map[string]stats.ArmVerdict{"recorded": canary(e), "restored": canary(restored(t, e)), "merged": canary(merged(t, e))} {
+			if got := estimate(t, v, stats.USD); got.Finding != tc.want || v.Action != tc.action {
+				t.Errorf("%s, %v times as dear, unsure by %v, on the same hosts %v: %s, %s: %s; want %s, %s", what, tc.dearer, tc.unsure, tc.shared, got.Finding, v.Action, v.Reason, tc.want, tc.action)
+			}
+		}
+	}
+}
+
+// restored is an experiment that has read what e has written.
+func restored(t *testing.T, e *stats.Experiment) *stats.Experiment {
+	t.Helper()
+	again := design(t, e.Design())
+	if err := again.Restore(e.Snapshot()); err != nil {
+		t.Fatal(err)
+	}
+	return again
+}
+
+// merged is an experiment of a replica that has seen nothing but what e tells.
+func merged(t *testing.T, e *stats.Experiment) *stats.Experiment {
+	t.Helper()
+	other := design(t, e.Design())
+	if err := other.Merge("other", e.Snapshot()); err != nil {
+		t.Fatal(err)
+	}
+	return other
+}
+
 // TestScoreAllAlike: forty answers that were all praised are no proof that the next would be; some thousands are. One kind of answer from
 // all callers says nothing of an arm that gets the other.
 func TestScoreAllAlike(t *testing.T) {

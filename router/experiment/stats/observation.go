@@ -37,7 +37,10 @@ type Observation struct {
 	// USDPerMtok is dollars per million output tokens: of a host that is paid by the hour, at full load, for what an idle hour costs is
 	// nobody's who came by.
 	USDPerMtok float64
-	Score      float64 // feedback, from 0, the worst, to 1
+	// USDUnsure is the standard deviation of its logarithm that all requests of an arm's hosts share, because a full engine was expected
+	// and not seen; 0 of what was billed.
+	USDUnsure float64
+	Score     float64 // feedback, from 0, the worst, to 1
 
 	SpentUSD     float64 // for the arm's money; NaN when unknown
 	Metered      bool    // it was spent because of the request, on a worker or an API; otherwise the host was paid for anyway
@@ -49,6 +52,14 @@ type Observation struct {
 func Unknown(unit uint64, arm int) Observation {
 	nan := math.NaN()
 	return Observation{Unit: unit, Arm: arm, Load: nan, TTFT: nan, TPS: nan, USDPerMtok: nan, Score: nan, SpentUSD: nan}
+}
+
+// unsure is USDUnsure, where it is a number that may be.
+func (o *Observation) unsure() float64 {
+	if !(o.USDUnsure > 0) { //nolint:staticcheck // NaN
+		return 0
+	}
+	return min(o.USDUnsure, 1)
 }
 
 // BlockOf is the block of a request: kind is the caller's number of the hosts' kind (GPU type and count, say, but not what

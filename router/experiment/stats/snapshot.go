@@ -11,7 +11,7 @@ import (
 )
 
 // snapshotVersion is the first byte of a snapshot; another version is not read.
-const snapshotVersion = 2
+const snapshotVersion = 3
 
 // Errors of snapshots.
 var (
@@ -186,6 +186,8 @@ func (s *state) add(o *state) {
 			a.off[m].w += b.off[m].w
 			a.off[m].sum += b.off[m].sum
 		}
+		a.unsure.w += b.unsure.w
+		a.unsure.sum += b.unsure.sum
 		for e := range b.strata {
 			x, y := a.at(e), &b.strata[e]
 			for m := range metrics {
@@ -391,6 +393,8 @@ func (s *state) encode(d *Design) []byte {
 			w.f64(a.off[m].w)
 			w.f64(a.off[m].sum)
 		}
+		w.f64(a.unsure.w)
+		w.f64(a.unsure.sum)
 	}
 	for _, v := range s.votes() {
 		v := *v
@@ -551,6 +555,7 @@ func decode(b []byte, d *Design) (*state, error) {
 		for m := range a.off {
 			a.off[m].w, a.off[m].sum = r.f64(), r.f64()
 		}
+		a.unsure.w, a.unsure.sum = r.f64(), r.f64()
 	}
 	for _, v := range s.votes() {
 		for range r.count(2 + 4*len(s.arms)) {

@@ -71,6 +71,7 @@ type arm struct {
 	strata []stratum    // by epoch, as far as there was a request
 	early  early
 	off    [logMetrics]weighted // how far the load of what was compared was from the control's, in its blocks; only w and sum
+	unsure weighted             // of prices that were compared (Observation.USDUnsure); likewise
 }
 
 // units is how many were seen.

@@ -63,17 +63,20 @@ type Estimate struct {
 	// Tolerate is how much worse it may be without being stopped.
 	Tolerate Figure `json:"tolerate"`
 	// Steps are what each of the weights has shown by itself, when there were several; the difference is of them together.
-	Steps   []Step  `json:"steps,omitempty"`
-	Control Figure  `json:"control"` // typical figures: geometric means of requests' TTFT, TPS and USD, means of units' shares and of scores; of steps weighed together like diff
-	Arm     Figure  `json:"arm"`
-	Units   [2]int  `json:"units"` // that were compared: the control's, the arm's, each once
-	Diff    Figure  `json:"diff"`  // best estimate: arm less control, a ratio less 1 of relative metrics
-	Low     Figure  `json:"low"`   // always-valid interval of the arm as it runs, on these hosts
-	High    Figure  `json:"high"`
-	Bad     [2]int  `json:"bad"`   // of failures and SLO misses: votes of units that went bad, the control's, the arm's
-	Due     Figure  `json:"due"`   // how many of them were to be expected of the arm
-	LogE    Figure  `json:"log_e"` // natural log of the evidence of harm beyond what is tolerated, that stops: of an e-process or, with hosts' spread in it, a mixture likelihood ratio; of both the lesser where failures are tolerated
-	Needs   Figure  `json:"needs"` // what LogE must reach
+	Steps   []Step `json:"steps,omitempty"`
+	Control Figure `json:"control"` // typical figures: geometric means of requests' TTFT, TPS and USD, means of units' shares and of scores; of steps weighed together like diff
+	Arm     Figure `json:"arm"`
+	Units   [2]int `json:"units"` // that were compared: the control's, the arm's, each once
+	Diff    Figure `json:"diff"`  // best estimate: arm less control, a ratio less 1 of relative metrics
+	Low     Figure `json:"low"`   // always-valid interval of the arm as it runs, on these hosts
+	High    Figure `json:"high"`
+	Bad     [2]int `json:"bad"`   // of failures and SLO misses: votes of units that went bad, the control's, the arm's
+	Due     Figure `json:"due"`   // how many of them were to be expected of the arm
+	LogE    Figure `json:"log_e"` // natural log of the evidence of harm beyond what is tolerated, that stops: of an e-process or, with hosts' spread in it, a mixture likelihood ratio; of both the lesser where failures are tolerated
+	Needs   Figure `json:"needs"` // what LogE must reach
+	// Unsure is the standard deviation, as a ratio, that the difference of USD has because prices at full load are expected, not billed; NaN of
+	// other metrics. It is in the evidence and in what is said of the model, not in the interval.
+	Unsure  Figure  `json:"unsure"`
 	Finding Finding `json:"finding"`
 	Reason  string  `json:"reason"`
 
@@ -394,7 +397,7 @@ func (s *state) estimate(d *Design, k int, m Metric, cmp *contrast, g Guardrail,
 	c, a := &s.arms[d.Control], &s.arms[k]
 	nan := Figure(math.NaN())
 	e := Estimate{
-		Metric: m, Guard: guarded, Goal: g.Goal, Margin: Figure(g.Margin), Tolerate: Figure(g.Tolerate), Control: cmp.control, Arm: cmp.arm,
+		Unsure: nan, Metric: m, Guard: guarded, Goal: g.Goal, Margin: Figure(g.Margin), Tolerate: Figure(g.Tolerate), Control: cmp.control, Arm: cmp.arm,
 		Units: cmp.units, Diff: nan, Low: nan, High: nan, LogE: nan, Due: nan,
 	}
 	if cmp.epochs > 1 {
@@ -423,20 +426,28 @@ func (s *state) estimate(d *Design, k int, m Metric, cmp *contrast, g Guardrail,
 		worse = -diff
 	}
 	excess := worse - m.scaled(g.Tolerate)
-	runs := math.NaN() // evidence against the arm as it runs
+	var sp hostSpread
+	unsure := 0.0 // variance
+	if m.Relative() {
+		if sp = s.hostSpread(d, k, m); m == USD {
+			unsure = s.unsure(d.Control, k, float64(sp.Shared))
+			e.Unsure = Figure(math.Expm1(math.Sqrt(unsure)))
+		}
+	}
+	wide := math.Sqrt(tau*tau + unsure) // what is expected to differ has the doubt in it as well, or nothing would ever be beyond it
+	runs := math.NaN()                  // evidence against the arm as it runs
 	if !few && variance > 0 {
 		half := HalfWidth(variance, tau, alpha)
-		runs = Worse(max(0, excess), variance, tau)
+		runs = Worse(max(0, excess), variance+unsure, wide)
 		e.Low, e.High = m.natural(diff-half), m.natural(diff+half)
 		e.LogE = Figure(runs)
 	}
 	if m.Relative() {
-		sp := s.hostSpread(d, k, m)
 		if !few && variance > 0 {
-			v := variance + sp.variance
-			h := HalfWidth(v, tau, alpha)
+			v := variance + sp.variance + unsure
+			h := HalfWidth(v, wide, alpha)
 			sp.Low, sp.High = m.natural(diff-h), m.natural(diff+h)
-			e.LogE = Figure(Worse(max(0, excess), v, tau))
+			e.LogE = Figure(Worse(max(0, excess), v, wide))
 		}
 		e.Hosts = &sp.Spread
 	}
@@ -493,6 +504,21 @@ func (s *state) estimate(d *Design, k int, m Metric, cmp *contrast, g Guardrail,
 	return e
 }
 
+// unsure is the variance of the difference of arm k's prices from the control's for what is not known of their hosts' speed at full load: as if
+// each arm's hosts were all misjudged alike, for it is one catalogue by which they are. What both do on the same hosts is the same to both.
+func (s *state) unsure(control, k int, shared float64) float64 {
+	apart, sum := 1-max(0, min(1, shared)), 0.0
+	for _, i := range [2]int{control, k} {
+		if u := &s.arms[i].unsure; u.w > 0 {
+			sum += u.sum / u.w * u.sum / u.w
+		}
+	}
+	return apart * apart * sum
+}
+
+// tellUnsure is what has to be unsure of prices for it to be told.
+const tellUnsure = 0.05
+
 // few says that one of both has too few units for anything.
 func (s *state) few(d *Design, k int) bool {
 	return s.arms[d.Control].units() < d.MinUnits || s.arms[k].units() < d.MinUnits
@@ -533,6 +559,9 @@ func (e *Estimate) tell(d *Design, unmatched int64) string {
 	fmt.Fprintf(&b, "%s %s", size, word)
 	if !math.IsNaN(float64(e.Low)) {
 		fmt.Fprintf(&b, " (%s to %s)", e.Metric.Signed(float64(e.Low)), e.Metric.Signed(float64(e.High)))
+	}
+	if e.Unsure >= tellUnsure {
+		fmt.Fprintf(&b, ", by prices at full load that are known within some %.0f %% only", 100*float64(e.Unsure))
 	}
 	switch e.Finding {
 	case Harm:
