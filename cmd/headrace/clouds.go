@@ -150,7 +150,7 @@ func vastOptions(v *config.Vast, log *slog.Logger) vast.Options {
 	o := vast.Options{
 		Key: v.APIKey, ConsoleURL: v.ConsoleURL, InstanceURL: v.InstanceURL, Labels: i.Labels, Templates: i.Templates,
 		Port: i.Port, Bearer: i.APIKey, Models: i.Models, TLS: vast.TLSMode(i.TLS), Poll: v.Poll, WebhookSecret: v.WebhookSecret,
-		LeaveBefore: i.LeaveBefore, Log: log,
+		LeaveBefore: i.LeaveBefore, MaxUSDPerHour: i.MaxUSDPerHour, Log: log,
 	}
 	for _, id := range i.IDs {
 		o.IDs = append(o.IDs, int64(id))

@@ -64,14 +64,15 @@ type Vast struct {
 
 // VastInstances says which instances are used, and how.
 type VastInstances struct {
-	Labels      []string        `yaml:"labels" otherwise:"any label, and none" eg:"headrace" doc:"Labels of the instances to use." aka:"label"`
-	Templates   []string        `yaml:"templates" otherwise:"any template" eg:"vllm" doc:"Ids, hashes or names of the templates of the instances to use." aka:"template"`
-	IDs         []int           `yaml:"ids" min:"1" otherwise:"all" eg:"48738927" doc:"Ids of the instances to use." aka:"id"`
-	Port        int             `yaml:"port" min:"1" max:"65535" otherwise:"the mapped port that answers, 8000 first" eg:"8000" doc:"Port inside the container on which the model is served."`
-	APIKey      endpoint.Secret `yaml:"api_key" otherwise:"what the instance's own settings say" eg:"${VLLM_API_KEY}" doc:"Key that the model servers ask for." aka:"key|token|bearer"`
-	Models      []string        `yaml:"models" otherwise:"asked from the instance's GET /models" eg:"llama-70b" doc:"Model ids to offer of those that an instance serves." aka:"model|serves"`
-	TLS         string          `yaml:"tls" words:"auto|plain|system|vast|pin|insecure" default:"auto" doc:"How instances are spoken to: plain HTTP, or TLS under the system's roots, under Vast.ai's root, with the certificate met first, or with any; auto finds out whether the port speaks TLS and then asks for Vast.ai's root."`
-	LeaveBefore time.Duration   `yaml:"leave_before" default:"10m" doc:"An instance whose contract ends within that time gets nothing new."`
+	Labels        []string        `yaml:"labels" otherwise:"any label, and none" eg:"headrace" doc:"Labels of the instances to use." aka:"label"`
+	Templates     []string        `yaml:"templates" otherwise:"any template" eg:"vllm" doc:"Ids, hashes or names of the templates of the instances to use." aka:"template"`
+	IDs           []int           `yaml:"ids" min:"1" otherwise:"all" eg:"48738927" doc:"Ids of the instances to use." aka:"id"`
+	Port          int             `yaml:"port" min:"1" max:"65535" otherwise:"the mapped port that answers, 8000 first" eg:"8000" doc:"Port inside the container on which the model is served."`
+	APIKey        endpoint.Secret `yaml:"api_key" otherwise:"what the instance's own settings say" eg:"${VLLM_API_KEY}" doc:"Key that the model servers ask for." aka:"key|token|bearer"`
+	Models        []string        `yaml:"models" otherwise:"asked from the instance's GET /models" eg:"llama-70b" doc:"Model ids to offer of those that an instance serves." aka:"model|serves"`
+	TLS           string          `yaml:"tls" words:"auto|plain|system|vast|pin|insecure" default:"auto" doc:"How instances are spoken to: plain HTTP, or TLS under the system's roots, under Vast.ai's root, with the certificate met first, or with any; auto finds out whether the port speaks TLS and then asks for Vast.ai's root."`
+	LeaveBefore   time.Duration   `yaml:"leave_before" default:"10m" doc:"An instance whose contract ends within that time gets nothing new."`
+	MaxUSDPerHour float64         `yaml:"max_usd_per_hour" above:"0" otherwise:"no limit" eg:"0.60" doc:"An instance whose price, US dollars per hour, is above that gets nothing new for as long as it is: bids move." aka:"max_price|price_limit"`
 }
 
 // VastServerless says how a serverless endpoint is used.

@@ -61,6 +61,8 @@ func (p *Provider) state(h *host, now time.Time) (endpoint.State, string) {
 		return h.says.state, h.says.reason
 	case !end.IsZero() && p.opt.LeaveBefore >= 0 && end.Sub(now) < p.opt.LeaveBefore:
 		return endpoint.Draining, "its contract ends at " + end.Format("2006-01-02 15:04 MST")
+	case p.opt.MaxUSDPerHour > 0 && h.row.price(h.readAt).USDPerHour > p.opt.MaxUSDPerHour:
+		return endpoint.Draining, fmt.Sprintf("it costs $%.4g an hour, and max_usd_per_hour is $%.4g", h.row.price(h.readAt).USDPerHour, p.opt.MaxUSDPerHour)
 	case h.known:
 		return endpoint.Ready, h.warnings()
 	}

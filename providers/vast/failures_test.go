@@ -309,6 +309,17 @@ func TestFailures(t *testing.T) {
 		}
 	})
 
+	t.Run("its price goes above the limit, and comes back", func(t *testing.T) {
+		t.Parallel()
+		r, i := one(t, fakevast.Config{}, func(o *vast.Options) { o.MaxUSDPerHour = 0.5 }, plain)
+		i.SetPrice(0.7)
+		if ep := r.state(i, endpoint.Draining, "max_usd_per_hour is $0.5"); ep.Price.USDPerHour < 0.7 {
+			t.Errorf("priced at %v", ep.Price.USDPerHour)
+		}
+		i.SetPrice(0.3)
+		r.state(i, endpoint.Ready, "")
+	})
+
 	for name, h := range map[string]fakevast.Hazard{
 		"address with line end": fakevast.IPNewline, "IPv6 twin": fakevast.IPv6Twin, "by id as a list": fakevast.ByIDArray | fakevast.ByIDPortsList,
 		"integers": fakevast.IntFloats, "fractions": fakevast.FloatInts, "numbers in quotes": fakevast.StringNumbers, "null figures": fakevast.NullUtil,

@@ -65,6 +65,7 @@ type Options struct {
 	Poll          time.Duration
 	ProbeTimeout  time.Duration // of one question to an instance; default 5 s
 	LeaveBefore   time.Duration // an instance whose contract ends within that time gets nothing new; default 10 min, below 0 for never
+	MaxUSDPerHour float64       // an instance whose price is above that gets nothing new for as long as it is; 0 for no such limit
 	WebhookSecret endpoint.Secret
 	Share         Share // nil: this replica polls alone
 	// Client asks the console, so that the intervals are kept together with the account's other users; default one of its own.
