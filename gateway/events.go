@@ -134,7 +134,7 @@ func (x *exchange) take(ev *sse.Event, now time.Time) {
 		x.errorEvent(ev, c)
 		return
 	}
-	if x.phase == awaitingContent && x.tale != nil && c.Aborted() && !c.Content {
+	if x.phase == awaitingContent && x.tale != nil && c.Aborted() { // its words, if it has any, are those of an answer that nobody has begun to read
 		x.attemptFailed(x.upstreamFault(errAborted))
 		return
 	}
@@ -146,25 +146,32 @@ func (x *exchange) take(ev *sse.Event, now time.Time) {
 	if x.numbered {
 		x.number(ev)
 	}
-	x.m.see(c, now)
-	if x.rec.Said != nil {
-		keep(x.rec.Said, c, ev.Data)
+	if x.tale != nil && (c.Malformed || c.Aborted()) && x.phase != awaitingContent {
+		c.Content, c.Outputs = false, 0 // the caller does not get it, or cannot read it: it is no token of his
 	}
+	outputs := x.m.outputs
+	x.m.see(c, now)
 	if x.phase == awaitingContent && x.leased && x.lease.Unnamed {
 		x.learn(ev.Data)
 	}
 	begins := x.phase == awaitingContent && (c.Content || c.Finish || c.Done || (x.route.proto == protoOpaque))
-	switch {
-	case x.tale != nil && x.tell(c, ev, now), x.dropUsage && c.UsageOnly:
+	taken := x.tale != nil && x.tell(c, ev, now)
+	if x.rec.Said != nil && x.errand == nil {
+		keep(x.rec.Said, c, ev.Data)
+	}
+	if taken || x.dropUsage && c.UsageOnly {
 		x.attempt.Cut(x.held, ev.Size)
-	default:
+	} else {
 		x.held += ev.Size
 	}
-	if x.errand != nil && x.phase == awaitingContent {
-		err := x.errand
+	switch err := x.errand; {
+	case err == nil:
+	case x.phase == awaitingContent:
 		x.errand = nil
 		x.attemptFailed(x.upstreamFault(err))
 		return
+	default:
+		x.m.outputs = outputs // likewise
 	}
 	if begins {
 		x.phase, x.began = ready, now

@@ -23,10 +23,17 @@ type teacher struct {
 	mute   bool          // tells no numbers
 	deaf   bool          // refuses them
 	until  chan struct{} // it is not lost before; nil for at once
+	dying  string        // what becomes of the event with which it is lost: "" for none, or one of the next
 
 	mu    sync.Mutex // guards all below
 	asked []teacherAsk
 }
+
+// Events with which a teacher is lost.
+const (
+	aborted = "aborted" // with the next token
+	torn    = "torn"    // behind it
+)
 
 type teacherAsk struct {
 	path    string
@@ -155,6 +162,12 @@ func (h *teacher) serve(c *upConn, r *upRequest) bool {
 			<-h.until
 		}
 		if strikes && i == h.at { // by FIN: a reset would take some of what was sent with it
+			switch ids := []int{teacherFirst + i}; h.dying {
+			case aborted:
+				c.sendChunk(event(teacherToken(i), `"abort"`, ids))
+			case torn:
+				c.sendChunk(strings.TrimSuffix(event(teacherToken(i), "null", ids), "}\n\n") + "\n\n")
+			}
 			return false
 		}
 		c.sendChunk(event(text+teacherToken(i), "null", []int{teacherFirst + i}))
@@ -340,6 +353,35 @@ func TestExactFallsBack(t *testing.T) {
 				t.Errorf("record %+v", r)
 			}
 		})
+	}
+}
+
+// TestExactWithoutWhatIsNotPassedOn: tokens of an event that the caller does not get are none that the next host is to go on behind.
+func TestExactWithoutWhatIsNotPassedOn(t *testing.T) {
+	const n, at = 41, 17
+	for _, dying := range []string{aborted, torn} {
+		for _, path := range []string{chatPath, "/v1/completions"} {
+			for name, members := range map[string]string{"stream": streamed, "plain": ""} {
+				t.Run(dying+path+" "+name, func(t *testing.T) {
+					t.Parallel()
+					a, b := &teacher{tokens: n, at: at, times: 1, dying: dying}, &teacher{tokens: n}
+					g := newTeachers(t, numbersToo, a, b)
+					body, err := g.first(a, ask(path, members+`,"max_tokens":100`))
+					text := ""
+					if members == "" {
+						text = plainText(t, body)
+					} else {
+						text = readTold(t, body).text
+					}
+					if err != nil || text != teacherText(n) {
+						t.Errorf("%v: %q", err, text)
+					}
+					if r := g.recordN(0); r.Class != outcome.Success || r.Resumes != 1 || r.Output != n || !r.Attempts[1].Exact || r.Attempts[1].Offset != at {
+						t.Errorf("%s, %d resumes, %d tokens, attempts %+v", r.Class, r.Resumes, r.Output, r.Attempts)
+					}
+				})
+			}
+		}
 	}
 }
 

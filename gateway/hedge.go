@@ -287,7 +287,7 @@ func (h *hedge) look() (found bool, _ *outcome.Error) {
 		switch h.chunk.Parse(ev.Name, ev.Data); {
 		case h.chunk.Error:
 			return true, h.said(ev.Data)
-		case h.chunk.Aborted() && !h.chunk.Content:
+		case h.chunk.Aborted():
 			return true, h.fault(outcome.UpstreamFault, errAborted)
 		case h.chunk.Content || h.chunk.Finish:
 			return true, nil

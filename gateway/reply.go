@@ -362,6 +362,9 @@ func (x *exchange) broke(d *down, err error) (on bool, _ error) {
 	if x.unended && !t.seam { // what is retold is whole
 		t.out = append(t.out, "\n\n"...)
 	}
+	if err := x.deliver(d); err != nil { // now: another host may be long in coming, or never come
+		return false, err
+	}
 	switch {
 	case x.goOn(oe):
 		if err := x.wait(d); err != nil {
@@ -374,11 +377,6 @@ func (x *exchange) broke(d *down, err error) (on bool, _ error) {
 	case x.spent():
 		x.complete(oe)
 		return false, x.deliver(d)
-	}
-	if len(t.out) > 0 {
-		if err := x.deliver(d); err != nil {
-			return false, err
-		}
 	}
 	return false, x.lost(d, err)
 }

@@ -472,16 +472,16 @@ func (x *exchange) goOn(oe *outcome.Error) bool {
 		return false
 	}
 	t.poor = false
+	x.began = time.Now()
+	x.endAttempt(*oe, x.began) // first: what it took is reckoned by what it was asked
 	x.want(&x.ask)
 	t.sent = x.rec.BytesOut
-	x.began = time.Now()
 	t.holdBy = x.began.Add(x.set.Resume)
 	t.before.add(&x.m)
 	t.lost = delivered
 	t.breaks++
 	x.rec.Offered++
 	t.seam, t.mark, x.errand, t.judged, t.heard = true, !t.gather, nil, 0, 0
-	x.endAttempt(*oe, x.began)
 	x.last = oe
 	x.again()
 	return true

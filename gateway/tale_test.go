@@ -292,6 +292,15 @@ func losses() map[string]func(c *upConn) {
 			c.sendChunk(doneEvent)
 			c.send(lastChunk)
 		},
+		"an abort with words in it": func(c *upConn) {
+			c.sendChunk("data: {\"id\":\"x\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"words of no answer\"},\"text\":\"words of no answer\",\"finish_reason\":\"abort\"}]}\n\n")
+			c.sendChunk(doneEvent)
+			c.send(lastChunk)
+		},
+		"an event cut off behind its words": func(c *upConn) {
+			c.sendChunk("data: {\"id\":\"x\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"words of no answer\"},\"text\":\"words of no answer\"\n\n")
+			c.gone()
+		},
 		"an error event": func(c *upConn) {
 			c.sendChunk("data: {\"error\":{\"message\":\"EngineDeadError SECRET-UPSTREAM-TEXT\",\"type\":\"x\",\"code\":500}}\n\n")
 			c.sendChunk(doneEvent)
@@ -546,13 +555,23 @@ func TestContinuesAgain(t *testing.T) {
 
 // TestTokenBudget counts what was delivered against what the caller asked for.
 func TestTokenBudget(t *testing.T) {
-	for name, tc := range map[string]struct{ at, asks, left int }{
-		"some left":              {at: 12, asks: 1, left: 18},
-		"none left, but the end": {at: 30},
+	for name, tc := range map[string]struct {
+		at, asks, left int
+		lose           func(*upConn)
+	}{
+		"some left":                            {at: 12, asks: 1, left: 18},
+		"none left, but the end":               {at: 30},
+		"one left, and aborted with it":        {at: 29, asks: 1, left: 1, lose: losses()["an abort with words in it"]},
+		"one left, and cut off with it":        {at: 29, asks: 1, left: 1, lose: losses()["an event cut off behind its words"]},
+		"one left, and something else with it": {at: 29, asks: 1, left: 1, lose: losses()["an answer from its beginning"]},
 	} {
 		for _, members := range []string{streamed, ""} {
 			t.Run(name+members, func(t *testing.T) {
-				a, b := &teller{words: 40, at: tc.at, lose: (*upConn).reset, times: 1}, &teller{words: 40}
+				lose := tc.lose
+				if lose == nil {
+					lose = (*upConn).reset
+				}
+				a, b := &teller{words: 40, at: tc.at, lose: lose, times: 1}, &teller{words: 40}
 				g := newTellers(t, []*teller{a, b})
 				res, body, err := g.do(ask(chatPath, members+`,"max_tokens":30`))
 				if err != nil || res.StatusCode != 200 {
@@ -577,7 +596,7 @@ func TestTokenBudget(t *testing.T) {
 				if asked := b.requests(); len(asked) != asks || asks > 0 && asked[0].MaxTokens != left {
 					t.Errorf("asked %+v", asked)
 				}
-				if r := g.recordN(0); r.Class != outcome.Success || r.Attempts[0].Class != outcome.Truncated {
+				if r := g.recordN(0); r.Class != outcome.Success || (r.Attempts[0].Class != outcome.Truncated) != (tc.lose != nil) {
 					t.Errorf("record %+v", r)
 				}
 			})
@@ -698,7 +717,8 @@ func TestRandomLosses(t *testing.T) {
 	ways := losses()
 	delete(ways, "comments only") // keeps a stream alive that nobody else can go on with
 	delete(ways, "an error event without its blank line")
-	delete(ways, "an event that is no JSON")     // the caller gets it as it came, where nobody else can go on
+	delete(ways, "an event that is no JSON") // the caller gets it as it came, where nobody else can go on
+	delete(ways, "an event cut off behind its words")
 	delete(ways, "an answer from its beginning") // nobody can tell behind a single chunk without a role
 	names := slices.Sorted(maps.Keys(ways))
 	var hosts []*teller

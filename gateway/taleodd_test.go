@@ -251,3 +251,76 @@ func TestSlowReaderIsNoStall(t *testing.T) {
 		t.Errorf("%v: %d tries, %s", err, r.Tries, r.Class)
 	}
 }
+
+// TestAbortedAtOnce: a host that gives an answer up in the very event with its first words has given none.
+func TestAbortedAtOnce(t *testing.T) {
+	const n = 10
+	abort := func(c *upConn) {
+		c.sendStream(roleEvent, "data: {\"id\":\"x\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"words of no answer\"},\"finish_reason\":\"abort\"}]}\n\n", doneEvent)
+	}
+	for name, members := range map[string]string{"stream": streamed, "plain": ""} {
+		read := func(t *testing.T, body string) (text, finish string) {
+			t.Helper()
+			if members == "" {
+				return readWhole(t, body)
+			}
+			s := readTold(t, body)
+			return s.text, s.finish
+		}
+		t.Run(name, func(t *testing.T) {
+			b := &teller{words: n}
+			g := newOdd(t, goesOn, func(c *upConn, _ *upRequest) bool { abort(c); return true }, b.serve)
+			res, body, err := g.do(ask(chatPath, members))
+			if text, finish := read(t, body); err != nil || res.StatusCode != 200 || text != words(n) || finish != "stop" {
+				t.Errorf("%v, status %d: %s", err, res.StatusCode, body)
+			}
+		})
+		t.Run(name+" that is gone on with", func(t *testing.T) {
+			a, c := &teller{words: n, at: 4, times: 1, lose: (*upConn).reset}, &teller{words: n}
+			g := newOdd(t, goesOn, a.serve, goesOnWith(abort), c.serve)
+			_, body, err := g.do(ask(chatPath, members))
+			if text, finish := read(t, body); err != nil || text != words(n) || finish != "stop" {
+				t.Errorf("%v: %s", err, body)
+			}
+		})
+	}
+}
+
+// TestLastWordsBeforeTheError: what the host has said reaches the caller, though nobody goes on with it.
+func TestLastWordsBeforeTheError(t *testing.T) {
+	g := newOdd(t, goesOn, func(c *upConn, _ *upRequest) bool {
+		c.sendStream(roleEvent, tokenEvent("w0 "), strings.TrimRight(tokenEvent("w1 "), "\n"))
+		return true
+	}, goesOnWith(func(c *upConn) { c.send(jsonAnswer(400, `{"error":{"message":"too long"}}`)) }))
+	_, body, err := g.do(ask(chatPath, streamed))
+	if s := readTold(t, body); err == nil || s.text != "w0 w1 " || s.code != "upstream_lost" || s.done {
+		t.Errorf("%v: %s", err, body)
+	}
+}
+
+// TestWhatABrokenAttemptTook: it is reckoned by what it was asked and what came from it, not by what the next one is asked.
+func TestWhatABrokenAttemptTook(t *testing.T) {
+	const prompt = 4000 // bytes
+	a, b := &teller{words: 40, at: 30, times: 1, lose: (*upConn).reset}, &teller{words: 40}
+	g := newTellers(t, []*teller{a, b}, func(o *rigOptions) {
+		edit := o.edit
+		o.edit = func(eps []endpoint.Endpoint) {
+			edit(eps)
+			for i := range eps {
+				eps[i].Price = endpoint.Price{Basis: endpoint.PerHour, USDPerHour: 1, USDPerGBOut: 1e6}
+			}
+		}
+	})
+	_, body, err := g.do(post(chatPath, `{"model":"`+model+`","messages":[{"role":"user","content":"`+strings.Repeat("word ", prompt/5)+`"}]`+streamed+`}`))
+	if s := readTold(t, body); err != nil || s.text != words(40) {
+		t.Fatalf("%v: %s", err, body)
+	}
+	r := g.recordN(0)
+	if got := r.Attempts[0].Prompt; got < prompt/bytesPerToken || got > prompt/bytesPerToken+10 {
+		t.Errorf("%d tokens of prompt, of %d bytes", got, prompt)
+	}
+	first, second := r.Attempts[0].TrafficUSD, r.Attempts[1].TrafficUSD
+	if all := float64(len(body)) / 1e3; first < all/2 || second <= 0 || first+second > all*1.001 {
+		t.Errorf("traffic of $%g and $%g, all of it $%g", first, second, all)
+	}
+}

@@ -182,7 +182,7 @@ func (s *Story) refuse(r Reason) {
 
 // See takes an event of the first attempt, which goes to the caller as it came. It keeps nothing of c and ev.
 func (s *Story) See(c *openai.Chunk, ev *sse.Event) {
-	if plain(c) && s.headed && (!s.gather || s.alike(c, ev.Data)) {
+	if plain(c) && !c.Malformed && s.headed && (!s.gather || s.alike(c, ev.Data)) {
 		s.say(c.Text)
 		return
 	}

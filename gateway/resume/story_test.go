@@ -341,3 +341,16 @@ func split(text string, rng *rand.Rand) (pieces []string) {
 	}
 	return pieces
 }
+
+// TestSeenWithoutAnEnd: what the caller got and cannot read, whatever words are found in it, cannot be gone on with.
+func TestSeenWithoutAnEnd(t *testing.T) {
+	for _, gather := range []bool{false, true} {
+		var s resume.Story
+		s.Begin(true, gather, 1<<10)
+		defer s.Release()
+		see(t, &s, host{id: "a", chat: true}.stream([]string{"a"}, "")+`data: {"id":"a","choices":[{"index":0,"delta":{"content":"b"}}`+"\n\n")
+		if why := s.Reason(); why != resume.Unreadable {
+			t.Errorf("gather %t: reason %q", gather, why)
+		}
+	}
+}

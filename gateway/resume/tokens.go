@@ -59,7 +59,8 @@ func (s *Story) Number(c *openai.Chunk, data []byte) {
 	if k.off {
 		return
 	}
-	if at := c.PromptIDsAt; at.Present() && !s.exact && k.prompt == 0 {
+	part := !c.Malformed && !c.Error && !c.Aborted() // of the answer, or the caller does not get it, whatever is found in it
+	if at := c.PromptIDsAt; part && at.Present() && !s.exact && k.prompt == 0 {
 		if k.prompt = s.numbered(data[at.From:at.To]); k.prompt == 0 {
 			k.give()
 			return
@@ -72,7 +73,7 @@ func (s *Story) Number(c *openai.Chunk, data []byte) {
 	}
 	at := c.TokenIDsAt
 	switch {
-	case !at.Present() && len(c.Text) == 0: // who speaks, how it ended, usage
+	case !part, !at.Present() && len(c.Text) == 0: // who speaks, how it ended, usage
 		return
 	case !c.TextChoice, c.Other, c.Reasoning: // no answer to be gone on with, or no part of it: See and Continue tell
 		return
