@@ -137,8 +137,14 @@ func (s *Story) unnumber() {
 	k.list.b, k.n, k.sure, k.sureN = k.list.b[:k.was.bytes], k.was.n, k.was.sure, k.was.sureN
 }
 
-// Counted returns how many tokens of the answer the caller has, where hosts have told the number of each.
+// Counted returns how many tokens hosts have sent for the caller, as Ask and End take it, where they have told the number of each.
 func (s *Story) Counted() (n int64, ok bool) {
+	n, ok = s.has()
+	return n + s.again, ok
+}
+
+// has returns how many tokens of the answer the caller has, where hosts have told the number of each.
+func (s *Story) has() (n int64, ok bool) {
 	k := &s.numbers
 	return k.base + k.sureN, !k.off && k.sureN > 0
 }
@@ -174,7 +180,7 @@ func (s *Story) AskExact(dst, body, modelJSON []byte, maxContext int) ([]byte, R
 		return dst, r
 	}
 	k := &s.numbers
-	total, ok := s.Counted()
+	total, ok := s.has()
 	if !ok {
 		return dst, TokenIDs
 	}

@@ -206,6 +206,32 @@ func TestNumbersBehindText(t *testing.T) {
 	}
 }
 
+// TestNumbersOfWhatIsSaidAgain: white space that the next host writes once more is one token of the caller's, whichever way is asked then.
+func TestNumbersOfWhatIsSaidAgain(t *testing.T) {
+	var s resume.Story
+	s.Begin(true, false, 1<<10)
+	defer s.Release()
+	see(t, &s, host{id: "a", chat: true}.stream([]string{"a", " "}, ""))
+	body := []byte(`{"messages":[{"role":"user","content":"hi"}],"max_tokens":10}`)
+	if _, why := s.Ask(nil, body, nil, 2, true); why != resume.None {
+		t.Fatal(why)
+	}
+	s.Seam()
+	number(t, &s, counted("[1,2]", " ", "b"), true)
+	n, ok := s.Counted()
+	if !ok {
+		t.Fatal("not counted")
+	}
+	for way, ask := range map[string]func() ([]byte, resume.Reason){
+		"text":    func() ([]byte, resume.Reason) { return s.Ask(nil, body, nil, n, true) },
+		"numbers": func() ([]byte, resume.Reason) { return s.AskExact(nil, body, nil, 0) },
+	} {
+		if got, why := ask(); why != resume.None || !strings.Contains(string(got), `"max_tokens":7`) {
+			t.Errorf("by %s: %q, %s, and 3 of 10 tokens are delivered", way, why, got)
+		}
+	}
+}
+
 // TestExactOverAnyCut breaks numbered answers at random places, over and over: the caller has each token once, and each host is told all
 // that were told, and no other.
 func TestExactOverAnyCut(t *testing.T) {
