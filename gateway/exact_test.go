@@ -367,7 +367,7 @@ func TestExactWithoutWhatIsNotPassedOn(t *testing.T) {
 					a, b := &teacher{tokens: n, at: at, times: 1, dying: dying}, &teacher{tokens: n}
 					g := newTeachers(t, numbersToo, a, b)
 					body, err := g.first(a, ask(path, members+`,"max_tokens":100`))
-					text := ""
+					var text string
 					if members == "" {
 						text = plainText(t, body)
 					} else {

@@ -26,8 +26,13 @@ func TestSlowReaderNoBlame(t *testing.T) {
 		c.sendStream(append(events, stopEvent, doneEvent)...)
 		return true
 	})
-	g := newRig(t, []string{up.url()})
+	g := newRig(t, []string{up.url()}, func(o *rigOptions) { // the caller's pause is as long as the machine is busy
+		o.set.ClientWrite, o.set.Total = 10*patience, 10*patience
+	})
 	c := g.dial()
+	if err := c.SetDeadline(time.Now().Add(10 * patience)); err != nil {
+		t.Fatal(err)
+	}
 	if err := c.tcp.SetReadBuffer(8 * size); err != nil { // so that it does not grow to all of the stream
 		t.Fatal(err)
 	}
