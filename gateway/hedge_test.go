@@ -262,13 +262,16 @@ func TestHedgeFailures(t *testing.T) {
 		do    func(c *upConn)
 		class outcome.Class
 	}{
-		"reset":        {(*upConn).reset, outcome.Severed},
-		"500":          {func(c *upConn) { c.send(jsonAnswer(500, `{"error":{"message":"SECRET-UPSTREAM-TEXT"}}`)) }, outcome.UpstreamFault},
-		"429":          {func(c *upConn) { c.send(jsonAnswer(429, `{"error":{"message":"slow down"}}`, "Retry-After: 1")) }, outcome.Throttled},
-		"error event":  {func(c *upConn) { c.sendStream(`data: {"error":{"message":"no","code":503}}` + "\n\n") }, outcome.UpstreamFault},
-		"HTML":         {func(c *upConn) { c.send("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 2\r\n\r\nhi") }, outcome.UpstreamFault},
-		"no events":    {func(c *upConn) { c.sendStream(": nothing\n\n") }, outcome.UpstreamFault},
-		"aborted":      {func(c *upConn) { c.sendStream(strings.Replace(stopEvent, "stop", "abort", 1), doneEvent) }, outcome.UpstreamFault},
+		"reset":       {(*upConn).reset, outcome.Severed},
+		"500":         {func(c *upConn) { c.send(jsonAnswer(500, `{"error":{"message":"SECRET-UPSTREAM-TEXT"}}`)) }, outcome.UpstreamFault},
+		"429":         {func(c *upConn) { c.send(jsonAnswer(429, `{"error":{"message":"slow down"}}`, "Retry-After: 1")) }, outcome.Throttled},
+		"error event": {func(c *upConn) { c.sendStream(`data: {"error":{"message":"no","code":503}}` + "\n\n") }, outcome.UpstreamFault},
+		"HTML":        {func(c *upConn) { c.send("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 2\r\n\r\nhi") }, outcome.UpstreamFault},
+		"no events":   {func(c *upConn) { c.sendStream(": nothing\n\n") }, outcome.UpstreamFault},
+		"aborted":     {func(c *upConn) { c.sendStream(strings.Replace(stopEvent, "stop", "abort", 1), doneEvent) }, outcome.UpstreamFault},
+		"aborted amid its first words": {func(c *upConn) {
+			c.sendStream(strings.Replace(tokenEvent("words of no answer"), `"finish_reason":null`, `"finish_reason":"abort"`, 1), doneEvent)
+		}, outcome.UpstreamFault},
 		"bare error":   {func(c *upConn) { c.sendStream(`{"error":{"message":"no","code":503}}`) }, outcome.UpstreamFault},
 		"broken chunk": {func(c *upConn) { beginning(c); c.send("zz\r\n") }, outcome.UpstreamFault},
 	}
