@@ -100,14 +100,33 @@ const classes = int(outcome.Outrun) + 1
 // family holds sets by their key. Looking one up takes no lock.
 type family[K comparable, S any] struct {
 	mu sync.Mutex // held while sets are added or dropped
-	m  atomic.Pointer[map[K]*S]
+	t  atomic.Pointer[lookup[K, S]]
+}
+
+// lookup is a family's sets between two changes.
+type lookup[K comparable, S any] struct {
+	sets map[K]*member[K, S]
+	last atomic.Pointer[member[K, S]] // looked up last: most records are like the one before, and comparing keys is cheaper than hashing one
+}
+
+type member[K comparable, S any] struct {
+	key K
+	set S
 }
 
 func (f *family[K, S]) get(k K) *S {
-	if m := f.m.Load(); m != nil {
-		return (*m)[k]
+	t := f.t.Load()
+	if t == nil {
+		return nil
 	}
-	return nil
+	e := t.last.Load()
+	if e == nil || e.key != k {
+		if e = t.sets[k]; e == nil {
+			return nil
+		}
+		t.last.Store(e)
+	}
+	return &e.set
 }
 
 // add returns the set of k, a new one where there is none.
@@ -117,33 +136,35 @@ func (f *family[K, S]) add(k K) *S {
 	if s := f.get(k); s != nil {
 		return s
 	}
-	next, s := map[K]*S{}, new(S)
-	if m := f.m.Load(); m != nil {
-		maps.Copy(next, *m)
+	next, e := &lookup[K, S]{sets: map[K]*member[K, S]{}}, &member[K, S]{key: k}
+	if t := f.t.Load(); t != nil {
+		maps.Copy(next.sets, t.sets)
 	}
-	next[k] = s
-	f.m.Store(&next)
-	return s
+	next.sets[k] = e
+	f.t.Store(next)
+	return &e.set
 }
 
 // drop takes away the sets that gone chooses. Who has looked one up may still hold it: see life.
 func (f *family[K, S]) drop(gone func(K, *S) bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	next := map[K]*S{}
-	f.each(func(k K, s *S) {
-		if !gone(k, s) {
-			next[k] = s
+	next := &lookup[K, S]{sets: map[K]*member[K, S]{}}
+	if t := f.t.Load(); t != nil {
+		for k, e := range t.sets {
+			if !gone(k, &e.set) {
+				next.sets[k] = e
+			}
 		}
-	})
-	f.m.Store(&next)
+	}
+	f.t.Store(next)
 }
 
 // each calls fn for every set.
 func (f *family[K, S]) each(fn func(K, *S)) {
-	if m := f.m.Load(); m != nil {
-		for k, s := range *m {
-			fn(k, s)
+	if t := f.t.Load(); t != nil {
+		for k, e := range t.sets {
+			fn(k, &e.set)
 		}
 	}
 }

@@ -590,3 +590,43 @@ func BenchmarkScrape(b *testing.B) {
 		b.SetBytes(int64(w.Body.Len()))
 	}
 }
+
+// What is counted does not depend on the order in which requests of different kinds come.
+func TestAnyOrder(t *testing.T) {
+	t.Parallel()
+	m := newMetrics(telemetry.NamesLatest)
+	rs := records()
+	for round := range 3 {
+		for i := range rs {
+			m.Record(&rs[i])
+			m.Record(&rs[(i*7+round)%len(rs)])
+		}
+	}
+	want := newMetrics(telemetry.NamesLatest)
+	for i := range rs { // each as often, all of a kind together
+		n := 3
+		for round := range 3 {
+			for j := range rs {
+				if (j*7+round)%len(rs) == i {
+					n++
+				}
+			}
+		}
+		for range n {
+			want.Record(&rs[i])
+		}
+	}
+	counts := func(m *telemetry.Metrics) string {
+		var b strings.Builder
+		for line := range strings.Lines(scrape(t, m, "text/plain")) {
+			name, _, _ := strings.Cut(line, "{")
+			if name, ok := strings.CutSuffix(name, "_total"); (ok || strings.HasSuffix(name, "_bucket")) && !strings.Contains(name, "usd") { // sums of fractions do depend on it, in their last digit
+				b.WriteString(line)
+			}
+		}
+		return b.String()
+	}
+	if got, want := counts(m), counts(want); got != want || !strings.Contains(got, "_bucket{") || !strings.Contains(got, "_total{") {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
