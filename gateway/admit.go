@@ -245,6 +245,9 @@ func (x *exchange) parent(head []byte, ep *endpoint.Endpoint, span trace.SpanID)
 }
 
 func isJSON(ct []byte) bool {
+	if string(ct) == "application/json" { // the usual one
+		return true
+	}
 	t, _, _ := strings.Cut(string(ct), ";")
 	t = strings.ToLower(strings.TrimSpace(t))
 	return t == "application/json" || strings.HasSuffix(t, "+json") || t == "application/x-www-form-urlencoded" || t == "text/plain"

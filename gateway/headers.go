@@ -57,7 +57,7 @@ func passthroughTraced(name []byte) bool {
 func appendHeader(dst []byte, h *fasthttp.RequestHeader, take func([]byte) bool, requestID string) []byte {
 	hop := h.Peek(fasthttp.HeaderConnection)
 	for k, v := range h.All() {
-		if take(k) && !named(hop, k) && !bytes.ContainsAny(v, "\r\n\x00") {
+		if take(k) && !named(hop, k) && inLine(v) {
 			dst = append(dst, k...)
 			dst = append(dst, ": "...)
 			dst = append(dst, v...)
@@ -67,6 +67,16 @@ func appendHeader(dst []byte, h *fasthttp.RequestHeader, take func([]byte) bool,
 	dst = append(dst, "X-Request-Id: "...)
 	dst = append(dst, requestID...)
 	return append(dst, '\r', '\n')
+}
+
+// inLine tells whether v can stand in a header line.
+func inLine(v []byte) bool {
+	for _, c := range v { // bytes.ContainsAny makes itself a table first, each time
+		if c == '\r' || c == '\n' || c == 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // named tells whether a Connection field makes name this hop's own (RFC 9110 section 7.6.1).

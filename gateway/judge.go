@@ -182,6 +182,11 @@ func (x *exchange) errorEvent(ev *sse.Event, c *openai.Chunk) {
 // awaitBody reads a plain answer whole, up to the buffer's limit; a longer one is passed on as it comes.
 func (x *exchange) awaitBody() {
 	a := x.attempt
+	if a.Ended() { // it came with its head
+		x.bodyEnd = true
+		x.judgeBody()
+		return
+	}
 	for {
 		err := a.More(x.firstBy, x.set.FirstEvent/8)
 		switch {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"strconv"
@@ -164,7 +165,7 @@ func (x *exchange) setHeaders(now time.Time) {
 	h.SetCanonical(nameTiming, appendMillis(timing, first.Sub(x.beginAt)))
 	if x.bodyEnd && x.leased {
 		if usd, ok := x.usd(now); ok {
-			h.SetCanonical(nameCost, strconv.AppendFloat(buf[:0], usd, 'f', 9, 64))
+			h.SetCanonical(nameCost, appendUSD(buf[:0], usd))
 		}
 	}
 }
@@ -174,6 +175,20 @@ func appendMillis(dst []byte, d time.Duration) []byte {
 	tenths := max(0, (d.Microseconds()+50)/100)
 	dst = strconv.AppendInt(dst, tenths/10, 10)
 	return append(dst, '.', byte('0'+tenths%10))
+}
+
+// appendUSD writes usd with nine decimals.
+func appendUSD(dst []byte, usd float64) []byte {
+	if !(usd >= 0 && usd < 1e6) { //nolint:staticcheck // NaN as well
+		return strconv.AppendFloat(dst, usd, 'f', 9, 64)
+	}
+	nano := int64(math.Round(usd * 1e9)) // a third of AppendFloat's time
+	dst = strconv.AppendInt(dst, nano/1e9, 10)
+	dst = append(dst, '.')
+	n := len(dst)
+	dst = strconv.AppendInt(dst, 1e9+nano%1e9, 10)
+	dst = append(dst[:n], dst[n+1:]...) // without the one that keeps the zeros in front
+	return dst
 }
 
 // Read is never called: fasthttp uses WriteTo. It is there to satisfy io.Reader.
