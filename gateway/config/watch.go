@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
+	"headrace/gateway/dirwatch"
 )
 
 const (
@@ -36,11 +36,10 @@ func Watch(ctx context.Context, paths []string, changed func() []string) error {
 // the paths, once changes of their files will be seen.
 func watch(ctx context.Context, paths []string, settle, poll time.Duration, ready func(), changed func() []string) error {
 	w := watcher{sums: make(map[string][sha256.Size]byte)}
-	var events <-chan fsnotify.Event
-	var failures <-chan error
-	if n, err := fsnotify.NewWatcher(); err == nil { // without one, polling has to do
-		defer func() { _ = n.Close() }()
-		w.notify, events, failures = n, n.Events, n.Errors
+	var events <-chan dirwatch.Event
+	if n, err := dirwatch.New(); err == nil { // without one, polling has to do
+		defer n.Close()
+		w.notify, events = n, n.Events()
 	}
 	var settled <-chan time.Time // nil while nothing has happened
 	adopt := func(paths []string) {
@@ -58,12 +57,7 @@ func watch(ctx context.Context, paths []string, settle, poll time.Duration, read
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case e := <-events:
-			if settled == nil && e.Op != fsnotify.Chmod {
-				settled = time.After(settle)
-			}
-			continue
-		case <-failures: // such as an overflow: events were lost, so look
+		case <-events:
 			if settled == nil {
 				settled = time.After(settle)
 			}
@@ -84,7 +78,7 @@ func watch(ctx context.Context, paths []string, settle, poll time.Duration, read
 
 type watcher struct {
 	paths  []string
-	notify *fsnotify.Watcher // nil when the system grants none
+	notify *dirwatch.Watcher // nil when the system grants none
 	sums   map[string][sha256.Size]byte
 }
 
@@ -99,9 +93,9 @@ func (w *watcher) follow() {
 			want[dir] = true
 		}
 	}
-	for _, dir := range w.notify.WatchList() {
+	for _, dir := range w.notify.List() {
 		if !want[dir] {
-			_ = w.notify.Remove(dir) // already gone with the directory, at worst
+			w.notify.Remove(dir)
 		}
 	}
 	for dir := range want {

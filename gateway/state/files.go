@@ -16,7 +16,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
+	"headrace/gateway/dirwatch"
 )
 
 // Files is a Store in a directory, for the processes of one machine. A document is there whole or not at all, whatever happens while it
@@ -384,14 +384,11 @@ func (f *Files) Watch(kind string) (changes <-chan struct{}, stop func()) {
 func (f *Files) follow(ctx context.Context, kind string) {
 	dir := filepath.Join(f.dir, kind)
 	f.sweep(kind)
-	var events <-chan fsnotify.Event
-	var failures <-chan error
-	// One takes 128 KiB of stack, which also makes the runtime begin each stack of the process larger: none before there is something to
-	// watch, and without one looking has to do.
-	var notify *fsnotify.Watcher
+	var events <-chan dirwatch.Event
+	var notify *dirwatch.Watcher // none before there is something to watch: systems grant few; without one looking has to do
 	defer func() {
 		if notify != nil {
-			_ = notify.Close()
+			notify.Close()
 		}
 	}()
 	t := time.NewTicker(dirLook)
@@ -399,8 +396,8 @@ func (f *Files) follow(ctx context.Context, kind string) {
 	var seen time.Time
 	for first := true; ; first = false {
 		if _, err := os.Stat(dir); err == nil && notify == nil {
-			if n, err := fsnotify.NewWatcher(); err == nil {
-				notify, events, failures = n, n.Events, n.Errors
+			if n, err := dirwatch.New(); err == nil {
+				notify, events = n, n.Events()
 			}
 		}
 		if notify != nil {
@@ -421,11 +418,9 @@ func (f *Files) follow(ctx context.Context, kind string) {
 			case <-t.C:
 				break wait
 			case e := <-events:
-				if !strings.HasPrefix(filepath.Base(e.Name), ".") {
+				if e.Lost || !strings.HasPrefix(filepath.Base(e.Path), ".") {
 					f.watchers.tell(kind)
 				}
-			case <-failures: // events were lost
-				f.watchers.tell(kind)
 			}
 		}
 	}
