@@ -349,6 +349,26 @@ func (d *Doc) weigh(shares []float64, now time.Time) {
 	d.Weights = append(slices.Clip(d.Weights), Weighing{now, shares})
 }
 
+// Dated returns the document with now as the time of all decisions but the first so many: they took something away, and were made by a clock of
+// which it was not known how far it is off.
+func (d Doc) Dated(but int64, now time.Time) Doc {
+	n := int(max(0, d.Decisions-but))
+	if n == 0 {
+		return d
+	}
+	d.Log, d.Weights = slices.Clone(d.Log), slices.Clone(d.Weights)
+	for i := max(0, len(d.Log)-n); i < len(d.Log); i++ {
+		d.Log[i].At = now
+	}
+	for i := max(0, len(d.Weights)-n); i < len(d.Weights); i++ { // each has changed the shares
+		d.Weights[i].At = now
+	}
+	if d.State.over() {
+		d.EndedAt = now
+	}
+	return d
+}
+
 // Decide returns the document as what was seen and the time make it, and whether that changed anything. It decides one thing at a time.
 func (d Doc) Decide(s *Spec, r Readings, now time.Time) (Doc, bool) {
 	if d.State == Scheduled && d.Wanted != WantPause && !now.Before(s.Start) && !s.ended(now) {

@@ -6,6 +6,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"time"
 )
 
 // Experiment gathers observations and says what they show. It is safe for concurrent use.
@@ -54,6 +55,27 @@ func (e *Experiment) Reweigh(weights []float64) error {
 	}
 	s.epochs = append(s.epochs, slices.Clone(weights))
 	return nil
+}
+
+// Shift moves the times of all that was recorded here by so much: they were told by a clock that is found to be off. Times are kept in tens of
+// seconds.
+func (e *Experiment) Shift(by time.Duration) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	slots := int64(by.Round(slotTime) / slotTime)
+	move := func(slot *uint32) {
+		if *slot > 0 { // else it is not known
+			*slot = uint32(min(max(int64(*slot)+slots, 1), math.MaxUint32)) //nolint:gosec // bounded
+		}
+	}
+	s := e.own
+	move(&s.slot)
+	for i := range s.coming {
+		move(&s.coming[i].slot)
+	}
+	for i := range s.units.recs {
+		move(&s.units.recs[i].slot)
+	}
 }
 
 // Epoch numbers the weights that are in force, from 1 on; Reweigh makes it one more unless it changes nothing. It is what a request's

@@ -1,9 +1,11 @@
 package stats
 
 import (
+	"bytes"
 	"math"
 	"math/rand/v2"
 	"testing"
+	"time"
 )
 
 // TestSumsAreThoseOfTheRecords: what is kept up with every request is what would be made anew of the records, before and after
@@ -127,6 +129,31 @@ func TestSigned(t *testing.T) {
 	} {
 		if got != want {
 			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
+// TestShift: what was recorded by a clock that was off is as if it had been right.
+func TestShift(t *testing.T) {
+	began := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	for _, off := range []time.Duration{3 * time.Hour, -3 * time.Hour, 0} {
+		for _, sticky := range []bool{false, true} {
+			var right, wrong *Experiment
+			for e, by := range map[**Experiment]time.Duration{&right: 0, &wrong: off} {
+				var err error
+				if *e, err = New(Design{Arms: []string{"control", "canary"}, Weights: []float64{0.5, 0.5}, Sticky: sticky}); err != nil {
+					t.Fatal(err)
+				}
+				for i := range 1000 {
+					o := Unknown(uint64(i%300), i%2) //nolint:gosec // small
+					o.At = began.Add(time.Duration(i)*time.Second + by)
+					(*e).Record(&o)
+				}
+			}
+			wrong.Shift(-off)
+			if !bytes.Equal(right.Snapshot(), wrong.Snapshot()) {
+				t.Errorf("off by %s, sticky %t: it is not what the right clock had recorded", off, sticky)
+			}
 		}
 	}
 }
