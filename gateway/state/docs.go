@@ -28,6 +28,8 @@ type Docs struct {
 	r    *Redis
 	opt  DocsOptions
 	copy string // directory, "" for none
+	kept *Files // what Keep keeps, nil for nowhere
+	Census
 
 	mu     sync.Mutex // guards all below
 	read   map[string]map[string]entry
@@ -62,7 +64,8 @@ const (
 
 // DocsOptions say what becomes of copies.
 type DocsOptions struct {
-	// Dir is where copies outlive the process, in its folder copies: those of each Redis by themselves. "" is for nowhere.
+	// Dir is where copies outlive the process, in its folder copies, and what Keep keeps in kept: those of each Redis by themselves. "" is for
+	// nowhere.
 	Dir string
 	// Passing are kinds of which no copy is kept there: nothing is lost with them.
 	Passing []string
@@ -73,6 +76,8 @@ func (r *Redis) Docs(o DocsOptions) *Docs {
 	d := &Docs{r: r, opt: o, read: map[string]map[string]entry{}}
 	if o.Dir != "" {
 		d.copy = filepath.Join(o.Dir, "copies", r.place)
+		d.kept = NewFiles(filepath.Join(o.Dir, "kept", r.place), nil)
+		d.Census = newCensus(o.Dir)
 		sweepTemps(d.copy, time.Now())
 	}
 	return d

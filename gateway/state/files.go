@@ -32,6 +32,7 @@ type Files struct {
 	warned   atomic.Bool            // of a document that cannot be read
 	damaged  sync.Map               // kinds of which the last Load has left out such a one
 	swept    sync.Map               // kinds whose folder was rid of what killed writers left
+	Census
 }
 
 // NewFiles returns a Store below dir, in its folder docs. It touches nothing yet. log may be nil.
@@ -39,7 +40,7 @@ func NewFiles(dir string, log *slog.Logger) *Files {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Files{dir: filepath.Join(dir, "docs"), log: log, busy: make(chan struct{}, 1)}
+	return &Files{dir: filepath.Join(dir, "docs"), log: log, busy: make(chan struct{}, 1), Census: newCensus(dir)}
 }
 
 // Damaged tells whether the last Load of a kind has left out a document that was damaged.

@@ -9,6 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// locks tells whether tryLock tells processes apart.
+const locks = true
+
 // tryLock takes the file's lock, which processes share; ok is false while another has it.
 func tryLock(f *os.File) (ok bool, err error) {
 	for {
@@ -23,3 +26,6 @@ func tryLock(f *os.File) (ok bool, err error) {
 		}
 	}
 }
+
+// unlock gives a file's lock back, also where a process that is being started has the file for a moment.
+func unlock(f *os.File) { _ = unix.Flock(int(f.Fd()), unix.LOCK_UN) }

@@ -1,0 +1,135 @@
+package state
+
+import (
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// TestKept: what is kept is there for the next process of the directory and the same Redis, also while that is away, and for no other.
+func TestKept(t *testing.T) {
+	dir := t.TempDir()
+	docs := func(url, dir string) *Docs {
+		r, err := Open(Options{URL: url})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = r.Close() })
+		return r.Docs(DocsOptions{Dir: dir})
+	}
+	const url = "redis://127.0.0.1:1" // nobody is there
+	a := docs(url, dir)
+	if all, err := a.Kept("thing"); err != nil || len(all) > 0 {
+		t.Errorf("at first %v, %v", all, err)
+	}
+	for _, body := range []string{"one", "two"} {
+		for _, name := range []string{"n", "../n"} {
+			if err := a.Keep("thing", name, []byte(body)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := a.Keep("thing", "n", nil); err != nil {
+		t.Error(err)
+	}
+	if err := a.Keep("thing", "never", nil); err != nil {
+		t.Error(err)
+	}
+	if all, err := docs(url, dir).Kept("thing"); err != nil || len(all) != 1 || string(all["../n"]) != "two" {
+		t.Errorf("the next process has %q, %v", all, err)
+	}
+	for what, d := range map[string]*Docs{"another Redis": docs("redis://127.0.0.1:2", dir), "another directory": docs(url, t.TempDir()), "none": docs(url, "")} {
+		if all, err := d.Kept("thing"); err != nil || len(all) > 0 {
+			t.Errorf("%s has %q, %v", what, all, err)
+		}
+	}
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := docs(url, "").Keep("thing", "n", []byte("x")); !errors.Is(err, ErrNowhere) {
+		t.Errorf("without a directory: %v", err)
+	}
+	if err := docs(url, filepath.Join(file, "state")).Keep("thing", "n", []byte("x")); err == nil {
+		t.Error("it is kept in a directory that cannot be")
+	}
+}
+
+// census has this process be there as another one of a directory.
+const census = "HEADRACE_TEST_CENSUS"
+
+// TestCensus: that a process has ended is known of one that was killed, and of no other.
+func TestCensus(t *testing.T) {
+	if !locks {
+		t.Skip("files have no locks here")
+	}
+	if dir := os.Getenv(census); dir != "" { // the other process
+		if _, err := newCensus(dir).Alive("other"); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "there"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, os.Stdin) // until it is killed
+		return
+	}
+	t.Parallel()
+	dir := t.TempDir()
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestCensus$", "-test.timeout=1m") //nolint:gosec // this very test
+	cmd.Env = append(os.Environ(), census+"="+dir)
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = stdin.Close() }()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the other process", func() bool { _, err := os.Stat(filepath.Join(dir, "there")); return err == nil })
+	c := newCensus(dir)
+	release, err := c.Alive("me")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"other", "me", "nobody", "", "../alive/other", "."} {
+		if c.Dead(id) {
+			t.Errorf("%q is dead, while all live", id)
+		}
+		c.Bury(id) // of the living nobody is buried
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	if !c.Dead("other") || c.Dead("me") || newCensus(t.TempDir()).Dead("other") {
+		t.Errorf("killed: dead %v, who lives %v, in another directory %v", c.Dead("other"), c.Dead("me"), newCensus(t.TempDir()).Dead("other"))
+	}
+	if err := os.WriteFile(filepath.Join(dir, "alive", "elsewhere"), []byte("another machine"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if c.Dead("elsewhere") {
+		t.Error("of a process of another machine it is known that it has ended")
+	}
+	if c.Bury("other"); c.Dead("other") {
+		t.Error("it was buried, and is known")
+	}
+	if release(); !c.Dead("me") {
+		t.Error("who has ended is not dead")
+	}
+	long := time.Now().Add(-2 * deadFor)
+	if err := os.Chtimes(filepath.Join(dir, "alive", "me"), long, long); err != nil {
+		t.Fatal(err)
+	}
+	if c.Bury("other"); c.Dead("me") {
+		t.Error("whoever ended long ago is remembered for good")
+	}
+	for what, c := range map[string]Census{"no directory": {}, "below a file": newCensus(filepath.Join(dir, "there"))} {
+		if _, err := c.Alive("me"); err == nil {
+			t.Errorf("%s: nobody is told that a process is there", what)
+		}
+	}
+}
