@@ -15,8 +15,8 @@ type clock interface {
 // clockEvery is how often the store's clock is looked at.
 const clockEvery = time.Minute
 
-// setClock finds how far the store's clock is from this process's, if that is not known of late. The error of a store that does not say is that of
-// whatever it is asked next. The caller holds mu.
+// setClock finds how far the store's clock is from this process's, if that is not known of late. Until it is known for the first time nothing is
+// written that has a time in it: this process's may be hours off, and what is held against it be anybody's place. The caller holds mu.
 func (m *Manager) setClock(ctx context.Context) {
 	c, ok := m.opt.Store.(clock)
 	if now := m.opt.Now(); !ok || !m.clockAt.IsZero() && now.Sub(m.clockAt) < clockEvery {
@@ -25,10 +25,43 @@ func (m *Manager) setClock(ctx context.Context) {
 	asked := m.opt.Now()
 	is, err := c.Now(ctx, kindDocs)
 	if err != nil {
+		if m.clockAt.IsZero() && m.mute == nil && len(m.trials) > 0 {
+			m.opt.Log.Warn("the clock that replicas share cannot be read: experiments stay as they are until it can, harm still ends one here", "error", err)
+		}
+		m.mute = err
 		return
 	}
-	m.clockAt = m.opt.Now()
+	first := m.clockAt.IsZero()
+	m.clockAt, m.mute = m.opt.Now(), nil
 	m.off = is.Sub(asked.Add(m.clockAt.Sub(asked) / 2))
+	if first {
+		m.redate()
+	}
+}
+
+// timeless tells whether the store has a clock that was not read yet. The caller holds mu.
+func (m *Manager) timeless() bool {
+	_, has := m.opt.Store.(clock)
+	return has && m.clockAt.IsZero()
+}
+
+// redate has the store's time in what was noted by this process's. The caller holds mu.
+func (m *Manager) redate() {
+	seen := func(t *trial) {
+		if t != nil && t.stats != nil { // nothing of others was heard yet
+			t.stats.Shift(m.off)
+		}
+	}
+	for _, t := range m.trials {
+		seen(t)
+		if !t.outOf.IsZero() {
+			t.outOf = t.outOf.Add(m.off)
+		}
+	}
+	for name, r := range m.left {
+		seen(r.trial)
+		m.left[name] = removed{r.trial, r.at.Add(m.off)}
+	}
 }
 
 // now is the time by the store's clock, as far as it is known. The caller holds mu.

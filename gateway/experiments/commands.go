@@ -37,7 +37,18 @@ func (m *Manager) names() string {
 // ErrSilent says that the store did not answer, so that other replicas cannot be told.
 var ErrSilent = errors.New("the state that replicas share cannot be reached")
 
-// Apply carries out an operator's command. Errors are ErrUnknown, ErrSilent, experiment.ErrState and experiment.ErrArm.
+// away says why nothing can be decided together with others now, nil when it can. The caller holds mu.
+func (m *Manager) away() error {
+	if m.silent == nil && m.timeless() {
+		return cmp.Or(m.mute, errTimeless)
+	}
+	return m.silent
+}
+
+var errTimeless = errors.New("its clock was not read yet")
+
+// Apply carries out an operator's command. An abort is in force here at once, also while the store does not answer, and what is owed to the others
+// then is kept (owes). Errors are ErrUnknown, ErrSilent, experiment.ErrState and experiment.ErrArm.
 func (m *Manager) Apply(ctx context.Context, name string, c experiment.Command, arm string) (View, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -45,14 +56,16 @@ func (m *Manager) Apply(ctx context.Context, name string, c experiment.Command, 
 	if err != nil {
 		return View{}, err
 	}
+	done := "nothing was done"
 	for range 10 {
+		m.setClock(ctx)
 		m.sync(ctx)
-		if m.silent != nil {
+		if why := m.away(); why != nil {
 			if c != experiment.Abort {
-				return View{}, fmt.Errorf("%w: %w; abort works all the same, here and at once", ErrSilent, m.silent)
+				return View{}, fmt.Errorf("%w: %w; %s; abort works all the same, here and at once", ErrSilent, why, done)
 			}
 			if !t.known {
-				return View{}, fmt.Errorf("%w: %w; how experiment %q stands is not known here, so the control serves its requests at this replica: abort it again when the state answers", ErrSilent, m.silent, name)
+				return View{}, fmt.Errorf("%w: %w; how experiment %q stands is not known here, so the control serves its requests at this replica: abort it again when the state answers", ErrSilent, why, name)
 			}
 			break
 		}
@@ -68,6 +81,9 @@ func (m *Manager) Apply(ctx context.Context, name string, c experiment.Command, 
 		}
 		if m.put(ctx, t, next) {
 			return m.view(t), nil
+		}
+		if m.silent != nil {
+			done = "whether it was done is not known"
 		}
 		if ctx.Err() != nil {
 			break

@@ -32,13 +32,14 @@ func (m *Manager) answered(ctx context.Context, err error) bool {
 
 // sync reads every document, and writes those that are missing or that the config has changed. The caller holds mu.
 func (m *Manager) sync(ctx context.Context) {
-	if len(m.trials) == 0 {
+	if len(m.trials) == 0 && len(m.owes) == 0 {
 		return
 	}
 	docs, err := m.opt.Store.Load(ctx, kindDocs)
 	if !m.answered(ctx, err) || err != nil {
 		return
 	}
+	m.settle(ctx, docs)
 	for _, t := range m.trials {
 		d, exists := docs[t.Spec.Name]
 		m.take(ctx, t, d, exists)
@@ -55,9 +56,13 @@ func (m *Manager) take(ctx context.Context, t *trial, d state.Doc, exists bool) 
 	if withdrawn := !t.foreign && !t.doc.Withdrawn.IsZero(); exists && taken && !withdrawn { // that it is not has to be written until it is
 		return
 	}
+	mine := t.doc
+	if t.ahead && !m.timeless() {
+		mine = mine.Dated(m.owes[t.Spec.Name].Dated, now)
+	}
 	if !exists {
 		t.version = 0
-		first := t.doc // the store has lost it: what was rolled back is not to begin anew for that
+		first := mine // the store has lost it: what was rolled back is not to begin anew for that
 		if !t.known || t.foreign {
 			first = experiment.NewDoc(t.Spec, now)
 		}
@@ -81,18 +86,22 @@ func (m *Manager) take(ctx context.Context, t *trial, d state.Doc, exists bool) 
 		return
 	}
 	if t.known && !t.foreign { // the store may have lost what it had, or this replica has decided while it could not be asked
-		if next, changed := doc.Reconcile(&t.doc, t.ahead, now); changed {
+		if next, changed := doc.Reconcile(&mine, t.ahead, now); changed {
 			if m.putOn(ctx, t, d.Version, next) {
 				m.opt.Log.Warn("what replicas share of an experiment was behind what is known here, and was written anew", "experiment", t.Spec.Name, "state", string(next.State))
 				return
 			}
-			was, ahead := t.version, t.ahead
-			m.set(t, next, was) // in force here at once, and read again until it can be written
-			t.ahead = ahead
+			m.enforce(t, next, t.version) // here at once, and read again until it can be written
+			if t.ahead && doc.Decisions >= mine.Decisions {
+				m.owe(&next, m.dated(doc.Decisions, next.Decisions))
+			}
 			return
 		}
 	}
-	if t.adopt {
+	if m.timeless() && !t.known && doc.TakenOut { // it may begin anew, which needs the time: what had won is given nothing until then
+		return
+	}
+	if t.adopt && !m.timeless() {
 		next, changed := doc.Adopt(t.Spec, now)
 		if t.outOf.IsZero() {
 			t.outOf = doc.Away(now)
@@ -128,14 +137,13 @@ func (m *Manager) put(ctx context.Context, t *trial, next experiment.Doc) bool {
 	return m.putOn(ctx, t, t.version, next)
 }
 
-// putOn writes a document that follows from the store's of that version, 0 for none, and puts it in force. Where it cannot be written nothing
-// has changed, so that the store's is read as news again. The caller holds mu.
+// putOn writes a document that follows from the store's of that version, 0 for none, and puts it in force. Where it cannot be written, as before
+// the store's clock is known, nothing has changed, so that the store's is read as news again. The caller holds mu.
 func (m *Manager) putOn(ctx context.Context, t *trial, on state.Version, next experiment.Doc) bool {
-	body, err := json.Marshal(next)
-	if err != nil {
-		panic("BUG: an experiment's document cannot be written: " + err.Error())
+	if m.timeless() {
+		return false
 	}
-	v, err := m.opt.Store.Put(ctx, kindDocs, t.Spec.Name, on, body)
+	v, err := m.opt.Store.Put(ctx, kindDocs, t.Spec.Name, on, encoded(&next))
 	if !m.answered(ctx, err) {
 		return false
 	}
@@ -148,11 +156,33 @@ func (m *Manager) putOn(ctx context.Context, t *trial, on state.Version, next ex
 	return true
 }
 
+// encoded is a document as it is stored.
+func encoded(d *experiment.Doc) []byte {
+	body, err := json.Marshal(d)
+	if err != nil {
+		panic("BUG: an experiment's document cannot be written: " + err.Error())
+	}
+	return body
+}
+
 // alone puts in force here what the others are told when the store can be written to. The caller holds mu.
 func (m *Manager) alone(t *trial, next experiment.Doc) {
 	m.tell(t, &next)
-	m.set(t, next, t.version)
+	dated := m.dated(t.doc.Decisions, next.Decisions)
+	if o := m.owes[t.Spec.Name]; t.ahead && o.Dated < o.Doc.Decisions { // what it follows from has times to mend already
+		dated = o.Dated
+	}
+	m.owe(&next, dated)
+	m.enforce(t, next, t.version)
 	t.ahead = true
+}
+
+// dated is how many decisions have times by the store's clock, of some and some more that were made now. The caller holds mu.
+func (m *Manager) dated(before, all int64) int64 {
+	if m.timeless() {
+		return before
+	}
+	return all
 }
 
 // tell logs what was decided.
@@ -167,9 +197,18 @@ func (m *Manager) tell(t *trial, next *experiment.Doc) {
 	}
 }
 
-// set makes d what is in force. The caller holds mu.
+// set makes d, as the store has it, what is in force. The caller holds mu.
 func (m *Manager) set(t *trial, d experiment.Doc, v state.Version) {
-	t.doc, t.version, t.known, t.foreign, t.ahead = d, v, true, !d.Matches(t.Spec), false
+	if t.ahead {
+		t.ahead = false
+		m.paid(t.Spec.Name)
+	}
+	m.enforce(t, d, v)
+}
+
+// enforce makes d what is in force. The caller holds mu.
+func (m *Manager) enforce(t *trial, d experiment.Doc, v state.Version) {
+	t.doc, t.version, t.known, t.foreign = d, v, true, !d.Matches(t.Spec)
 	m.follow(t)
 	m.publish()
 }

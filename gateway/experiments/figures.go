@@ -154,7 +154,7 @@ func (m *Manager) guard(ctx context.Context, t *trial) {
 		if m.put(ctx, t, next) {
 			return
 		}
-		if m.silent != nil {
+		if m.away() != nil {
 			break
 		}
 		m.sync(ctx) // somebody else has decided meanwhile
@@ -268,10 +268,10 @@ func (m *Manager) converse(ctx context.Context) {
 	c, cancel := context.WithTimeout(ctx, storeTime)
 	defer cancel()
 	m.setClock(c)
+	m.sync(c)
 	if len(m.trials) == 0 {
 		return
 	}
-	m.sync(c)
 	m.drain()
 	m.speak(c, false)
 	m.hold(c) // which tells the others that there is something to hear

@@ -61,10 +61,12 @@ type Manager struct {
 	unheld  map[string]time.Time // documents that are in no replica's config, since when; see withdraw
 	checked time.Time            // when these were looked for
 	heardAt time.Time            // when other replicas were last heard for somebody's sake
+	owes    map[string]owed      // what was decided here and the store does not know yet
 	behind  bool                 // documents are to be read again at the next look
 	silent  error                // why the store did not answer the last time, nil when it did
 	off     time.Duration        // of the store's clock from this process's; see setClock
 	clockAt time.Time            // when that was found, zero before
+	mute    error                // why the store's clock could not be read the last time, nil when it could
 }
 
 // trial is an experiment at this replica.
@@ -74,7 +76,7 @@ type trial struct {
 	version state.Version // of the store's document, 0 while there is none
 	known   bool          // doc is what replicas have agreed on
 	foreign bool          // they try something else under that name: theirs is another config
-	ahead   bool          // doc was changed here, and the store does not know yet
+	ahead   bool          // doc was changed here, and the store does not know yet: it is in owes
 	adopt   bool          // the config is to be told of in the document
 	outOf   time.Time     // the config, until adopt is done with; zero for an experiment that never was
 
@@ -125,7 +127,7 @@ func New(o Options) *Manager {
 			*d.is = d.usual
 		}
 	}
-	m := &Manager{opt: o, wake: make(chan struct{}, 1), slot: slot{number: -1}, left: map[string]removed{}, unheld: map[string]time.Time{}}
+	m := &Manager{opt: o, wake: make(chan struct{}, 1), slot: slot{number: -1}, left: map[string]removed{}, unheld: map[string]time.Time{}, owes: map[string]owed{}}
 	m.table.Store(experiment.NewTable(nil))
 	return m
 }
@@ -164,6 +166,7 @@ func (m *Manager) Configure(trials []Trial) {
 		}
 		t.adopt = true
 		m.trials = append(m.trials, t)
+		m.recollect(t)
 	}
 	for _, t := range old {
 		if !slices.ContainsFunc(m.trials, func(n *trial) bool { return n.Spec.Name == t.Spec.Name }) {
@@ -208,6 +211,7 @@ func (m *Manager) publish() {
 func (m *Manager) Load(ctx context.Context) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.remind()
 	m.setClock(ctx)
 	m.sync(ctx)
 	m.claim(ctx)
@@ -246,7 +250,7 @@ const storeTime = 2 * time.Second
 func (m *Manager) look(ctx context.Context, stale bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if len(m.trials) == 0 {
+	if len(m.trials) == 0 && len(m.owes) == 0 {
 		return
 	}
 	c, cancel := context.WithTimeout(ctx, storeTime)

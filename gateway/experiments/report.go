@@ -53,7 +53,7 @@ func (m *Manager) recall(ctx context.Context, t *trial) {
 
 // remember keeps how the experiment stands now, for reports. The caller holds mu, and decides.
 func (m *Manager) remember(ctx context.Context, t *trial, decided bool) {
-	if t.stats == nil || !t.doc.State.Tries() {
+	if t.stats == nil || !t.doc.State.Tries() || m.timeless() {
 		return
 	}
 	p, now := &t.past, m.now()

@@ -3,6 +3,7 @@ package experiments
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"strconv"
 	"time"
 
@@ -72,12 +73,18 @@ func (m *Manager) view(t *trial) View {
 	switch {
 	case !t.known:
 		v.Problem = "its state is not known yet: the control serves its requests"
+		if m.silent == nil && m.timeless() {
+			v.Problem = fmt.Sprintf("its state is not known before the clock that replicas share can be read (%v): the control serves its requests", m.away())
+		}
 		return v
 	case t.foreign:
 		v.Problem = "replicas try something else under this name: here the control serves its requests"
 		return v
 	}
-	v.Problem = cmp.Or(v.Problem, t.muffled(), m.missing(t))
+	v.Problem = cmp.Or(m.unsaid(t), v.Problem, t.muffled(), m.missing(t))
+	if m.silent == nil && m.timeless() {
+		v.Problem = cmp.Or(v.Problem, fmt.Sprintf("the clock that replicas share cannot be read (%v): shares stay as they are", m.away()))
+	}
 	if t.stats == nil {
 		return v
 	}
