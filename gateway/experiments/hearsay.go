@@ -163,7 +163,7 @@ func (t *trial) recordIn(d state.Doc) (h heading, snapshot []byte, ok bool) {
 
 // hear takes in what the other replicas have seen since they were heard the last time. The caller holds mu.
 func (m *Manager) hear(ctx context.Context) {
-	if len(m.trials) == 0 {
+	if len(m.trials) == 0 || m.timeless() {
 		return
 	}
 	slots, err := m.opt.Store.Load(ctx, kindReplica)
@@ -186,7 +186,7 @@ func (m *Manager) hear(ctx context.Context) {
 		if !m.answered(ctx, err) || err != nil {
 			return
 		}
-		if m.listen(n, docs, m.free(d)) {
+		if m.listen(n, docs, m.vacant(d)) {
 			m.heard[n] = h.Spoken
 		} else {
 			delete(m.heard, n) // tried again
@@ -234,10 +234,12 @@ func (m *Manager) leave(ctx context.Context) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.slot.number < 0 {
+		m.disappear(true)
 		return
 	}
 	m.drain()
 	m.speak(ctx, true)
-	b, _ := json.Marshal(held{At: m.now(), Spoken: m.slot.spoken})                       // always encodes
-	_, _ = m.opt.Store.Put(ctx, kindReplica, slotName(m.slot.number), m.slot.version, b) // else it is free after a while
+	b, _ := json.Marshal(held{At: m.now(), Spoken: m.slot.spoken}) // always encodes
+	_, err := m.opt.Store.Put(ctx, kindReplica, slotName(m.slot.number), m.slot.version, b)
+	m.disappear(err == nil) // else it is free to the next process of this directory, and to others after a while
 }

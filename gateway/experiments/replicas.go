@@ -19,6 +19,7 @@ import (
 // slot is this replica's place among the others.
 type slot struct {
 	me      string // of this process only
+	release func() // says that this process is no more, nil where nobody is told
 	number  int    // -1 while it has none
 	version state.Version
 	leads   bool
@@ -85,28 +86,75 @@ func slotNumber(name string) (n int, ok bool) {
 	return n, err == nil && n >= 0 && name == slotName(n)
 }
 
+// census is what a store has that knows of processes that they have ended, however that was.
+type census interface {
+	// Alive says that the process of that name is there, until release or its end.
+	Alive(id string) (release func(), err error)
+	// Dead tells whether it was there and has ended for sure.
+	Dead(id string) bool
+	// Bury forgets it.
+	Bury(id string)
+}
+
+// appear has this process be missed when it ends. The caller holds mu.
+func (m *Manager) appear() {
+	c, ok := m.opt.Store.(census)
+	if !ok || m.slot.release != nil {
+		return
+	}
+	release, err := c.Alive(m.slot.me)
+	if err != nil { // then its place is free some minutes after its end
+		release = func() {}
+	}
+	m.slot.release = release
+}
+
+// disappear has this process be missed no more where it leaves no place behind. The caller holds mu.
+func (m *Manager) disappear(clean bool) {
+	if m.slot.release == nil {
+		return
+	}
+	m.slot.release()
+	if c, ok := m.opt.Store.(census); ok && clean {
+		c.Bury(m.slot.me)
+	}
+}
+
+// dead tells whether a process has ended for sure. The caller holds mu.
+func (m *Manager) dead(id string) bool {
+	c, ok := m.opt.Store.(census)
+	return ok && id != m.slot.me && c.Dead(id)
+}
+
+// vacant tells whether nobody holds the slot, or whoever does has ended for sure. The caller holds mu.
+func (m *Manager) vacant(d state.Doc) bool {
+	var h held
+	return m.free(d) || json.Unmarshal(d.Body, &h) == nil && m.dead(h.By)
+}
+
 // claim takes the lowest slot that nobody holds, and what is stored under it. The caller holds mu.
 func (m *Manager) claim(ctx context.Context) {
 	s := &m.slot
 	if s.me == "" {
 		s.me, s.number, s.heard = rand.Text(), -1, map[string]holder{}
 	}
-	if s.number >= 0 || len(m.trials) == 0 {
+	if s.number >= 0 || len(m.trials) == 0 || m.timeless() {
 		return
 	}
 	slots, err := m.opt.Store.Load(ctx, kindReplica)
 	if !m.answered(ctx, err) || err != nil {
 		return
 	}
+	m.appear()
 	for n := range len(slots) + 1 {
 		d, exists := slots[slotName(n)]
-		if exists && !m.free(d) {
+		if exists && !m.vacant(d) {
 			continue
 		}
 		others := 0
 		for name, d := range slots {
 			var h held
-			if name != slotName(n) && json.Unmarshal(d.Body, &h) == nil && h.By != "" && !m.free(d) {
+			if name != slotName(n) && json.Unmarshal(d.Body, &h) == nil && h.By != "" && !m.vacant(d) {
 				others++
 			}
 		}
@@ -117,6 +165,9 @@ func (m *Manager) claim(ctx context.Context) {
 		if err == nil {
 			s.number, s.version, s.stored = n, v, nil
 			s.others = max(s.others, others) // before it judges anything
+			if c, ok := m.opt.Store.(census); ok {
+				c.Bury(was.By)
+			}
 			m.resume(ctx)
 			return
 		}
@@ -198,7 +249,7 @@ func (m *Manager) hold(ctx context.Context) {
 		}
 		var by held
 		n, ok := slotNumber(name)
-		if !ok || n == s.number || json.Unmarshal(d.Body, &by) != nil || by.By == "" || now.Sub(h.changed) >= m.opt.Lease {
+		if !ok || n == s.number || json.Unmarshal(d.Body, &by) != nil || by.By == "" || now.Sub(h.changed) >= m.opt.Lease || m.dead(by.By) {
 			continue
 		}
 		alive++

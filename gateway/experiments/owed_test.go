@@ -1,0 +1,236 @@
+package experiments
+
+import (
+	"maps"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"headrace/gateway/state"
+	"headrace/router/experiment"
+)
+
+// shelf keeps what a replica could not tell the store, over its restarts.
+type shelf struct {
+	mu   sync.Mutex
+	kept map[string][]byte
+	err  error
+}
+
+func (s *shelf) Keep(kind, name string, body []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if kind != kindDocs || s.err != nil {
+		return s.err
+	}
+	if s.kept == nil {
+		s.kept = map[string][]byte{}
+	}
+	if delete(s.kept, name); body != nil {
+		s.kept[name] = body
+	}
+	return nil
+}
+
+func (s *shelf) Kept(string) (map[string][]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.kept), nil
+}
+
+func (s *shelf) empty() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.kept) == 0
+}
+
+// TestAbortIsNotForgotten: what one replica has aborted while it could not reach the store is aborted for all once it can, whatever became of that
+// replica and its config meanwhile, and does nothing to a later run.
+func TestAbortIsNotForgotten(t *testing.T) {
+	other := func(s *experiment.Spec) { s.Arms[1].Policy = "latency" }
+	restart := func(t *testing.T, store state.Store, a *replica, trials ...Trial) *replica {
+		t.Helper()
+		a.stop()
+		return startReplica(t, store, trials...)
+	}
+	for name, tc := range map[string]struct {
+		then  func(t *testing.T, store state.Store, a *replica) *replica
+		alone experiment.State // at a, before it is back; "" where it has no such experiment
+		want  experiment.State // at both afterwards
+		run   int
+	}{
+		"nothing happens": {func(_ *testing.T, _ state.Store, a *replica) *replica { return a }, experiment.Aborted, experiment.Aborted, 1},
+		"it is restarted": {func(t *testing.T, store state.Store, a *replica) *replica {
+			t.Helper()
+			return restart(t, store, a, trialOf())
+		}, experiment.Aborted, experiment.Aborted, 1},
+		"twice": {func(t *testing.T, store state.Store, a *replica) *replica {
+			t.Helper()
+			return restart(t, store, restart(t, store, a, trialOf()), trialOf())
+		}, experiment.Aborted, experiment.Aborted, 1},
+		"its config is reloaded": {func(_ *testing.T, _ state.Store, a *replica) *replica {
+			a.Configure([]Trial{trialOf()})
+			return a
+		}, experiment.Aborted, experiment.Aborted, 1},
+		"its config leaves it out": {func(_ *testing.T, _ state.Store, a *replica) *replica {
+			a.Configure(nil)
+			return a
+		}, "", experiment.Aborted, 1},
+		"it is restarted without it": {func(t *testing.T, store state.Store, a *replica) *replica {
+			t.Helper()
+			return restart(t, store, a)
+		}, "", experiment.Aborted, 1},
+		"its config leaves it out for long": {func(_ *testing.T, _ state.Store, a *replica) *replica {
+			a.Configure(nil)
+			pass(time.Hour)
+			return a
+		}, "", experiment.Aborted, 1},
+		"its config tries something else and back": {func(_ *testing.T, _ state.Store, a *replica) *replica {
+			a.Configure([]Trial{trialOf(other)})
+			pass(time.Second)
+			a.Configure([]Trial{trialOf()})
+			return a
+		}, experiment.Aborted, experiment.Aborted, 1},
+		"others begin it anew": {func(t *testing.T, store state.Store, a *replica) *replica {
+			t.Helper()
+			b := startReplica(t, store.(*onShelf).flaky.Store, trialOf())
+			defer b.stop()
+			for _, c := range []experiment.Command{experiment.Abort, experiment.Start} {
+				if _, err := b.Apply(t.Context(), "e", c, ""); err != nil {
+					t.Fatal(err)
+				}
+			}
+			return restart(t, store, a, trialOf())
+		}, experiment.Aborted, experiment.Running, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				shared := state.NewMemory()
+				store := &onShelf{&flaky{Store: shared}, &shelf{}}
+				a, b := startReplica(t, store, trialOf()), startReplica(t, shared, trialOf())
+				pass(5 * time.Second)
+				store.down.Store(true)
+				v, err := a.Apply(t.Context(), "e", experiment.Abort, "")
+				if err != nil || v.State != experiment.Aborted || a.canary() > 0 || !strings.Contains(v.Problem, "also if this gateway is restarted") {
+					t.Fatalf("aborted: %s with %v, problem %q, %v", v.State, a.canary(), v.Problem, err)
+				}
+				a = tc.then(t, store, a)
+				pass(5 * time.Second)
+				if vs := a.List(t.Context()); tc.alone == "" && len(vs) > 0 || tc.alone != "" && (vs[0].State != tc.alone || vs[0].Arms[1].Share > 0) {
+					t.Errorf("before it is back it has %+v", vs)
+				}
+				if s := b.state(); s != experiment.Running {
+					t.Fatalf("the other, which nobody could tell, has it %s", s)
+				}
+				store.down.Store(false)
+				pass(5 * time.Second)
+				rs := []*replica{a, b}
+				if tc.alone == "" {
+					rs = rs[1:]
+				}
+				for _, r := range rs {
+					if v, err := r.Show(t.Context(), "e"); err != nil || v.State != tc.want || v.Run != tc.run || v.Problem != "" {
+						t.Errorf("run %d is %s, problem %q, %v", v.Run, v.State, v.Problem, err)
+					}
+				}
+				if !store.empty() {
+					t.Error("what all know by now is kept")
+				}
+				a.stop()
+				b.stop()
+			})
+		})
+	}
+}
+
+// onShelf is a store that can be cut off, of a replica with a shelf.
+type onShelf struct {
+	*flaky
+	*shelf
+}
+
+// TestAbortAndOtherConfig: a replica that has aborted by itself and then gets a config that tries something else tells the others of both.
+func TestAbortAndOtherConfig(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		shared := state.NewMemory()
+		store := &onShelf{&flaky{Store: shared}, &shelf{}}
+		a, b := startReplica(t, store, trialOf()), startReplica(t, shared, trialOf())
+		pass(5 * time.Second)
+		store.down.Store(true)
+		if _, err := a.Apply(t.Context(), "e", experiment.Abort, ""); err != nil {
+			t.Fatal(err)
+		}
+		a.Configure([]Trial{trialOf(func(s *experiment.Spec) { s.Arms[1].Policy = "latency" })})
+		pass(5 * time.Second)
+		if arm, _ := a.Table().Of("m")[0].Assign([]byte("somebody")); arm.Name != "control" {
+			t.Errorf("what nobody has begun is served by %s", arm.Name)
+		}
+		store.down.Store(false)
+		pass(5 * time.Second)
+		v, err := a.Show(t.Context(), "e")
+		if err != nil || v.Run != 2 || v.State != experiment.Running {
+			t.Errorf("run %d is %s, %v", v.Run, v.State, err)
+		}
+		var log []string
+		for _, d := range v.Decisions {
+			log = append(log, d.What)
+		}
+		if got := strings.Join(log, ", "); got != "started, aborted, changed, started" {
+			t.Errorf("decisions: %s", got)
+		}
+		if arm, _ := b.Table().Of("m")[0].Assign([]byte("somebody")); arm.Name != "control" {
+			t.Errorf("under the old config it is served by %s", arm.Name)
+		}
+		a.stop()
+		b.stop()
+	})
+}
+
+// TestAbortThatIsNotKept: where nothing can be kept the abort acts here all the same, and the answer says what a restart does.
+func TestAbortThatIsNotKept(t *testing.T) {
+	for name, store := range map[string]state.Store{
+		"no directory": &flaky{Store: state.NewMemory()},
+		"it is full":   &onShelf{&flaky{Store: state.NewMemory()}, &shelf{err: errDown}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a := startReplica(t, store, trialOf())
+				pass(5 * time.Second)
+				switch s := store.(type) {
+				case *flaky:
+					s.down.Store(true)
+				case *onShelf:
+					s.down.Store(true)
+				}
+				v, err := a.Apply(t.Context(), "e", experiment.Abort, "")
+				if err != nil || v.State != experiment.Aborted || a.canary() > 0 || !strings.Contains(v.Problem, "it is forgotten") {
+					t.Errorf("aborted: %s with %v, problem %q, %v", v.State, a.canary(), v.Problem, err)
+				}
+				a.stop()
+			})
+		})
+	}
+}
+
+// TestForgottenIsNotTakenUp: what was decided alone longer ago than experiments are remembered is of another one by now.
+func TestForgottenIsNotTakenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &onShelf{&flaky{Store: state.NewMemory()}, &shelf{}}
+		a := startReplica(t, store, trialOf())
+		pass(5 * time.Second)
+		store.down.Store(true)
+		if _, err := a.Apply(t.Context(), "e", experiment.Abort, ""); err != nil {
+			t.Fatal(err)
+		}
+		a.stop()
+		pass(experiment.Forgotten + time.Hour)
+		store.flaky = &flaky{Store: state.NewMemory()} // it was deleted there
+		a = startReplica(t, store, trialOf())
+		if s := a.state(); s != experiment.Running || !store.empty() {
+			t.Errorf("it is %s, and nothing is kept: %v", s, store.empty())
+		}
+		a.stop()
+	})
+}
