@@ -29,6 +29,7 @@ var (
 type lossy struct {
 	*state.Memory
 	*line
+	*shelf
 }
 
 // line is how a replica reaches the store.
@@ -80,6 +81,7 @@ type trouble struct {
 	rng    *rand.Rand
 	store  *state.Memory
 	cut    [3]*line
+	shelf  [3]shelf // directories, which outlive processes
 	rs     [3]*replica
 	spec   [3]int // which config each has; -1 for none
 	n      int
@@ -130,24 +132,8 @@ func (x *trouble) config(k int) []Trial {
 	return []Trial{tr}
 }
 
-// stop ends a replica, and with it what it has not told.
-func (x *trouble) stop(i int) {
-	x.rs[i].stop()
-	x.forgets(i)
-}
-
-// forgets says that a replica no longer knows what it has decided and not written.
-func (x *trouble) forgets(i int) {
-	r := x.rs[i]
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if slices.ContainsFunc(r.trials, func(t *trial) bool { return t.ahead }) || len(r.left) > 0 {
-		x.ended = ""
-	}
-}
-
 func (x *trouble) start(i int) {
-	x.rs[i] = startWith(x.t, Options{Store: lossy{x.store, x.cut[i]}, Look: time.Second, Now: func() time.Time { return time.Now().Add(x.skew[i]) }}, x.config(x.spec[i])...)
+	x.rs[i] = startWith(x.t, Options{Store: lossy{x.store, x.cut[i], &x.shelf[i]}, Look: time.Second, Now: func() time.Time { return time.Now().Add(x.skew[i]) }}, x.config(x.spec[i])...)
 	for key := range x.was {
 		if key[0] == byte('0'+i) {
 			delete(x.was, key)
@@ -239,12 +225,12 @@ func (x *trouble) happen() {
 		x.say("%d is not cut off, shaky %v", i, x.cut[i].shaky.Load())
 	case 3:
 		x.say("%d restarts", i)
-		x.stop(i)
+		r.stop()
 		x.start(i)
 	case 4:
 		x.say("%d crashes", i)
 		was := x.cut[i].down.Swap(true)
-		x.stop(i)
+		r.stop()
 		x.cut[i] = &line{}
 		x.cut[i].down.Store(was)
 		x.cut[i].shaky.Store(x.rng.IntN(2) == 0)
@@ -252,7 +238,6 @@ func (x *trouble) happen() {
 	case 5, 6:
 		x.spec[i] = x.rng.IntN(7) - 1
 		x.say("%d has config %d", i, x.spec[i])
-		x.forgets(i)
 		r.Configure(x.config(x.spec[i]))
 	case 7, 8:
 		c := []experiment.Command{experiment.Start, experiment.Pause, experiment.Resume, experiment.Promote, experiment.Abort, experiment.Start, experiment.Resume}[x.rng.IntN(7)]
