@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"headrace/router/experiment"
@@ -30,7 +31,7 @@ func (m *Manager) follow(t *trial) {
 			return
 		}
 		t.stats, t.run, t.told, t.recorded, t.stored, t.judged, t.late, t.failed, t.deaf = e, d.Run, 1, 0, 0, stats.Verdict{}, 0, "", false
-		t.resumed, t.voice, t.unheard = false, "", nil
+		t.resumed, t.voice, t.unheard, t.warned = false, "", nil, false
 		t.apartFrom, t.apartUntil = 0, time.Time{}
 		m.heard = nil
 	}
@@ -235,6 +236,53 @@ func readings(v stats.Verdict) experiment.Readings {
 	return r
 }
 
+// unpriced says what a guardrail on dollars waits for that nobody knows, "" when it is known or there is none. Hosts that a provider reports are
+// known at run time only. The caller holds mu.
+func (m *Manager) unpriced(t *trial, v *stats.Verdict) string {
+	gs := t.stats.Design().Guardrails
+	g := slices.IndexFunc(gs, func(g stats.Guardrail) bool { return g.Metric == stats.USD && !g.Optional })
+	if g < 0 || !t.doc.State.Tries() {
+		return ""
+	}
+	key := "guardrails.usd_per_mtok"
+	if gs[g].Goal {
+		key = "goal"
+	}
+	waits := false
+	for i := range v.Arms {
+		waits = waits || !t.doc.Dropped[i] && slices.ContainsFunc(v.Arms[i].Estimates, func(e stats.Estimate) bool { return e.Metric == stats.USD && e.Finding == stats.Unmeasured })
+	}
+	if !waits {
+		return ""
+	}
+	var arms, hosts []string
+	for i := range v.Arms {
+		a := &v.Arms[i]
+		if t.doc.Dropped[i] || a.Unpriced == 0 || a.PricedTokens > 0 {
+			continue
+		}
+		arms = append(arms, a.Name)
+		for _, h := range a.Hosts {
+			if name, ok := m.hosts[h.Host]; ok && !slices.Contains(hosts, name) {
+				hosts = append(hosts, name)
+			}
+		}
+	}
+	who := "one of the arms"
+	if len(arms) > 0 {
+		who = strings.Join(arms, " and of ")
+	}
+	slices.Sort(hosts)
+	if more := len(hosts) - 5; more > 0 {
+		hosts = append(hosts[:5], fmt.Sprintf("%d more", more))
+	}
+	where := "its hosts"
+	if len(hosts) > 0 {
+		where = strings.Join(hosts, ", ")
+	}
+	return fmt.Sprintf("%s: of no request of %s it is known what tokens cost, and no arm is promoted by dollars that nobody knows: give %s a price, or leave it out", key, who, where)
+}
+
 // toDecide are the readings that the next step goes by. The caller holds mu.
 func (m *Manager) toDecide(t *trial, v stats.Verdict) experiment.Readings {
 	r, from := readings(v), epochOf(&t.doc, t.doc.StepFrom())
@@ -295,6 +343,10 @@ func (m *Manager) decide(ctx context.Context, t *trial) {
 	if t.stats != nil {
 		t.judged = t.stats.VerdictOf(m.slot.part())
 		r = m.toDecide(t, t.judged)
+		if why := m.unpriced(t, &t.judged); why != "" && !t.warned {
+			t.warned = true
+			m.opt.Log.Warn("an experiment waits for what nobody measures", "experiment", t.Spec.Name, "why", why)
+		}
 	}
 	next, changed := t.doc.Decide(t.Spec, r, m.now())
 	m.remember(ctx, t, changed)

@@ -95,6 +95,7 @@ type trial struct {
 	apartFrom        int   // epoch from which on requests that were accepted before apartUntil are late; see rejoin
 	apartUntil       time.Time
 	failed           string
+	warned           bool // that dollars are not known
 	deaf             bool // statistics cannot tell the shares in force from others: nothing is recorded
 }
 

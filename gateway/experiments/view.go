@@ -90,6 +90,7 @@ func (m *Manager) view(t *trial) View {
 	}
 	verdict := t.stats.VerdictOf(m.slot.deciding())
 	v.Verdict = &verdict
+	v.Problem = cmp.Or(v.Problem, m.unpriced(t, &verdict))
 	v.Guardrails, v.Alpha = t.stats.Design().Guardrails, t.stats.Design().Alpha
 	if d.State == experiment.Running && !d.Passed {
 		v.Waits = d.Waits(s, m.toDecide(t, verdict), m.now())
