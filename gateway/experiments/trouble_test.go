@@ -30,6 +30,7 @@ type lossy struct {
 	*state.Memory
 	*line
 	*shelf
+	state.Census
 }
 
 // line is how a replica reaches the store.
@@ -82,6 +83,7 @@ type trouble struct {
 	store  *state.Memory
 	cut    [3]*line
 	shelf  [3]shelf // directories, which outlive processes
+	census [3]state.Census
 	rs     [3]*replica
 	spec   [3]int // which config each has; -1 for none
 	n      int
@@ -133,7 +135,7 @@ func (x *trouble) config(k int) []Trial {
 }
 
 func (x *trouble) start(i int) {
-	x.rs[i] = startWith(x.t, Options{Store: lossy{x.store, x.cut[i], &x.shelf[i]}, Look: time.Second, Now: func() time.Time { return time.Now().Add(x.skew[i]) }}, x.config(x.spec[i])...)
+	x.rs[i] = startWith(x.t, Options{Store: lossy{x.store, x.cut[i], &x.shelf[i], x.census[i]}, Look: time.Second, Now: func() time.Time { return time.Now().Add(x.skew[i]) }}, x.config(x.spec[i])...)
 	for key := range x.was {
 		if key[0] == byte('0'+i) {
 			delete(x.was, key)
@@ -319,7 +321,7 @@ func TestAnyTrouble(t *testing.T) {
 			x.by.Kind = []experiment.UnitKind{experiment.ByUser, experiment.ByRequest}[round%2]
 			x.skew = [3]time.Duration{0, time.Duration(x.rng.IntN(7200)-3600) * time.Second, time.Duration(x.rng.IntN(7200)-3600) * time.Second}
 			for i := range x.rs {
-				x.cut[i] = &line{}
+				x.cut[i], x.census[i] = &line{}, state.NewFiles(t.TempDir(), nil).Census
 				x.start(i)
 			}
 			for range 60 {
