@@ -33,6 +33,7 @@ type Docs struct {
 
 	mu     sync.Mutex // guards all below
 	read   map[string]map[string]entry
+	copied map[string]bool // kinds of which the log says that they are as an earlier process read them
 	warned bool
 }
 
@@ -73,7 +74,7 @@ type DocsOptions struct {
 
 // Docs returns the Store that all replicas of this Redis share.
 func (r *Redis) Docs(o DocsOptions) *Docs {
-	d := &Docs{r: r, opt: o, read: map[string]map[string]entry{}}
+	d := &Docs{r: r, opt: o, read: map[string]map[string]entry{}, copied: map[string]bool{}}
 	if o.Dir != "" {
 		d.copy = filepath.Join(o.Dir, "copies", r.place)
 		d.kept = NewFiles(filepath.Join(o.Dir, "kept", r.place), nil)
@@ -146,7 +147,10 @@ func (d *Docs) Load(ctx context.Context, kind string) (map[string]Doc, error) {
 			return nil, err
 		}
 		left := living(was)
-		d.r.opt.Log.Warn("Redis does not answer: documents are as they were read last, by an earlier process", "kind", kind, "documents", len(left))
+		if !d.copied[kind] { // it is asked for again and again
+			d.copied[kind] = true
+			d.r.opt.Log.Warn("Redis does not answer: documents are as they were read last, by an earlier process", "kind", kind, "documents", len(left))
+		}
 		return left, nil
 	}
 	back := make(map[string]entry)

@@ -1,11 +1,14 @@
 package state
 
 import (
+	"bytes"
 	"errors"
 	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -131,5 +134,34 @@ func TestCensus(t *testing.T) {
 		if _, err := c.Alive("me"); err == nil {
 			t.Errorf("%s: nobody is told that a process is there", what)
 		}
+	}
+}
+
+// TestCopyIsTold: that documents are as an earlier process read them is said once, however often they are asked for.
+func TestCopyIsTold(t *testing.T) {
+	s := startRedis(t)
+	dir := t.TempDir()
+	first := s.open(nil).Docs(DocsOptions{Dir: dir})
+	if _, err := first.Put(t.Context(), "thing", "n", 0, []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if docs, err := first.Load(t.Context(), "thing"); err != nil || len(docs) != 1 {
+		t.Fatal(docs, err)
+	}
+	s.Stop()
+	var log bytes.Buffer
+	r, err := Open(Options{URL: s.URL(), Log: slog.New(slog.NewTextHandler(&log, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = r.Close() })
+	next := r.Docs(DocsOptions{Dir: dir})
+	for range 3 {
+		if docs, err := next.Load(t.Context(), "thing"); err != nil || len(docs) != 1 {
+			t.Errorf("while Redis is away %v, %v", docs, err)
+		}
+	}
+	if n := strings.Count(log.String(), "by an earlier process"); n != 1 {
+		t.Errorf("it is said %d times:\n%s", n, &log)
 	}
 }
