@@ -56,13 +56,10 @@ func (m *Manager) take(ctx context.Context, t *trial, d state.Doc, exists bool) 
 	if withdrawn := !t.foreign && !t.doc.Withdrawn.IsZero(); exists && taken && !withdrawn { // that it is not has to be written until it is
 		return
 	}
-	mine := t.doc
-	if t.ahead && !m.timeless() {
-		mine = mine.Dated(m.owes[t.Spec.Name].Dated, now)
-	}
 	if !exists {
+		m.recollect(t)
 		t.version = 0
-		first := mine // the store has lost it: what was rolled back is not to begin anew for that
+		first := m.ours(t, now) // the store has lost it: what was rolled back is not to begin anew for that
 		if !t.known || t.foreign {
 			first = experiment.NewDoc(t.Spec, now)
 		}
@@ -85,6 +82,8 @@ func (m *Manager) take(ctx context.Context, t *trial, d state.Doc, exists bool) 
 		m.publish()
 		return
 	}
+	m.recollect(t)
+	mine := m.ours(t, now)
 	if t.known && !t.foreign { // the store may have lost what it had, or this replica has decided while it could not be asked
 		if next, changed := doc.Reconcile(&mine, t.ahead, now); changed {
 			if m.putOn(ctx, t, d.Version, next) {

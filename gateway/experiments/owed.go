@@ -84,7 +84,15 @@ func (m *Manager) remind() {
 	}
 }
 
-// recollect puts in force what is owed of an experiment that is new here. The caller holds mu.
+// ours is the document that is in force here, with the store's time in what was decided before that was known. The caller holds mu.
+func (m *Manager) ours(t *trial, now time.Time) experiment.Doc {
+	if !t.ahead || m.timeless() {
+		return t.doc
+	}
+	return t.doc.Dated(m.owes[t.Spec.Name].Dated, now)
+}
+
+// recollect puts in force what is owed of an experiment of which nothing is known here, for it is new or what the store had was not understood. The caller holds mu.
 func (m *Manager) recollect(t *trial) {
 	o, ok := m.owes[t.Spec.Name]
 	if !ok || t.known || !o.Doc.Matches(t.Spec) {

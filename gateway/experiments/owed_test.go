@@ -188,6 +188,42 @@ func TestAbortAndOtherConfig(t *testing.T) {
 	})
 }
 
+// TestAbortAndDamage: an abort that the store could not be told outlives that its document is not understood for a while.
+func TestAbortAndDamage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		shared := state.NewMemory()
+		store := &onShelf{&flaky{Store: shared}, &shelf{}}
+		a, b := startReplica(t, store, trialOf()), startReplica(t, shared, trialOf())
+		pass(5 * time.Second)
+		store.down.Store(true)
+		if _, err := a.Apply(t.Context(), "e", experiment.Abort, ""); err != nil {
+			t.Fatal(err)
+		}
+		docs, err := shared.Load(t.Context(), kindDocs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v, err := shared.Put(t.Context(), kindDocs, "e", docs["e"].Version, []byte("{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		store.down.Store(false)
+		pass(5 * time.Second)
+		if v, err := a.Show(t.Context(), "e"); err != nil || v.Arms[0].Share != 1 || !strings.Contains(v.Problem, "not known") {
+			t.Errorf("with a document that nobody understands: %+v, problem %q, %v", v.Arms, v.Problem, err)
+		}
+		if _, err := shared.Put(t.Context(), kindDocs, "e", v, docs["e"].Body); err != nil {
+			t.Fatal(err)
+		}
+		pass(5 * time.Second)
+		if x, y := a.state(), b.state(); x != experiment.Aborted || y != experiment.Aborted {
+			t.Errorf("when it is as before they have it %s and %s", x, y)
+		}
+		a.stop()
+		b.stop()
+	})
+}
+
 // TestAbortThatIsNotKept: where nothing can be kept the abort acts here all the same, and the answer says what a restart does.
 func TestAbortThatIsNotKept(t *testing.T) {
 	for name, store := range map[string]state.Store{
