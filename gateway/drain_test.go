@@ -181,7 +181,7 @@ func TestDrainCutsByItsLimitOnly(t *testing.T) {
 
 // TestServeFails returns the error of a listener that fails, after draining the others.
 func TestServeFails(t *testing.T) {
-	g := newRig(t, []string{refusing(t)})
+	g := newRig(t, []string{refusing})
 	srv := New(g.srv.opt, *g.srv.set.Load())
 	good, bad := listenLoopback(t), listenLoopback(t)
 	_ = bad.Close()

@@ -97,7 +97,7 @@ func TestRetry(t *testing.T) {
 			}
 			t.Run(fmt.Sprintf("%s/stream=%t", f.name, stream), func(t *testing.T) {
 				t.Parallel()
-				bad := refusing(t)
+				bad := refusing
 				if f.do != nil {
 					bad = newUpstream(t, func(c *upConn, _ *upRequest) bool { f.do(c); return false }).url()
 				}
@@ -171,7 +171,7 @@ func TestFailsWell(t *testing.T) {
 			}
 			t.Run(fmt.Sprintf("%s/stream=%t", f.name, stream), func(t *testing.T) {
 				t.Parallel()
-				base := refusing(t)
+				base := refusing
 				if f.do != nil {
 					base = newUpstream(t, func(c *upConn, _ *upRequest) bool { f.do(c); return false }).url()
 				}

@@ -17,7 +17,7 @@ func newOdd(t *testing.T, p router.Prefill, hosts ...func(*upConn, *upRequest) b
 }
 
 // newOddOf is newOdd with hosts that are silent for so long when they have stalled.
-func newOddOf(t *testing.T, stall time.Duration, p router.Prefill, hosts ...func(*upConn, *upRequest) bool) *rig {
+func newOddOf(t testing.TB, stall time.Duration, p router.Prefill, hosts ...func(*upConn, *upRequest) bool) *rig {
 	t.Helper()
 	var urls []string
 	for _, serve := range hosts {
@@ -209,7 +209,7 @@ func TestGatheredConnectionsServeAgain(t *testing.T) {
 		c.send(lastChunk)
 		return true
 	})
-	g := newRig(t, []string{up.url(), refusing(t)}, func(o *rigOptions) {
+	g := newRig(t, []string{up.url(), refusing}, func(o *rigOptions) {
 		o.set.MaxResumes, o.set.MaxContinuation, o.set.Stall = 4, 1<<20, 3*time.Second
 		o.forward.UpstreamIdle = patience
 		o.edit = func(eps []endpoint.Endpoint) { eps[0].Tenure = endpoint.Interruptible }
@@ -228,7 +228,12 @@ func TestGatheredConnectionsServeAgain(t *testing.T) {
 // TestSlowReaderIsNoStall: what comes while the caller reads nothing is no silence of the host's.
 func TestSlowReaderIsNoStall(t *testing.T) {
 	t.Parallel()
-	const stall = 2 * time.Second // no host of a busy machine is silent for as long by itself
+	const stall = 2 * time.Second
+	awake(t, stall/8, func(t *try) { slowReaderIsNoStall(t, stall) })
+}
+
+func slowReaderIsNoStall(t testing.TB, stall time.Duration) {
+	t.Helper()
 	comment := ": " + strings.Repeat("x", 200<<10) + "\n\n"
 	b := &teller{words: 3}
 	g := newOddOf(t, stall, goesOn, func(c *upConn, _ *upRequest) bool {

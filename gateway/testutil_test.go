@@ -174,16 +174,8 @@ func (u *upstream) close() {
 
 func (u *upstream) url() string { return "http://" + u.ln.Addr().String() + "/v1" }
 
-// refusing returns a base URL at which nobody listens.
-func refusing(t testing.TB) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = ln.Close() }()
-	return "http://" + ln.Addr().String() + "/v1"
-}
+// refusing is a base URL at which nobody listens, nor ever does.
+const refusing = "http://127.0.0.1:1/v1"
 
 // rig is a gateway on loopback.
 type rig struct {
@@ -226,8 +218,8 @@ func defaults() rigOptions {
 	return rigOptions{
 		set: Settings{
 			MaxBody: 8 << 20, MaxUpload: 64 << 20, MaxInFlight: 1000,
-			Read: 10 * time.Second, FirstEvent: 10 * time.Second, Gap: 10 * time.Second, Total: time.Minute,
-			ClientWrite: 10 * time.Second, Drain: 5 * time.Second, MaxRetries: 2, MaxGathered: 16 << 20,
+			Read: patience, FirstEvent: patience, Gap: patience, Total: 2 * patience,
+			ClientWrite: patience, Drain: 5 * time.Second, MaxRetries: 2, MaxGathered: 16 << 20,
 		},
 		forward: forward.Options{UpstreamIdle: 500 * time.Millisecond, Connect: 2 * time.Second},
 		maxHead: 16 << 10,

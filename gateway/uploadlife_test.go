@@ -36,7 +36,7 @@ func TestUploadRetry(t *testing.T) {
 		"on disk to a dead host":  {spooled, true, 200, 2},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bad := refusing(t)
+			bad := refusing
 			if !tc.dead {
 				bad = newUpstream(t, failing).url()
 			}
@@ -107,7 +107,7 @@ func TestUploadClientLeaves(t *testing.T) {
 		}
 	}
 	t.Run("before the model", func(t *testing.T) {
-		g := newRig(t, []string{refusing(t)})
+		g := newRig(t, []string{refusing})
 		body := part("file", "a.wav", strings.Repeat("x", 200_000))
 		c := g.dial().send(uploadHead(len(body)+100) + body)
 		_ = c.Close()

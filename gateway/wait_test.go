@@ -621,7 +621,7 @@ func enterAndLeave(x *exchange) bool {
 
 // TestNobodyWaitsCostsNothing guards what every request pays.
 func TestNobodyWaitsCostsNothing(t *testing.T) {
-	g := newRig(t, []string{refusing(t)}, waiting(1, roomy()))
+	g := newRig(t, []string{refusing}, waiting(1, roomy()))
 	x := &exchange{sending: new(sending), s: g.srv, set: g.srv.set.Load(), model: model}
 	if n := testing.AllocsPerRun(100, func() {
 		if !enterAndLeave(x) {

@@ -55,7 +55,7 @@ func (l *safeLog) String() string {
 }
 
 const (
-	contractPatience = 20 * time.Second
+	contractPatience = time.Minute
 	contractPoll     = 50 * time.Millisecond
 )
 

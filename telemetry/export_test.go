@@ -36,7 +36,7 @@ import (
 	"headrace/telemetry"
 )
 
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // collector takes OTLP by HTTP and gRPC, and keeps it.
 type collector struct {

@@ -68,7 +68,7 @@ func TestProcess(t *testing.T) {
 		t.Fatalf("%d hosts in\n%s", len(cfg.Providers.Static), text.String())
 	}
 	for i, want := range []int{200, 500, 200} {
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		model := fakecloud.Draw(9, 3, fakecloud.Classes[4], fakecloud.Classes[1])[i].Class.Model
 		req, err := http.NewRequestWithContext(ctx, http.MethodPost, cfg.Providers.Static[i].BaseURL+"/chat/completions",

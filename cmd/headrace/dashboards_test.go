@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -17,6 +16,7 @@ import (
 	"time"
 
 	"headrace/deploy/grafana"
+	"headrace/gateway/state/redistest"
 )
 
 const prometheusConfig = `
@@ -48,7 +48,7 @@ func TestDashboardsHaveSeries(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience) // for some hundred queries, one after another
 	defer cancel()
 
-	admin, web := freeAddress(t), freeAddress(t)
+	admin, web := redistest.Address(t), redistest.Address(t)
 	o := quickDemo()
 	o.admin, o.duration, o.rate = admin, 0, 20
 	demoDone := make(chan error, 1)
@@ -190,15 +190,4 @@ func containsAny(s string, parts []string) bool {
 		}
 	}
 	return false
-}
-
-// freeAddress returns an address of loopback that nobody listens on just now.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return ln.Addr().String()
 }

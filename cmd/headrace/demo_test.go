@@ -177,7 +177,7 @@ func TestDemoWrongFlags(t *testing.T) {
 		c.SetArgs(args)
 		c.SetOut(io.Discard)
 		c.SetErr(io.Discard)
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		if err := c.ExecuteContext(ctx); err == nil {
 			t.Errorf("%q is taken", args)
 		}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -19,6 +18,7 @@ import (
 
 	"headrace/gateway/ledger"
 	"headrace/gateway/ledger/books"
+	"headrace/gateway/state/redistest"
 	"headrace/providers/fakecloud"
 	"headrace/router/outcome"
 )
@@ -66,16 +66,6 @@ func askUntil(ctx context.Context, base string, tokens int, note func(id string,
 	}
 }
 
-func freePort(t *testing.T) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // at once
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = ln.Close() }()
-	return ln.Addr().String()
-}
-
 // TestLedgerSurvivesKill kills a gateway in the middle of its work, starts it again, and finds every request in the ledger that was
 // settled before the last write, each once, and sums that are those of the requests.
 func TestLedgerSurvivesKill(t *testing.T) {
@@ -89,7 +79,7 @@ func TestLedgerSurvivesKill(t *testing.T) {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
 	h := startHost(t, fakecloud.HostConfig{Name: "a", Models: []string{"m"}})
-	listen := freePort(t)
+	listen := redistest.Address(t)
 	yaml := fmt.Sprintf("listen: %q\nadmin: \"off\"\nlog: {access: false}\nledger: {path: %q, flush: %v}\nproviders:\n  static:\n    - {name: a, base_url: %q, models: [m], price: {usd_per_mtok: {in: 1, out: 2}}}\n",
 		listen, file, flush, h.URL()+"/v1")
 	if err := os.WriteFile(conf, []byte(yaml), 0o600); err != nil {

@@ -41,7 +41,7 @@ func TestEnginesAreAsked(t *testing.T) {
 	defer cancel()
 	for range 5 {
 		load.Go(func() {
-			body := strings.NewReader(`{"model":"m","stream":true,"max_tokens":1000,"messages":[{"role":"user","content":"hello"}]}`)
+			body := strings.NewReader(`{"model":"m","stream":true,"max_tokens":100000,"messages":[{"role":"user","content":"hello"}]}`)
 			req, err := http.NewRequestWithContext(ctx, http.MethodPost, h.URL()+"/v1/chat/completions", body)
 			if err != nil {
 				t.Error(err)

@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -30,6 +29,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
+	"headrace/gateway/state/redistest"
 	"headrace/providers/fakecloud"
 	"headrace/providers/fakecloud/fakerunpod"
 	"headrace/router"
@@ -137,12 +137,7 @@ func play(t *testing.T, otlp string, more ...string) *played {
 			t.Fatal(err)
 		}
 	}
-	nobody, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	dead := nobody.Addr().String()
-	_ = nobody.Close()
+	const dead = "127.0.0.1:1" // nobody listens there
 	p.running = startApp(t, t.TempDir(), fmt.Sprintf(`
 listen: "127.0.0.1:0"
 admin: "127.0.0.1:0"
@@ -502,7 +497,7 @@ func testCollector(t *testing.T, protocol string) {
 		}
 		t.Skip("no collector in the cache: make collector builds one, in some minutes")
 	}
-	dir, otlp, health := t.TempDir(), freeAddress(t), freeAddress(t)
+	dir, otlp, health := t.TempDir(), redistest.Address(t), redistest.Address(t)
 	file, out := filepath.Join(dir, "collector.yaml"), filepath.Join(dir, "out")
 	if err := os.WriteFile(file, fmt.Appendf(nil, `
 receivers: {otlp: {protocols: {%[4]s: {endpoint: "%[1]s"}}}}
@@ -619,7 +614,7 @@ func TestPrometheus(t *testing.T) {
 		t.Skip("prometheus is not installed")
 	}
 	p := play(t, (&told{}).listenOTLP(t))
-	dir, addr := t.TempDir(), freeAddress(t)
+	dir, addr := t.TempDir(), redistest.Address(t)
 	file := filepath.Join(dir, "prometheus.yml")
 	if err := os.WriteFile(file, fmt.Appendf(nil, `
 global: {scrape_interval: 1s} # its limit too: a page takes its time on a busy machine

@@ -14,7 +14,7 @@ import (
 	"headrace/router/outcome"
 )
 
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // serve starts a host that answers each request with what answer returns; "" closes the connection.
 func serve(t testing.TB, answer func(nth int, r *http.Request, body []byte) string) *Host {

@@ -25,7 +25,7 @@ import (
 )
 
 // patience bounds every wait for an event; a test that needs it has failed.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // desk hands out what it was told to, once, and keeps what it is told.
 type desk struct {

@@ -273,20 +273,23 @@ func TestLimitsOfGoneRedis(t *testing.T) {
 	r := s.open(nil)
 	usage(t, r, Usage{Key: "k"})
 	s.Stop()
-	var wg sync.WaitGroup
 	var soon atomic.Int64
-	for range 20 {
-		wg.Go(func() {
-			begin := time.Now()
-			if err := r.Limits(t.Context(), Within, []*Usage{{Key: "k"}}); !errors.Is(err, ErrAway) {
-				t.Errorf("%v after %s", err, time.Since(begin))
-			}
-			if time.Since(begin) <= 50*time.Millisecond {
-				soon.Add(1)
-			}
-		})
-	}
-	if wg.Wait(); soon.Load() == 0 { // a busy machine may hold some up
-		t.Error("all were kept for longer than 50 ms")
+	for tries := 0; soon.Load() == 0; tries++ { // a busy machine may hold them up
+		if tries == 10 {
+			t.Fatal("all were kept for longer than 50 ms")
+		}
+		var wg sync.WaitGroup
+		for range 20 {
+			wg.Go(func() {
+				begin := time.Now()
+				if err := r.Limits(t.Context(), Within, []*Usage{{Key: "k"}}); !errors.Is(err, ErrAway) {
+					t.Errorf("%v after %s", err, time.Since(begin))
+				}
+				if time.Since(begin) <= 50*time.Millisecond {
+					soon.Add(1)
+				}
+			})
+		}
+		wg.Wait()
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +13,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"headrace/gateway/state/redistest"
 )
 
 // node is a real redis-server at a TCP port, a Sentinel or a node of a Cluster.
@@ -25,24 +26,13 @@ type node struct {
 	at   *redis.Client // without the settings that are tested here
 }
 
-// freePort is one that nobody listens at, for servers that have to know theirs before.
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // loopback
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
 func startNode(t *testing.T, args ...string) *node {
 	t.Helper()
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		t.Skip("no redis-server in PATH (Debian: apt-get install redis-server)")
 	}
 	dir := t.TempDir()
-	n := &node{t: t, port: freePort(t)}
+	n := &node{t: t, port: redistest.Port(t)}
 	conf := filepath.Join(dir, "conf") // Sentinels write into theirs
 	lines := append([]string{"bind 127.0.0.1", fmt.Sprint("port ", n.port), "dir " + dir, `save ""`}, args...)
 	if err := os.WriteFile(conf, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
@@ -177,7 +167,7 @@ func TestCluster(t *testing.T) {
 	var nodes []*node
 	for range 3 {
 		nodes = append(nodes, startNode(t, "cluster-enabled yes", "cluster-node-timeout 500", "cluster-require-full-coverage no",
-			"appendonly yes", fmt.Sprint("cluster-port ", freePort(t))))
+			"appendonly yes", fmt.Sprint("cluster-port ", redistest.Port(t))))
 	}
 	for i, n := range nodes {
 		n.do("CLUSTER", "ADDSLOTSRANGE", i*5462, min(16383, i*5462+5461))

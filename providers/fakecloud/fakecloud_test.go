@@ -34,7 +34,7 @@ func start(t *testing.T, cfg fakecloud.HostConfig) *fakecloud.Host {
 // wait waits for the books of h.
 func wait(t *testing.T, h *fakecloud.Host, done func(fakecloud.Stats) bool) fakecloud.Stats {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := h.Wait(ctx, done); err != nil {
 		t.Fatal(err)

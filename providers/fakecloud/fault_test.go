@@ -35,7 +35,7 @@ func raw(t *testing.T, h *fakecloud.Host, body string, enough func([]byte) bool)
 	}
 	buf := make([]byte, 64<<10)
 	for {
-		patience := 20 * time.Second
+		patience := time.Minute
 		if enough != nil && enough(answer) {
 			patience = silence
 		}

@@ -220,6 +220,18 @@ func TestPortIsKeptWhileDown(t *testing.T) {
 }
 
 func TestStopLetsRequestsFinish(t *testing.T) {
+	var took time.Duration
+	for range 3 { // a machine may stand still meanwhile
+		if took = stopWhileBusy(t); took <= 4500*time.Millisecond {
+			return
+		}
+	}
+	t.Errorf("it took %v", took) // net/http waits for 5 s where connections are left to it
+}
+
+// stopWhileBusy stops a host with a stream under way and a connection that has not been used, and returns how long that takes.
+func stopWhileBusy(t *testing.T) (took time.Duration) {
+	t.Helper()
 	noLeak(t, func() {
 		h := start(t, fakecloud.HostConfig{TimeScale: 1, TPS: 200, TTFT: time.Millisecond})
 		idle, err := net.Dial("tcp", strings.TrimPrefix(h.URL(), "http://"))
@@ -231,18 +243,17 @@ func TestStopLetsRequestsFinish(t *testing.T) {
 		wait(t, h, func(s fakecloud.Stats) bool { return s.OutputTokens > 1 && s.Connections == 2 })
 		began := time.Now()
 		h.Stop()
+		took = time.Since(began)
 		if err := <-finished; err != nil {
 			t.Errorf("the stream ended with %v", err)
 		}
 		if s := h.Stats(); s.Completed != 1 || s.OutputTokens != 60 || s.Connections != 0 {
 			t.Errorf("books %+v", s)
 		}
-		if d := time.Since(began); d > 4500*time.Millisecond { // net/http waits for 5 s where connections are left to it
-			t.Errorf("it took %v", d)
-		}
 		h.Stop()
 		h.Kill()
 	})
+	return took
 }
 
 func TestContextEndsTheHost(t *testing.T) {

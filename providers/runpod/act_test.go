@@ -107,7 +107,7 @@ func want(e *fakerunpod.Endpoint, s *stage, wake bool, hold int) runpod.Want {
 // until tells what is wanted again and again, as the gateway does each second, until it is as it should be.
 func (a *acting) until(what string, wants []runpod.Want, ok func() bool) {
 	a.s.t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(time.Minute)
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for !ok() {
@@ -115,7 +115,7 @@ func (a *acting) until(what string, wants []runpod.Want, ok func() bool) {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			a.s.t.Fatalf("%s: not so after 10 s: %+v, calls %v", what, a.Status(), a.s.ManagementCalls())
+			a.s.t.Fatalf("%s: not so after a minute: %+v, calls %v", what, a.Status(), a.s.ManagementCalls())
 		}
 	}
 }

@@ -92,7 +92,7 @@ func rent(t *testing.T, cfg fakerunpod.Config, o runpod.Options, prepare func(c 
 // until waits for a set in which the endpoint is as wanted, and returns it.
 func (r *rented) until(t *testing.T, id endpoint.ID, what string, wanted func(ep *endpoint.Endpoint) bool) endpoint.Endpoint {
 	t.Helper()
-	late := time.NewTimer(10 * time.Second)
+	late := time.NewTimer(time.Minute)
 	defer late.Stop()
 	for {
 		for i := range r.now {
@@ -116,7 +116,7 @@ func (r *rented) state(t *testing.T, id endpoint.ID, want endpoint.State) endpoi
 // status waits until the status is as wanted.
 func (r *rented) status(t *testing.T, what string, wanted func() bool) {
 	t.Helper()
-	late := time.NewTimer(10 * time.Second)
+	late := time.NewTimer(time.Minute)
 	defer late.Stop()
 	again := time.NewTicker(5 * time.Millisecond)
 	defer again.Stop()

@@ -30,7 +30,7 @@ func next(t *testing.T, out <-chan []endpoint.Endpoint) endpoint.Endpoint {
 	select {
 	case eps := <-out:
 		return eps[0]
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("nothing was discovered")
 		return endpoint.Endpoint{}
 	}

@@ -48,7 +48,7 @@ func (l *logs) String() string {
 	return l.b.String()
 }
 
-const patience = 10 * time.Second // of a test that waits for what should come in milliseconds
+const patience = time.Minute // of a test that waits for what should come in milliseconds
 
 // start starts a fake cloud with instances and a Provider that polls it every 30 ms.
 func start(t *testing.T, cfg fakevast.Config, change func(*vast.Options), instances ...fakevast.InstanceConfig) *rig {

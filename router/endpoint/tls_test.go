@@ -77,7 +77,7 @@ func handshake(t *testing.T, s endpoint.TLS, host string, chain ...cert) error {
 	for _, c := range chain {
 		shown.Certificate = append(shown.Certificate, c.Raw)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp4", "127.0.0.1:0")
 	if err != nil {

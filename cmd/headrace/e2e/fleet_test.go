@@ -28,7 +28,7 @@ const (
 	retryAfter  = 7              // seconds that the busy host asks for
 	cutAfter    = 9              // tokens
 	maxLatency  = 50 * time.Millisecond
-	settleLimit = 5 * time.Second // for what ought to take milliseconds
+	settleLimit = time.Minute // for what ought to take milliseconds
 )
 
 // fleet is the hosts behind the gateway.

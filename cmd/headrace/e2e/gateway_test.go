@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -16,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"headrace/gateway/state/redistest"
 )
 
 // headrace returns the binary to test: $HEADRACE_E2E_BINARY, or one built from this tree.
@@ -65,7 +66,7 @@ type gateway struct {
 // stops it and fails when it did not stop cleanly.
 func serve(t *testing.T, path string, render func(listen, admin string) string) *gateway {
 	t.Helper()
-	listen, admin := freeAddress(t), freeAddress(t)
+	listen, admin := redistest.Address(t), redistest.Address(t)
 	config := filepath.Join(t.TempDir(), "headrace.yaml")
 	text := render(listen, admin)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
@@ -88,7 +89,7 @@ func serve(t *testing.T, path string, render func(listen, admin string) string) 
 	}()
 	t.Cleanup(func() { g.stop(t) })
 
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
@@ -148,17 +149,6 @@ func (g *gateway) stop(t *testing.T) {
 	if t.Failed() {
 		t.Logf("log, without the requests:\n%s", g.log.without(`"msg":"request"`))
 	}
-}
-
-// freeAddress returns a loopback address that nobody listens on just now.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // logBuffer keeps what a process prints.

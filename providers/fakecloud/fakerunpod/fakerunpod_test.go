@@ -162,7 +162,7 @@ func end(t *testing.T, c *fakerunpod.Cloud, e *fakerunpod.Endpoint, id string) j
 // wait waits for an endpoint's books.
 func wait(t *testing.T, e *fakerunpod.Endpoint, done func(fakerunpod.Stats) bool) fakerunpod.Stats {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := e.Wait(ctx, done); err != nil {
 		t.Fatal(err)

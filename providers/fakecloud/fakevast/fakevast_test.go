@@ -25,7 +25,7 @@ func start(t *testing.T, cfg fakevast.Config) *fakevast.Cloud {
 
 // client keeps no connection, so that each request dials.
 var client = &http.Client{
-	Timeout:       10 * time.Second,
+	Timeout:       time.Minute,
 	Transport:     &http.Transport{DisableKeepAlives: true, DisableCompression: true},
 	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 }
@@ -99,7 +99,7 @@ func row(t *testing.T, c *fakevast.Cloud) map[string]any {
 // until waits for a step of the cloud after which ok holds.
 func until(t *testing.T, c *fakevast.Cloud, what string, ok func() bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := c.Wait(ctx, func(fakevast.Stats) bool { return ok() }); err != nil {
 		t.Fatalf("%s: %v", what, err)

@@ -326,7 +326,7 @@ func (f *face) hook() {
 // until asks the clouds until nothing is wrong with what they show.
 func (f *face) until(what string, wrong func(f *face) error) {
 	f.t.Helper()
-	late := time.Now().Add(10 * time.Second)
+	late := time.Now().Add(time.Minute)
 	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) { // RunPod's API takes 180 calls a minute
 		err := wrong(f)
 		if err == nil {
@@ -395,7 +395,7 @@ func TestEvents(t *testing.T) {
 			if n.What != word || n.Undo != undo || n.Text == "" {
 				t.Errorf("news %+v", n)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatal("there are no news")
 		}
 	}

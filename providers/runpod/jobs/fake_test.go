@@ -157,7 +157,7 @@ func same(t *testing.T, seed uint64, got, sent string) {
 // await waits for the endpoint's books.
 func await(t *testing.T, e *fakerunpod.Endpoint, done func(fakerunpod.Stats) bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := e.Wait(ctx, done); err != nil {
 		t.Fatal(err)

@@ -9,7 +9,6 @@ import (
 	"io"
 	"log"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -123,7 +122,7 @@ func (s *script) note(op string) {
 // wait returns when op was called n times, and when the last of them came.
 func (s *script) wait(op string, n int) time.Time {
 	s.t.Helper()
-	limit := time.After(10 * time.Second)
+	limit := time.After(time.Minute)
 	for {
 		s.mu.Lock()
 		have, at, changed := s.got[op], s.at[op], s.changed
@@ -208,7 +207,7 @@ func newFront(t *testing.T, queueURL string, o Options) *front {
 	f.srv.Start()
 	t.Cleanup(func() {
 		f.srv.Close()
-		ctx, done := context.WithTimeout(context.Background(), 10*time.Second) //nolint:usetesting // t's is done by now
+		ctx, done := context.WithTimeout(context.Background(), time.Minute) //nolint:usetesting // t's is done by now
 		defer done()
 		if err := f.Close(ctx); err != nil {
 			t.Errorf("close: %v", err)
@@ -277,16 +276,6 @@ func (f *front) ask(body string) answer {
 		f.t.Errorf("the answer shows the key: %s", a.body)
 	}
 	return a
-}
-
-// listen is a loopback listener, for addresses that refuse connections after it is closed.
-func listen(t *testing.T) net.Listener {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return ln
 }
 
 // sent are the bodies of /run so far.

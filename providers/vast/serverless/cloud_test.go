@@ -243,7 +243,7 @@ func TestFailuresOfWorkers(t *testing.T) {
 		if err := h.Wait(t.Context(), func(s fakecloud.Stats) bool { return s.Running+s.Waiting == 0 }); err != nil {
 			t.Fatal(err)
 		}
-		if d := time.Since(at); d > 5*time.Second { // the gateway's own tests hold it to 50 ms
+		if d := time.Since(at); d > patience/2 { // the gateway's own tests hold it to 50 ms
 			t.Errorf("freed after %s", d)
 		}
 	})

@@ -30,7 +30,7 @@ import (
 const (
 	accountKey  = "acct-key-0123456789"
 	endpointKey = "ep-key-9876543210"
-	patience    = 10 * time.Second
+	patience    = time.Minute
 )
 
 type routeCall struct {

@@ -36,7 +36,7 @@ func TestOneClientPerAccount(t *testing.T) {
 	out, done := make(chan []endpoint.Endpoint), make(chan error, 2)
 	go func() { done <- instances.Run(ctx, out) }()
 	go func() { done <- endpoints.Run(ctx, out) }()
-	late := time.NewTimer(20 * time.Second)
+	late := time.NewTimer(time.Minute)
 	defer late.Stop()
 	again := time.NewTicker(10 * time.Millisecond)
 	defer again.Stop()
@@ -113,7 +113,7 @@ func TestReplicasShareOnePoller(t *testing.T) {
 		}
 		return n
 	}
-	late := time.NewTimer(20 * time.Second)
+	late := time.NewTimer(time.Minute)
 	defer late.Stop()
 	again := time.NewTicker(10 * time.Millisecond)
 	defer again.Stop()

@@ -183,7 +183,7 @@ func TestRunEndsWithItsContext(t *testing.T) {
 	defer cancel()
 	start := time.Now()
 	_, err := load.Run(ctx, target(t, base+"/v1/chat/completions", 0, true), p, base)
-	if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) > 10*time.Second {
+	if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) > time.Minute {
 		t.Errorf("ended after %v with %v", time.Since(start), err)
 	}
 }
