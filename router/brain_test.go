@@ -141,7 +141,11 @@ func TestOddNumbers(t *testing.T) {
 	const seed = 11
 	rnd := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // a test's choice
 	some := func() float64 { return odd[rnd.IntN(len(odd))] }
-	for round := range 300 {
+	rounds := 300
+	if underRace {
+		rounds = 30
+	}
+	for round := range rounds {
 		c := newClock()
 		var eps []endpoint.Endpoint
 		for i := range 6 {
@@ -351,8 +355,11 @@ func TestComingsAndGoings(t *testing.T) {
 // Ten thousand hosts come and go, and nothing is kept of them for long.
 func TestManyHostsComeAndGo(t *testing.T) {
 	c := newClock()
-	r := brain(c, 1)
-	for round := range 100 {
+	r, rounds := brain(c, 1), 100
+	if underRace {
+		rounds = 15 // still more than are remembered
+	}
+	for round := range rounds {
 		var eps []endpoint.Endpoint
 		for i := range 100 {
 			eps = append(eps, hourly(fmt.Sprint("h", round*100+i), 1, 8, "m"))

@@ -355,7 +355,7 @@ func TestStates(t *testing.T) {
 	switch {
 	case sequences > 0:
 	case testing.Short(), underRace:
-		sequences = 2500
+		sequences = 1000
 	default:
 		sequences = 40_000
 	}

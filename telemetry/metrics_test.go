@@ -408,8 +408,17 @@ func TestPromtool(t *testing.T) {
 	}
 }
 
+// slow leaves out what the race detector makes too slow.
+func slow(t *testing.T) {
+	t.Helper()
+	if underRace {
+		t.Skip("too slow under the race detector, and nothing in it is shared")
+	}
+}
+
 // TestSeriesAreBounded lets callers invent names, and a fleet have more hosts and models than there are series for.
 func TestSeriesAreBounded(t *testing.T) {
+	slow(t)
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // a test's
@@ -464,6 +473,7 @@ func TestSeriesAreBounded(t *testing.T) {
 
 // TestHostsThatAreGone has a fleet whose hosts are replaced, one after another, more often than there are names for.
 func TestHostsThatAreGone(t *testing.T) {
+	slow(t)
 	now, fleet := start, []router.HostView{}
 	m := telemetry.NewMetrics(telemetry.MetricsOptions{
 		Names: telemetry.NamesBoth, Now: func() time.Time { return now },

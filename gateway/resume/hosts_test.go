@@ -20,7 +20,11 @@ func TestAnyBreakBetweenHosts(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Cleanup(h.Stop)
-			for _, prompt := range []string{"one", "two", "three", "four", "five", "six"} {
+			prompts := []string{"one", "two", "three", "four", "five", "six"}
+			if underRace {
+				prompts = prompts[:1]
+			}
+			for _, prompt := range prompts {
 				breakEverywhere(t, h, prompt, prefill == fakecloud.PrefillTrims)
 			}
 			if s := h.Stats(); s.BadSeams != 0 {

@@ -17,6 +17,7 @@ func halfHour() Scenario {
 
 // TestPlan shows that a plan tells what a run is made of.
 func TestPlan(t *testing.T) {
+	slow(t)
 	sc := halfHour()
 	plan, err := PlanOf(sc, 3)
 	if err != nil {

@@ -158,7 +158,11 @@ func TestSameSeedSameResult(t *testing.T) {
 		if underRace && name != "S8" {
 			continue
 		}
-		s := around(scenario(t, name), 11, 0.08)
+		hours := 0.08
+		if underRace {
+			hours = 0.03
+		}
+		s := around(scenario(t, name), 11, hours)
 		o := SuiteOptions{
 			Scenarios: []Scenario{s}, Policies: []Policy{policy(t, Brain), policy(t, Oracle), policy(t, "prequal")}, Seeds: []uint64{7, 8}, Parallel: 1,
 		}

@@ -184,6 +184,7 @@ func TestReplay(t *testing.T) {
 }
 
 func TestReplayIsStretched(t *testing.T) {
+	slow(t)
 	s := scenario(t, "S3")
 	s.Hours, s.Load = 1, Load{PerSecond: 0.5, Trace: []Call{{At: 0, Prompt: 10, Output: 20, Session: "a"}, {At: 5, Prompt: 40, Output: 20, Session: "a"}, {At: 10, Prompt: 10, Output: 20}}}
 	r := run(t, s, Brain, 1)

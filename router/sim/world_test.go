@@ -340,6 +340,7 @@ func TestThrottled(t *testing.T) {
 }
 
 func TestFaultsOfS2(t *testing.T) {
+	slow(t)
 	s := around(scenario(t, "S2"), 0, 6)
 	p, _ := script(ours(), nil)
 	p.make = func(g *replica) picker { return leastConnections(nil)(g) }
@@ -374,6 +375,7 @@ func TestFaultsOfS2(t *testing.T) {
 
 // TestWorldIsTheSameUnderEveryPolicy keeps comparisons fair: what befalls hosts, and who calls, is no policy's doing.
 func TestWorldIsTheSameUnderEveryPolicy(t *testing.T) {
+	slow(t)
 	s := around(scenario(t, "S2"), 11, 0.7)
 	var first *Result
 	for _, name := range []string{Brain, "headrace-latency", Oracle, "random", "all-vast", "spill-0.5+"} {

@@ -18,6 +18,7 @@ import (
 // TestCompact puts blocks of single requests together, and every request is found as it was, in the same order. None of what was put together
 // covers more than a twentieth of the time for which requests are kept.
 func TestCompact(t *testing.T) {
+	slow(t)
 	at := time.Date(2026, 11, 28, 10, 0, 0, 0, time.UTC)
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)

@@ -14,9 +14,18 @@ import (
 	"headrace/router/outcome"
 )
 
+// slow leaves out what the race detector makes too slow.
+func slow(t *testing.T) {
+	t.Helper()
+	if underRace {
+		t.Skip("too slow under the race detector, and nothing in it is shared")
+	}
+}
+
 // Requests that come one a second, each a block of its own, go when their time is over, also behind one whose clock was far ahead. Names
 // that no sum is of any more go with the sums.
 func TestRequestsGoInTime(t *testing.T) {
+	slow(t)
 	at := time.Date(2026, 11, 28, 10, 0, 0, 0, time.UTC)
 	const keep = 10 * time.Minute
 	b := New(Options{Path: filepath.Join(t.TempDir(), "ledger.db"), Flush: time.Second, Keep: keep, KeepSums: time.Hour, Now: func() time.Time { return at }})
@@ -59,6 +68,7 @@ func TestRequestsGoInTime(t *testing.T) {
 
 // While one comes a second nothing stays longer than it may, its block and a round take.
 func TestRequestsGoMeanwhile(t *testing.T) {
+	slow(t)
 	at := time.Date(2026, 11, 28, 10, 0, 0, 0, time.UTC)
 	const keep = 10 * time.Minute
 	b := New(Options{Path: filepath.Join(t.TempDir(), "ledger.db"), Flush: time.Second, Keep: keep, Now: func() time.Time { return at }})

@@ -391,6 +391,7 @@ func TestPromote(t *testing.T) {
 
 // TestTolerate: harm that an operator allowed for does not stop an arm; more than that does.
 func TestTolerate(t *testing.T) {
+	slow(t)
 	for name, tc := range map[string]struct {
 		slower, tolerate float64
 		want             stats.Action
@@ -748,6 +749,7 @@ func TestRecordAllocatesNothing(t *testing.T) {
 
 // TestSlowArm: the requests of an arm that takes longer come in later. That is no sign of a broken assignment; units that never come in are.
 func TestSlowArm(t *testing.T) {
+	slow(t)
 	for _, sticky := range []bool{false, true} {
 		for name, tc := range map[string]struct {
 			takes time.Duration // of the canary's requests; the control's take 10 s

@@ -7,6 +7,14 @@ import (
 	"headrace/router/experiment/stats"
 )
 
+// slow leaves out what the race detector makes too slow.
+func slow(t *testing.T) {
+	t.Helper()
+	if underRace {
+		t.Skip("too slow under the race detector, and nothing in it is shared")
+	}
+}
+
 func near(t *testing.T, what string, got, want, tolerance float64) {
 	t.Helper()
 	if math.Abs(got-want) > tolerance*math.Abs(want) {
