@@ -89,12 +89,7 @@ func (x *exchange) failAttempt(oe *outcome.Error) {
 func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
 	x.worker, x.hedgeAt = nil, time.Time{}
 	if x.attempt != nil {
-		if w, told := x.attempt.Report(); told {
-			x.worker = reported(w)
-			if x.s.opt.Worked != nil {
-				x.s.opt.Worked(oe.Endpoint, w)
-			}
-		}
+		x.hears(oe.Endpoint)
 	}
 	x.believe()
 	if x.watch.drained.Load() && oe.Class == outcome.ClientGone {
@@ -133,6 +128,17 @@ func (x *exchange) endAttempt(oe outcome.Error, now time.Time) {
 	}
 	x.held = 0
 	x.events.Reset()
+}
+
+// hears takes in what the provider has said of the attempt's work. It is a function of its own for the stack of those who say nothing: below
+// endAttempt it is at its deepest.
+func (x *exchange) hears(id endpoint.ID) {
+	if w, told := x.attempt.Report(); told {
+		x.worker = reported(w)
+		if x.s.opt.Worked != nil {
+			x.s.opt.Worked(id, w)
+		}
+	}
 }
 
 // hasTried keeps later attempts from the endpoint.
