@@ -12,6 +12,8 @@ import (
 	"runtime/metrics"
 	"testing"
 	"time"
+
+	"headrace/router/experiment"
 )
 
 // heldHeap bounds what a held stream takes of the heap, with 6 KiB that the test's ends of its connections take.
@@ -24,14 +26,17 @@ func TestStackOfHeldStream(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector's frames are larger")
 	}
-	if os.Getenv(memoryAlone) == "" { // other tests' goroutines come and go meanwhile
-		c := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=1m") //nolint:gosec // this very test
-		// Stacks begin with 2 KiB then.
-		c.Env = append(os.Environ(), memoryAlone+"=1", "GODEBUG=adaptivestackstart=0")
-		out, err := c.CombinedOutput()
-		t.Logf("%s", out)
-		if err != nil || !bytes.Contains(out, []byte("--- PASS: "+t.Name())) {
-			t.Fatalf("in a process of its own: %v", err)
+	with := os.Getenv(memoryAlone)
+	if with == "" { // other tests' goroutines come and go meanwhile
+		for _, with := range []string{"nothing", "keys and an experiment"} {
+			c := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=1m") //nolint:gosec // this very test
+			// Stacks begin with 2 KiB then.
+			c.Env = append(os.Environ(), memoryAlone+"="+with, "GODEBUG=adaptivestackstart=0")
+			out, err := c.CombinedOutput()
+			t.Logf("with %s: %s", with, out)
+			if err != nil || !bytes.Contains(out, []byte("--- PASS: "+t.Name())) {
+				t.Errorf("in a process of its own, with %s: %v", with, err)
+			}
 		}
 		return
 	}
@@ -71,12 +76,22 @@ func TestStackOfHeldStream(t *testing.T) {
 			}
 		}
 	}()
-	g := newRig(t, []string{"http://" + ln.Addr().String() + "/v1"}, func(o *rigOptions) { o.noTLS, o.set.Gap, o.set.Total = true, time.Minute, time.Minute })
+	urls := []string{"http://" + ln.Addr().String() + "/v1"}
+	quiet := func(o *rigOptions) { o.noTLS, o.set.Gap, o.set.Total = true, time.Minute, time.Minute }
+	var g *rig
+	if with == "nothing" {
+		g = newRig(t, urls, quiet)
+	} else {
+		g = newTrialRigOf(t, append(urls, urls...), func(_ *experiment.Spec, o *rigOptions) {
+			quiet(o)
+			o.keys = gateOf(nil)
+		}, experiment.Unit{Kind: experiment.ByHeader, Header: "x-user"}, experiment.Unit{Kind: experiment.ByKey}).rig
+	}
 	t.Cleanup(func() { _ = ln.Close() }) // before the gateway drains
 	var clients []*client
 	hold := func(n int) {
 		for range n {
-			c := g.dial().send(ask(chatPath, `,"stream":true`))
+			c := g.dial().send(ask(chatPath, `,"stream":true`, bearer(teamKey)))
 			t.Cleanup(func() { _ = c.Close() })
 			c.await(len("word"))
 			clients = append(clients, c)

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"strconv"
+	"sync"
 )
 
 // Key is a unit's name in an experiment: 64 bits that are also its position. It says nothing of the unit to whoever does not know it.
@@ -173,13 +174,21 @@ func (h *hasher) set(name string) {
 	h.used = copy(h.name[:], name) + 1
 }
 
+// hashBufs are what hashers put together what they hash in: the stack of a request is no place for it.
+var hashBufs = sync.Pool{New: func() any { return new([longestHashed]byte) }}
+
 func (h *hasher) of(unit []byte) Key {
-	var buf [longestHashed]byte
+	buf := hashBufs.Get().(*[longestHashed]byte)
+	defer hashBufs.Put(buf)
 	copy(buf[:], h.name[:h.used])
 	if len(unit) > len(buf)-h.used {
 		sum := sha256.Sum256(unit)
-		unit = sum[:]
+		return h.end(buf, sum[:])
 	}
+	return h.end(buf, unit)
+}
+
+func (h *hasher) end(buf *[longestHashed]byte, unit []byte) Key {
 	n := h.used + copy(buf[h.used:], unit)
 	sum := sha256.Sum256(buf[:n])
 	return Key(binary.BigEndian.Uint64(sum[:]))
