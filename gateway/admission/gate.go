@@ -394,7 +394,9 @@ func (g *Gate) Run(ctx context.Context) error {
 			stale = true
 		case <-tick.C:
 			some, cancel := context.WithTimeout(ctx, flushAtEnd) // a store that hangs keeps nobody from hearing of keys
-			_ = g.told(g.flush(some))                            // goes out with the next one
+			if err := g.flush(some); err != nil || !stale {      // who has nothing to write does not know that the store is back
+				_ = g.told(err) // goes out with the next one
+			}
 			cancel()
 		}
 	}
