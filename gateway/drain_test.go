@@ -30,6 +30,7 @@ func TestDrain(t *testing.T) {
 	})
 	var active atomic.Int64
 	g := newRig(t, []string{up.url()}, func(o *rigOptions) {
+		o.set.Drain = patience
 		o.before = func(s *Server) {
 			s.http.ConnState = func(_ net.Conn, state fasthttp.ConnState) {
 				if state == fasthttp.StateActive {

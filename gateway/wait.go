@@ -54,6 +54,7 @@ func (x *exchange) enter() *openai.Error {
 	}
 	switch {
 	case s.draining.Load():
+		x.ctx.SetConnectionClose() // the server may not know yet that it ends
 		return errDraining()
 	case !s.room.Behind(queue.Door, 0, x.priority) && s.takePlace():
 		x.inside = true
@@ -306,6 +307,7 @@ func (x *exchange) turnAway(why queue.Why, retry time.Duration, full *router.Una
 	case why == queue.Gone:
 		x.fail(errAttempt(&outcome.Error{Class: outcome.ClientGone}))
 	case why == queue.Drained:
+		x.ctx.SetConnectionClose() // as in enter
 		x.fail(errDraining())
 	case x.last != nil: // how the last attempt failed tells more
 		x.s.router.Budget.Refund()

@@ -550,7 +550,7 @@ func TestDeadCollector(t *testing.T) {
 		slowest = max(slowest, time.Since(at))
 	}
 	t.Logf("%d requests in %s, the slowest record %s", many, time.Since(began), slowest)
-	if slowest > 5*time.Second {
+	if slowest > 30*time.Second {
 		t.Errorf("a request waited %s for a collector", slowest)
 	}
 	ending := time.Now()
