@@ -74,7 +74,7 @@ bench: build ## measure headrace against nginx (docs/benchmarks.md)
 
 .PHONY: bench-smoke
 bench-smoke: build ## run every benchmark once, and the comparison for half a minute
-	$(GO) test -vet=off -run '^$$' -bench . -benchtime 1x $(if $(filter ./...,$(PKG)),$$(grep -rl --include='*_test.go' '^func Benchmark' cmd gateway providers router telemetry | xargs -n 1 dirname | sort -u | sed 's|^|./|'),$(PKG))
+	$(GO) test -vet=off -short -run '^$$' -bench . -benchtime 1x $(if $(filter ./...,$(PKG)),$$(grep -rl --include='*_test.go' '^func Benchmark' cmd gateway providers router telemetry | xargs -n 1 dirname | sort -u | sed 's|^|./|'),$(PKG))
 	bin/loadgen compare --headrace bin/headrace --quick $(BENCHFLAGS)
 
 .PHONY: sim
