@@ -92,6 +92,9 @@ func (x *exchange) admit() *openai.Error {
 	if x.scan.MaxTokens > 0 {
 		x.ask.MaxTokens = int(min(x.scan.MaxTokens, math.MaxInt32))
 	}
+	if !x.ask.Tokenless {
+		x.ask.Sequences = int(x.choices())
+	}
 	x.onLoss = x.set.OnPreemption[x.model]
 	if e := x.demands(); e != nil {
 		return e

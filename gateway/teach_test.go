@@ -210,3 +210,28 @@ func TestStopStringTeachesNoTokensPerEvent(t *testing.T) {
 		t.Errorf("100 events are taken for %d tokens", n)
 	}
 }
+
+// TestSequencesAreCounted: a request for several answers is as many sequences at its host.
+func TestSequencesAreCounted(t *testing.T) {
+	began, goOn := make(chan struct{}), make(chan struct{})
+	up := newUpstream(t, func(c *upConn, r *upRequest) bool {
+		began <- struct{}{}
+		<-goOn
+		return answering(c, r)
+	})
+	g := newRig(t, []string{up.url()})
+	for body, want := range map[string]int64{`"n":3`: 3, `"n":1`: 1, `"temperature":1`: 1} {
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_, _, _ = g.do(post(chatPath, `{"model":"m1","messages":[{"role":"user","content":"x"}],`+body+`}`))
+		}()
+		<-began
+		if n, _ := g.router.Load(g.host(0).ID); n != want || g.host(0).InFlight != 1 {
+			t.Errorf("%s: %d sequences of %d requests, want %d of 1", body, n, g.host(0).InFlight, want)
+		}
+		goOn <- struct{}{}
+		<-done
+		eventually(t, "nothing is left", func() bool { n, _ := g.router.Load(g.host(0).ID); return n == 0 })
+	}
+}

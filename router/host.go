@@ -19,10 +19,11 @@ type host struct {
 	away     bool                      // it has not been up since it was taken away, dropped or started; guarded by Router.mu
 	prefills atomic.Pointer[[]tested]  // what self-tests found; replaced whole, under Router.mu
 	hits     ewma                      // tokens read from its prefix cache, as a share of those that were expected
-	inflight atomic.Int64
-	others   atomic.Int64 // in flight from other replicas and other callers, as last heard
-	prompts  atomic.Int64 // prompt tokens of others that have no first token yet, as last heard
-	pending  atomic.Int64 // prompt tokens sent there that have no first token yet
+	inflight atomic.Int64              // requests
+	beside   atomic.Int64              // sequences of these beyond one each
+	others   atomic.Int64              // in flight from other replicas and other callers, as last heard
+	prompts  atomic.Int64              // prompt tokens of others that have no first token yet, as last heard
+	pending  atomic.Int64              // prompt tokens sent there that have no first token yet
 	requests atomic.Int64
 	failures atomic.Int64
 	doubts   atomic.Int32 // opaque failures since the last success
@@ -41,8 +42,8 @@ type host struct {
 
 	mu        sync.Mutex // guards what follows; picks read pub instead
 	learner   *capacity.Learner
-	integral  float64 // of requests in flight over time, in request seconds
-	shares    float64 // of a second each, parted among the requests in flight: what one of them that was there all the time has had
+	integral  float64 // of sequences in flight over time, in sequence seconds
+	shares    float64 // of a second each, parted among the sequences in flight: what one of them that was there all the time has had
 	counted   float64 // up to this time
 	upAt      float64 // up since, NaN while it is not
 	upFor     float64 // seconds up before that
@@ -125,25 +126,34 @@ func (h *host) refresh(at float64) {
 	h.publish()
 }
 
-// enter counts one more request in flight from now on; at is the same moment in the learner's seconds.
-func (h *host) enter(at float64) (inFlight int64, integral, shares float64) {
+// enter counts one more request of some sequences in flight from now on; at is the same moment in the learner's seconds.
+func (h *host) enter(at float64, sequences int64) (inFlight int64, integral, shares float64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.integrate(at)
+	if sequences > 1 {
+		h.beside.Add(sequences - 1)
+	}
 	return h.inflight.Add(1), h.integral, h.shares
 }
 
-func (h *host) leave(at float64, now time.Time) {
+func (h *host) leave(at float64, now time.Time, sequences int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.integrate(at)
+	if sequences > 1 {
+		h.beside.Add(1 - sequences)
+	}
 	if h.inflight.Add(-1) == 0 {
 		h.idleAt.Store(now.UnixNano())
 	}
 }
 
-// running is how many requests the endpoint has, those of others included while what was heard of them is fresh.
-func (h *host) running(at float64) float64 { return float64(h.inflight.Load() + h.elsewhere(at)) }
+// running is how many sequences the endpoint has, those of others included while what was heard of them is fresh.
+func (h *host) running(at float64) float64 { return float64(h.sequences() + h.elsewhere(at)) }
+
+// sequences is how many of them this gateway has sent.
+func (h *host) sequences() int64 { return h.inflight.Load() + h.beside.Load() }
 
 // elsewhere is how many of them this gateway has not sent.
 func (h *host) elsewhere(at float64) int64 {
@@ -331,7 +341,7 @@ func (r *Router) Full(id endpoint.ID) bool {
 // Load is what this gateway has at an endpoint, for the others to hear by Share.
 func (r *Router) Load(id endpoint.ID) (inFlight, promptTokens int64) {
 	if c := r.snap.Load().byID[id]; c != nil {
-		return c.host.inflight.Load(), max(0, c.host.pending.Load())
+		return c.host.sequences(), max(0, c.host.pending.Load())
 	}
 	return 0, 0
 }
@@ -356,7 +366,7 @@ func (r *Router) Observe(id endpoint.ID, e capacity.Engine) {
 	defer r.freed(id)
 	h, at := c.host, r.seconds(r.now())
 	if at-h.sharedAt.get() > staleAfter || h.sharedAt.get() == 0 {
-		h.crowd(at, int64(min(e.Running+e.Waiting, 1e6))-h.inflight.Load(), 0)
+		h.crowd(at, int64(min(e.Running+e.Waiting, 1e6))-h.sequences(), 0)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()

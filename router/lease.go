@@ -164,14 +164,14 @@ func (l *Lease) Done(res Result) {
 		l.learnWhole(tokens, at)
 	}
 	l.held = false
-	h.leave(at, now)
+	h.leave(at, now, l.width)
 	if l.pending != 0 {
 		h.pending.Add(-l.pending)
 	}
 	h.requests.Add(1)
 	if res.Class == outcome.Success {
-		if res.OutputTokens > 0 && !l.wordless {
-			l.stats.output.add(float64(res.OutputTokens))
+		if tokens > 0 && !l.wordless {
+			l.stats.output.add(float64(tokens))
 		}
 		if l.match >= 1 && res.Cached >= 0 {
 			h.hits.add(min(2, float64(res.Cached)/l.match))
@@ -275,14 +275,15 @@ func (h *host) refused(l *Lease, at float64) {
 	h.publish()
 }
 
-// MeanInFlight is how many requests were served at once by the engine that the lease is on; this one counts. It is the mean by which
+// MeanInFlight is how many requests like the lease's, of as many sequences, were served at once by the engine that it is on; this one counts. It is the mean by which
 // the lease's time is to be divided: each moment is parted among those that were there, so that the parts of all of them come to the
 // time in which anybody was. now is the Router's clock, as it is for Result.At.
 func (l *Lease) MeanInFlight(now time.Time) float64 {
 	at := l.r.seconds(now)
 	d := at - l.pickedAt
+	w := float64(max(1, l.width))
 	if d <= 0 {
-		return float64(max(1, l.host.inflight.Load()))
+		return max(1, float64(l.host.sequences())/w)
 	}
 	h := l.host
 	h.mu.Lock()
@@ -290,10 +291,10 @@ func (l *Lease) MeanInFlight(now time.Time) float64 {
 	share, n := h.shares-l.shares, max(1, (h.integral-l.integral)/d)
 	h.mu.Unlock()
 	if l.engines > 1 { // each of them is billed
-		return max(l.perEngine(n), n/l.engines)
+		return max(1, max(l.perEngine(n), n/l.engines)/w)
 	}
-	if share <= 0 || share > d {
-		return n
+	if share *= w; share <= 0 || share > d {
+		return max(1, n/w)
 	}
 	return d / share
 }
@@ -310,9 +311,10 @@ func (l *Lease) UnseenTokens(now time.Time, sent bool) int64 {
 	if l.wordless {
 		return 0
 	}
-	n := l.stats.output.get(fewWhole)
+	w := float64(max(1, l.width))
+	n := l.stats.output.get(fewWhole) * w
 	if !sent {
-		n = min(n, (l.r.seconds(now)-l.pickedAt-l.Decision.TTFT)*l.Decision.TPS)
+		n = min(n, (l.r.seconds(now)-l.pickedAt-l.Decision.TTFT)*l.Decision.TPS*w)
 	}
 	if !(n >= 1) { //nolint:staticcheck // NaN
 		return 0

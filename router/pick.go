@@ -17,6 +17,7 @@ type view struct {
 	verdict verdict
 
 	inFlight    float64 // sequences on the engine that the request would join
+	joins       float64 // sequences that it would add
 	limit       float64 // that may run there
 	itl         float64 // seconds between tokens, with it
 	itlSigma    float64 // relative
@@ -39,7 +40,7 @@ type view struct {
 
 // use is the share of the safe concurrency in use with this request. Doubt is left aside: a host of which little is known is
 // no worse for it, or those that were asked once would be asked for ever.
-func (v *view) use() float64 { return (v.inFlight + 1) / v.spread }
+func (v *view) use() float64 { return (v.inFlight + v.joins) / v.spread }
 
 // verdict is what keeps a candidate from a request, or lets it in.
 type verdict uint8
@@ -88,7 +89,8 @@ type plan struct {
 	gap     float64 // most seconds between tokens; +Inf without a promise
 	z       float64 // standard deviations to spare
 	zSafe   float64 // likewise, for the safe concurrency
-	output  float64 // expected tokens
+	output  float64 // expected tokens of one sequence
+	total   float64 // of all of them
 	prompt  float64 // tokens
 	home    uint64  // affinity.Key.Home
 	dice    uint64  // of this request
@@ -173,6 +175,7 @@ func (s *scratch) prepare(r *Router, m *Model, q *Request) {
 	if s.output = max(1, s.output); q.Tokenless {
 		s.output, s.gap = 1, math.Inf(1)
 	}
+	s.total = s.output * max(1, float64(q.Sequences))
 	s.perLeft, s.perGap = 1/s.left, 1/s.gap
 	if s.prompt = float64(q.PromptTokens); q.PromptTokens <= 0 {
 		s.prompt = float64(q.BodyBytes) / 4
@@ -228,8 +231,9 @@ func (s *scratch) look(c *candidate, v *view) {
 		v.verdict = asleep
 		return
 	}
-	v.inFlight = n
-	v.itl, v.itlSigma = s.state.ITL(n + 1)
+	v.inFlight, v.joins = n, max(1, min(float64(s.q.Sequences), math.Floor(v.limit))) // more than run at once wait for each other
+	n += v.joins
+	v.itl, v.itlSigma = s.state.ITL(n)
 	v.expected = s.state.ExpectedTTFT(v.prompt, pending)
 	v.ttft, v.ttftSigma = s.state.TTFT(v.expected)
 	if cold {
@@ -245,8 +249,8 @@ func (s *scratch) look(c *candidate, v *view) {
 	v.spread = s.state.SafeConcurrency(s.slo.TPS, 0, 0)
 	v.full = cost.FullLoad(&ep.Price, s.state.SecondsPerToken(v.safe))
 	s.load = cost.Load{
-		OutputTokens: s.output, PromptTokens: v.prompt, CachedTokens: v.cached, BodyBytes: float64(s.q.BodyBytes),
-		Concurrency: n + 1, ITLSeconds: v.itl, PrefillPerSec: s.state.PrefillTokensPerSecond, FirstSeconds: s.state.TTFTSeconds,
+		OutputTokens: s.total, PromptTokens: v.prompt, CachedTokens: v.cached, BodyBytes: float64(s.q.BodyBytes),
+		Sequences: v.joins, Concurrency: n, ITLSeconds: v.itl, PrefillPerSec: s.state.PrefillTokensPerSecond, FirstSeconds: s.state.TTFTSeconds,
 		Cold: cold, ColdSeconds: v.coldSeconds, IdleSeconds: idle,
 		FullLoadUSDPerToken: v.full, LossPerSecond: h.pub.hazard.get(),
 	}
@@ -259,13 +263,13 @@ func (s *scratch) look(c *candidate, v *view) {
 	}
 	switch {
 	case v.verdict != serves:
-	case full, n+1 > v.limit:
+	case full, n > v.limit:
 		v.verdict = noRoom
 	case s.resumed && cold, !surely(v.ttft*s.perLeft, s.z*v.ttftSigma):
 		v.verdict = slowFirst
 	case !surely(v.itl*s.perGap, s.z*v.itlSigma):
 		v.verdict = slowStream
-	case s.q.Spare > 0 && (v.inFlight >= 1 && v.inFlight+1 > (1-s.q.Spare)*min(v.safe, v.limit) || cold):
+	case s.q.Spare > 0 && (v.inFlight >= 1 && n > (1-s.q.Spare)*min(v.safe, v.limit) || cold):
 		v.verdict = keptFree
 	}
 }
@@ -329,7 +333,7 @@ func (s *scratch) choose() (best *view, why string) {
 		}
 	case PolicyDefault, PolicyCost, numPolicies:
 	}
-	band := least*bandShare + bandMetered*s.metered*s.output
+	band := least*bandShare + bandMetered*s.metered*s.total
 	best = s.least(func(v *view) float64 {
 		switch {
 		case priced > 0 && !(v.usd <= band): //nolint:staticcheck // NaN is out as well
@@ -477,7 +481,7 @@ func (s *scratch) degrade() (best *view, why string) {
 		return nil, ""
 	}
 	if best = pick(func(v *view) float64 {
-		if v.coldSeconds > 0 || v.verdict == ramping || v.inFlight+1 > max(crowdedBy*v.safe+1, v.spread) || v.inFlight+1 > beyondLimit*v.limit {
+		if v.coldSeconds > 0 || v.verdict == ramping || v.inFlight+v.joins > max(crowdedBy*v.safe+v.joins, v.spread) || v.inFlight+v.joins > beyondLimit*v.limit {
 			return math.Inf(1)
 		}
 		missTTFT := 0.0
@@ -509,7 +513,7 @@ func (s *scratch) degrade() (best *view, why string) {
 		return pick(func(v *view) float64 { return v.itl + v.coldSeconds }), whyResumed
 	}
 	if !s.strict {
-		return pick(func(v *view) float64 { return (float64(v.c.host.inflight.Load()) + 1) / v.limit }), whyOverfull
+		return pick(func(v *view) float64 { return (float64(v.c.host.sequences()) + 1) / v.limit }), whyOverfull
 	}
 	return nil, ""
 }

@@ -74,7 +74,7 @@ type HostLoad struct {
 // Loads adds to dst the endpoints at which this gateway has something, for others to hear by Share, and returns it.
 func (r *Router) Loads(dst []HostLoad) []HostLoad {
 	for _, c := range r.snap.Load().list {
-		if n := c.host.inflight.Load(); n > 0 {
+		if n := c.host.sequences(); n > 0 {
 			dst = append(dst, HostLoad{c.ep.ID, n, max(0, c.host.pending.Load())})
 		}
 	}

@@ -51,6 +51,8 @@ type Request struct {
 	// host with more room than that, or one that has nothing to do, and no worker is started for it while somebody is up. 0 keeps
 	// nothing free.
 	Spare float64
+	// Sequences is how many answers the engine computes side by side for the request, such as its n; 0 is one.
+	Sequences int
 	// Tokenless says that the answer is not made of output tokens: embeddings, scores, images. No TPS is promised then.
 	Tokenless bool
 }

@@ -221,10 +221,11 @@ type Lease struct {
 	engines   float64 // that share the endpoint's requests
 	limit     float64 // sequences of one of them
 	pending   int64   // prompt tokens counted in host.pending
+	width     int64   // sequences counted in host.inflight and host.beside
 	seq       uint64  // of the decision
 	late      float64 // seconds waited before it was picked
 	slo       SLO
-	integral  float64       // of the requests in flight, when picked
+	integral  float64       // of the sequences in flight, when picked
 	shares    float64       // of each second that one of them has, when picked
 	sinceTok  float64       // likewise, when the first token came
 	key       *affinity.Key // of the request, which outlives the lease
@@ -278,9 +279,10 @@ func (s *scratch) lease(r *Router, v *view, why string, l *Lease) bool {
 	if !ok {
 		return false
 	}
-	n, integral, shares := h.enter(s.at)
+	width := max(1, int64(s.q.Sequences))
+	n, integral, shares := h.enter(s.at, width)
 	if why == whyHedge && n > 1 || !h.admit(&ep.Limits, n, s.now) { // it was idle when it was looked at
-		h.leave(s.at, s.now)
+		h.leave(s.at, s.now, width)
 		ticket.Release()
 		return false
 	}
@@ -294,6 +296,7 @@ func (s *scratch) lease(r *Router, v *view, why string, l *Lease) bool {
 		engines = float64(max(1, ep.Workers))
 	}
 	s.fill(l, v)
+	l.width = width
 	l.ticket, l.r, l.engines, l.pending, l.integral, l.shares = ticket, r, engines, pending, integral, shares
 	l.seq = r.decisions.note(s, v, why)
 	d := &l.Decision

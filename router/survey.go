@@ -26,7 +26,7 @@ func (s *scratch) survey() {
 	}
 	for i := range s.views {
 		if v := &s.views[i]; v.verdict < limited && v.coldSeconds == 0 && v.c.host.paid.Load() { // paid for while demand justifies it
-			v.usd = cost.Paid(s.output, s.metered, v.use())
+			v.usd = cost.Paid(s.total, s.metered, v.use())
 			v.metered = false
 		}
 	}

@@ -8,11 +8,12 @@ import (
 
 // Load is what one more request would do to an endpoint, as far as its price depends on it.
 type Load struct {
-	OutputTokens  float64 // expected
+	OutputTokens  float64 // expected, of all its sequences
 	PromptTokens  float64 // to be computed: without those in the endpoint's prefix cache
 	CachedTokens  float64 // in it
 	BodyBytes     float64 // of the request
-	Concurrency   float64 // sequences on the engine with this one
+	Sequences     float64 // that the request adds to the engine's; below 1 is one
+	Concurrency   float64 // sequences on the engine with these
 	ITLSeconds    float64 // between two tokens at that concurrency
 	PrefillPerSec float64 // prompt tokens per second
 	FirstSeconds  float64 // to the first token beside the prompt's computation
@@ -46,8 +47,8 @@ func Marginal(p *endpoint.Price, l *Load) (usd float64, ok bool) {
 	case endpoint.PerWorkerSecond:
 		prefill := l.PromptTokens / l.PrefillPerSec
 		seconds := l.OutputTokens*l.ITLSeconds/max(1, l.Concurrency) + prefillShare*prefill
-		if l.Concurrency <= 1 { // the worker does nothing else
-			seconds = l.OutputTokens*l.ITLSeconds + prefill + l.FirstSeconds + l.IdleSeconds
+		if w := max(1, l.Sequences); l.Concurrency <= w { // the worker does nothing else
+			seconds = l.OutputTokens/w*l.ITLSeconds + prefill + l.FirstSeconds + l.IdleSeconds
 		}
 		if l.Cold {
 			seconds = math.Ceil(seconds + l.ColdSeconds + p.IdleTimeout.Seconds())
@@ -59,7 +60,7 @@ func Marginal(p *endpoint.Price, l *Load) (usd float64, ok bool) {
 		return math.NaN(), false
 	}
 	if l.LossPerSecond > 0 {
-		lost := l.LossPerSecond * l.OutputTokens * l.ITLSeconds
+		lost := l.LossPerSecond * l.OutputTokens / max(1, l.Sequences) * l.ITLSeconds
 		if lost > 1e-3 { // below, the two are alike within half a thousandth
 			lost = -math.Expm1(-lost)
 		}
