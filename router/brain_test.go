@@ -299,6 +299,24 @@ func TestResumed(t *testing.T) {
 	}
 }
 
+// Test vector 6 of the routing facts: how sure each promise is, and that a host is let in where it is surer than was asked.
+func TestHowSure(t *testing.T) {
+	p := &plan{left: 2, gap: 1.0 / 15}
+	v := &view{ttft: 0.8, ttftSigma: 0.35, itl: 0.055, itlSigma: 0.12}
+	if first, speed := v.pTTFT(p), v.pTPS(p); math.Abs(first-0.99558) > 1e-5 || math.Abs(speed-0.94554) > 1e-5 {
+		t.Errorf("sure by %.5f and %.5f, want 0.99558 and 0.94554", first, speed)
+	}
+	rnd := rand.New(rand.NewPCG(6, 0))
+	for range 100_000 {
+		confidence, x, sigma := 0.01+0.98*rnd.Float64(), math.Exp(3*rnd.NormFloat64()), rnd.Float64()
+		z := math.Sqrt2 * math.Erfinv(2*confidence-1)
+		sure := normal(-math.Log(x) / sigma)
+		if got := surely(x, z*sigma); got != (sure >= confidence) && math.Abs(sure-confidence) > 1e-9 {
+			t.Fatalf("%g of the limit with a deviation of %g is kept with probability %g, asked for %g: %v", x, sigma, sure, confidence, got)
+		}
+	}
+}
+
 // Test vector 8: 8 losses in 24 hours, prior 6 h: 0.30 an hour. And a host that comes back is slow-started, on another
 // machine begins anew.
 func TestComingsAndGoings(t *testing.T) {
