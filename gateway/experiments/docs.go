@@ -11,7 +11,8 @@ import (
 	"headrace/router/experiment"
 )
 
-// answered notes whether the store did. The caller holds mu.
+// answered notes whether the store did. That it does again is said once a whole round went well (recovered): one that can be read and not written
+// to answers every other time. The caller holds mu.
 func (m *Manager) answered(ctx context.Context, err error) bool {
 	if errors.Is(err, state.ErrConflict) {
 		err = nil
@@ -19,15 +20,24 @@ func (m *Manager) answered(ctx context.Context, err error) bool {
 	if err != nil && ctx.Err() != nil {
 		return false
 	}
-	if (err == nil) != (m.silent == nil) {
-		if err != nil {
-			m.opt.Log.Warn("the state of experiments cannot be reached: shares stay as they are, harm still ends an experiment here", "error", err)
-		} else {
-			m.opt.Log.Info("the state of experiments can be reached again")
-		}
-	}
 	m.silent = err
-	return err == nil
+	if err == nil {
+		return true
+	}
+	m.failures++
+	if !m.warned {
+		m.warned = true
+		m.opt.Log.Warn("the state of experiments cannot be reached: shares stay as they are, harm still ends an experiment here", "error", err)
+	}
+	return false
+}
+
+// recovered says that the store answers again, if it has since there were so many failures. The caller holds mu.
+func (m *Manager) recovered(failures int64) {
+	if m.warned && m.silent == nil && m.failures == failures {
+		m.warned = false
+		m.opt.Log.Info("the state of experiments can be reached again")
+	}
 }
 
 // sync reads every document, and writes those that are missing or that the config has changed. The caller holds mu.
@@ -77,7 +87,9 @@ func (m *Manager) take(ctx context.Context, t *trial, d state.Doc, exists bool) 
 		err = doc.Check()
 	}
 	if err != nil {
-		m.opt.Log.Error("the document of an experiment is not understood: the control serves its requests", "experiment", t.Spec.Name, "error", err)
+		if t.known || t.version != d.Version { // it is read again at every round
+			m.opt.Log.Error("the document of an experiment is not understood: the control serves its requests", "experiment", t.Spec.Name, "error", err)
+		}
 		t.known, t.version = false, d.Version
 		m.publish()
 		return

@@ -315,6 +315,7 @@ func (m *Manager) round(ctx context.Context) {
 func (m *Manager) converse(ctx context.Context) {
 	c, cancel := context.WithTimeout(ctx, storeTime)
 	defer cancel()
+	defer m.recovered(m.failures)
 	m.setClock(c)
 	m.sync(c)
 	if len(m.trials) == 0 {

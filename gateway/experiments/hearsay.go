@@ -202,6 +202,7 @@ func (m *Manager) listen(n int, docs map[string]state.Doc, gone bool) bool {
 		if t.stats == nil {
 			continue
 		}
+		was := t.unheard[n]
 		delete(t.unheard, n)
 		for name, d := range docs {
 			of, _, _ := strings.Cut(name, " ")
@@ -217,7 +218,7 @@ func (m *Manager) listen(n int, docs map[string]state.Doc, gone bool) bool {
 				if t.unheard == nil {
 					t.unheard = map[int]string{}
 				}
-				if t.unheard[n] == "" {
+				if t.unheard[n] == "" && was == "" { // it is tried at every round
 					m.opt.Log.Warn("what another replica has seen of an experiment is not counted: no step is taken meanwhile", "experiment", of, "replica", slotName(n), "error", err)
 				}
 				t.unheard[n], all = err.Error(), false

@@ -49,24 +49,26 @@ type Manager struct {
 
 	wake chan struct{} // there is something to look at before the next tick
 
-	mu      sync.Mutex // guards all below; held while the store is asked, so that no request takes it
-	trials  []*trial
-	spare   []seen
-	slot    slot
-	recent  recent
-	hosts   names                // by number
-	kinds   names                // likewise
-	heard   map[int]int64        // slots, by what they had spoken when they were heard; nil when all are to be heard again
-	left    map[string]removed   // experiments that are out of the config
-	unheld  map[string]time.Time // documents that are in no replica's config, since when; see withdraw
-	checked time.Time            // when these were looked for
-	heardAt time.Time            // when other replicas were last heard for somebody's sake
-	owes    map[string]owed      // what was decided here and the store does not know yet
-	behind  bool                 // documents are to be read again at the next look
-	silent  error                // why the store did not answer the last time, nil when it did
-	off     time.Duration        // of the store's clock from this process's; see setClock
-	clockAt time.Time            // when that was found, zero before
-	mute    error                // why the store's clock could not be read the last time, nil when it could
+	mu       sync.Mutex // guards all below; held while the store is asked, so that no request takes it
+	trials   []*trial
+	spare    []seen
+	slot     slot
+	recent   recent
+	hosts    names                // by number
+	kinds    names                // likewise
+	heard    map[int]int64        // slots, by what they had spoken when they were heard; nil when all are to be heard again
+	left     map[string]removed   // experiments that are out of the config
+	unheld   map[string]time.Time // documents that are in no replica's config, since when; see withdraw
+	checked  time.Time            // when these were looked for
+	heardAt  time.Time            // when other replicas were last heard for somebody's sake
+	owes     map[string]owed      // what was decided here and the store does not know yet
+	behind   bool                 // documents are to be read again at the next look
+	silent   error                // why the store did not answer the last time, nil when it did
+	warned   bool                 // of that, and nobody was told since that it answers again
+	failures int64                // how often it did not
+	off      time.Duration        // of the store's clock from this process's; see setClock
+	clockAt  time.Time            // when that was found, zero before
+	mute     error                // why the store's clock could not be read the last time, nil when it could
 }
 
 // trial is an experiment at this replica.
