@@ -9,7 +9,7 @@ import (
 )
 
 // unread is more than sockets take in that nobody reads from: who sends it before he reads needs somebody who does.
-const unread = 24 << 20
+const unread = 12 << 20
 
 // TestRefusedAmidBody has callers hear why they are refused who send all of a body before they look for an answer, though the answer comes
 // before its end.
@@ -42,6 +42,9 @@ func TestRefusedAmidBody(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, secure := range []bool{false, true} {
+				if secure && !strings.HasSuffix(name, "body") {
+					continue // it takes its time, and is the same to all
+				}
 				dial := g.dial
 				if secure {
 					dial = g.dialTLS
