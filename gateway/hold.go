@@ -108,11 +108,12 @@ func (h *holding) nudge() {
 }
 
 // hold waits for a host that can go on with the answer, for which there was none as err says, until it is worth while to ask again, or the given
-// time has come; false when it has waited long enough.
+// time has come; false when it has waited long enough, or a host has refused and there is nobody else who could.
 func (x *exchange) hold(err error, now, until time.Time) bool {
 	t := x.tale
 	end := earlier(t.holdBy, x.totalBy)
-	if x.watch.Aborted() || !now.Before(end) {
+	ue, _ := errors.AsType[*router.UnavailableError](err)
+	if x.watch.Aborted() || !now.Before(end) || t.declined && (ue == nil || ue.Others == 0) {
 		x.unhold(false)
 		return false
 	}
@@ -123,7 +124,7 @@ func (x *exchange) hold(err error, now, until time.Time) bool {
 		return true
 	}
 	look := heldLook
-	if ue, ok := errors.AsType[*router.UnavailableError](err); ok && ue.Soon > 0 {
+	if ue != nil && ue.Soon > 0 {
 		look = min(max(ue.Soon, leastHold), heldLook)
 	}
 	timer := time.NewTimer(earlier(earlier(end, until), now.Add(look)).Sub(now))

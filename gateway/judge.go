@@ -106,7 +106,7 @@ func (x *exchange) judgeError(class outcome.Class) {
 		return
 	}
 	if x.resumed() { // against what we made of the request
-		x.notGoneOn(*oe)
+		x.notGoneOn(*oe, a.Unread())
 		return
 	}
 	if asIs && a.Ended() && outcome.OfStatus(a.Status) == outcome.CallerFault {
@@ -167,7 +167,7 @@ func (x *exchange) errorEvent(ev *sse.Event, c *openai.Chunk) {
 	ne, _ := openai.NormalizeError(status, jsonType, ev.Data)
 	oe := &outcome.Error{Class: class, Endpoint: x.endpointID(), Status: status, Err: errEvent}
 	if class == outcome.CallerFault && x.resumed() {
-		x.notGoneOn(*oe)
+		x.notGoneOn(*oe, ev.Data)
 		return
 	}
 	if class == outcome.CallerFault {
@@ -232,7 +232,7 @@ func (x *exchange) judgeBody() {
 			return
 		}
 		if x.resumed() {
-			x.notGoneOn(outcome.Error{Class: class, Endpoint: x.endpointID(), Status: status, Err: errErrorBody})
+			x.notGoneOn(outcome.Error{Class: class, Endpoint: x.endpointID(), Status: status, Err: errErrorBody}, x.attempt.Unread())
 			return
 		}
 		ne, _ := openai.NormalizeError(status, jsonType, x.attempt.Unread())

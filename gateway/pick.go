@@ -31,11 +31,14 @@ func (x *exchange) pick(until time.Time) bool {
 		case err == nil:
 			x.found()
 			x.unhold(true)
+			if x.tale != nil {
+				x.tale.paid = false
+			}
 		case err != nil && x.resumed() && x.startOver():
 		case err != nil && x.resumed() && x.hold(err, now, until):
 			return false
 		case err != nil && x.resumed():
-			x.failAttempt(x.last)
+			x.noneGoesOn()
 			return false
 		case x.standsBy(err):
 			return false
@@ -196,7 +199,7 @@ func (x *exchange) dropped(id endpoint.ID) {
 }
 
 func (x *exchange) notComposed(id endpoint.ID) {
-	x.notGoneOn(outcome.Error{Class: outcome.ClientGone, Endpoint: id, Err: errNotComposed})
+	x.notGoneOn(outcome.Error{Class: outcome.ClientGone, Endpoint: id, Err: errNotComposed}, nil)
 }
 
 var errNotComposed = errors.New("the request that goes on with the answer cannot be written")

@@ -67,6 +67,10 @@ type tale struct {
 	path    string    // that the caller's request goes to, below a host's base URL
 	textual bool      // a host would not go on by the numbers of tokens: none is asked to any more
 	poor    bool      // what was asked to go on with it last failed, and no retry was left
+
+	declined bool          // a host would not go on with it since it was broken off
+	no       resume.Reason // of the first of these
+	paid     bool          // a retry was taken for a host in place of one of these, which is yet to be found
 }
 
 var (
@@ -142,7 +146,7 @@ func (x *exchange) beginTale() {
 	t.story.Begin(x.chats(), t.gather, x.set.MaxContinuation)
 	t.story.Bound(x.set.MaxGathered)
 	t.seam, x.errand, t.breaks, t.lost, t.before, t.judged, t.stall = false, nil, 0, 0, meter{}, 0, x.set.Stall
-	t.heard = 0
+	t.heard, t.want.Refused, t.declined, t.paid = 0, nil, false, false
 	x.why = resume.None
 	t.askAnew(&x.ask)
 	x.req.Path = t.path
@@ -480,6 +484,7 @@ func (x *exchange) goOn(oe *outcome.Error) bool {
 	t.before.add(&x.m)
 	t.lost = delivered
 	t.breaks++
+	t.declined, t.paid = false, false
 	x.rec.Offered++
 	t.seam, t.mark, x.errand, t.judged, t.heard = true, !t.gather, nil, 0, 0
 	x.last = oe
@@ -520,15 +525,16 @@ func (x *exchange) complete(oe *outcome.Error) {
 
 // startOver takes a place at a host that begins an answer anew of which the caller has nothing yet, where none can go on with it.
 func (x *exchange) startOver() bool {
-	if !x.tale.gather || !x.mayRetry() {
+	t := x.tale
+	if !t.gather || !t.paid && !x.mayRetry() {
 		return false
 	}
+	t.paid = true
 	going := x.ask
-	x.tale.askAnew(&x.ask)
+	t.askAnew(&x.ask)
 	out, err := x.choose(&x.ask, &x.lease)
 	if err != nil {
-		x.s.router.Budget.Refund()
-		x.retries--
+		x.unpay()
 		x.ask = going
 		return false
 	}
@@ -537,20 +543,49 @@ func (x *exchange) startOver() bool {
 	return true
 }
 
-// notGoneOn ends an attempt that was to go on with the answer and cannot, as oe says, through no fault of the caller's or the host's.
-func (x *exchange) notGoneOn(oe outcome.Error) {
-	now := time.Now()
-	x.endAttempt(oe, now)
+// notGoneOn ends an attempt that was to go on with the answer and cannot, as oe says, through no fault of the caller's: another host may. said is
+// the host's refusal, nil where it was not asked.
+func (x *exchange) notGoneOn(oe outcome.Error, said []byte) {
+	t := x.tale
+	belied := !x.exact && x.leased && (bytes.Contains(said, []byte("continue_final_message")) || bytes.Contains(said, []byte("add_generation_prompt")))
+	x.endAttempt(oe, time.Now())
 	x.rec.Class = x.last.Class // how the answer was lost
+	if belied {
+		x.s.router.Belied(oe.Endpoint, x.lease.Served)
+	}
 	if x.asText() {
 		return
 	}
-	if x.tale.gather && x.mayRetry() {
-		x.beginTale()
+	t.want.Refused = append(t.want.Refused, oe.Endpoint)
+	if !t.declined {
+		t.declined, t.no = true, x.why
+	}
+	if x.mayRetry() {
+		t.paid = true
 		x.again()
 		return
 	}
+	t.poor = true
+	x.noneGoesOn()
+}
+
+// noneGoesOn gives the answer up, with which nobody was found to go on.
+func (x *exchange) noneGoesOn() {
+	t := x.tale
+	x.unpay()
+	if t.declined {
+		x.why = t.no
+	}
 	x.failAttempt(x.last)
+}
+
+// unpay gives the retry back that was taken for a host that was not found.
+func (x *exchange) unpay() {
+	if t := x.tale; t.paid {
+		t.paid = false
+		x.s.router.Budget.Refund()
+		x.retries--
+	}
 }
 
 // composeOn builds the request that goes on with the answer at the leased endpoint.

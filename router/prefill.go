@@ -35,6 +35,8 @@ type Continuation struct {
 	// Exact says that the numbers of the answer's tokens are known, so that a host may be asked with these, and ExactOnly that its text
 	// will not do.
 	Exact, ExactOnly bool
+	// Refused are hosts that would not go on with it, or cannot be asked to: they are not asked again, whatever Back says.
+	Refused []endpoint.ID
 }
 
 // alike tells whether c serves the very model that began the answer: the same root where both tell theirs, else the same id.
@@ -43,6 +45,17 @@ func (k *Continuation) alike(c *candidate) bool {
 		return k.Root == c.root
 	}
 	return k.Served == c.served && !c.unnamed
+}
+
+// others counts the model's hosts that could go on with the answer, now or in a while: not the one that broke it off, nor those that refused.
+func (s *scratch) others() (n int) {
+	k := s.q.Continue
+	for _, c := range s.m.cands {
+		if c.ep.ID != k.From && !slices.Contains(k.Refused, c.ep.ID) && c.fitness(s.q) == fit && k.alike(c) && c.host.prefill(c.served).suits(k) {
+			n++
+		}
+	}
+	return n
 }
 
 // rootOf reads what a host's card says the model was made from.
@@ -82,6 +95,16 @@ func (r *Router) SetPrefill(id endpoint.ID, served string, p Prefill) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.setPrefill(r.snap.Load().byID[id], served, p)
+}
+
+// Belied forgets that an endpoint goes on with unfinished answers, which it has just refused to as such: the next self-test tells. What was Told
+// of it stays.
+func (r *Router) Belied(id endpoint.ID, served string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c := r.snap.Load().byID[id]; c != nil && !c.host.prefill(served).Told {
+		r.setPrefill(c, served, Prefill{})
+	}
 }
 
 // Tested is SetPrefill for what a self-test that Probes handed out has found. It is kept, and kept is true, where the engine that was

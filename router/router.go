@@ -165,6 +165,7 @@ type UnavailableError struct {
 	MaxBytes   int64         // with TooLarge: the largest body that any of them takes
 	Member     string        // with TooPlain: what of the request none of them takes, in the caller's words
 	Reason     string        // closed set, fit for a caller
+	Others     int           // with NotContinuable: hosts that could continue the answer, were they free and well, beside the one that broke it off and those that refused
 }
 
 // Error names the model and the reason.
@@ -379,7 +380,7 @@ func (r *Router) unavailable(s *scratch) error {
 	m, q, now := s.m, s.q, s.now
 	e := &UnavailableError{Model: m.Name, Reason: "every host that serves it is failing"}
 	if q.Continue != nil {
-		e.Cause, e.Reason = NotContinuable, "no other host can continue the answer"
+		e.Cause, e.Reason, e.Others = NotContinuable, "no other host can continue the answer", s.others()
 		return e
 	}
 	var fits, usable, drained, throttled, noCapacity int

@@ -158,7 +158,7 @@ func (s *scratch) admission(c *candidate) verdict {
 	}
 	if k := s.q.Continue; k != nil {
 		switch {
-		case k.From == c.ep.ID && (!k.Back || s.lenience < ofTried):
+		case k.From == c.ep.ID && (!k.Back || s.lenience < ofTried), slices.Contains(k.Refused, c.ep.ID):
 			return tried
 		case !k.alike(c):
 			return otherKind
