@@ -12,14 +12,21 @@ type clock interface {
 	Now(ctx context.Context, kind string) (time.Time, error)
 }
 
-// clockEvery is how often the store's clock is looked at.
-const clockEvery = time.Minute
+const (
+	// clockEvery is how often the store's clock is looked at.
+	clockEvery = time.Minute
+	// clockSet is by how much this process's clock has to be off from the time that went by to have been set anew, or a machine that slept.
+	clockSet = time.Second
+)
 
-// setClock finds how far the store's clock is from this process's, if that is not known of late. Until it is known for the first time nothing is
+// setClock finds how far the store's clock is from this process's, if that is not known of late or this process's was set since. Until it is known for the first time nothing is
 // written that has a time in it: this process's may be hours off, and what is held against it be anybody's place. The caller holds mu.
 func (m *Manager) setClock(ctx context.Context) {
 	c, ok := m.opt.Store.(clock)
-	if now := m.opt.Now(); !ok || !m.clockAt.IsZero() && now.Sub(m.clockAt) < clockEvery {
+	if !ok {
+		return
+	}
+	if up := time.Since(m.began) - m.clockUp; !m.clockAt.IsZero() && up < clockEvery && (m.opt.Now().Round(0).Sub(m.clockAt.Round(0))-up).Abs() < clockSet {
 		return
 	}
 	asked := m.opt.Now()
@@ -32,7 +39,7 @@ func (m *Manager) setClock(ctx context.Context) {
 		return
 	}
 	first := m.clockAt.IsZero()
-	m.clockAt, m.mute = m.opt.Now(), nil
+	m.clockAt, m.clockUp, m.mute = m.opt.Now(), time.Since(m.began), nil
 	m.off = is.Sub(asked.Add(m.clockAt.Sub(asked) / 2))
 	if first {
 		m.redate()

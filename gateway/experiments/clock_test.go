@@ -242,3 +242,30 @@ func TestClockNotRead(t *testing.T) {
 		t.Run(name, func(t *testing.T) { synctest.Test(t, func(t *testing.T) { test(t, state.NewMemory()) }) })
 	}
 }
+
+// TestClockSet: that this process's clock is set anew, by hours, takes no step sooner or later.
+func TestClockSet(t *testing.T) {
+	for name, by := range map[string]time.Duration{"forward": 50 * time.Second, "back": -3 * time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var off atomic.Int64
+				began := time.Now()
+				r := startWith(t, Options{Store: &clocked{state.NewMemory(), 0}, Look: time.Second, Now: func() time.Time { return time.Now().Add(time.Duration(off.Load())) }}, failuresOnly())
+				pass(5 * time.Second)
+				off.Store(int64(by))
+				w := newWorld(t)
+				for range 3000 {
+					w.request(r)
+					pass(20 * time.Millisecond)
+				}
+				v, err := r.Show(t.Context(), "e")
+				if err != nil || len(v.Weights) < 2 {
+					t.Fatalf("after %s shares %v, %v", time.Since(began), v.Weights, err)
+				}
+				if took := v.Weights[1].At.Sub(began); took < 20*time.Second || took > 30*time.Second {
+					t.Errorf("the step of 20 s took %s", took)
+				}
+			})
+		})
+	}
+}

@@ -41,6 +41,7 @@ type Options struct {
 // Manager owns the experiments of one gateway.
 type Manager struct {
 	opt   Options
+	began time.Time // by the clock that nobody sets
 	table atomic.Pointer[experiment.Table]
 
 	queue   sync.Mutex // guards both below
@@ -68,6 +69,7 @@ type Manager struct {
 	failures int64                // how often it did not
 	off      time.Duration        // of the store's clock from this process's; see setClock
 	clockAt  time.Time            // when that was found, zero before
+	clockUp  time.Duration        // likewise, since began
 	mute     error                // why the store's clock could not be read the last time, nil when it could
 }
 
@@ -130,7 +132,7 @@ func New(o Options) *Manager {
 			*d.is = d.usual
 		}
 	}
-	m := &Manager{opt: o, wake: make(chan struct{}, 1), slot: slot{number: -1}, left: map[string]removed{}, unheld: map[string]time.Time{}, owes: map[string]owed{}}
+	m := &Manager{opt: o, began: time.Now(), wake: make(chan struct{}, 1), slot: slot{number: -1}, left: map[string]removed{}, unheld: map[string]time.Time{}, owes: map[string]owed{}}
 	m.table.Store(experiment.NewTable(nil))
 	return m
 }
@@ -169,6 +171,8 @@ func (m *Manager) Configure(trials []Trial) {
 		}
 		t.adopt = true
 		m.trials = append(m.trials, t)
+	}
+	for _, t := range m.trials { // none before all are there: what is published is all that requests see
 		m.recollect(t)
 	}
 	for _, t := range old {

@@ -117,12 +117,19 @@ func (m *Manager) settle(ctx context.Context, docs map[string]state.Doc) {
 		if carried[name] {
 			continue
 		}
+		if m.opt.Now().Sub(o.At) > experiment.Forgotten {
+			m.paid(name)
+			continue
+		}
 		d, exists := docs[name]
 		next, changed := o.Doc.Dated(o.Dated, now), true
 		if exists {
 			var doc experiment.Doc
 			if json.Unmarshal(d.Body, &doc) != nil || doc.Check() != nil {
 				continue // of another version, it may be
+			}
+			if doc.Digest != next.Digest && doc.Run < next.Run {
+				continue // another experiment, or from before: whoever has this one in its config says so
 			}
 			next, changed = doc.Reconcile(&next, true, now)
 		}

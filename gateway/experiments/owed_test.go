@@ -270,3 +270,66 @@ func TestForgottenIsNotTakenUp(t *testing.T) {
 		a.stop()
 	})
 }
+
+// TestStaleNote: what was owed and is known to all by now, but whose note is still there, for its process was killed before it could remove it,
+// takes nothing back that was decided since.
+func TestStaleNote(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &onShelf{&flaky{Store: state.NewMemory()}, &shelf{}}
+		a := startReplica(t, store, trialOf())
+		pass(5 * time.Second)
+		store.down.Store(true)
+		if _, err := a.Apply(t.Context(), "e", experiment.Abort, ""); err != nil {
+			t.Fatal(err)
+		}
+		note, err := store.Kept(kindDocs)
+		if err != nil || len(note) != 1 {
+			t.Fatalf("kept %d, %v", len(note), err)
+		}
+		store.down.Store(false)
+		pass(5 * time.Second)
+		if _, err := a.Apply(t.Context(), "e", experiment.Promote, "canary"); err != nil {
+			t.Fatal(err)
+		}
+		a.stop()
+		if err := store.Keep(kindDocs, "e", note["e"]); err != nil {
+			t.Fatal(err)
+		}
+		a = startReplica(t, store, trialOf())
+		pass(5 * time.Second)
+		if s := a.state(); s != experiment.Promoted || !store.empty() {
+			t.Errorf("it is %s, and nothing is kept: %v", s, store.empty())
+		}
+		a.stop()
+	})
+}
+
+// TestOwedOfAnother: what is owed of an experiment does nothing to another one that has its name, whichever has had more runs.
+func TestOwedOfAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		shared := state.NewMemory()
+		store := &onShelf{&flaky{Store: shared}, &shelf{}}
+		a := startReplica(t, store, trialOf())
+		pass(5 * time.Second)
+		for _, c := range []experiment.Command{experiment.Abort, experiment.Start} {
+			if _, err := a.Apply(t.Context(), "e", c, ""); err != nil {
+				t.Fatal(err)
+			}
+		}
+		store.down.Store(true)
+		if v, err := a.Apply(t.Context(), "e", experiment.Abort, ""); err != nil || v.Run != 2 {
+			t.Fatalf("run %d, %v", v.Run, err)
+		}
+		a.Configure(nil)
+		store.flaky = &flaky{Store: state.NewMemory()} // they have lost all, and try something else
+		b := startReplica(t, store.flaky.Store, trialOf(func(s *experiment.Spec) { s.Arms[1].Policy = "latency" }))
+		a.stop()
+		a = startReplica(t, store)
+		pass(10 * time.Second)
+		if v, err := b.Show(t.Context(), "e"); err != nil || v.State != experiment.Running || v.Run != 1 || v.Problem != "" {
+			t.Errorf("the other one is %s in run %d, problem %q, %v", v.State, v.Run, v.Problem, err)
+		}
+		a.stop()
+		b.stop()
+	})
+}

@@ -159,14 +159,15 @@ func (s State) over() bool { return s != Scheduled && !s.Tries() }
 // Reconcile returns what becomes of the document, as replicas share it, now that somebody knows mine of the same experiment, and whether
 // that changed anything. Each decision of a document counts it up, so one that was decided less often is from before mine: what replicas
 // share has gone back in time, and mine is what holds. Otherwise theirs does, but for what mine takes away: within a run, what was
-// ended is not tried again. (A promotion takes nothing away.) alone says that mine was decided while nobody else could be asked.
+// ended is not tried again. (A promotion takes nothing away.) alone says that mine was decided while nobody else could be asked: it holds
+// against what they made of the run meanwhile, but not against what they decided when they knew of it.
 func (d Doc) Reconcile(mine *Doc, alone bool, now time.Time) (Doc, bool) {
 	switch {
 	case d.Run < mine.Run, d.Run == mine.Run && d.Digest == mine.Digest && d.Decisions < mine.Decisions:
 		return *mine, true
 	case d.Run > mine.Run || d.Digest != mine.Digest:
 		return d, false
-	case mine.State.over() && mine.State != Promoted && (d.State.Tries() || alone && d.State != mine.State):
+	case mine.State.over() && mine.State != Promoted && (d.State.Tries() || alone && d.State != mine.State && d.times(mine.State) < mine.times(mine.State)):
 		return d.end(mine.State, now, mine.last()), true
 	case !d.State.Tries():
 		return d, false
@@ -184,6 +185,16 @@ func (d Doc) Reconcile(mine *Doc, alone bool, now time.Time) (Doc, bool) {
 		}
 	}
 	return d, changed
+}
+
+// times is how often the run has come to a state, as far as its log goes back.
+func (d *Doc) times(s State) (n int) {
+	for i := len(d.Log) - 1; i >= 0 && d.Log[i].What != "started"; i-- {
+		if d.Log[i].State == s && (i == 0 || d.Log[i-1].State != s) {
+			n++
+		}
+	}
+	return n
 }
 
 // last is the last decision.
