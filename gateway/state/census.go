@@ -47,6 +47,9 @@ func (c Census) Alive(id string) (release func(), err error) {
 		_, err = f.WriteString(machine())
 	}
 	if err != nil {
+		if ok {
+			_ = os.Remove(path) // it says nothing
+		}
 		_ = f.Close()
 		return nil, err
 	}
@@ -86,19 +89,33 @@ func (c Census) Dead(id string) bool {
 	return ok && err == nil
 }
 
-// deadFor is after how long it is forgotten that a process was there which nobody has asked for.
-const deadFor = 24 * time.Hour
+const (
+	// deadFor is after how long it is forgotten that a process was there which nobody has asked for.
+	deadFor = 24 * time.Hour
+	// strangeFor is after how long one is that began on another machine, or under another name of this one as each container has: of it nobody
+	// here finds out whether it lives, and that it is forgotten changes no more than how soon its end is known there.
+	strangeFor = 30 * 24 * time.Hour
+)
+
+// strange tells whether a file is not of a process of this machine, or of one that was killed before it could say.
+func (c Census) strange(id string) bool {
+	path := c.path(id)
+	if path == "" {
+		return false
+	}
+	on, err := os.ReadFile(path)
+	return err == nil && string(on) != machine()
+}
 
 // Bury forgets a dead process, and those that began long ago. What is not there or lives is left alone.
 func (c Census) Bury(id string) {
 	files, _ := os.ReadDir(c.dir) // without it there is nothing to bury
 	for _, f := range files {
-		if f.Name() != id {
-			if at, err := f.Info(); err != nil || time.Since(at.ModTime()) < deadFor {
-				continue
-			}
+		at, err := f.Info()
+		if err != nil || f.Name() != id && time.Since(at.ModTime()) < deadFor {
+			continue
 		}
-		if c.Dead(f.Name()) {
+		if c.Dead(f.Name()) || time.Since(at.ModTime()) > strangeFor && c.strange(f.Name()) {
 			_ = os.Remove(filepath.Join(c.dir, f.Name()))
 		}
 	}

@@ -130,6 +130,28 @@ func TestCensus(t *testing.T) {
 	if c.Bury("other"); c.Dead("me") {
 		t.Error("whoever ended long ago is remembered for good")
 	}
+	for name, tc := range map[string]struct {
+		on   string
+		old  time.Duration
+		kept bool
+	}{
+		"strange":     {"another machine", strangeFor + time.Hour, false},
+		"strangenew":  {"another machine", strangeFor - time.Hour, true},
+		"killedearly": {"", strangeFor + time.Hour, false},
+	} {
+		path := filepath.Join(dir, "alive", name)
+		if err := os.WriteFile(path, []byte(tc.on), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		at := time.Now().Add(-tc.old)
+		if err := os.Chtimes(path, at, at); err != nil {
+			t.Fatal(err)
+		}
+		c.Bury("nobody")
+		if _, err := os.Stat(path); (err == nil) != tc.kept {
+			t.Errorf("%s: kept %v, %v", name, !tc.kept, err)
+		}
+	}
 	for what, c := range map[string]Census{"no directory": {}, "below a file": newCensus(filepath.Join(dir, "there"))} {
 		if _, err := c.Alive("me"); err == nil {
 			t.Errorf("%s: nobody is told that a process is there", what)
