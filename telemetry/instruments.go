@@ -150,7 +150,7 @@ func LabelDocs() []LabelDoc {
 		{keyArm, "an arm's name in it."},
 		{keyBound, "`estimate`, `low` or `high`."},
 		{keyPriority, "`interactive` or `batch` ([queue.md](queue.md))."},
-		{keyFrom, "the state that was left: `closed`, `open`, `probing` (half open), `suspected` or `preempted` ([routing.md](routing.md#when-a-host-fails))."},
+		{keyFrom, "the state that was left: `closed`, `open`, `probing` (half open), `suspected` or `preempted` ([failover.md](failover.md#when-a-host-fails))."},
 		{keyTo, "the state that followed, likewise."},
 	}
 }
@@ -476,7 +476,7 @@ var table = [instruments]Instrument{
 		"headrace.host.breaker", Gauge, "{host}", Always,
 		[]string{keyVendor, keyEndpoint, keyState},
 		nil,
-		"1 for the breaker's state: `closed`, `open`, `probing` (half open: a test is due or under way), `suspected`, `preempted`, `cooling` (docs/routing.md).",
+		"1 for the breaker's state: `closed`, `open`, `probing` (half open: a test is due or under way), `suspected`, `preempted`, `cooling` (docs/failover.md).",
 	},
 	breakerTransitions: {
 		"headrace.host.breaker.transitions", Counter, "{transition}", Always,

@@ -168,7 +168,7 @@ func host() Dashboard {
 		[]Variable{choice("endpoint", "Host", "headrace_host_state", "headrace_endpoint", false)},
 		section{"State", []Panel{
 			bands("State by its provider", "", each("headrace_host_state", "headrace_state")),
-			bands("Breaker", "docs/routing.md", each("headrace_host_breaker", "headrace_state")),
+			bands("Breaker", "docs/failover.md", each("headrace_host_breaker", "headrace_state")),
 			figure("Drained by its operator", "bool_yes_no", "", one("headrace_host_drained", "").expr, step{1, "orange"}),
 			figure("Workers", "none", "Of a serverless endpoint.", one("headrace_host_workers", "").expr),
 			figure("Losses a day", "none", "How often it is expected to be taken away.", one("headrace_host_losses_per_day", "").expr),

@@ -190,7 +190,7 @@ type Retries struct {
 	// MaxResumes is how often one answer is continued.
 	MaxResumes int `yaml:"max_resumes" min:"0" max:"100" default:"4" doc:"Times that one answer is continued on another host; each after the first counts as a retry of the budget." aka:"resumes|continuations"`
 	// Hedge is "off" or "sunk".
-	Hedge       string  `yaml:"hedge" words:"off|sunk" default:"off" doc:"Whether a second host is asked as well when the first token of an answer is late, the faster one answering. off: no. sunk: one that is paid anyway, has nothing to do, and is expected to keep the slo; costs about 4 % more where it was simulated (docs/routing.md)." aka:"hedging|hedged"`
+	Hedge       string  `yaml:"hedge" words:"off|sunk" default:"off" doc:"Whether a second host is asked as well when the first token of an answer is late, the faster one answering. off: no. sunk: one that is paid anyway, has nothing to do, and is expected to keep the slo; costs about 4 % more where it was simulated (docs/failover.md)." aka:"hedging|hedged"`
 	HedgeBudget float64 `yaml:"hedge_budget" min:"0" max:"1" default:"0.02" doc:"Such attempts earned by each request: 0.02 allows one for every fifty; up to 10 are saved up, and none is made while the budget of retries is empty." aka:"hedge_share|hedge_ratio"`
 }
 
