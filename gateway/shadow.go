@@ -21,6 +21,7 @@ import (
 	"headrace/router"
 	"headrace/router/cost"
 	"headrace/router/experiment"
+	"headrace/router/experiment/report"
 	"headrace/router/outcome"
 )
 
@@ -59,27 +60,10 @@ type shadows struct {
 	counts map[string]*ShadowCounts
 }
 
-// ShadowCounts are what came of an experiment's copies at this gateway. Figures of copies that failed are in none but Failed and USD.
+// ShadowCounts are what came of an experiment's copies at this gateway.
 type ShadowCounts struct {
-	Experiment string  `json:"experiment"`
-	Arm        string  `json:"arm"`
-	Copied     int64   `json:"copied"`
-	NoRoom     int64   `json:"no_room"` // no host was idle enough, or too many copies waited
-	Failed     int64   `json:"failed"`
-	Output     int64   `json:"output_tokens"`
-	USD        float64 `json:"usd"` // share of the hosts' bills; of hosts that are paid anyway nothing more is billed
-	TTFT       float64 `json:"ttft_seconds_mean"`
-	TPS        float64 `json:"tokens_per_second_mean"`
-
-	SameFinish int64 `json:"same_finish"` // of Finished
-	Finished   int64 `json:"finished"`    // both answers gave a reason
-	Longer     int64 `json:"longer"`      // than the control's, as far as max_tokens let it be; as are those below
-	Shorter    int64 `json:"shorter"`
-	SameText   int64 `json:"same_text"`   // of Compared: the beginning of the control's answer, word by word
-	Compared   int64 `json:"texts"`       // at temperature 0, where the control's answer came in one piece
-	ValidJSON  int64 `json:"valid_json"`  // of JSON
-	JSON       int64 `json:"json_wanted"` // answers that were to be JSON and came to their end
-	tps, ttft  int64 // of their means
+	report.Shadow
+	tps, ttft int64 // of their means
 }
 
 func newShadows() *shadows {
@@ -92,7 +76,7 @@ func (s *shadows) count(in *experiment.Spec, change func(*ShadowCounts)) {
 	defer s.mu.Unlock()
 	c := s.counts[in.Name]
 	if arm := in.Arms[in.Shadow.Arm].Name; c == nil || c.Arm != arm {
-		c = &ShadowCounts{Experiment: in.Name, Arm: arm}
+		c = &ShadowCounts{Shadow: report.Shadow{Experiment: in.Name, Arm: arm}}
 		s.counts[in.Name] = c
 	}
 	change(c)

@@ -16,7 +16,6 @@ import (
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/spf13/cobra"
 
-	"headrace/gateway"
 	"headrace/gateway/experiments"
 	"headrace/router/experiment"
 	"headrace/router/experiment/report"
@@ -101,8 +100,20 @@ line or the config is wrong.`,
 	}
 	for _, sub := range c.Commands() {
 		sub.ValidArgsFunction = cobra.NoFileCompletions
+		sub.Args = orExit2(sub.Args)
 	}
+	c.Args = orExit2(c.Args)
 	return c
+}
+
+// orExit2 has what args refuses be a mistake of the command line's, and tells how it is written.
+func orExit2(args cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, given []string) error {
+		if err := args(cmd, given); err != nil {
+			return &exitError{2, fmt.Errorf("%w; write %s", err, strings.TrimSuffix(cmd.UseLine(), " [flags]"))}
+		}
+		return nil
+	}
 }
 
 func (o *experimentOptions) api() (*adminAPI, error) {
@@ -208,8 +219,8 @@ func (o *experimentOptions) one(cmd *cobra.Command, method, name, below string, 
 		return err
 	}
 	var answer struct {
-		Experiment experiments.View      `json:"experiment"`
-		Shadow     *gateway.ShadowCounts `json:"shadow"`
+		Experiment experiments.View `json:"experiment"`
+		Shadow     *report.Shadow   `json:"shadow"`
 	}
 	if err := a.call(cmd.Context(), method, path, body, &answer); err != nil {
 		return err
@@ -222,7 +233,7 @@ func (o *experimentOptions) one(cmd *cobra.Command, method, name, below string, 
 }
 
 // shadowText says what came of the copies of requests.
-func shadowText(c *gateway.ShadowCounts) string {
+func shadowText(c *report.Shadow) string {
 	if c == nil {
 		return ""
 	}
@@ -270,7 +281,7 @@ func experimentText(v *experiments.View, now time.Time) string {
 			for i := range a.Estimates {
 				e := &a.Estimates[i]
 				if e.Guard {
-					t.AppendRow(table.Row{a.Name, e.Metric.String(), figureText(e.Metric, e.Control), figureText(e.Metric, e.Arm), differenceText(e), shareText(float64(e.Margin)), string(e.Finding)})
+					t.AppendRow(table.Row{a.Name, e.Metric.String(), figureText(e.Metric, e.Control), figureText(e.Metric, e.Arm), differenceText(e), e.Metric.Amount(float64(e.Margin)), string(e.Finding)})
 				}
 			}
 		}
@@ -335,9 +346,9 @@ func differenceText(e *stats.Estimate) string {
 	if math.IsNaN(float64(e.Diff)) {
 		return unknownText
 	}
-	s := fmt.Sprintf("%+.3g %%", 100*float64(e.Diff))
+	s := e.Metric.Signed(float64(e.Diff))
 	if !math.IsNaN(float64(e.Low)) {
-		s += fmt.Sprintf(" (%+.3g to %+.3g)", 100*float64(e.Low), 100*float64(e.High))
+		s += fmt.Sprintf(" (%s to %s)", e.Metric.Signed(float64(e.Low)), e.Metric.Signed(float64(e.High)))
 	}
 	return s
 }

@@ -4,8 +4,10 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"os"
@@ -20,6 +22,7 @@ import (
 	"headrace/gateway/state/redistest"
 	"headrace/providers/fakecloud"
 	"headrace/router/experiment"
+	"headrace/router/experiment/stats"
 )
 
 // crowd are users who ask gateways, and what became of them.
@@ -348,6 +351,38 @@ func TestExperimentWithoutRedis(t *testing.T) {
 	halt()
 	if len(c.failed) > 0 {
 		t.Errorf("%d requests failed: %v", len(c.failed), c.failed[:min(len(c.failed), 5)])
+	}
+}
+
+// TestExperimentCommandLine says how a command is written that makes no sense, by exit code 2.
+func TestExperimentCommandLine(t *testing.T) {
+	for _, tc := range []struct{ line, holds string }{
+		{"experiment show", "write headrace experiment show NAME"},
+		{"experiment abort a b", "write headrace experiment abort NAME"},
+		{"experiment list a", "write headrace experiment list"},
+		{"experiment feedback", `unknown command "feedback"`},
+		{"experiment power 5%", "write headrace experiment power"},
+		{"experiment list -o xml", "want table or json"},
+	} {
+		_, err := runs(t, strings.Fields(tc.line)...)
+		var ee *exitError
+		if !errors.As(err, &ee) || ee.code != 2 || !strings.Contains(err.Error(), tc.holds) {
+			t.Errorf("%s: %v, want exit code 2 and %q", tc.line, err, tc.holds)
+		}
+	}
+}
+
+// TestDifferenceText tells ratios in percent and differences of shares in points, as the report does.
+func TestDifferenceText(t *testing.T) {
+	for want, e := range map[string]stats.Estimate{
+		"+0.2 points (-1 points to +1.4 points)": {Metric: stats.Failed, Diff: 0.002, Low: -0.01, High: 0.014},
+		"+20 % (+1 % to +40 %)":                  {Metric: stats.TTFT, Diff: 0.2, Low: 0.01, High: 0.4},
+		"-0.05":                                  {Metric: stats.Score, Diff: -0.05, Low: stats.Figure(math.NaN()), High: stats.Figure(math.NaN())},
+		unknownText:                              {Metric: stats.TPS, Diff: stats.Figure(math.NaN())},
+	} {
+		if got := differenceText(&e); got != want {
+			t.Errorf("%s: %q, want %q", e.Metric, got, want)
+		}
 	}
 }
 

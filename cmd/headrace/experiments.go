@@ -13,6 +13,7 @@ import (
 	"headrace/gateway/experiments"
 	"headrace/router"
 	"headrace/router/experiment"
+	"headrace/router/experiment/report"
 	"headrace/router/experiment/stats"
 	"headrace/telemetry"
 )
@@ -184,10 +185,10 @@ func (a *app) experimentFigures() []telemetry.Experiment {
 }
 
 // shadow is what came of an experiment's copies, nil when it made none.
-func (a *app) shadow(name string) any {
+func (a *app) shadow(name string) *report.Shadow {
 	for _, c := range a.server.Shadows() {
 		if c.Experiment == name {
-			return c
+			return &c.Shadow
 		}
 	}
 	return nil

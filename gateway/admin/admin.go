@@ -19,6 +19,7 @@ import (
 	"headrace/gateway/probe"
 	"headrace/router"
 	"headrace/router/endpoint"
+	"headrace/router/experiment/report"
 )
 
 // Options are what the admin API shows.
@@ -42,8 +43,8 @@ type Options struct {
 	Keys *admission.Gate
 	// Experiments are those of the config.
 	Experiments *experiments.Manager
-	// Shadow tells what came of the copies that an experiment made of requests, in the form it is to be shown; nil when it made none.
-	Shadow func(experiment string) any
+	// Shadow tells what came of the copies that an experiment made of requests; nil when it made none.
+	Shadow func(experiment string) *report.Shadow
 	// Metrics serves /metrics; nil when no figures are kept.
 	Metrics http.Handler
 	// Spend serves the ledger at /admin/v1/spend and below; nil when none is kept.

@@ -76,6 +76,9 @@ func (o *Options) experimentReport(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	rep.Version = o.Version
+	if o.Shadow != nil {
+		rep.Shadow = o.Shadow(rep.Name)
+	}
 	switch r.URL.Query().Get("format") {
 	case "", "json":
 		write(w, http.StatusOK, map[string]any{"report": rep})

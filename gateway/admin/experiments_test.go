@@ -13,6 +13,7 @@ import (
 	"headrace/gateway/state"
 	"headrace/router/endpoint"
 	"headrace/router/experiment"
+	"headrace/router/experiment/report"
 )
 
 // TestExperiments answers for experiments, and says what is wrong with what is asked.
@@ -27,7 +28,13 @@ func TestExperiments(t *testing.T) {
 	m.Load(t.Context())
 	m.Observe(&ledger.Record{ID: "req_1", Arm: "e/a", Unit: 1, Status: 200, Tries: 1})
 	mux := http.NewServeMux()
-	(&Options{Experiments: m}).experimentRoutes(mux)
+	copies := &report.Shadow{Experiment: "e", Arm: "a", Copied: 12, USD: 0.25}
+	(&Options{Experiments: m, Shadow: func(name string) *report.Shadow {
+		if name != "e" {
+			return nil
+		}
+		return copies
+	}}).experimentRoutes(mux)
 	for _, tc := range []struct {
 		ask    string // METHOD PATH BODY
 		status int
@@ -35,6 +42,10 @@ func TestExperiments(t *testing.T) {
 	}{
 		{"GET ", 200, `"name":"e"`},
 		{"GET /e", 200, `"shares":[0.5,0.25,0.25]`},
+		{"GET /e", 200, `"shadow":{"experiment":"e","arm":"a","copied":12,"no_room":0,"failed":0,"output_tokens":0,"usd":0.25,`},
+		{"GET /e/report", 200, `"shadow":{"experiment":"e","arm":"a","copied":12,`},
+		{"GET /e/report?format=text", 200, "Copies that nobody waited for"},
+		{"GET /e/report?format=html", 200, "<td class=\"fig\">$0.25</td>"},
 		{"GET /f", 404, "experiment_not_found"},
 		{"GET /e/report", 200, `"arms":[{"name":"control","what":"all hosts"}`},
 		{"GET /e/report?format=html", 200, "<html"},

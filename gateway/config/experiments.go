@@ -379,6 +379,11 @@ func (c *Config) divide(members []int) []Problem {
 	last := experimentPath(members[len(members)-1])
 	switch {
 	case said > 1+1e-9:
+		for _, i := range members {
+			if c.Experiments[i].Traffic > 0 { // so that the place is one that the file has
+				last = experimentPath(i)
+			}
+		}
 		return append(problems, c.problem(last+".traffic", "the experiments of its layer have "+plainShare(said)+" of the units together", "keep to 100%"))
 	case open > 0 && said > 1-1e-9:
 		return append(problems, c.problem(last, "the other experiments of its layer leave no units", "give each a traffic, together up to 100%"))

@@ -72,6 +72,11 @@ func WriteHTML(w io.Writer, r *Report) error {
 		b.Raw("</div>\n")
 	}
 
+	if head, rows = r.copies(); len(rows) > 0 {
+		b.Raw("<h3>Copies that nobody waited for</h3>\n")
+		b.table("Requests of the control that the arm was asked once more, at the gateway that tells. They are in no figure above; on hosts that are paid anyway nothing more is billed for them.", head, rows, 1)
+	}
+
 	b.Raw("<h2>Set aside</h2>\n")
 	head, rows = r.aside()
 	b.table("Requests that are counted, with their failures and SLO misses, and whose speed and price are not compared.", head, rows, 1)

@@ -26,9 +26,34 @@ type Report struct {
 	History   []Point           `json:"history"`
 	Decisions []Decision        `json:"decisions"` // oldest first
 
+	Shadow *Shadow `json:"shadow,omitempty"` // nil when no copies were made
+
 	Advice  string `json:"advice,omitempty"`  // what its operator should do now, as to make a promotion last
 	Command string `json:"command,omitempty"` // that makes the page again
 	Version string `json:"version,omitempty"`
+}
+
+// Shadow is what came of copies of requests that an arm answered for nobody, at the gateway that tells. Figures of copies that failed are in
+// none but Failed and USD.
+type Shadow struct {
+	Experiment string  `json:"experiment"`
+	Arm        string  `json:"arm"`
+	Copied     int64   `json:"copied"`
+	NoRoom     int64   `json:"no_room"` // no host was idle enough, or too many copies waited
+	Failed     int64   `json:"failed"`
+	Output     int64   `json:"output_tokens"`
+	USD        float64 `json:"usd"` // share of the hosts' bills; of hosts that are paid anyway nothing more is billed
+	TTFT       float64 `json:"ttft_seconds_mean"`
+	TPS        float64 `json:"tokens_per_second_mean"`
+
+	SameFinish int64 `json:"same_finish"` // of Finished
+	Finished   int64 `json:"finished"`    // both answers gave a reason
+	Longer     int64 `json:"longer"`      // than the control's, as far as max_tokens let it be; as are those below
+	Shorter    int64 `json:"shorter"`
+	SameText   int64 `json:"same_text"`   // of Compared: the beginning of the control's answer, word by word
+	Compared   int64 `json:"texts"`       // at temperature 0, where the control's answer came in one piece
+	ValidJSON  int64 `json:"valid_json"`  // of JSON
+	JSON       int64 `json:"json_wanted"` // answers that were to be JSON and came to their end
 }
 
 // Arm is what an arm was meant to be.

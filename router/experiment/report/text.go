@@ -54,6 +54,8 @@ func WriteText(w io.Writer, r *Report) error {
 	table("Step by step (the difference is of all steps together, each compared by itself)", head, rows)
 	head, rows = r.money()
 	table("Money", head, rows)
+	head, rows = r.copies()
+	table("Copies that nobody waited for, of this gateway", head, rows)
 	head, rows = r.aside()
 	table("Set aside, in requests", head, rows)
 	head, rows = r.hosts()
@@ -155,6 +157,26 @@ func (r *Report) money() (head []string, rows [][]string) {
 		rows = append(rows, []string{a.Name, fmt.Sprintf("$%.4g", a.SpentUSD), fmt.Sprintf("$%.4g", a.MeteredUSD), count(a.OutputTokens), perMtok, typical, count(a.Unpriced)})
 	}
 	return head, rows
+}
+
+// copies are what came of those that nobody waited for; no rows where none were made.
+func (r *Report) copies() (head []string, rows [][]string) {
+	head = []string{"arm", "made", "failed", "not made", "output tokens", "spent", "TTFT", "TPS", "same end", "same words", "JSON as asked"}
+	s := r.Shadow
+	if s == nil {
+		return head, nil
+	}
+	ttft, tps := "–", "–"
+	if s.TTFT > 0 {
+		ttft = stats.TTFT.Value(s.TTFT)
+	}
+	if s.TPS > 0 {
+		tps = stats.TPS.Value(s.TPS)
+	}
+	return head, [][]string{{
+		s.Arm, count(s.Copied), count(s.Failed), count(s.NoRoom), count(s.Output), fmt.Sprintf("$%.4g", s.USD), ttft, tps,
+		of(s.SameFinish, s.Finished), of(s.SameText, s.Compared), of(s.ValidJSON, s.JSON),
+	}}
 }
 
 func (r *Report) firstArm() int {
