@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -259,7 +260,7 @@ func (c *Config) checkArms(e *Experiment, path string, add func(string, *mistake
 	tried := len(arms) - 1
 	switch {
 	case sum > 1+1e-9:
-		add(at, &mistake{"the weights are " + plainShare(sum) + " together", "keep to 100%"})
+		add(at, &mistake{"the weights are " + plainShare(math.Round(sum*1e9)/1e9) + " together", "keep to 100%"})
 	case sum > 1-1e-9 && len(e.Steps) == 0:
 		add(at, &mistake{"the weights are 100% together, and leave the control nothing to be compared with", "keep to less, or take steps to it, such as [5%, 25%, 50%, 100%]"})
 	}
@@ -384,7 +385,7 @@ func (c *Config) divide(members []int) []Problem {
 				last = experimentPath(i)
 			}
 		}
-		return append(problems, c.problem(last+".traffic", "the experiments of its layer have "+plainShare(said)+" of the units together", "keep to 100%"))
+		return append(problems, c.problem(last+".traffic", "the experiments of its layer have "+plainShare(math.Round(said*1e9)/1e9)+" of the units together", "keep to 100%"))
 	case open > 0 && said > 1-1e-9:
 		return append(problems, c.problem(last, "the other experiments of its layer leave no units", "give each a traffic, together up to 100%"))
 	}

@@ -201,7 +201,7 @@ func (d *Doc) stepShares(s *Spec, step int) []float64 {
 }
 
 // Matches tells whether the document belongs to the spec, as far as it says what is tried.
-func (d *Doc) Matches(s *Spec) bool { return d.Digest == s.Digest() }
+func (d *Doc) Matches(s *Spec) bool { return len(d.Arms) == len(s.Arms) && d.Digest == s.Digest() }
 
 // Check tells what is wrong with a document that was read, which anybody may have written; nil where it can be gone by.
 func (d *Doc) Check() error {
@@ -218,10 +218,31 @@ func (d *Doc) Check() error {
 	case d.State.Tries() && len(d.Weights) == 0:
 		return errors.New("it is tried, by no shares")
 	}
+	if err := checkShares(d.Shares); err != nil {
+		return err
+	}
 	for i := range d.Weights {
 		if len(d.Weights[i].Shares) != n {
 			return fmt.Errorf("it has %d arms, and shares of %d", n, len(d.Weights[i].Shares))
 		}
+		if err := checkShares(d.Weights[i].Shares); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkShares tells whether they can be those of all units.
+func checkShares(shares []float64) error {
+	sum := 0.0
+	for _, v := range shares {
+		if !(v >= 0) { //nolint:staticcheck // NaN
+			return fmt.Errorf("an arm has a share of %v", v)
+		}
+		sum += v
+	}
+	if sum > 1+1e-9 {
+		return fmt.Errorf("its arms have shares of %v together", sum)
 	}
 	return nil
 }

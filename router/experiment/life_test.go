@@ -271,6 +271,8 @@ func TestCheck(t *testing.T) {
 		"no such state":     func(d *Doc) { d.State = "asleep" },
 		"before its run":    func(d *Doc) { d.Run = 0 },
 		"tried by nothing":  func(d *Doc) { d.Weights = nil },
+		"less than nothing": func(d *Doc) { d.Shares[1] = -0.05 },
+		"more than all":     func(d *Doc) { d.Weights[0].Shares = []float64{0.95, 0.5} },
 		"shares of another": func(d *Doc) { d.Weights[0].Shares = []float64{1} },
 	} {
 		d := NewDoc(canary(), t0)
