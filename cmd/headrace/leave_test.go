@@ -11,6 +11,8 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -340,12 +342,45 @@ func drains(body string) func(*rented, *fakevast.Instance) {
 	}
 }
 
+// held is an answer of which some bytes come at once, the others when the gate is opened.
+type held struct {
+	io.ReadCloser
+	free int // bytes
+	gate <-chan struct{}
+}
+
+func (h *held) Read(p []byte) (int, error) {
+	if h.free <= 0 {
+		<-h.gate
+		return h.ReadCloser.Read(p)
+	}
+	n, err := h.ReadCloser.Read(p[:min(len(p), h.free)])
+	h.free -= n
+	return n, err
+}
+
 // TestStops has the gateway told to stop while an answer runs: it is not ready from then on, and the answer comes whole, whatever
 // the time it takes within timeouts.drain, which may be longer than a minute.
 func TestStops(t *testing.T) {
-	const tokens = 100
-	h := startHost(t, fakecloud.HostConfig{Name: "a", Models: []string{"m"}, TPS: 100})
-	app := startApp(t, t.TempDir(), fmt.Sprintf(appYAML, h.URL()+"/v1")+"timeouts: {drain: 15m}\n", nil)
+	const tokens = 100 // some 20 KB
+	h := startHost(t, fakecloud.HostConfig{Name: "a", Models: []string{"m"}})
+	to, err := url.Parse(h.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	gate := make(chan struct{})
+	open := sync.OnceFunc(func() { close(gate) })
+	front := httptest.NewServer(&httputil.ReverseProxy{
+		Rewrite:       func(r *httputil.ProxyRequest) { r.SetURL(to) },
+		FlushInterval: -1,
+		ModifyResponse: func(r *http.Response) error {
+			r.Body = &held{ReadCloser: r.Body, free: 4 << 10, gate: gate}
+			return nil
+		},
+	})
+	t.Cleanup(front.Close)
+	t.Cleanup(open)
+	app := startApp(t, t.TempDir(), fmt.Sprintf(appYAML, front.URL+"/v1")+"timeouts: {drain: 15m}\n", nil)
 	if d := settings(app.app.cfg).Drain; d != 15*time.Minute {
 		t.Errorf("a drain of 15m is one of %v", d)
 	}
@@ -360,6 +395,7 @@ func TestStops(t *testing.T) {
 		status, answer := r.post(http.MethodGet, "/readyz", "")
 		return status == http.StatusServiceUnavailable && strings.Contains(answer, "draining")
 	})
+	open()
 	if err := s.read(0); err != nil || !s.done || s.text != fakecloud.Answer("m", "hello", tokens) {
 		t.Errorf("the answer: %v, done %t, %q", err, s.done, s.text)
 	}
