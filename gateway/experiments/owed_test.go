@@ -321,9 +321,10 @@ func TestOwedOfAnother(t *testing.T) {
 			t.Fatalf("run %d, %v", v.Run, err)
 		}
 		a.Configure(nil)
+		a.stop()
 		store.flaky = &flaky{Store: state.NewMemory()} // they have lost all, and try something else
 		b := startReplica(t, store.flaky.Store, trialOf(func(s *experiment.Spec) { s.Arms[1].Policy = "latency" }))
-		a.stop()
+		pass(5 * time.Second)
 		a = startReplica(t, store)
 		pass(10 * time.Second)
 		if v, err := b.Show(t.Context(), "e"); err != nil || v.State != experiment.Running || v.Run != 1 || v.Problem != "" {
